@@ -1,0 +1,102 @@
+"""What crosses the border between stages: plain records with a JSON form, nothing else.
+
+A row of the user's data becomes one `Example`; every model's answer to it one `Prediction`; every model's loss on it one
+`SampleLoss`. They are written as JSON lines into the run folder and read back by the stages that come after.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row, rendered: what the model reads and what it should write."""
+
+    id: str
+    """The user's own, or a hash of the row's content. Unique in its run."""
+    split: str
+    """`train`, `validation` or `test`."""
+    prompt: str | list[dict[str, str]]
+    """Text, or chat messages (`role`, `content`) that the tokenizer's chat template will render."""
+    answer: str
+    """The gold text to learn, without the answer prefix and without end-of-sequence. Empty only where none is known."""
+    answers: list[str]
+    """Every accepted answer, `answer` first (span question answering); otherwise `[answer]`."""
+    labels: list[str] | None = None
+    """The answers allowed on this row (closed label sets); None where the answer is free text."""
+    language: str | None = None
+    """ISO 639-1 code, if known; scores for zh, ja and ko count characters instead of words."""
+    subdomain: str | None = None
+    """The user's own slice of the domain, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleLoss:
+    """Loss of one model on one row."""
+
+    id: str
+    split: str
+    nll: float
+    """Mean negative log-likelihood of the gold answer in nats a token, end-of-sequence included."""
+    tokens: int
+    """Number of answer tokens, end-of-sequence included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Answer of one model on one row, with its score."""
+
+    id: str
+    model: str
+    """`teacher`, `student`, `anchor`, or `METHOD/seed-K`."""
+    split: str
+    gold: Any
+    """What the task expects: a label, a list of `[type, surface]`, or a list of accepted answers."""
+    raw: str
+    """What the model wrote, decoded, special tokens removed."""
+    prediction: Any
+    """`raw` as parsed by the task; None if it could not be parsed."""
+    score: float
+    """The row's own score in [0, 1]."""
+    nll: float | None
+    """Nats per gold answer token, as in `SampleLoss`."""
+
+
+class Interval(NamedTuple):
+    """A score with its bootstrap 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> None:
+    """Write dataclass records or dicts, one JSON object a line, and move the whole file into place at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    with draft.open("w", encoding="utf-8") as file:
+        for record in records:
+            row = record if isinstance(record, dict) else asdict(record)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    draft.replace(path)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, in order."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip():
+                yield json.loads(line)
+
+
+def read_records(path: Path, kind: type) -> list[Any]:
+    """The lines of a file that `write_jsonl` made, as records of `kind`; keys that `kind` lacks are ignored."""
+    names = {field.name for field in fields(kind)}
+    return [kind(**{key: value for key, value in row.items() if key in names}) for row in read_jsonl(path)]
