@@ -191,7 +191,9 @@ class Distill(Section):
     probe_rows: int = Field(256, gt=0)
     """Seeded sample of training rows on which checkpoints are compared with the student."""
     keep: Literal["best", "last"] = "best"
-    """Which stage's student is kept: the best on validation (score, ties by loss), or the last."""
+    """Which stage's student is kept: the best on validation, or the last."""
+    keep_by: Literal["score", "loss"] = "score"
+    """What `keep: best` compares on validation: the score (ties: the loss), or the loss."""
     keep_stages: bool = False
     """Keep the student as it was at the start of each stage, so that anyone can recompute a choice."""
     save_steps: int | None = Field(None, gt=0)

@@ -1,0 +1,170 @@
+"""The run folder: its names, manifests written last, fingerprints, and whether a result is fresh, stale (and why) or unfinished.
+
+A folder's *inputs* are a flat dict: the recipe's values it depends on, fingerprints of files, and fingerprints of the stages
+before it. `started.json` records them when work begins, `manifest.json` when it ends: a manifest means finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tutelage.errors import RunLockedError, StaleArtifactError
+
+STARTED, MANIFEST = "started.json", "manifest.json"
+VERSIONS_OF = ("tutelage", "torch", "transformers", "peft", "datasets")
+
+
+def digest(value: Any) -> str:
+    """Short stable hash of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def folder_fingerprint(name: str, revision: str | None = None) -> str:
+    """Fingerprint of a model: contents of a local folder's config, tokenizer and weight files; id and revision on the hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{revision or 'main'}"
+    parts = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja"} and path.name not in {MANIFEST, STARTED}:
+            with path.open("rb") as file:
+                parts[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(parts)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON and move it into place at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fingerprint(folder: Path) -> str:
+    """Fingerprint of a finished folder: of the inputs it was made from. Raises StaleArtifactError if it is not finished."""
+    if not (folder / MANIFEST).is_file():
+        stage = folder.name
+        raise StaleArtifactError(f"{folder} is not finished; run that stage first: tutelage {stage} RECIPE (or tutelage run RECIPE)")
+    return digest(read_json(folder / MANIFEST)["inputs"])
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed between two sets of inputs, a line each."""
+    lines = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if old != new:
+            upstream = key.startswith("stage ")
+            lines.append(f"{key} was made anew" if upstream else f"{key}: {_short(old)} -> {_short(new)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass
+class Work:
+    """A piece of work in one folder of the run: fresh already, or to be done (perhaps from where a killed run left it)."""
+
+    folder: Path
+    inputs: dict[str, Any]
+    force: bool = False
+    rebuild_stale: bool = False
+    """Rebuild instead of refusing: for results that cost little and lose nothing (scores, report)."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the manifest."""
+    notes: list[str] = field(default_factory=list)
+    """What `prepare` decided, for the user."""
+
+    def prepare(self) -> bool:
+        """True if there is work to do. Clears the folder if it must be rebuilt.
+
+        Raises StaleArtifactError if the folder holds a result, whole or begun, of other inputs, and neither `force` nor
+        `rebuild_stale` is set.
+        """
+        self.inputs = json.loads(json.dumps(self.inputs, default=str))
+        finished = (self.folder / MANIFEST).is_file()
+        record = self.folder / (MANIFEST if finished else STARTED)
+        if self.force:
+            self._clear()
+        elif record.is_file():
+            changed = differences(read_json(record)["inputs"], self.inputs)
+            if not changed:
+                return not finished
+            if not self.rebuild_stale:
+                raise StaleArtifactError(self._stale_message(changed, finished))
+            self.notes.append(f"{self.folder.name} is made again: {changed[0]}{' ...' if len(changed) > 1 else ''}")
+            self._clear()
+        write_json(self.folder / STARTED, {"inputs": self.inputs})
+        return True
+
+    def finish(self, seconds: float) -> None:
+        """Write the manifest; from here on the folder counts as finished."""
+        write_json(
+            self.folder / MANIFEST,
+            {"inputs": self.inputs, "seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+             "versions": versions(), **self.about},
+        )  # fmt: skip
+        (self.folder / STARTED).unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _stale_message(self, changed: list[str], finished: bool) -> str:
+        what = "holds a result" if finished else "holds unfinished work"
+        lines = [f"{self.folder} {what} of other inputs than the recipe asks for now:"]
+        lines += [f"  - {line}" for line in changed[:12]]
+        lines += [f"  ... and {len(changed) - 12} more"] if len(changed) > 12 else []
+        lines += [
+            "  make it again (the old one is deleted):  add --force to this command",
+            "  or keep it, and run elsewhere:           output_dir=runs/ANOTHER_NAME",
+        ]
+        return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": sys.version.split()[0]}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # the package may be run from a source tree
+            found[name] = "source"
+    return found
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder for this process. Raises RunLockedError if another one has it."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(run / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunLockedError(
+            f"another process is working in {run}: wait for it, or run elsewhere with output_dir=runs/ANOTHER_NAME"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,164 @@
+"""The command line: one subcommand for each stage, and `run`, which is all of them in order.
+
+Stages are imported when they are chosen, so `--help` and a mistake in a recipe take well under a second. Exit codes: 0 done,
+1 our fault, 2 the user's to mend (a message, no traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.workspace import Workspace
+
+STAGES = {
+    "prepare": "Read, check and freeze the rows; no model is loaded.",
+    "teach": "Fine-tune the teacher and keep its checkpoints, or take yours; find the best.",
+    "anchor": "Fine-tune the student on the same rows: the baseline, and the reference of adaptive weighting.",
+    "cache": "Read every teacher checkpoint once over the training rows.",
+    "distill": "Train the student on the checkpoints, stage by stage.",
+    "evaluate": "Score every model on the test rows.",
+    "report": "Write report/index.html from what is in the run folder.",
+}
+"""In the order in which `run` goes through them; each is `tutelage.stages.NAME` with `run(workspace)`."""
+
+app = typer.Typer(
+    help="Distil a fine-tuned LLM into a small, fast model for one domain task.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Values that win over the file.")]
+Force = Annotated[bool, typer.Option("--force", help="Make the result again, deleting the one that is there.")]
+
+
+def _workspace(recipe: Path, overrides: list[str] | None, force: bool) -> Workspace:
+    from tutelage.config import load_recipe
+    from tutelage.workspace import Workspace
+
+    return Workspace(load_recipe(recipe, overrides or []).recipe, force=force)
+
+
+def _go(space: Workspace, stages: list[str]) -> None:
+    """Run stages under the folder's lock, the resolved recipe written first."""
+    from tutelage.artifacts import locked
+    from tutelage.config import dump_recipe
+
+    with locked(space.folder):
+        for name in stages:
+            importlib.import_module(f"tutelage.stages.{name}").run(space)
+            # Only after `prepare` has found the folder to be this recipe's own.
+            (space.folder / "recipe.yaml").write_text(dump_recipe(space.recipe), encoding="utf-8")
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
+    """All stages: from raw rows to a distilled student, its scores and a report. Continues where a killed run stopped."""
+    space = _workspace(recipe, overrides, force)
+    _go(space, list(STAGES))
+    from tutelage.stages.evaluate import show_scores
+
+    show_scores(space.folder)
+    space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
+
+
+def _add_stage(name: str, text: str) -> None:
+    def command(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
+        _go(_workspace(recipe, overrides, force), [name])
+
+    app.command(name, help=text)(command)
+
+
+for _name, _text in STAGES.items():
+    _add_stage(_name, _text)
+
+
+@app.command()
+def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """The resolved recipe: each value with where it comes from (default, file, override)."""
+    from tutelage.config import load_recipe, show_rows
+    from tutelage.ui import print_table
+
+    rows = show_rows(load_recipe(recipe, overrides or []))
+    print_table(str(recipe), ["key", "value", "origin"], [[key, str(value), origin] for key, value, origin, _ in rows])
+
+
+@app.command()
+def shrink(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of the model to prune.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the smaller model; must not exist yet.")],
+    layers: Annotated[int, typer.Option(help="Layers to keep: evenly spaced, first and last among them.")],
+) -> None:
+    """Make a student by depth pruning: it has the teacher's tokenizer, so any teacher has a student."""
+    from tutelage.shrinking import shrink_model
+
+    shrink_model(model, out, layers)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a distilled student (it holds tutelage.json).")],
+    input: Annotated[str, typer.Option("--input", help="File of rows, or - for JSON lines from standard input.")],
+    output: Annotated[Path | None, typer.Option("--output", help="File for the answers; default: standard output.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in one batch of decoding.")] = 16,
+) -> None:
+    """The student at work on new rows: one JSON line a row (id, prediction, raw), in the order of the input."""
+    from tutelage.prediction import predict_file
+
+    predict_file(model, input, output, batch_size)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where data, models and runs go.")] = Path("runs/demo"),
+    task: Annotated[list[str] | None, typer.Option(help="classification, ner or qa; may be given more than once.")] = None,
+) -> None:
+    """Write a small clinic data set and two tiny models, and distil one into the other: the whole road in minutes."""
+    from tutelage.demo.setup import DEFAULT_TASKS, prepare, recipe_for
+    from tutelage.stages.evaluate import show_scores
+
+    tasks = task or list(DEFAULT_TASKS)
+    prepare(folder, tasks)
+    for name in tasks:
+        recipe, overrides = recipe_for(folder, name)
+        space = _workspace(recipe, overrides, force=False)
+        _go(space, list(STAGES))
+        show_scores(space.folder)
+        space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        from tutelage import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `tutelage` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last whole piece", file=sys.stderr)
+        sys.exit(130)

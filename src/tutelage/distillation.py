@@ -1,0 +1,275 @@
+"""SCD with adaptive weighting, stage by stage: measure, choose, weigh, train, keep. The command and `SCDTrainer` both run this.
+
+A method's schedule, divergence and weighting come from METHODS; `schedule.py` chooses, `weighting.py` weighs, `trainer.py`
+trains. Here is the order of things, what is written down about it, and how a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tutelage import schedule
+from tutelage.artifacts import read_json, write_json
+from tutelage.data import IGNORED, Collator, EncodedRow
+from tutelage.divergences import forward_kl, reverse_kl
+from tutelage.errors import ModelError
+from tutelage.heads import answer_logits
+from tutelage.methods import METHODS, Method
+from tutelage.records import write_jsonl
+from tutelage.schedule import Candidate, Choice
+from tutelage.teachers import TeacherSource
+from tutelage.trainer import (
+    DistillTrainer,
+    Guidance,
+    JsonLog,
+    OnStep,
+    SaveAt,
+    steps_of,
+    train,
+    training_arguments,
+)
+from tutelage.weighting import adaptive_weight, constant_weight
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a student is distilled; the fields mean what the recipe's `distill` section says."""
+
+    method: str = "scd-aw"
+    num_stages: int = 4
+    epochs_per_stage: float = 2.0
+    kd_ratio: float = 0.5
+    temperature: float = 1.0
+    advance: bool = False
+    reach: str = "reverse"
+    probe_rows: int = 256
+    keep: str = "best"
+    keep_by: str = "score"
+    keep_stages: bool = False
+    save_steps: int | None = None
+    seed: int = 0
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> Method:
+        """Schedule, divergence and weighting of the method."""
+        return METHODS[self.method]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A student on the validation rows."""
+
+    score: float | None
+    nll: float | None
+
+
+@dataclass
+class Distillation:
+    """One student on its way through the stages, with the folder that records it."""
+
+    plan: Plan
+    folder: Path
+    rows: Sequence[EncodedRow]
+    vocabulary: int
+    pad_id: int
+    source: TeacherSource | None
+    best: str | None
+    """Name of T*."""
+    anchor_nll: np.ndarray | None
+    """[rows] losses of the anchor, for adaptive weighting."""
+    load: Callable[[Path | None], nn.Module]
+    """Gives the student to train: the untrained one for None, otherwise the one saved in a folder by `save`."""
+    save: Callable[[nn.Module, Path], None]
+    validate: Callable[[nn.Module], Validation]
+    on_step: Callable[[int, int, int], None] = lambda stage, done, total: None
+    on_stage: Callable[[dict[str, Any]], None] = lambda record: None
+
+    def run(self) -> tuple[Path, list[dict[str, Any]]]:
+        """Train all stages that are not done. Returns the folder of the kept student and the records of the stages."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        records = self._records()
+        model = None
+        for stage in range(len(records) + 1, self.plan.num_stages + 1):
+            model = self._start(stage) if model is None else model
+            records.append(self._stage(stage, model, records))
+            write_json(self.folder / "stages.json", records)
+            self.on_stage(records[-1])
+        self._write_weights(records)
+        return self.end(self._kept(records)), records
+
+    def clean(self) -> None:
+        """Remove what only a restart needs; with `keep_stages` the students at the starts of the stages stay."""
+        for path in [*self.folder.glob("trainer-*"), self.end(self.plan.num_stages)]:
+            shutil.rmtree(path, ignore_errors=True)
+        if not self.plan.keep_stages:
+            for path in self.folder.glob("stage-*-start"):
+                shutil.rmtree(path)
+
+    def end(self, stage: int) -> Path:
+        """Folder of the student after a stage, which is where the next one starts."""
+        return self.folder / (f"stage-{stage + 1}-start" if stage < self.plan.num_stages else f"stage-{stage}-end")
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Records of the stages that are done. A stage is done when stages.json says so, which is written after its student."""
+        path = self.folder / "stages.json"
+        return read_json(path) if path.is_file() else []
+
+    def _start(self, stage: int) -> nn.Module:
+        model = self.load(self.end(stage - 1) if stage > 1 else None)
+        if stage == 1 and self.plan.keep_stages:
+            self.save(model, self.end(0))
+        return model
+
+    def _stage(self, stage: int, model: nn.Module, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """One stage: choose, weigh, train with a fresh optimizer and learning-rate schedule, validate, save."""
+        began = time.monotonic()
+        decision = self.folder / f"trainer-{stage}" / "choice.json"
+        if decision.is_file():  # a stage that was interrupted keeps the checkpoint it had chosen
+            chosen = read_json(decision)
+        else:
+            chosen = self._choose(stage, model, records)
+            write_json(decision, chosen)
+        self._train(stage, model, chosen["chosen"])
+        validation = self.validate(model)
+        self.save(model, self.end(stage))
+        return {"stage": stage, **chosen, "seconds": round(time.monotonic() - began, 3), "validation": asdict(validation)}
+
+    def _choose(self, stage: int, model: nn.Module, records: list[dict[str, Any]]) -> dict[str, Any]:
+        plan, rule = self.plan, self.plan.parts.schedule
+        if rule == "none":
+            return {"chosen": None, "candidates": [], "reason": "gold only", "stall": None}
+        candidates = []
+        if rule == "nearest":
+            candidates = self._candidates(model)
+            choice = schedule.nearest(
+                candidates,
+                stage=stage,
+                num_stages=plan.num_stages,
+                best=self.best,
+                previous=_previous(records),
+                advance=plan.advance,
+            )
+        else:
+            choice = schedule.fixed(
+                rule, self.source.checkpoints, stage=stage, num_stages=plan.num_stages, best=self.best, seed=plan.seed
+            )
+        return _decision(choice, candidates)
+
+    def _candidates(self, model: nn.Module) -> list[Candidate]:
+        """Every checkpoint with its distances, in one student pass over the probe rows."""
+        names = list(self.source.checkpoints)
+        reach = forward_kl if self.plan.reach == "forward" else reverse_kl
+        sums, positions = np.zeros((len(names), 2)), 0
+        training, device = model.training, next(model.parameters()).device
+        model.eval()
+        for batch in self._probe_batches():
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            mask = batch["targets"] != IGNORED
+            with torch.no_grad():
+                student = answer_logits(model, batch)[mask][:, : self.vocabulary]
+                best = self.source.targets(self.best, batch)
+                for place, name in enumerate(names):
+                    sums[place] += _distances(student, best, self.source.targets(name, batch), reach)
+            positions += int(mask.sum())
+        model.train(training)
+        means = sums / positions
+        return [Candidate(name, float(kl), float(far)) for name, (kl, far) in zip(names, means, strict=True)]
+
+    def _probe_batches(self) -> list[dict[str, torch.Tensor]]:
+        """The probe rows: the same seeded sample in every stage."""
+        count = min(self.plan.probe_rows, len(self.rows))
+        places = np.sort(np.random.default_rng(self.plan.seed).permutation(len(self.rows))[:count])
+        write_json(self.folder / "probe.json", [self.rows[place].id for place in places])
+        collate = Collator(self.pad_id)
+        return [
+            collate([(int(place), self.rows[place]) for place in places[start : start + 16]])
+            for start in range(0, count, 16)
+        ]
+
+    def weights(self, checkpoint: str | None) -> np.ndarray:
+        """[rows] share of each row's loss that follows this checkpoint."""
+        if checkpoint is None:
+            return constant_weight(len(self.rows), 0.0)
+        if self.plan.parts.weighting == "constant":
+            return constant_weight(len(self.rows), self.plan.kd_ratio)
+        return adaptive_weight(self.anchor_nll, self.source.nll(checkpoint))
+
+    def _train(self, stage: int, model: nn.Module, checkpoint: str | None) -> None:
+        plan, folder = self.plan, self.folder / f"trainer-{stage}"
+        # A seed of its own for every stage: otherwise each would see the rows in the same order.
+        args = training_arguments(folder, plan.trainer, seed=plan.seed * 1000 + stage, epochs=plan.epochs_per_stage)
+        total = steps_of(args, len(self.rows))
+        every = plan.save_steps or total
+        guidance = None
+        if checkpoint is not None:
+            guidance = Guidance(
+                self.source, checkpoint, self.weights(checkpoint), plan.parts.divergence, plan.temperature
+            )
+        callbacks = [
+            SaveAt(range(every, total, every)),
+            JsonLog(self.folder / "log.jsonl", stage=stage, checkpoint=checkpoint),
+            OnStep(lambda done, steps: self.on_step(stage, done, steps)),
+        ]
+        trainer = DistillTrainer(
+            model, args, self.rows, vocabulary=self.vocabulary, pad_id=self.pad_id, guidance=guidance, callbacks=callbacks
+        )
+        train(trainer)
+
+    def _kept(self, records: list[dict[str, Any]]) -> int:
+        """The stage whose student is kept: the last, or the best on validation (the later one of equals)."""
+        seen = [record["validation"] for record in records]
+        if self.plan.keep == "last" or any(v["nll"] is None for v in seen):
+            return len(records)
+        by_score = self.plan.keep_by == "score" and all(v["score"] is not None for v in seen)
+        ranks = [(v["score"] if by_score else 0.0, -v["nll"], stage) for stage, v in enumerate(seen, start=1)]
+        return max(ranks)[2]
+
+    def _write_weights(self, records: list[dict[str, Any]]) -> None:
+        """weights.jsonl: for every stage and row the two losses and the weight they gave."""
+        lines = []
+        for record in records:
+            checkpoint = record["chosen"]
+            if checkpoint is None:
+                continue
+            teacher, weight = self.source.nll(checkpoint), self.weights(checkpoint)
+            for place, row in enumerate(self.rows):
+                anchor = None if self.anchor_nll is None else float(self.anchor_nll[place])
+                lines.append({
+                    "id": row.id, "stage": record["stage"], "checkpoint": checkpoint, "anchor_nll": anchor,
+                    "teacher_nll": float(teacher[place]), "weight": float(weight[place]),
+                })  # fmt: skip
+        write_jsonl(self.folder / "weights.jsonl", lines)
+
+
+def _distances(student: torch.Tensor, best: Any, candidate: Any, reach: Callable[..., torch.Tensor]) -> tuple[float, float]:
+    """Sums over positions of KL(T* || T_k) and of the student's distance to T_k."""
+    if candidate.top_k(0, len(student)) is not None:
+        raise ModelError(
+            "SCD's choice compares full distributions, and this teacher's cache holds top-k entries only (its output head is no"
+            " function of one hidden state). Use a schedule that does not look: distill.methods=[cd-aw] or [td-aw]"
+        )
+    logits = candidate.logits(0, len(student))
+    return float(forward_kl(logits, best.logits(0, len(student))).sum()), float(reach(student, logits).sum())
+
+
+def _decision(choice: Choice, candidates: list[Candidate]) -> dict[str, Any]:
+    rows = [{**asdict(c), "total": c.total} for c in candidates]
+    return {"chosen": choice.chosen, "candidates": rows, "reason": choice.reason, "stall": choice.stall}
+
+
+def _previous(records: list[dict[str, Any]]) -> Candidate | None:
+    """The checkpoint followed in the stage before, as it was seen at that stage's start."""
+    if not records:
+        return None
+    seen = next(c for c in records[-1]["candidates"] if c["checkpoint"] == records[-1]["chosen"])
+    return Candidate(seen["checkpoint"], seen["kl_best"], seen["kl_student"])

@@ -1,0 +1,124 @@
+"""A model at work on examples: its answers, their scores, and its loss on gold. Used on validation to choose, on test to report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tutelage.data import Collator, EncodedRow, Encoder, length_order, pad_id_of
+from tutelage.generation import choose_labels, generate_answers
+from tutelage.records import Example, Prediction, SampleLoss
+from tutelage.tasks.base import BaseTask
+from tutelage.teachers import read_batch
+
+OnRows = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Everything about evaluation that does not depend on the model."""
+
+    task: BaseTask
+    encoder: Encoder
+    vocabulary: int
+    max_new_tokens: int
+    decoding: str = "generate"
+    batch_size: int = 16
+
+    def answers(self, model: nn.Module, examples: Sequence[Example], on_rows: OnRows | None = None) -> list[str]:
+        """Raw answers in the order of the examples: greedy text, or the likeliest of the row's labels."""
+        prompts = [self.encoder.prompt(example) for example in examples]
+        if self.decoding == "generate":
+            return generate_answers(
+                model,
+                self.encoder.tokenizer,
+                prompts,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                on_batch=on_rows,
+            )
+        labels = [list(example.labels or self.task.labels or []) for example in examples]
+        encoded: dict[str, list[int]] = {}
+        for label in {label for row in labels for label in row}:
+            encoded[label] = self.encoder.answer(label)[:-1]
+        candidates = [[encoded[label] for label in row] for row in labels]
+        best = choose_labels(
+            model, self.encoder.tokenizer, prompts, candidates, batch_size=self.batch_size, on_batch=on_rows
+        )
+        return [row[place] for row, place in zip(labels, best, strict=True)]
+
+    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> list[SampleLoss]:
+        """l_i(M) of every row, in order."""
+        return sample_losses(
+            model,
+            rows,
+            vocabulary=self.vocabulary,
+            pad_id=pad_id_of(self.encoder.tokenizer),
+            batch_size=self.batch_size,
+            on_rows=on_rows,
+        )
+
+    def predict(
+        self, name: str, model: nn.Module, examples: Sequence[Example], on_rows: OnRows | None = None
+    ) -> list[Prediction]:
+        """Answer, parsed answer, score and loss of a model on every example with a gold answer."""
+        raw = self.answers(model, examples, on_rows)
+        losses = self.losses(model, [self.encoder.row(example) for example in examples])
+        predictions = []
+        for example, text, loss in zip(examples, raw, losses, strict=True):
+            parsed = self.task.parse(text, example)
+            score, gold = self.task.score(parsed, example), self.task.gold(example)
+            predictions.append(Prediction(example.id, name, example.split, gold, text, parsed, score, loss.nll))
+        return predictions
+
+    def summary(self, predictions: Sequence[Prediction], examples: Sequence[Example], resamples: int = 1000) -> dict[str, Any]:
+        """Every metric, and the mean loss, as {"value", "low", "high"} with bootstrap 95 % intervals."""
+        metrics = self.task.metrics([p.prediction for p in predictions], examples, resamples=resamples)
+        table = {name: interval._asdict() for name, interval in metrics.items()}
+        return table | {"nll": mean_interval([p.nll for p in predictions], resamples)}
+
+    def quick(
+        self, model: nn.Module, examples: Sequence[Example], rows: Sequence[EncodedRow], on_rows: OnRows | None = None
+    ) -> tuple[float, float]:
+        """(primary score, mean loss in nats) on validation rows: what choices are made by."""
+        raw = self.answers(model, examples, on_rows)
+        parsed = [self.task.parse(text, example) for text, example in zip(raw, examples, strict=True)]
+        score = self.task.metrics(parsed, examples, resamples=100)[self.task.metric].value
+        return score, float(np.mean([loss.nll for loss in self.losses(model, rows)]))
+
+
+@torch.no_grad()
+def sample_losses(
+    model: nn.Module,
+    rows: Sequence[EncodedRow],
+    *,
+    vocabulary: int,
+    pad_id: int,
+    batch_size: int,
+    on_rows: OnRows | None = None,
+) -> list[SampleLoss]:
+    """Loss of every row by a teacher-forced forward pass, batches sorted by length, results in the order of the rows."""
+    training, collate, order = model.training, Collator(pad_id), length_order(rows)
+    model.eval()
+    nll = np.zeros(len(rows))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        _, losses = read_batch(model, collate([(place, rows[place]) for place in places]), vocabulary)
+        nll[places] = losses.double().numpy()
+        if on_rows:
+            on_rows(len(places))
+    model.train(training)
+    return [SampleLoss(row.id, row.split, float(loss), len(row.answer)) for row, loss in zip(rows, nll, strict=True)]
+
+
+def mean_interval(values: Sequence[float], resamples: int, seed: int = 0) -> dict[str, float]:
+    """Mean with a bootstrap 95 % interval over rows."""
+    data, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    means = data[rng.integers(0, len(data), (resamples, len(data)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"value": float(data.mean()), "low": float(low), "high": float(high)}

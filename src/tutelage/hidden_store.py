@@ -1,0 +1,128 @@
+"""What one teacher checkpoint says about every row, on disk: written shard by shard, checked, opened by memory map.
+
+A store is a folder:
+
+    shard-00000.safetensors   states [positions, H] (or ids and log_probs [positions, k]) and nll [rows], rows in order
+    index.safetensors         keys [rows] and tokens [rows], written when all shards are whole
+    store.json                dtype, kind, head file, checkpoint and tokenizer fingerprints; written last
+
+Rows are recognised by `EncodedRow.key` (id and token ids): a store is refused for rows it was not made of. Positions lie in
+shards by row, so opening reads the index alone and memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tutelage.data import EncodedRow
+from tutelage.errors import StaleArtifactError
+
+FORMAT = 1
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file and move it into place at once: a name that exists is a whole file."""
+    draft = path.with_name(path.name + ".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(draft))
+    draft.replace(path)
+
+
+class StoreWriter:
+    """Writes a store; a killed writer continues after its last whole shard."""
+
+    def __init__(self, folder: Path, rows: Sequence[EncodedRow], shard_rows: int) -> None:
+        """Rows go to disk in the order given, `shard_rows` to a file."""
+        self.folder, self.rows, self.shard_rows = folder, rows, shard_rows
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def missing(self) -> Iterator[tuple[int, Sequence[EncodedRow]]]:
+        """(shard number, its rows) of every shard that is not on disk yet."""
+        for number, start in enumerate(range(0, len(self.rows), self.shard_rows)):
+            if not self._path(number).exists():
+                yield number, self.rows[start : start + self.shard_rows]
+
+    def write(self, number: int, tensors: dict[str, Tensor]) -> None:
+        """One shard: tensors by name, among them nll [rows of the shard]."""
+        save_whole(tensors, self._path(number))
+
+    def close(self, about: dict[str, Any]) -> None:
+        """Write the index, then `store.json` with `about`: from here on the store can be opened."""
+        keys = torch.tensor([row.key for row in self.rows], dtype=torch.int64)
+        tokens = torch.tensor([len(row.answer) for row in self.rows], dtype=torch.int64)
+        save_whole({"keys": keys, "tokens": tokens}, self.folder / "index.safetensors")
+        text = json.dumps({"format": FORMAT, "shard_rows": self.shard_rows, **about}, indent=2)
+        (self.folder / "store.json").write_text(text, encoding="utf-8")
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+
+class HiddenStore:
+    """An open store: answer positions of any rows, in milliseconds, from memory-mapped files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the store in `folder`. Raises StaleArtifactError if it was never finished or has another format."""
+        self.folder = folder
+        if not (folder / "store.json").is_file():
+            raise StaleArtifactError(f"{folder} holds no finished store; run the cache stage again, it continues where it was")
+        self.about: dict[str, Any] = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        if self.about["format"] != FORMAT:
+            raise StaleArtifactError(f"{folder} has store format {self.about['format']}, this version reads {FORMAT}: rebuild it")
+        with safe_open(str(folder / "index.safetensors"), framework="pt") as file:
+            self.keys, self.tokens = file.get_tensor("keys").numpy(), file.get_tensor("tokens").numpy()
+        self._starts = self._starts_in_shards()
+        self._shards: dict[int, dict[str, Tensor]] = {}
+
+    def check(self, rows: Sequence[EncodedRow]) -> None:
+        """Refuse rows other than those the store was made of; says which differ first."""
+        keys = np.array([row.key for row in rows], dtype=np.int64)
+        if len(keys) == len(self.keys) and np.array_equal(keys, self.keys):
+            return
+        known = set(self.keys.tolist())
+        strange = [row.id for row in rows if row.key not in known]
+        what = f"{len(strange):,} rows are not in it, first {strange[:3]}" if strange else "its rows are others or in another order"
+        raise StaleArtifactError(
+            f"{self.folder} was made from other rows or another tokenizer ({len(self.keys):,} rows stored, {len(keys):,} asked"
+            f" for; {what}). Rebuild it: tutelage cache RECIPE --force"
+        )
+
+    def positions(self, name: str, places: Sequence[int]) -> Tensor:
+        """The stored tensor `name` at all answer positions of the rows at `places`, concatenated in that order."""
+        return torch.cat([self._slice(name, place) for place in places])
+
+    def nll(self) -> np.ndarray:
+        """[rows] mean negative log-likelihood of the gold answers, nats a token."""
+        shards = range(-(-len(self.keys) // self.about["shard_rows"]))
+        return np.concatenate([self._shard(number)["nll"].double().numpy() for number in shards])
+
+    def _slice(self, name: str, place: int) -> Tensor:
+        start = self._starts[place]
+        return self._shard(place // self.about["shard_rows"])[name][start : start + self.tokens[place]]
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        if number not in self._shards:
+            # Tensors from safe_open are views of the mapped file: pages are read when touched and dropped when memory is short.
+            with safe_open(str(self.folder / f"shard-{number:05d}.safetensors"), framework="pt") as file:
+                self._shards[number] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return self._shards[number]
+
+    def _starts_in_shards(self) -> np.ndarray:
+        size = self.about["shard_rows"]
+        starts = np.cumsum(self.tokens) - self.tokens
+        return starts - np.repeat(starts[::size], size)[: len(starts)]
+
+
+def bytes_on_disk(rows: Sequence[EncodedRow], width: int, dtype_bytes: int) -> int:
+    """Size of one checkpoint's states: answer positions x width x bytes."""
+    return sum(len(row.answer) for row in rows) * width * dtype_bytes
+
+

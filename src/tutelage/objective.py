@@ -1,0 +1,101 @@
+"""The mixed loss of a batch: weight x divergence + (1 - weight) x cross-entropy, token means over answers, mean over samples.
+
+    L = 1/n sum_i [ w_i KL(T_k || S)_i + (1 - w_i) CE(gold, S)_i ]        KL_i, CE_i: means over the answer positions of sample i
+
+The unit of averaging is the sample: a long answer weighs as much as a short one, as adaptive weighting asks. n is the number of
+samples in the whole optimizer step, over all micro-batches and ranks; it is applied here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tutelage.divergences import DIVERGENCES, cross_entropy, forward_kl_top_k
+
+CHUNK_ELEMENTS = 1 << 25
+"""Positions x vocabulary handled at a time: 128 MB in float32. Above it the loss is computed in chunks, each recomputed in the
+backward pass, so that no second [positions, vocabulary] tensor is ever held whole."""
+
+
+class Targets(Protocol):
+    """What a checkpoint says at the answer positions of a batch; see `teachers.py` for where it comes from."""
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """[stop - start, vocabulary]: the teacher's logits at these positions."""
+
+    def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """(ids, log-probabilities), each [stop - start, k], where only those are known; otherwise None."""
+
+
+class Losses(NamedTuple):
+    """Parts of a batch's loss."""
+
+    total: Tensor
+    """Scalar, differentiable: the batch's share of the optimizer step's loss."""
+    cross_entropy: Tensor
+    """[samples] token means, detached."""
+    divergence: Tensor
+    """[samples] token means, detached; zeros without a teacher."""
+
+
+def mixed_loss(
+    student: Tensor,
+    gold: Tensor,
+    answer_mask: Tensor,
+    weight: Tensor,
+    targets: Targets | None,
+    *,
+    divergence: str = "forward_kl",
+    temperature: float = 1.0,
+    denominator: float | Tensor | None = None,
+) -> Losses:
+    """The loss of a batch from the student's logits at its answer positions.
+
+    student: [positions, vocabulary], positions in row-major order of answer_mask. gold: [positions] token ids.
+    answer_mask: [samples, answer columns] bool. weight: [samples] in [0, 1], the share that follows the teacher. denominator:
+    samples in the optimizer step; default: those of this batch. temperature scales the divergence by its square, once, so that
+    its gradient keeps its size beside the cross-entropy (Hinton et al. 2015).
+    """
+    counts = answer_mask.sum(1)
+    sample = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    kd_weight = weight.to(torch.float32)[sample]
+    share = 1.0 / counts[sample].clamp_min(1)
+
+    def chunk(rows: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        ce = cross_entropy(rows, gold[start:stop])
+        kd = _divergence(rows, targets, start, stop, divergence, temperature) if targets is not None else torch.zeros_like(ce)
+        w = kd_weight[start:stop]
+        return (share[start:stop] * (w * kd + (1 - w) * ce)).sum(), ce.detach(), kd.detach()
+
+    size = max(1, CHUNK_ELEMENTS // student.shape[-1])
+    total, parts = student.sum() * 0, []
+    for start in range(0, len(student), size):
+        stop = min(start + size, len(student))
+        rows = student[start:stop]
+        one_piece = len(student) <= size
+        loss, ce, kd = chunk(rows, start, stop) if one_piece else checkpoint(chunk, rows, start, stop, use_reentrant=False)
+        total = total + loss
+        parts.append((ce, kd))
+    means = [
+        torch.zeros(len(counts), device=student.device).index_add_(0, sample, share * torch.cat(values))
+        for values in zip(*parts, strict=True)
+    ]
+    return Losses(total / (len(counts) if denominator is None else denominator), *means)
+
+
+def _divergence(
+    rows: Tensor, targets: Targets, start: int, stop: int, divergence: str, temperature: float
+) -> Tensor:
+    """[positions] divergence, scaled by temperature squared."""
+    sparse = targets.top_k(start, stop)
+    if sparse is None:
+        values = DIVERGENCES[divergence](rows, targets.logits(start, stop), temperature)
+    elif divergence == "forward_kl":
+        values = forward_kl_top_k(rows, *sparse, temperature)
+    else:
+        raise ValueError(f"{divergence} needs full teacher distributions; this teacher's cache holds top-k entries only")
+    return values * temperature**2

@@ -1,0 +1,87 @@
+"""`tutelage predict`: a distilled student at work on new rows, rendered and parsed exactly as in training."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tutelage.artifacts import read_json
+from tutelage.data import Encoder
+from tutelage.errors import DataError, ModelError
+from tutelage.evaluation import Evaluator
+from tutelage.models import load_model, load_tokenizer
+from tutelage.recipe_schema import Data, Model, Task
+from tutelage.records import Example
+from tutelage.shapes import example_from_row
+from tutelage.sources import read_rows
+from tutelage.tasks import make_task
+
+CHUNK_BATCHES = 8
+"""Batches read ahead, so that rows of like length decode together; answers appear after each such chunk."""
+
+
+def predict_file(folder: Path, source: str, output: Path | None, batch_size: int) -> None:
+    """Answer every row of `source` (a file, or `-` for JSON lines on standard input), one JSON line a row."""
+    answer = Predictor(folder, batch_size)
+    sink = output.open("w", encoding="utf-8") if output else sys.stdout
+    try:
+        for line in answer(_rows(source)):
+            sink.write(json.dumps(line, ensure_ascii=False) + "\n")
+            sink.flush()
+    finally:
+        if output:
+            sink.close()
+
+
+class Predictor:
+    """A student with its tokenizer, prompt and parser, as `tutelage.json` in its folder describes them."""
+
+    def __init__(self, folder: Path, batch_size: int = 16) -> None:
+        """Load the student. Raises ModelError if the folder was not written by `distill`."""
+        if not (folder / "tutelage.json").is_file():
+            raise ModelError(f"{folder} has no tutelage.json: give a folder that `tutelage distill` wrote (runs/NAME/distill/METHOD/seed-K)")
+        usage = read_json(folder / "tutelage.json")
+        self.section, self.data = Task(**usage["task"]), Data(**usage["data"])
+        section = Model(model_name_or_path=str(folder), dtype="auto")
+        tokenizer = load_tokenizer(section)
+        data = self.data
+        prefix = data.answer_prefix if data.answer_prefix is not None else ("" if data.chat_template else " ")
+        self.task = make_task(self.section, self.section.labels, choice=usage["choice"])
+        encoder = Encoder(tokenizer, prefix, data.max_length, data.too_long)
+        self.evaluator = Evaluator(
+            self.task, encoder, len(tokenizer), usage["max_new_tokens"], self.section.decoding, batch_size
+        )
+        self.model, self.batch_size = load_model(section), batch_size
+
+    def __call__(self, rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[dict[str, Any]]:
+        """Answers to (row, where it came from), in order."""
+        rows = iter(rows)
+        while chunk := list(itertools.islice(rows, self.batch_size * CHUNK_BATCHES)):
+            examples = [self._example(row, where) for row, where in chunk]
+            for example, raw in zip(examples, self.evaluator.answers(self.model, examples), strict=True):
+                yield {"id": example.id, "prediction": self.task.parse(raw, example), "raw": raw}
+
+    def _example(self, row: dict[str, Any], where: str) -> Example:
+        return example_from_row(
+            row, where=where, split="test", task=self.section, data=self.data, labels=self.section.labels, need_answer=False
+        )
+
+
+def _rows(source: str) -> Iterator[tuple[dict[str, Any], str]]:
+    if source != "-":
+        yield from read_rows([source])
+        return
+    for number, line in enumerate(sys.stdin, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"standard input:{number}: not JSON ({error.msg}); write one JSON object a line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"standard input:{number}: a row must be a JSON object, found {type(row).__name__}")
+        yield row, f"standard input:{number}"

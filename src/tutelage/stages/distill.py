@@ -1,0 +1,115 @@
+"""distill: one student for every method and seed, each with the same rows, steps, stages and resets.
+
+Writes distill/METHOD/seed-K/: the student (plain `save_pretrained`), stages.json, weights.jsonl, log.jsonl, probe.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tutelage.artifacts import Work, read_json
+from tutelage.data import EncodedRow, pad_id_of
+from tutelage.distillation import Distillation, Plan, Validation
+from tutelage.methods import METHODS
+from tutelage.models import load_trainable, merged, save_student
+from tutelage.records import SampleLoss, read_records
+from tutelage.teachers import CachedTeacher
+from tutelage.workspace import Workspace
+
+
+def run(space: Workspace) -> None:
+    """Do the stage."""
+    for method in space.recipe.distill.methods:
+        for seed in space.recipe.distill.seeds:
+            _cell(space, method, seed)
+
+
+def _cell(space: Workspace, method: str, seed: int) -> None:
+    recipe, cell = space.recipe, f"distill/{method}/seed-{seed}"
+    parts = METHODS[method]
+    stages = ["prepare", "teach", "cache"] if parts.schedule != "none" else ["prepare"]
+    stages += ["anchor"] if parts.weighting == "adaptive" else []
+    inputs = space.upstream(*stages) | space.settings("student", "trainer", "distill", "task.metric", "task.decoding")
+    inputs = {key: value for key, value in inputs.items() if not key.startswith(("distill.methods", "distill.seeds"))}
+    with space.work(cell, inputs) as work:
+        if work is None:
+            return
+        rows = space.encoded("train")
+        source, best = None, None
+        if parts.schedule != "none":
+            taught = read_json(space.folder / "teach" / "checkpoints.json")
+            source = CachedTeacher(space.folder / "cache", [c["name"] for c in taught["checkpoints"]], rows)
+            best = taught["best"]
+        plan = make_plan(recipe, method, seed)
+        with space.screen.steps(f"{method} seed {seed}") as on_step:
+            job = Distillation(
+                plan,
+                work.folder,
+                rows,
+                space.about["vocabulary"],
+                pad_id_of(space.tokenizer),
+                source,
+                best,
+                _anchor_losses(space, rows) if parts.weighting == "adaptive" else None,
+                load=lambda folder: load_trainable(recipe.student, folder, seed),
+                save=lambda model, folder: save_student(model, space.tokenizer, folder),
+                validate=lambda model: _validate(space, model),
+                on_step=lambda stage, done, total: on_step((stage - 1) * total + done, plan.num_stages * total),
+                on_stage=lambda record: _say(space, record),
+            )
+            kept, records = job.run()
+        _finish(space, work, job, kept, records)
+
+
+def make_plan(recipe: Any, method: str, seed: int) -> Plan:
+    """The recipe's distill section for one method and seed."""
+    section = recipe.distill
+    own = section.model_dump(include=set(Plan.__dataclass_fields__) - {"trainer"})
+    return Plan(method=method, seed=seed, trainer=recipe.trainer_arguments("distill"), **own, **section.schedule.model_dump())
+
+
+def _anchor_losses(space: Workspace, rows: list[EncodedRow]) -> np.ndarray:
+    """[rows] losses of the anchor, joined by id."""
+    found = {loss.id: loss.nll for loss in read_records(space.folder / "anchor" / "sample_loss.jsonl", SampleLoss)}
+    return np.array([found[row.id] for row in rows])
+
+
+def _validate(space: Workspace, model: nn.Module) -> Validation:
+    return Validation(*space.evaluator.quick(model, space.examples("validation"), space.encoded("validation")))
+
+
+def _say(space: Workspace, record: dict[str, Any]) -> None:
+    seen = record["validation"]
+    space.screen.say(
+        f"  stage {record['stage']}: follows {record['chosen'] or 'gold'} ({record['reason']});"
+        f" validation {space.task.metric} {seen['score']:.3f}, loss {seen['nll']:.3f} nats; {record['seconds']:.0f} s"
+    )
+    if record["stall"]:
+        space.screen.warn(f"stall in stage {record['stage']}: {record['stall']}")
+
+
+def _finish(space: Workspace, work: Work, job: Distillation, kept: Path, records: list[dict[str, Any]]) -> None:
+    """The kept student becomes the result, as a whole model that plain transformers loads."""
+    model = merged(load_trainable(space.recipe.student, kept, job.plan.seed))
+    save_student(model, space.tokenizer, work.folder)
+    write_usage(space, work.folder)
+    stage = next((r["stage"] for r in records if job.end(r["stage"]) == kept), len(records))
+    work.about = {"kept_stage": stage, "seed": job.plan.seed}
+    job.clean()
+
+
+def write_usage(space: Workspace, folder: Path) -> None:
+    """tutelage.json beside the student: how `predict` renders a row and reads an answer."""
+    usage = {
+        "task": space.recipe.task.model_dump() | {"labels": space.about["labels"]},
+        "data": space.recipe.data.model_dump(),
+        "choice": space.about["choice"],
+        "max_new_tokens": space.about["max_new_tokens"],
+        "run": space.recipe.name,
+    }
+    (folder / "tutelage.json").write_text(json.dumps(usage, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,67 @@
+"""prepare: read, check and freeze the rows, before any model weights are loaded.
+
+Writes prepare/rows.jsonl (every example that is used) and prepare/data.json (label set, vocabulary size, lengths, notes).
+"""
+
+from __future__ import annotations
+
+from tutelage.artifacts import folder_fingerprint, write_json
+from tutelage.models import check_vocabularies, list_checkpoints, load_tokenizer
+from tutelage.records import SPLITS, write_jsonl
+from tutelage.rows import fingerprint as rows_fingerprint
+from tutelage.rows import load_rows
+from tutelage.workspace import Workspace, make_encoder
+
+
+def run(space: Workspace) -> None:
+    """Do the stage."""
+    recipe = space.recipe
+    inputs = space.settings("seed", "task", "data", "teacher.model_name_or_path", "student.model_name_or_path")
+    inputs |= {"data files": rows_fingerprint(recipe)}
+    inputs |= {f"{role} model": _tokenizer_fingerprint(space, role) for role in ("teacher", "student")}
+    with space.work("prepare", inputs) as work:
+        if work is None:
+            return
+        rows = load_rows(recipe)
+        if recipe.teach.checkpoints:
+            list_checkpoints(recipe.teach.checkpoints, recipe.teacher)
+        tokenizer = load_tokenizer(recipe.student)
+        vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
+        encoder = make_encoder(recipe, tokenizer)
+        kept, lengths, dropped = [], {}, []
+        for split in SPLITS:
+            encoded, out = encoder.rows(rows.examples[split])
+            dropped += out
+            left = {row.id for row in encoded}
+            kept += [example for example in rows.examples[split] if example.id in left]
+            lengths[split] = {
+                "rows": len(encoded),
+                "longest": max((len(r.prompt) + len(r.answer) for r in encoded), default=0),
+                "longest_answer": max((len(r.answer) for r in encoded), default=0),
+            }
+        notes = list(rows.notes)
+        if dropped:
+            notes.append(f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ...")
+        longest = max(lengths["train"]["longest_answer"], 1)
+        for note in notes:
+            space.screen.say(note)
+        counts = ", ".join(f"{lengths[split]['rows']:,} {split}" for split in SPLITS)
+        space.screen.say(f"prepare: {counts} rows, longest {max(v['longest'] for v in lengths.values())} tokens")
+        write_jsonl(work.folder / "rows.jsonl", kept)
+        write_json(
+            work.folder / "data.json",
+            {
+                "labels": rows.labels,
+                "choice": rows.choice,
+                "vocabulary": vocabulary,
+                "max_new_tokens": recipe.task.max_new_tokens or longest + longest // 2 + 4,
+                "lengths": lengths,
+                "dropped": dropped,
+                "notes": notes,
+            },
+        )
+
+
+def _tokenizer_fingerprint(space: Workspace, role: str) -> str:
+    model = getattr(space.recipe, role)
+    return folder_fingerprint(model.model_name_or_path, model.revision)

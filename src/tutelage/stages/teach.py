@@ -1,0 +1,92 @@
+"""teach: fine-tune the teacher and keep N checkpoints at equal spacing, or take the user's; then find T* on validation.
+
+Writes teach/checkpoint-STEP/ (Hugging Face layout, or PEFT adapters) and teach/checkpoints.json: name, folder, validation score
+and loss of each, and which is best.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage.artifacts import folder_fingerprint, read_json, write_json
+from tutelage.data import pad_id_of
+from tutelage.models import list_checkpoints, load_model, with_lora
+from tutelage.trainer import WHOLE, DistillTrainer, JsonLog, OnStep, SaveAt, steps_of, train, training_arguments
+from tutelage.workspace import Workspace
+
+RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", WHOLE)
+"""What a saved step needs to go on training, and a finished teacher does not."""
+
+
+def run(space: Workspace) -> None:
+    """Do the stage."""
+    recipe = space.recipe
+    inputs = space.upstream("prepare") | space.settings("seed", "teacher", "teach", "trainer", "task.metric", "task.decoding")
+    given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
+    inputs |= {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in given or []}
+    with space.work("teach", inputs) as work:
+        if work is None:
+            return
+        folders = given or _train(space, work.folder)
+        found = [_validate(space, work.folder, folder) for folder in folders]
+        best = best_checkpoint(found, recipe.teach.best_by)
+        write_json(work.folder / "checkpoints.json", {"best": best, "by": recipe.teach.best_by, "checkpoints": found})
+        for folder in folders if given is None else []:
+            for pattern in RESTART_ONLY:
+                for path in folder.glob(pattern):
+                    path.unlink()
+        seen = ", ".join(f"{c['name']} {c['score']:.3f}/{c['nll']:.3f}" for c in found)
+        space.screen.say(f"teach: validation {space.task.metric} / loss in nats: {seen}; best is {best}")
+
+
+def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
+    """Name of T*: the best score (ties: the smaller loss), or the smallest loss; the earlier one of equals."""
+    ranks = [(c["score"] if by == "score" and c["score"] is not None else 0.0, -c["nll"], -i) for i, c in enumerate(found)]
+    return found[-max(ranks)[2]]["name"]
+
+
+def saving_steps(total: int, checkpoints: int) -> list[int]:
+    """The optimizer steps to save after: equally spaced, the last step among them."""
+    return sorted({max(1, round(total * k / checkpoints)) for k in range(1, checkpoints + 1)})
+
+
+def _train(space: Workspace, folder: Path) -> list[Path]:
+    recipe = space.recipe
+    rows = space.encoded("train")
+    args = training_arguments(folder, recipe.trainer_arguments("teach"), seed=recipe.seed)
+    steps = saving_steps(steps_of(args, len(rows)), recipe.teach.num_checkpoints)
+    folders = [folder / f"checkpoint-{step}" for step in steps]
+    if not (folders[-1] / WHOLE).exists():
+        model = load_model(recipe.teacher)
+        if recipe.teacher.lora:
+            model = with_lora(model, recipe.teacher.lora)
+        with space.screen.steps("teach") as on_step:
+            callbacks = [SaveAt(steps), JsonLog(folder / "log.jsonl"), OnStep(on_step)]
+            trainer = DistillTrainer(
+                model,
+                args,
+                rows,
+                vocabulary=space.about["vocabulary"],
+                pad_id=pad_id_of(space.tokenizer),
+                callbacks=callbacks,
+            )
+            train(trainer)
+    for path in folders:
+        space.tokenizer.save_pretrained(str(path))
+    return folders
+
+
+def _validate(space: Workspace, folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """Score and loss of one checkpoint on the validation rows; kept, so that a restart does not measure it again."""
+    kept = folder / "validation" / f"{checkpoint.name}.json"
+    if kept.is_file():
+        return read_json(kept)
+    model = load_model(space.recipe.teacher, checkpoint)
+    examples, rows = space.examples("validation"), space.encoded("validation")
+    with space.screen.progress(f"validate {checkpoint.name}", len(examples)) as advance:
+        score, nll = space.evaluator.quick(model, examples, rows, advance)
+    found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": nll}
+    write_json(kept, found)
+    return found
+

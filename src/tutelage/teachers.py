@@ -1,0 +1,249 @@
+"""Where the teacher's view of a batch comes from: a live model or the store on disk, behind one small interface.
+
+`TeacherSource.targets(checkpoint, batch)` gives what `objective.mixed_loss` needs. Both sources agree; tests hold them equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from tutelage.data import IGNORED, Collator, EncodedRow, length_order
+from tutelage.divergences import cross_entropy
+from tutelage.heads import Head, answer_states, head_error, head_of
+from tutelage.hidden_store import HiddenStore, StoreWriter, save_whole
+from tutelage.objective import Targets
+
+FAITHFUL_NATS = 1e-3
+"""Largest mean KL between a model's logits and `head(hidden)`: bfloat16 rounding stays well below it, a missing cap does not."""
+
+
+class TeacherSource(Protocol):
+    """Teacher checkpoints, oldest first, and what each says about a batch."""
+
+    checkpoints: Sequence[str]
+
+    def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
+        """Targets at the batch's answer positions, row-major."""
+
+    def nll(self, checkpoint: str) -> np.ndarray:
+        """[rows] loss of the checkpoint on every training row, nats a token."""
+
+
+@dataclass(frozen=True)
+class HiddenTargets:
+    """Hidden states [N, H] with the head that turns them into logits."""
+
+    hidden: Tensor
+    head: Head
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """[stop - start, V]."""
+        return self.head(self.hidden[start:stop])
+
+    def top_k(self, start: int, stop: int) -> None:
+        """Full distributions are known, so there is no top-k form."""
+
+
+@dataclass(frozen=True)
+class TopKTargets:
+    """The k largest log-probabilities a position, for models whose logits are no function of one hidden state."""
+
+    ids: Tensor
+    log_probs: Tensor
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """Not known from k entries."""
+        raise ValueError("this teacher's cache holds top-k entries only; full logits are not in it")
+
+    def top_k(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """(ids, log-probabilities), each [stop - start, k]."""
+        return self.ids[start:stop], self.log_probs[start:stop]
+
+
+@dataclass
+class LiveTeacher:
+    """Checkpoints as models in memory, loaded one at a time by `load(checkpoint)`."""
+
+    checkpoints: Sequence[str]
+    load: Callable[[str], nn.Module]
+    rows: Sequence[EncodedRow]
+    vocabulary: int
+    pad_id: int
+    _name: str | None = None
+    _model: nn.Module | None = None
+
+    def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
+        """One forward pass of the checkpoint."""
+        model = self._loaded(checkpoint)
+        device = next(model.parameters()).device
+        hidden, _ = answer_states(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        return HiddenTargets(hidden, head_of(model, self.vocabulary))
+
+    def nll(self, checkpoint: str) -> np.ndarray:
+        """[rows] by a forward pass over all of them."""
+        collate, rows = Collator(self.pad_id), self.rows
+        found = np.zeros(len(rows))
+        for start in range(0, len(rows), 16):
+            items = [(place, rows[place]) for place in range(start, min(start + 16, len(rows)))]
+            _, nll = read_batch(self._loaded(checkpoint), collate(items), self.vocabulary)
+            found[start : start + len(items)] = nll.double().numpy()
+        return found
+
+    def _loaded(self, checkpoint: str) -> nn.Module:
+        if self._name != checkpoint:
+            self._model = None  # the old one goes before the new one comes: one checkpoint in memory
+            self._model, self._name = self.load(checkpoint).eval(), checkpoint
+        return self._model
+
+
+class CachedTeacher:
+    """Checkpoints from their stores: no teacher in memory, no teacher forward pass."""
+
+    def __init__(self, folder: Path, checkpoints: Sequence[str], rows: Sequence[EncodedRow]) -> None:
+        """Open `folder/CHECKPOINT` for each name and check that it was made of these rows, in this order."""
+        self.folder, self.checkpoints = folder, list(checkpoints)
+        self._stores = {name: HiddenStore(folder / name) for name in checkpoints}
+        for store in self._stores.values():
+            store.check(rows)
+        self._head: tuple[str, torch.device, Head] | None = None
+
+    def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
+        """Stored states of the batch's rows, moved to the batch's device."""
+        store, places = self._stores[checkpoint], batch["row"].tolist()
+        device = batch["targets"].device
+        if store.about["kind"] == "top_k":
+            ids = store.positions("ids", places).to(device, torch.int64, non_blocking=True)
+            return TopKTargets(ids, store.positions("log_probs", places).to(device, non_blocking=True))
+        hidden = store.positions("states", places).to(device, non_blocking=True)
+        return HiddenTargets(hidden, self.head(checkpoint, device))
+
+    def nll(self, checkpoint: str) -> np.ndarray:
+        """[rows] as measured when the store was written."""
+        return self._stores[checkpoint].nll()
+
+    def head(self, checkpoint: str, device: torch.device) -> Head:
+        """The checkpoint's head; the last one used stays loaded, and is shared by checkpoints whose head is the same."""
+        about = self._stores[checkpoint].about
+        if self._head is None or self._head[:2] != (about["head"], device):
+            head = load_head(self.folder / about["head"]).to(device)
+            # Few CPUs multiply bfloat16 fast; on them the stored values are multiplied in float32, which changes none of them.
+            self._head = about["head"], device, head.to(torch.float32) if device.type == "cpu" else head
+        return self._head[2]
+
+
+def save_head(head: Head, path: Path) -> None:
+    """Write a head; its scale and cap go along as tensors."""
+    numbers = torch.tensor([head.scale, head.softcap or 0.0], dtype=torch.float64)
+    bias = {} if head.bias is None else {"bias": head.bias}
+    save_whole({"weight": head.weight, "numbers": numbers, **bias}, path)
+
+
+def load_head(path: Path) -> Head:
+    """Read what `save_head` wrote."""
+    with safe_open(str(path), framework="pt") as file:
+        names = set(file.keys())
+        scale, softcap = file.get_tensor("numbers").tolist()
+        bias = file.get_tensor("bias") if "bias" in names else None
+        return Head(file.get_tensor("weight"), bias, scale, softcap or None)
+
+
+@torch.no_grad()
+def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """((hidden [N, H], logits [N, V]), nll [B]) of a model at the answer positions of a batch; nll on the CPU in float32."""
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    hidden, logits = answer_states(model, batch)
+    logits = logits[:, :vocabulary]
+    mask = batch["targets"] != IGNORED
+    sample = torch.repeat_interleave(torch.arange(len(mask), device=device), mask.sum(1))
+    losses = cross_entropy(logits, batch["targets"][mask])
+    nll = torch.zeros(len(mask), device=device).index_add_(0, sample, losses) / mask.sum(1)
+    return (hidden, logits), nll.cpu()
+
+
+class CacheBuilder:
+    """Reads a teacher checkpoint once over the rows and writes its store."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: Sequence[EncodedRow],
+        *,
+        vocabulary: int,
+        pad_id: int,
+        dtype: torch.dtype,
+        batch_size: int,
+        shard_rows: int,
+        top_k: int,
+    ) -> None:
+        """Stores go to `folder/CHECKPOINT`, heads beside them."""
+        self.folder, self.rows, self.vocabulary = folder, rows, vocabulary
+        self.collate, self.dtype, self.batch_size = Collator(pad_id), dtype, batch_size
+        self.shard_rows, self.top_k = shard_rows, top_k
+
+    def build(
+        self, checkpoint: str, model: nn.Module, about: dict[str, str], on_rows: Callable[[int], None] | None = None
+    ) -> str | None:
+        """Write the store of one checkpoint, continuing after its last whole shard. Returns a note where top-k had to do."""
+        model.eval()
+        writer = StoreWriter(self.folder / checkpoint, self.rows, self.shard_rows)
+        head = head_of(model, self.vocabulary)
+        error = self._head_error(model, head)
+        faithful = error <= FAITHFUL_NATS
+        for number, rows in writer.missing():
+            writer.write(number, self._read(model, rows, faithful, on_rows))
+        kind = {"kind": "states", "head": self._keep_head(head)} if faithful else {"kind": "top_k", "top_k": self.top_k}
+        writer.close({**about, **kind, "dtype": str(self.dtype).removeprefix("torch."), "head_error_nats": error})
+        if faithful:
+            return None
+        return (
+            f"{checkpoint}: head(hidden) is {error:.2g} nats from the model's own logits, so the cache holds the top"
+            f" {self.top_k} log-probabilities and the tail's mass instead (forward KL only)"
+        )
+
+    def _head_error(self, model: nn.Module, head: Head) -> float:
+        batch = self.collate(list(enumerate(self.rows[:4])))
+        device = next(model.parameters()).device
+        hidden, logits = answer_states(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        return head_error(head, hidden, logits)
+
+    def _read(
+        self, model: nn.Module, rows: Sequence[EncodedRow], faithful: bool, on_rows: Callable[[int], None] | None
+    ) -> dict[str, Tensor]:
+        """Tensors of one shard, read in batches of like length and put back in the order of the rows."""
+        order, pieces, nll = length_order(rows), [None] * len(rows), torch.zeros(len(rows))
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            (hidden, logits), losses = read_batch(model, self.collate([(p, rows[p]) for p in places]), self.vocabulary)
+            nll[places] = losses
+            lengths = [len(rows[place].answer) for place in places]
+            kept = {"states": hidden.to(self.dtype)} if faithful else self._largest(logits)
+            for name, tensor in kept.items():
+                for place, piece in zip(places, tensor.cpu().split(lengths), strict=True):
+                    pieces[place] = {**(pieces[place] or {}), name: piece}
+            if on_rows:
+                on_rows(len(places))
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} | {"nll": nll}
+
+    def _largest(self, logits: Tensor) -> dict[str, Tensor]:
+        log_probs, ids = logits.float().log_softmax(-1).topk(min(self.top_k, logits.shape[-1]))
+        return {"ids": ids.to(torch.int32), "log_probs": log_probs}
+
+    def _keep_head(self, head: Head) -> str:
+        """Name of the file that holds this head; checkpoints with the same head (LoRA teachers) share one file."""
+        kept = head.to(self.dtype)
+        weight = kept.weight.cpu().contiguous()
+        digest = hashlib.sha256(weight.view(torch.uint8).numpy()).hexdigest()[:16]
+        name = f"head-{digest}.safetensors"
+        if not (self.folder / name).exists():
+            save_head(kept.to("cpu"), self.folder / name)
+        return name

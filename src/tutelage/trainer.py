@@ -1,0 +1,200 @@
+"""One trainer for teacher, anchor and student: `transformers.Trainer` with the mixed loss; fine-tuning is it without a teacher.
+
+Optimisation, precision, accumulation, distribution and restart are transformers' own; here are the loss, its one division, the
+saving of restart points that can be told whole from half-written, and a log in JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from tutelage.data import IGNORED, Collator, EncodedRow, RowDataset
+from tutelage.heads import answer_logits, takes_logits_to_keep
+from tutelage.objective import mixed_loss
+from tutelage.teachers import TeacherSource
+
+WHOLE = "whole"
+"""Empty file in a restart point, made after everything else is in it."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The teacher's part in a training: which checkpoint, how much of each row, by which divergence."""
+
+    source: TeacherSource
+    checkpoint: str
+    weight: np.ndarray
+    """[rows] in [0, 1]: share of each training row's loss that follows the teacher."""
+    divergence: str = "forward_kl"
+    temperature: float = 1.0
+
+
+class DistillTrainer(Trainer):
+    """Trains on encoded rows with `objective.mixed_loss`; without guidance on gold alone."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        rows: Sequence[EncodedRow],
+        *,
+        vocabulary: int,
+        pad_id: int,
+        guidance: Guidance | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        """vocabulary: entries of the tokenizer; logits beyond it (padding of the embedding) are cut off."""
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=RowDataset(rows),
+            data_collator=Collator(pad_id),
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+        self.vocabulary, self.guidance = vocabulary, guidance
+        self._keep = takes_logits_to_keep(model)
+        self._weight = torch.zeros(len(rows)) if guidance is None else torch.from_numpy(guidance.weight).float()
+        self._parts: list[Tensor] = []
+        self.loss_is_scaled_for_ga = True  # divided by the samples of the whole optimizer step, see _get_num_items_in_batch
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """Samples in the optimizer step over all micro-batches and ranks: the one denominator of the loss."""
+        samples = torch.tensor(sum(len(batch["row"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(samples).sum() if self.args.world_size > 1 else samples
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The batch's share of the mixed loss of its optimizer step."""
+        mask = inputs["targets"] != IGNORED
+        logits = answer_logits(model, inputs, keep=self._keep)[mask][:, : self.vocabulary]
+        guidance, targets = self.guidance, None
+        if guidance is not None:
+            with torch.no_grad():
+                targets = guidance.source.targets(guidance.checkpoint, inputs)
+        with torch.autocast(logits.device.type, enabled=False):
+            losses = mixed_loss(
+                logits,
+                inputs["targets"][mask],
+                mask,
+                self._weight.to(logits.device)[inputs["row"]],
+                targets,
+                divergence=guidance.divergence if guidance else "forward_kl",
+                temperature=guidance.temperature if guidance else 1.0,
+                denominator=num_items_in_batch,
+            )
+        self._parts.append(torch.stack([losses.cross_entropy.mean(), losses.divergence.mean()]))
+        # DDP averages gradients over ranks; the denominator already counts them all.
+        return losses.total * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean cross-entropy and divergence since the last log, in nats."""
+        if self._parts and "loss" in logs:
+            ce, kd = torch.stack(self._parts).mean(0).tolist()
+            logs = {**logs, "ce": ce, "kd": kd} if self.guidance else {**logs, "ce": ce}
+            self._parts.clear()
+        super().log(logs, *args, **kwargs)
+
+
+class SaveAt(TrainerCallback):
+    """Saves at chosen optimizer steps, and marks each saved folder as whole."""
+
+    def __init__(self, steps: Sequence[int]) -> None:
+        """steps: counted from 1."""
+        self.steps = set(steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint after these steps."""
+        control.should_save = state.global_step in self.steps
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Everything is written: mark it."""
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+class JsonLog(TrainerCallback):
+    """Appends every log record to a JSON-lines file."""
+
+    def __init__(self, path: Path, **fixed: Any) -> None:
+        """fixed: keys added to every record (stage, checkpoint)."""
+        self.path, self.fixed = path, fixed
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """One line a record."""
+        if logs and state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**self.fixed, "step": state.global_step, **logs}) + "\n")
+
+
+class OnStep(TrainerCallback):
+    """Calls back with (steps done, steps in all) and the last logged loss: for progress bars."""
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        """report: called after every optimizer step."""
+        self.report = report
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A resumed training starts where it was."""
+        self.report(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One more step."""
+        self.report(state.global_step, state.max_steps)
+
+
+def training_arguments(folder: Path, given: dict[str, Any], *, seed: int, epochs: float | None = None) -> TrainingArguments:
+    """TrainingArguments for one training: what the recipe gave, and what the library decides itself."""
+    decided = {
+        "output_dir": str(folder),
+        "seed": seed,
+        "save_strategy": "no",  # SaveAt decides
+        "eval_strategy": "no",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "log_level": "error",
+    }
+    if epochs is not None:
+        decided["num_train_epochs"] = epochs
+    defaults = {"report_to": "none", "logging_steps": 10, "dataloader_pin_memory": torch.cuda.is_available()}
+    return TrainingArguments(**{**defaults, **given, **decided})
+
+
+def steps_of(args: TrainingArguments, rows: int) -> int:
+    """Optimizer steps that a training takes, as transformers counts them."""
+    batches = -(-rows // (args.train_batch_size * args.world_size))
+    updates = max(1, -(-batches // args.gradient_accumulation_steps))
+    return int(-(-args.num_train_epochs * updates // 1))
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest restart point that was written to its end; half-written ones are left alone."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return max(whole, key=lambda path: int(re.search(r"\d+$", path.name)[0]), default=None)
+
+
+def train(trainer: DistillTrainer) -> None:
+    """Train to the end, from the last whole restart point if there is one."""
+    resume = last_whole_checkpoint(Path(trainer.args.output_dir))
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    # accelerate wraps the model's forward for mixed precision; the next stage, or a forward pass in full precision, needs it plain.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)

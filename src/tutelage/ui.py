@@ -1,0 +1,76 @@
+"""What a user sees while a run works: progress bars with time left on a terminal, one plain line a step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+Advance = Callable[[int, str], None]
+
+
+class Screen:
+    """Where messages and progress go. Everything is printed to standard error; standard output is for results."""
+
+    def __init__(self) -> None:
+        """Look at the terminal once."""
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line for the user. Text from data cannot style it."""
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that deserves attention."""
+        self.console.print(f"! {text}", markup=False, style="yellow")
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Gives a function to call with the number of units done so far more; a bar with time left, or one line at the end."""
+        began = time.monotonic()
+        if not self.console.is_terminal:
+            yield lambda count: None
+            self.say(f"{title}: {total:,} in {time.monotonic() - began:.1f} s")
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console) as bars:
+            bar = bars.add_task(title, total=total)
+            yield lambda count: bars.advance(bar, count)
+
+    @contextmanager
+    def steps(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """Like `progress`, for work that reports (steps done, steps in all)."""
+        began, seen = time.monotonic(), [0, 0]
+        if not self.console.is_terminal:
+            yield lambda done, total: seen.__setitem__(slice(None), [done, total])
+            self.say(f"{title}: {seen[0]:,} steps in {time.monotonic() - began:.1f} s")
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console) as bars:
+            bar = bars.add_task(title, total=None)
+            yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output: ruled on a terminal, tab-separated elsewhere."""
+    if not sys.stdout.isatty():
+        for row in (head, *rows):
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)
