@@ -9,7 +9,7 @@ import torch
 
 from tiny import byte_tokenizer, tiny_model
 from tutelage import generation
-from tutelage.errors import DataError
+from tutelage.errors import DataError, ModelError
 from tutelage.generation import choose_labels, generate_answers, label_scores
 
 PROMPTS = [list(text.encode()) for text in ("a fever", "x", "left knee, three weeks", "no", "a fever since Monday")]
@@ -94,7 +94,12 @@ def test_the_models_own_sampling_settings_change_nothing_and_nothing_is_warned_a
     model = tiny_model(3)
     expected = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=8, batch_size=5)
     settings = {"do_sample": True, "temperature": 5.0, "top_k": 3, "top_p": 0.5, "repetition_penalty": 9.0, "num_beams": 3}
-    settings |= {"forced_bos_token_id": 65, "forced_eos_token_id": 66, "suppress_tokens": list(range(128)), "max_length": 9}
+    settings |= {
+        "forced_bos_token_id": 65,
+        "forced_eos_token_id": 66,
+        "suppress_tokens": list(range(100, 228)),
+        "max_length": 9,
+    }
     own = model.generation_config
     own.update(**settings, min_new_tokens=3, no_repeat_ngram_size=1)
     transformers_log = logging.getLogger("transformers")
@@ -210,6 +215,11 @@ def test_entries_past_the_tokenizer_take_no_probability():
         model.lm_head.weight.zero_()
     [[score]] = label_scores(model, byte_tokenizer(), [[65]], [[[66, 67]]], batch_size=1)
     assert score == pytest.approx(-math.log(258), abs=1e-5)
+
+
+def test_a_model_without_a_cache_to_continue_from_is_refused_with_the_way_out():
+    with pytest.raises(ModelError, match="decoding=generate"):
+        label_scores(tiny_model(5, "mamba"), byte_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=5)
 
 
 def test_adapters_take_part_and_their_wrapper_is_left_as_it_was():

@@ -61,8 +61,7 @@ def read_json(path: Path) -> Any:
 def fingerprint(folder: Path) -> str:
     """Fingerprint of a finished folder: of the inputs it was made from. Raises StaleArtifactError if it is not finished."""
     if not (folder / MANIFEST).is_file():
-        stage = folder.name
-        raise StaleArtifactError(f"{folder} is not finished; run that stage first: tutelage {stage} RECIPE (or tutelage run RECIPE)")
+        raise StaleArtifactError(f"{folder} is not there or not finished, and this stage needs it: tutelage run RECIPE makes all in order")
     return digest(read_json(folder / MANIFEST)["inputs"])
 
 

@@ -80,7 +80,8 @@ class Evaluator:
         """Every metric, and the mean loss, as {"value", "low", "high"} with bootstrap 95 % intervals."""
         metrics = self.task.metrics([p.prediction for p in predictions], examples, resamples=resamples)
         table = {name: interval._asdict() for name, interval in metrics.items()}
-        return table | {"nll": mean_interval([p.nll for p in predictions], resamples)}
+        mean_nll = bootstrap(np.array([[p.nll] for p in predictions]), _mean, resamples, 0)
+        return table | {"nll": mean_nll._asdict()}
 
     def quick(
         self, model: nn.Module, examples: Sequence[Example], rows: Sequence[EncodedRow], on_rows: OnRows | None = None
@@ -114,11 +115,3 @@ def sample_losses(
             on_rows(len(places))
     model.train(training)
     return [SampleLoss(row.id, row.split, float(loss), len(row.answer)) for row, loss in zip(rows, nll, strict=True)]
-
-
-def mean_interval(values: Sequence[float], resamples: int, seed: int = 0) -> dict[str, float]:
-    """Mean with a bootstrap 95 % interval over rows."""
-    data, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
-    means = data[rng.integers(0, len(data), (resamples, len(data)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"value": float(data.mean()), "low": float(low), "high": float(high)}

@@ -43,7 +43,7 @@ class Predictor:
     def __init__(self, folder: Path, batch_size: int = 16) -> None:
         """Load the student. Raises ModelError if the folder was not written by `distill`."""
         if not (folder / "tutelage.json").is_file():
-            raise ModelError(f"{folder} has no tutelage.json: give a folder that `tutelage distill` wrote (runs/NAME/distill/METHOD/seed-K)")
+            raise ModelError(f"{folder} has no tutelage.json: give a student that `tutelage distill` wrote, distill/METHOD/seed-K")
         usage = read_json(folder / "tutelage.json")
         self.section, self.data = Task(**usage["task"]), Data(**usage["data"])
         section = Model(model_name_or_path=str(folder), dtype="auto")

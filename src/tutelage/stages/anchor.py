@@ -12,9 +12,10 @@ from torch import nn
 
 from tutelage.artifacts import folder_fingerprint
 from tutelage.data import pad_id_of
-from tutelage.models import load_model, merged, save_student, with_lora
+from tutelage.finetuning import fine_tune, spaced_steps
+from tutelage.models import load_model, load_trainable, merged, save_student
 from tutelage.records import write_jsonl
-from tutelage.trainer import DistillTrainer, JsonLog, OnStep, SaveAt, steps_of, train, training_arguments
+from tutelage.trainer import training_arguments
 from tutelage.workspace import Workspace
 
 
@@ -37,26 +38,18 @@ def run(space: Workspace) -> None:
 
 
 def _train(space: Workspace, folder: Path) -> nn.Module:
-    recipe, plan = space.recipe, space.recipe.distill
-    rows, epochs = space.encoded("train"), plan.num_stages * plan.epochs_per_stage
-    args = training_arguments(
-        folder / "trainer", recipe.trainer_arguments("distill", "anchor"), seed=recipe.seed, epochs=epochs
-    )
-    model = load_model(recipe.student)
-    if recipe.student.lora:
-        model = with_lora(model, recipe.student.lora)
-    total = steps_of(args, len(rows))
-    every = plan.save_steps or -(-total // plan.num_stages)
-    folder.mkdir(parents=True, exist_ok=True)
+    recipe, plan, rows = space.recipe, space.recipe.distill, space.encoded("train")
+    epochs, given = plan.num_stages * plan.epochs_per_stage, recipe.trainer_arguments("distill", "anchor")
+    args = training_arguments(folder / "trainer", given, seed=recipe.seed, epochs=epochs)
     with space.screen.steps("anchor") as on_step:
-        callbacks = [SaveAt(range(every, total, every)), JsonLog(folder / "log.jsonl"), OnStep(on_step)]
-        trainer = DistillTrainer(
-            model,
+        model = fine_tune(
+            load_trainable(recipe.student, None, recipe.seed),
             args,
             rows,
+            save_at=spaced_steps(args, len(rows), plan.num_stages)[:-1],
+            log=folder / "log.jsonl",
             vocabulary=space.about["vocabulary"],
             pad_id=pad_id_of(space.tokenizer),
-            callbacks=callbacks,
+            on_step=on_step,
         )
-        train(trainer)
     return merged(model).eval()

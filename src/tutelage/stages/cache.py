@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tutelage.artifacts import read_json
+from tutelage.caching import CacheBuilder, each_checkpoint
 from tutelage.data import EncodedRow, pad_id_of
 from tutelage.errors import UserError
 from tutelage.hidden_store import HiddenStore, bytes_on_disk
-from tutelage.models import load_adapter, load_model
 from tutelage.records import SampleLoss, write_jsonl
-from tutelage.teachers import CacheBuilder
 from tutelage.workspace import Workspace
 
 
@@ -44,29 +41,16 @@ def run(space: Workspace) -> None:
             shard_rows=section.shard_rows,
             top_k=section.top_k,
         )
-        pending = [c for c in checkpoints if not (work.folder / c["name"] / "store.json").is_file()]
-        for checkpoint, model in _models(space, pending):
-            with space.screen.progress(f"cache {checkpoint['name']}", len(rows)) as advance:
-                note = builder.build(checkpoint["name"], model, {"checkpoint": checkpoint["folder"]}, advance)
+        folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]
+        pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
+        for folder, model in each_checkpoint(recipe.teacher, pending):
+            with space.screen.progress(f"cache {folder.name}", len(rows)) as advance:
+                note = builder.build(folder.name, model, {"checkpoint": str(folder)}, advance)
             if note:
                 space.screen.warn(note)
-        for checkpoint in checkpoints:
-            folder = work.folder / checkpoint["name"]
-            write_jsonl(folder / "sample_loss.jsonl", _losses(folder, rows))
-
-
-def _models(space: Workspace, checkpoints: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], nn.Module]]:
-    """Each checkpoint with its model, one in memory at a time; adapters share one base."""
-    base = None
-    for checkpoint in checkpoints:
-        folder = Path(checkpoint["folder"])
-        if not (folder / "adapter_config.json").is_file():
-            yield checkpoint, load_model(space.recipe.teacher, folder)
-            continue
-        base = load_model(space.recipe.teacher) if base is None else base
-        adapted = load_adapter(base, folder)
-        yield checkpoint, adapted
-        base = adapted.unload()
+        for folder in folders:
+            store = work.folder / folder.name
+            write_jsonl(store / "sample_loss.jsonl", _losses(store, rows))
 
 
 def _losses(folder: Path, rows: list[EncodedRow]) -> list[SampleLoss]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from tutelage.artifacts import folder_fingerprint, read_json, write_json
 from tutelage.data import pad_id_of
-from tutelage.models import list_checkpoints, load_model, with_lora
-from tutelage.trainer import WHOLE, DistillTrainer, JsonLog, OnStep, SaveAt, steps_of, train, training_arguments
+from tutelage.finetuning import fine_tune, spaced_steps
+from tutelage.models import list_checkpoints, load_model, load_trainable
+from tutelage.trainer import WHOLE, training_arguments
 from tutelage.workspace import Workspace
 
 RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", WHOLE)
@@ -46,32 +47,23 @@ def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
     return found[-max(ranks)[2]]["name"]
 
 
-def saving_steps(total: int, checkpoints: int) -> list[int]:
-    """The optimizer steps to save after: equally spaced, the last step among them."""
-    return sorted({max(1, round(total * k / checkpoints)) for k in range(1, checkpoints + 1)})
-
-
 def _train(space: Workspace, folder: Path) -> list[Path]:
-    recipe = space.recipe
-    rows = space.encoded("train")
+    recipe, rows = space.recipe, space.encoded("train")
     args = training_arguments(folder, recipe.trainer_arguments("teach"), seed=recipe.seed)
-    steps = saving_steps(steps_of(args, len(rows)), recipe.teach.num_checkpoints)
+    steps = spaced_steps(args, len(rows), recipe.teach.num_checkpoints)
     folders = [folder / f"checkpoint-{step}" for step in steps]
     if not (folders[-1] / WHOLE).exists():
-        model = load_model(recipe.teacher)
-        if recipe.teacher.lora:
-            model = with_lora(model, recipe.teacher.lora)
         with space.screen.steps("teach") as on_step:
-            callbacks = [SaveAt(steps), JsonLog(folder / "log.jsonl"), OnStep(on_step)]
-            trainer = DistillTrainer(
-                model,
+            fine_tune(
+                load_trainable(recipe.teacher, None, recipe.seed),
                 args,
                 rows,
+                save_at=steps,
+                log=folder / "log.jsonl",
                 vocabulary=space.about["vocabulary"],
                 pad_id=pad_id_of(space.tokenizer),
-                callbacks=callbacks,
+                on_step=on_step,
             )
-            train(trainer)
     for path in folders:
         space.tokenizer.save_pretrained(str(path))
     return folders

@@ -1,0 +1,39 @@
+"""Plain supervised fine-tuning on gold answers: teachers and anchors. The same trainer as distillation, without a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+from transformers import TrainingArguments
+
+from tutelage.data import EncodedRow
+from tutelage.trainer import DistillTrainer, JsonLog, OnStep, SaveAt, steps_of, train
+
+
+def fine_tune(
+    model: nn.Module,
+    args: TrainingArguments,
+    rows: Sequence[EncodedRow],
+    *,
+    save_at: Sequence[int],
+    log: Path,
+    vocabulary: int,
+    pad_id: int,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> nn.Module:
+    """Train `model` in place, saving `checkpoint-STEP` in args.output_dir after the steps in `save_at`; returns it.
+
+    A killed training continues from the last whole checkpoint there.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    callbacks = [SaveAt(save_at), JsonLog(log), OnStep(on_step)]
+    train(DistillTrainer(model, args, rows, vocabulary=vocabulary, pad_id=pad_id, callbacks=callbacks))
+    return model
+
+
+def spaced_steps(args: TrainingArguments, rows: int, count: int) -> list[int]:
+    """`count` equally spaced optimizer steps of a training on `rows` rows, the last step among them."""
+    total = steps_of(args, rows)
+    return sorted({max(1, round(total * k / count)) for k in range(1, count + 1)})

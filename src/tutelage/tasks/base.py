@@ -1,0 +1,56 @@
+"""The interface of a task: from a model's raw text to a parsed answer, a row's score, and scores over many rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from tutelage.records import Example, Interval
+
+
+class BaseTask(ABC):
+    """One kind of question and how its answers are judged. No models, no tokens."""
+
+    name: ClassVar[str]
+    """`classification`, `ner` or `qa`, as in the recipe."""
+    choosable_metrics: ClassVar[tuple[str, ...]]
+    """Metrics (higher is better) that checkpoints and students can be chosen by; the first is the default."""
+    closed: ClassVar[bool]
+    """Whether every row's answer comes from a known set, which `decoding: labels` needs."""
+
+    def __init__(self, metric: str | None = None, labels: Sequence[str] | None = None, language: str | None = None):
+        """`metric`: one of `choosable_metrics`. `labels`: labels, entity types or choices. `language`: of rows without one."""
+        self.metric = metric or self.choosable_metrics[0]
+        self.labels = list(dict.fromkeys(labels)) if labels else None
+        self.language = language
+
+    def language_of(self, example: Example) -> str | None:
+        """The row's own language, else the recipe's."""
+        return example.language or self.language
+
+    @abstractmethod
+    def gold(self, example: Example) -> Any:
+        """What is expected, JSON-able: a label, a list of [type, surface], or a list of accepted answers."""
+
+    @abstractmethod
+    def parse(self, raw: str, example: Example) -> Any | None:
+        """The answer in a model's text, in the form that `score` takes; None if there is none to be read."""
+
+    @abstractmethod
+    def score(self, prediction: Any | None, example: Example) -> float:
+        """The row's own score in [0, 1]; 0 for None."""
+
+    @abstractmethod
+    def metrics(
+        self, predictions: Sequence[Any | None], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, Interval]:
+        """Every metric of the task on parsed predictions, in the order of `examples`, at least one row.
+
+        The value is that of all rows; the interval is a seeded bootstrap 95 % percentile interval over rows.
+        """
+
+
+def first_line(raw: str) -> str:
+    """The first line that is not blank, stripped; empty if there is none."""
+    return raw.strip().split("\n", 1)[0].strip()

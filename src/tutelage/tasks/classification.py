@@ -1,0 +1,95 @@
+"""Classification: one label of a closed set.
+
+    prompt  "Name the intent of this request.\\nRequest: Wake me at 7\\nIntent:"    answer  "set alarm"
+
+Metrics: accuracy; macro_f1, the mean F1 over the labels that occur in gold; invalid_rate, the share of rows whose answer is
+none of the labels allowed there. An invalid answer counts as wrong in the other two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+
+from tutelage.records import Example, Interval
+from tutelage.tasks.base import BaseTask, first_line
+from tutelage.tasks.metrics import bootstrap, fold, macro_f1
+
+TEMPLATES: dict[str, str] = {
+    "en": "Choose the label that fits the text: {labels}.\nText: {text}\nLabel:",
+    "ja": "文章に合うラベルを選んでください: {labels}。\n文章: {text}\nラベル:",
+    "ko": "글에 맞는 레이블을 고르세요: {labels}.\n글: {text}\n레이블:",
+    "zh": "请选择符合文本的标签：{labels}。\n文本：{text}\n标签：",
+    "de": "Wähle die Klasse, die zum Text passt: {labels}.\nText: {text}\nKlasse:",
+}
+"""Default prompts by language; `{labels}` is the label set joined by ", "."""
+
+
+class Classification(BaseTask):
+    """One label of the task's set, or of the row's own `labels` where it has them."""
+
+    name = "classification"
+    choosable_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    closed = True
+
+    def allowed(self, example: Example) -> list[str] | None:
+        """The labels a row can have: its own, else the task's; None if neither is known."""
+        return example.labels or self.labels
+
+    def gold(self, example: Example) -> str:
+        """The row's label, as the label set spells it; as written if the set lacks it."""
+        written = example.answer.strip()
+        return _canonical(written, self.allowed(example)) or written
+
+    def parse(self, raw: str, example: Example) -> str | None:
+        """The label on the first line: an exact match, else one that differs in case or width only; None if outside the set.
+
+        Where no label set is known, the line itself, or None if it is empty.
+        """
+        return _canonical(first_line(raw), self.allowed(example))
+
+    def score(self, prediction: str | None, example: Example) -> float:
+        """1.0 for the right label, else 0.0."""
+        return float(prediction == self.gold(example))
+
+    def metrics(
+        self, predictions: Sequence[str | None], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, Interval]:
+        """accuracy, macro_f1 and invalid_rate (None among the predictions), as defined at the top of this module."""
+        gold = [self.gold(example) for example in examples]
+        number = {label: place for place, label in enumerate(sorted(set(gold)))}
+        only_predicted, invalid = len(number), -1
+        pairs = [
+            (number[truth], invalid if guess is None else number.get(guess, only_predicted))
+            for truth, guess in zip(gold, predictions, strict=True)
+        ]
+
+        def statistic(draws: np.ndarray, patterns: np.ndarray) -> dict[str, np.ndarray]:
+            places, rows = np.arange(len(number)), draws.sum(1)
+            truth, guess = patterns[:, :1] == places, patterns[:, 1:] == places
+            matched = draws @ (truth & guess)
+            return {
+                "accuracy": matched.sum(1) / rows,
+                "macro_f1": macro_f1(matched, draws @ guess, draws @ truth),
+                "invalid_rate": draws @ (patterns[:, 1] == invalid) / rows,
+            }
+
+        return bootstrap(np.array(pairs), statistic, resamples, seed)
+
+
+def _canonical(text: str, labels: Sequence[str] | None) -> str | None:
+    if labels is None:
+        return text or None
+    exact, folded = _lookup(tuple(labels))
+    return exact.get(text) or folded.get(fold(text))
+
+
+@lru_cache(maxsize=256)
+def _lookup(labels: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+    """Stripped label to label; folded label to label, without those that two labels share ("US", "us")."""
+    spellings = [fold(label.strip()) for label in labels]
+    folded = {key: label for key, label in zip(spellings, labels, strict=True) if spellings.count(key) == 1}
+    return {label.strip(): label for label in labels}, folded

@@ -1,0 +1,154 @@
+"""Named-entity recognition, written out: one entity a line in reading order, or the single word `none`.
+
+    prompt  "List the slots ...\\nRequest: play Purple Rain by Prince\\nSlots:"    answer  "song: Purple Rain\\nartist: Prince"
+
+A line is split at its first ": " (or full-width "："), so a surface may hold colons. Metrics: entity_f1, precision and recall
+over (type, surface) pairs, a multiset per row, summed over rows; f1/TYPE for each type that occurs in gold; unparsable_rate,
+the share of rows whose text is neither `none` nor has one readable line. Such a row predicts no entity. Unreadable lines
+beside readable ones are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from tutelage.errors import DataError
+from tutelage.records import Example, Interval
+from tutelage.tasks.base import BaseTask
+from tutelage.tasks.metrics import bootstrap, entity_counts, ratio
+
+NO_ENTITIES = "none"
+"""The whole answer where a text holds no entity."""
+
+SEPARATORS = (": ", "：")
+
+TEMPLATES: dict[str, str] = {
+    "en": "List the entities in the text, one per line as 'type: text'. Types: {labels}. Write none if there are none.\n"
+    "Text: {text}\nEntities:",
+    "ja": "文中の固有表現を1行に1つずつ「種類: 表現」の形で書き出してください。種類: {labels}。なければ none。\n"
+    "文: {text}\n固有表現:",
+    "ko": "문장에서 개체명을 찾아 한 줄에 하나씩 '유형: 표현'으로 쓰세요. 유형: {labels}. 없으면 none.\n문장: {text}\n개체명:",
+    "zh": "请找出文本中的实体，每行一个，写成“类型: 实体”。类型：{labels}。没有则写 none。\n文本：{text}\n实体：",
+    "de": "Nenne die Entitäten im Text, eine je Zeile als 'Typ: Text'. Typen: {labels}. Gibt es keine, schreibe none.\n"
+    "Text: {text}\nEntitäten:",
+}
+"""Default prompts by language; `{labels}` is the entity types joined by ", "."""
+
+
+def answer_from_entities(entities: Sequence[tuple[str, str]]) -> str:
+    """The text to learn for (type, surface) pairs in reading order. A line break inside a surface becomes a space."""
+    lines = []
+    for kind, surface in entities:
+        kind, surface = _one_line(kind), _one_line(surface)
+        line = f"{kind}: {surface}"
+        if not kind or not surface or _split(line, None) != (kind, surface):
+            raise DataError(
+                f"Entity {surface!r} of type {kind!r} cannot be written as `TYPE: surface` and read back. Both need text, and "
+                "a type must not hold a colon followed by a space, or a full-width colon: rename the type."
+            )
+        lines.append(line)
+    return "\n".join(lines) or NO_ENTITIES
+
+
+def entities_from_answer(text: str, types: Collection[str] | None = None) -> list[tuple[str, str]] | None:
+    """The (type, surface) pairs of the readable lines; [] for `none` (any case); None if nothing can be read.
+
+    With `types`, lines of any other type are unreadable.
+    """
+    if text.strip().casefold() == NO_ENTITIES:
+        return []
+    pairs = [_split(line, types) for line in text.splitlines()]
+    return [pair for pair in pairs if pair] or None
+
+
+class EntityRecognition(BaseTask):
+    """Typed entities, counted as a multiset of (type, surface) per row; `labels` are the types."""
+
+    name = "ner"
+    choosable_metrics: ClassVar[tuple[str, ...]] = ("entity_f1", "precision", "recall")
+    closed = False
+
+    def gold(self, example: Example) -> list[list[str]]:
+        """Pairs [type, surface] of the gold answer; a `DataError` if one of its lines cannot be read."""
+        pairs = entities_from_answer(example.answer)
+        lines = sum(bool(line.strip()) for line in example.answer.splitlines())
+        if pairs is None or (pairs and len(pairs) != lines):
+            raise DataError(
+                f"Row {example.id}: the answer {example.answer!r} is not a list of entities. Write one entity a line as "
+                "`TYPE: surface`, or the single word `none`."
+            )
+        return [list(pair) for pair in pairs]
+
+    def parse(self, raw: str, example: Example) -> list[list[str]] | None:
+        """Pairs [type, surface] of the readable lines, [] for `none`; None if nothing can be read."""
+        pairs = entities_from_answer(raw, self.labels)
+        return None if pairs is None else [list(pair) for pair in pairs]
+
+    def score(self, prediction: Sequence[Sequence[str]] | None, example: Example) -> float:
+        """F1 of the row's entities, whatever the task's metric; 1.0 if there are none and none is predicted; 0.0 for None."""
+        if prediction is None:
+            return 0.0
+        matched, predicted, gold = _total(entity_counts(prediction, self.gold(example)))
+        return 2 * matched / (predicted + gold) if predicted + gold else 1.0
+
+    def metrics(
+        self,
+        predictions: Sequence[Sequence[Sequence[str]] | None],
+        examples: Sequence[Example],
+        *,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, Interval]:
+        """entity_f1, precision, recall, unparsable_rate and f1/TYPE, as defined at the top of this module.
+
+        Where neither gold nor prediction holds any entity and every row was readable, the first three are 1.0.
+        """
+        pairs = list(zip(predictions, examples, strict=True))
+        counts = [entity_counts(prediction or [], self.gold(example)) for prediction, example in pairs]
+        found = {kind for row in counts for kind, (_, _, gold) in row.items() if gold}
+        types = [kind for kind in self.labels or [] if kind in found]
+        types += sorted(found.difference(types))
+        rows = [
+            [prediction is None, *_total(row), *(number for kind in types for number in row.get(kind, (0, 0, 0)))]
+            for (prediction, _), row in zip(pairs, counts, strict=True)
+        ]
+
+        def statistic(draws: np.ndarray, patterns: np.ndarray) -> dict[str, np.ndarray]:
+            unparsable, *sums = (draws @ patterns).T
+            matched, predicted, gold = sums[:3]
+            nothing = np.where(predicted + gold + unparsable > 0, 0.0, 1.0)
+            by_type = zip(types, sums[3::3], sums[4::3], sums[5::3], strict=True)
+            return {
+                "entity_f1": ratio(2 * matched, predicted + gold, nothing),
+                "precision": ratio(matched, predicted, nothing),
+                "recall": ratio(matched, gold, nothing),
+                "unparsable_rate": unparsable / draws.sum(1),
+                **{f"f1/{kind}": ratio(2 * right, guessed + true, np.nan) for kind, right, guessed, true in by_type},
+            }
+
+        return bootstrap(np.array(rows, dtype=np.int64), statistic, resamples, seed)
+
+
+def _split(line: str, types: Collection[str] | None) -> tuple[str, str] | None:
+    """Type and surface of a line, at the first separator that leaves a known type; None if there is none."""
+    line = line.strip()
+    places = sorted((line.find(separator), separator) for separator in SEPARATORS if separator in line)
+    for _, separator in places:
+        kind, _, surface = (part.strip() for part in line.partition(separator))
+        if kind and surface and (types is None or kind in types):
+            return kind, surface
+    return None
+
+
+def _one_line(text: str) -> str:
+    # Other white space stays, so that the surface is still found in the text: names are written with U+3000 in Japanese.
+    return " ".join(part.strip() for part in text.splitlines()).strip()
+
+
+def _total(counts: dict[str, tuple[int, int, int]]) -> tuple[int, int, int]:
+    """(matched, predicted, gold) over all types of a row."""
+    matched, predicted, gold = (sum(column) for column in zip((0, 0, 0), *counts.values(), strict=True))
+    return matched, predicted, gold

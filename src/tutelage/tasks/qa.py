@@ -1,0 +1,101 @@
+"""Question answering: a span of text, or one of several choices.
+
+    span    "... Question: Where was Suo Jing from?\\nAnswer:"                        answer  "Dunhuang"
+    choice  "What holds a letter?\\nA. car\\nB. envelope\\nC. roof\\nAnswer:"         answer  "B"
+
+Span metrics: exact_match and token_f1 after SQuAD's normalisation, the best over a row's accepted answers, by character for
+zh, ja and ko (see `metrics.answer_tokens`); empty_rate, the share of rows without any answer, which score 0. Choice metrics
+are those of classification; the answers are letters, or whatever closed set the rows name ("yes", "no", "maybe").
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from tutelage.errors import DataError
+from tutelage.records import Example, Interval
+from tutelage.tasks.base import BaseTask, first_line
+from tutelage.tasks.classification import Classification
+from tutelage.tasks.metrics import bootstrap, exact_match, token_f1
+
+SPAN_TEMPLATES: dict[str, str] = {
+    "en": "Answer the question with words from the text.\nText: {context}\nQuestion: {question}\nAnswer:",
+    "ja": "文章中の言葉を使って質問に答えてください。\n文章: {context}\n質問: {question}\n答え:",
+    "ko": "글에 나온 말로 질문에 답하세요.\n글: {context}\n질문: {question}\n답:",
+    "zh": "请用原文中的词语回答问题。\n原文：{context}\n问题：{question}\n答案：",
+    "de": "Beantworte die Frage mit Worten aus dem Text.\nText: {context}\nFrage: {question}\nAntwort:",
+}
+"""Default prompts by language for an answer out of a text."""
+
+CHOICE_TEMPLATES: dict[str, str] = {
+    "en": "Answer with the letter of the right choice.\nQuestion: {question}\n{choices}\nAnswer:",
+    "ja": "正しい選択肢の記号で答えてください。\n質問: {question}\n{choices}\n答え:",
+    "ko": "알맞은 선택지의 기호로 답하세요.\n질문: {question}\n{choices}\n답:",
+    "zh": "请用正确选项的字母回答。\n问题：{question}\n{choices}\n答案：",
+    "de": "Antworte mit dem Buchstaben der richtigen Wahl.\nFrage: {question}\n{choices}\nAntwort:",
+}
+"""Default prompts by language for one of several choices; `{choices}` is `render_choices`."""
+
+
+def choice_letters(count: int) -> list[str]:
+    """`A`, `B`, `C`, ...: the answers to a question with that many choices, at most 26."""
+    if not 1 <= count <= 26:
+        raise DataError(
+            f"A question has {count} choices, but choices are answered by one letter, A to Z. Give 1 to 26 choices, or use "
+            "`task.type: classification` with the choices as labels."
+        )
+    return list(string.ascii_uppercase[:count])
+
+
+def render_choices(choices: Sequence[str]) -> str:
+    """The choices as prompt lines: `A. text`, `B. text`, ..."""
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(choice_letters(len(choices)), choices, strict=True))
+
+
+class ChoiceQA(Classification):
+    """One of several choices: judged as a label."""
+
+    name = "qa"
+
+
+class SpanQA(BaseTask):
+    """A free answer, compared with every accepted one."""
+
+    name = "qa"
+    choosable_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "token_f1")
+    closed = False
+
+    def gold(self, example: Example) -> list[str]:
+        """Every accepted answer."""
+        return list(example.answers) or [example.answer]
+
+    def parse(self, raw: str, example: Example) -> str | None:
+        """The first line that is not blank, stripped; None if there is none."""
+        return first_line(raw) or None
+
+    def score(self, prediction: str | None, example: Example) -> float:
+        """The row's exact_match (0 or 1), or its token_f1 where that is the task's metric."""
+        compare = token_f1 if self.metric == "token_f1" else exact_match
+        return 0.0 if prediction is None else compare(prediction, self.gold(example), self.language_of(example))
+
+    def metrics(
+        self, predictions: Sequence[str | None], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, Interval]:
+        """exact_match, token_f1 and empty_rate, as defined at the top of this module."""
+        rows = []
+        for prediction, example in zip(predictions, examples, strict=True):
+            if prediction is None:
+                rows.append((0.0, 0.0, 1.0))
+                continue
+            answers, language = self.gold(example), self.language_of(example)
+            rows.append((exact_match(prediction, answers, language), token_f1(prediction, answers, language), 0.0))
+
+        def statistic(draws: np.ndarray, patterns: np.ndarray) -> dict[str, np.ndarray]:
+            means = draws @ patterns / draws.sum(1, keepdims=True)
+            return dict(zip(("exact_match", "token_f1", "empty_rate"), means.T, strict=True))
+
+        return bootstrap(np.array(rows), statistic, resamples, seed)
