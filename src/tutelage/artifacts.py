@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
 def fingerprint(folder: Path) -> str:
     """Fingerprint of a finished folder: of the inputs it was made from. Raises StaleArtifactError if it is not finished."""
     if not (folder / MANIFEST).is_file():
-        raise StaleArtifactError(f"{folder} is not there or not finished, and this stage needs it: tutelage run RECIPE makes all in order")
+        raise StaleArtifactError(f"{folder} is missing or unfinished, and this stage needs it: `tutelage run RECIPE` makes all")
     return digest(read_json(folder / MANIFEST)["inputs"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,9 @@ class CacheBuilder:
         vocabulary: int,
         pad_id: int,
         dtype: torch.dtype,
-        batch_size: int,
-        shard_rows: int,
-        top_k: int,
+        batch_size: int = 16,
+        shard_rows: int = 1024,
+        top_k: int = 64,
     ) -> None:
         """Stores go to `folder/CHECKPOINT`, heads beside them."""
         self.folder, self.rows, self.vocabulary = folder, rows, vocabulary
@@ -54,7 +55,7 @@ class CacheBuilder:
         self.shard_rows, self.top_k = shard_rows, top_k
 
     def build(
-        self, checkpoint: str, model: nn.Module, about: dict[str, str], on_rows: Callable[[int], None] | None = None
+        self, checkpoint: str, model: nn.Module, about: dict[str, Any], on_rows: Callable[[int], None] | None = None
     ) -> str | None:
         """Write the store of one checkpoint, continuing after its last whole shard. Returns a note where top-k had to do."""
         model.eval()

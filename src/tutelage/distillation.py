@@ -191,10 +191,7 @@ class Distillation:
         places = np.sort(np.random.default_rng(self.plan.seed).permutation(len(self.rows))[:count])
         write_json(self.folder / "probe.json", [self.rows[place].id for place in places])
         collate = Collator(self.pad_id)
-        return [
-            collate([(int(place), self.rows[place]) for place in places[start : start + 16]])
-            for start in range(0, count, 16)
-        ]
+        return [collate([(int(place), self.rows[place]) for place in places[start : start + 16]]) for start in range(0, count, 16)]
 
     def weights(self, checkpoint: str | None) -> np.ndarray:
         """[rows] share of each row's loss that follows this checkpoint."""
@@ -212,9 +209,7 @@ class Distillation:
         every = plan.save_steps or total
         guidance = None
         if checkpoint is not None:
-            guidance = Guidance(
-                self.source, checkpoint, self.weights(checkpoint), plan.parts.divergence, plan.temperature
-            )
+            guidance = Guidance(self.source, checkpoint, self.weights(checkpoint), plan.parts.divergence, plan.temperature)
         callbacks = [
             SaveAt(range(every, total, every)),
             JsonLog(self.folder / "log.jsonl", stage=stage, checkpoint=checkpoint),

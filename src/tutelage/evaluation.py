@@ -14,6 +14,7 @@ from tutelage.data import Collator, EncodedRow, Encoder, length_order, pad_id_of
 from tutelage.generation import choose_labels, generate_answers
 from tutelage.records import Example, Prediction, SampleLoss
 from tutelage.tasks.base import BaseTask
+from tutelage.tasks.metrics import bootstrap
 from tutelage.teachers import read_batch
 
 OnRows = Callable[[int], None]
@@ -47,9 +48,7 @@ class Evaluator:
         for label in {label for row in labels for label in row}:
             encoded[label] = self.encoder.answer(label)[:-1]
         candidates = [[encoded[label] for label in row] for row in labels]
-        best = choose_labels(
-            model, self.encoder.tokenizer, prompts, candidates, batch_size=self.batch_size, on_batch=on_rows
-        )
+        best = choose_labels(model, self.encoder.tokenizer, prompts, candidates, batch_size=self.batch_size, on_batch=on_rows)
         return [row[place] for row, place in zip(labels, best, strict=True)]
 
     def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> list[SampleLoss]:
@@ -63,9 +62,7 @@ class Evaluator:
             on_rows=on_rows,
         )
 
-    def predict(
-        self, name: str, model: nn.Module, examples: Sequence[Example], on_rows: OnRows | None = None
-    ) -> list[Prediction]:
+    def predict(self, name: str, model: nn.Module, examples: Sequence[Example], on_rows: OnRows | None = None) -> list[Prediction]:
         """Answer, parsed answer, score and loss of a model on every example with a gold answer."""
         raw = self.answers(model, examples, on_rows)
         losses = self.losses(model, [self.encoder.row(example) for example in examples])
@@ -80,8 +77,9 @@ class Evaluator:
         """Every metric, and the mean loss, as {"value", "low", "high"} with bootstrap 95 % intervals."""
         metrics = self.task.metrics([p.prediction for p in predictions], examples, resamples=resamples)
         table = {name: interval._asdict() for name, interval in metrics.items()}
-        mean_nll = bootstrap(np.array([[p.nll] for p in predictions]), _mean, resamples, 0)
-        return table | {"nll": mean_nll._asdict()}
+        losses = np.array([[prediction.nll] for prediction in predictions])
+        table |= {name: interval._asdict() for name, interval in bootstrap(losses, _mean_nll, resamples).items()}
+        return table
 
     def quick(
         self, model: nn.Module, examples: Sequence[Example], rows: Sequence[EncodedRow], on_rows: OnRows | None = None
@@ -91,6 +89,11 @@ class Evaluator:
         parsed = [self.task.parse(text, example) for text, example in zip(raw, examples, strict=True)]
         score = self.task.metrics(parsed, examples, resamples=100)[self.task.metric].value
         return score, float(np.mean([loss.nll for loss in self.losses(model, rows)]))
+
+
+def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """[draws] mean losses; a statistic for `bootstrap`, which draws rows with replacement."""
+    return {"nll": draws @ rows[:, 0] / draws.sum(1)}
 
 
 @torch.no_grad()

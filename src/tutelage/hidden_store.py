@@ -124,5 +124,3 @@ class HiddenStore:
 def bytes_on_disk(rows: Sequence[EncodedRow], width: int, dtype_bytes: int) -> int:
     """Size of one checkpoint's states: answer positions x width x bytes."""
     return sum(len(row.answer) for row in rows) * width * dtype_bytes
-
-

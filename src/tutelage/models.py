@@ -21,9 +21,7 @@ def load_tokenizer(model: Model) -> Any:
     name = model.model_name_or_path
     _check_local(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"no tokenizer could be read from {name!r}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:

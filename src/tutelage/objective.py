@@ -87,9 +87,7 @@ def mixed_loss(
     return Losses(total / (len(counts) if denominator is None else denominator), *means)
 
 
-def _divergence(
-    rows: Tensor, targets: Targets, start: int, stop: int, divergence: str, temperature: float
-) -> Tensor:
+def _divergence(rows: Tensor, targets: Targets, start: int, stop: int, divergence: str, temperature: float) -> Tensor:
     """[positions] divergence, scaled by temperature squared."""
     sparse = targets.top_k(start, stop)
     if sparse is None:

@@ -52,9 +52,7 @@ class Predictor:
         prefix = data.answer_prefix if data.answer_prefix is not None else ("" if data.chat_template else " ")
         self.task = make_task(self.section, self.section.labels, choice=usage["choice"])
         encoder = Encoder(tokenizer, prefix, data.max_length, data.too_long)
-        self.evaluator = Evaluator(
-            self.task, encoder, len(tokenizer), usage["max_new_tokens"], self.section.decoding, batch_size
-        )
+        self.evaluator = Evaluator(self.task, encoder, len(tokenizer), usage["max_new_tokens"], self.section.decoding, batch_size)
         self.model, self.batch_size = load_model(section), batch_size
 
     def __call__(self, rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[dict[str, Any]]:

@@ -59,9 +59,7 @@ def show_scores(folder: Path) -> None:
     result = read_json(folder / "evaluate" / "scores.json")
     names = list(dict.fromkeys(m for table in result["models"].values() for m in table if "/" not in m))
     names.sort(key=lambda name: name != result["metric"])
-    rows = [
-        [model, *(_interval(table.get(name)) for name in names)] for model, table in result["models"].items()
-    ]
+    rows = [[model, *(_interval(table.get(name)) for name in names)] for model, table in result["models"].items()]
     print_table(f"{result['rows']:,} {result['split']} rows, 95 % intervals", ["model", *names], rows)
 
 

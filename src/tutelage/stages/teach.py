@@ -81,4 +81,3 @@ def _validate(space: Workspace, folder: Path, checkpoint: Path) -> dict[str, Any
     found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": nll}
     write_json(kept, found)
     return found
-
