@@ -28,7 +28,7 @@ from tutelage.errors import ConfigError, problems
 from tutelage.recipe_schema import Recipe, Section
 
 Keys = tuple[Any, ...]
-"""Path of a value: ("distill", "trainer", "learning_rate"); integers are places in a list."""
+"""Path of a value: ("distill", "trainer", "learning_rate"); an integer is a place in a list."""
 
 RESERVED = {
     "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
@@ -72,7 +72,7 @@ REQUIRED = {
 _TRAINED = ("teach", "anchor", "distill")
 """Sections with a `trainer` of their own."""
 _ABSENT = object()
-_OVERRIDE = re.compile(r"(?P<key>[^\W\d][\w-]*(?:\.[^\W\d][\w-]*)*)=(?P<value>.*\S.*)", re.DOTALL)
+_OVERRIDE = re.compile(r"(?P<key>[^\W\d][\w-]*(?:\.[\w-]+)*)=(?P<value>.*\S.*)", re.DOTALL)
 _DEEPEST = 20
 """Levels of nesting in a recipe; a YAML alias that holds itself has no end."""
 
@@ -129,7 +129,7 @@ class _Source:
     """A recipe's values before they are judged, and where each comes from."""
 
     path: Path
-    values: dict[Any, Any]
+    values: dict[str, Any]
     lines: dict[Keys, int] = field(default_factory=dict)
     overridden: list[Keys] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -163,12 +163,19 @@ def _read(path: Path) -> _Source:
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_problem(path, error)) from None
     if not values:
-        example = "".join(f"\n  {line}" for key in REQUIRED if "." not in key for line in _example((key,)).split("\n"))
+        example = "".join(f"\n  {_example((key,))}" for key in REQUIRED if "." not in key)
         raise ConfigError(f"{path}:1: the recipe is empty. The least it needs:{example}")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: a recipe is a mapping of sections (`task:`, `data:`, ...); found {_shown(values)}")
-    source.values = values
+    source.values = _plain(values)
     return source
+
+
+def _plain(value: Any) -> Any:
+    """A copy with keys as text, in which a YAML alias is a value of its own: an override changes one of them."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _note_lines(node: yaml.Node | None, keys: Keys, source: _Source) -> None:
@@ -216,7 +223,7 @@ def _override(source: _Source, text: str) -> None:
         return
     keys = tuple(match["key"].split("."))
     try:
-        value = yaml.load(match["value"], _Loader)
+        value = _plain(yaml.load(match["value"], _Loader))
     except yaml.YAMLError:
         quoted = f"{match['key']}={json.dumps(match['value'].strip(), ensure_ascii=False)}"
         source.problems.append(f"override {text!r}: the value is not valid YAML; {form}; text goes in quotes: '{quoted}'")
@@ -261,7 +268,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     return LoadedRecipe(recipe, origins, source.path)
 
 
-def _fill_empty_sections(values: dict[Any, Any]) -> None:
+def _fill_empty_sections(values: dict[str, Any]) -> None:
     """`teach:` with nothing under it means the defaults; a field that may be null (lora) stays null."""
     for keys, info in _schema(Recipe):
         may_be_empty = _section_of(info) or get_origin(info.annotation) is dict
@@ -299,7 +306,7 @@ def _validate(source: _Source) -> Recipe | None:
     return recipe
 
 
-def _mended(values: dict[Any, Any], faults: set[Keys]) -> Recipe | None:
+def _mended(values: dict[str, Any], faults: set[Keys]) -> Recipe | None:
     """The recipe with wrong values left out, required ones replaced by an example."""
     mended = copy.deepcopy(values)
     for keys in faults:
@@ -376,8 +383,9 @@ def _wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 def _example(keys: Keys) -> str:
     """A line that sets a required key."""
-    example = {keys[-1]: REQUIRED.get(_dotted(keys), "...")}
-    return yaml.dump(example, Dumper=_Dumper, default_flow_style=None, width=1000).strip()
+    value = REQUIRED.get(_dotted(keys), "...")
+    shown = "{" + ", ".join(f"{key}: {inner}" for key, inner in value.items()) + "}" if isinstance(value, dict) else value
+    return f"{keys[-1]}: {shown}"
 
 
 def _shown(value: Any) -> str:
