@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,40 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.data import Collator, EncodedRow, length_order
+from tutelage.errors import UserError
 from tutelage.heads import Head, answer_states, head_error, head_of
-from tutelage.hidden_store import StoreWriter
-from tutelage.models import load_adapter, load_model
+from tutelage.hidden_store import StoreWriter, bytes_on_disk
+from tutelage.models import hidden_size, load_adapter, load_model
 from tutelage.recipe_schema import Model
 from tutelage.teachers import read_batch, save_head
 
 FAITHFUL_NATS = 1e-3
 """Largest mean KL between a model's own distribution and `head(hidden)`: bfloat16 rounding is far below, a missing cap is not."""
+
+
+def foretell(rows: Sequence[EncodedRow], teacher: Model, checkpoints: int, vocabulary: int, dtype: str, where: Path) -> str:
+    """What the cache will take on disk, in words. Raises UserError if the disk that holds `where` has not got it.
+
+    A checkpoint's states are answer tokens x hidden size; its head is vocabulary x hidden size, once for all of them if it does
+    not change (adapters), so the heads' part is an upper bound.
+    """
+    width = hidden_size(teacher)
+    if width is None:
+        return "cache: its size is known once the teacher's files are here"
+    each = 2 if dtype == "bfloat16" else 4
+    states = bytes_on_disk(rows, width, each) * checkpoints
+    heads = vocabulary * width * each * checkpoints
+    folder = next(parent for parent in (where, *where.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if states + heads > free:
+        raise UserError(
+            f"the cache needs up to {(states + heads) / 1e9:,.1f} GB and {folder} has {free / 1e9:,.1f} GB free. Use a larger"
+            " disk (output_dir=...), fewer checkpoints (teach.num_checkpoints=...) or cache.dtype=bfloat16"
+        )
+    return (
+        f"cache: {len(rows):,} rows x {checkpoints} checkpoints take {states / 1e6:,.1f} MB, their heads at most"
+        f" {heads / 1e6:,.0f} MB; {free / 1e9:,.0f} GB are free"
+    )
 
 
 def each_checkpoint(teacher: Model, folders: Sequence[Path]) -> Iterator[tuple[Path, nn.Module]]:

@@ -53,7 +53,9 @@ def load_adapter(base: nn.Module, folder: Path) -> Any:
 
 def _load_full(model: Model, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     _check_local(name)
     dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     options = {"attn_implementation": model.attn_implementation} if model.attn_implementation else {}
@@ -135,6 +137,29 @@ def check_vocabularies(teacher: Any, student: Any) -> int:
             f" Set `eos_token` in the student's tokenizer_config.json to {teacher.eos_token!r}"
         )
     return max(ours.values()) + 1
+
+
+def hidden_size(model: Model) -> int | None:
+    """Width of what enters the model's output head, from its config; None where the config does not say or is not here."""
+    config = _config_of(model)
+    return getattr(config, "hidden_size", None)
+
+
+def longest_context(model: Model) -> int | None:
+    """Most tokens the model has positions for, from its config; None if there is no limit or it is not known yet."""
+    return getattr(_config_of(model), "max_position_embeddings", None)
+
+
+def _config_of(model: Model) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    return config.get_text_config()
 
 
 def list_checkpoints(where: str | list[str], base: Model) -> list[Path]:

@@ -5,18 +5,14 @@ Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and t
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tutelage.artifacts import read_json
-from tutelage.caching import CacheBuilder, each_checkpoint
+from tutelage.caching import CacheBuilder, each_checkpoint, foretell
 from tutelage.data import EncodedRow, pad_id_of
-from tutelage.errors import UserError
-from tutelage.hidden_store import HiddenStore, bytes_on_disk
+from tutelage.hidden_store import HiddenStore
 from tutelage.records import SampleLoss, write_jsonl
 from tutelage.workspace import Workspace
 
@@ -30,11 +26,12 @@ def run(space: Workspace) -> None:
             return
         rows = space.encoded("train")
         checkpoints = read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]
-        _foretell(space, rows, checkpoints)
+        count, vocabulary = len(checkpoints), space.about["vocabulary"]
+        space.screen.say(foretell(rows, recipe.teacher, count, vocabulary, section.dtype, space.folder))
         builder = CacheBuilder(
             work.folder,
             rows,
-            vocabulary=space.about["vocabulary"],
+            vocabulary=vocabulary,
             pad_id=pad_id_of(space.tokenizer),
             dtype=getattr(torch, section.dtype),
             batch_size=section.batch_size,
@@ -56,33 +53,3 @@ def run(space: Workspace) -> None:
 def _losses(folder: Path, rows: list[EncodedRow]) -> list[SampleLoss]:
     nll = HiddenStore(folder).nll()
     return [SampleLoss(row.id, row.split, float(loss), len(row.answer)) for row, loss in zip(rows, nll, strict=True)]
-
-
-def _foretell(space: Workspace, rows: list[EncodedRow], checkpoints: list[dict[str, Any]]) -> None:
-    """Say what the cache will take on disk; refuse if the disk has not got it."""
-    width = _hidden_size(space.recipe.teacher.model_name_or_path)
-    if width is None:
-        return
-    each = 2 if space.recipe.cache.dtype == "bfloat16" else 4
-    states = bytes_on_disk(rows, width, each) * len(checkpoints)
-    heads = space.about["vocabulary"] * width * each * len(checkpoints)
-    free = shutil.disk_usage(space.folder).free
-    space.screen.say(
-        f"cache: {len(rows):,} rows x {len(checkpoints)} checkpoints take {states / 1e6:,.1f} MB, their heads at most"
-        f" {heads / 1e6:,.0f} MB; {free / 1e9:,.0f} GB are free"
-    )
-    if states + heads > free:
-        raise UserError(
-            f"the cache needs up to {(states + heads) / 1e9:,.1f} GB and {space.folder} has {free / 1e9:,.1f} GB free. Use a larger"
-            " disk (output_dir=...), fewer checkpoints (teach.num_checkpoints) or cache.dtype=bfloat16"
-        )
-
-
-def _hidden_size(model: str) -> int | None:
-    """Width of the teacher, from a local config; a hub model's is known once its files are here."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(model).get_text_config().hidden_size
-    except (OSError, ValueError, AttributeError, json.JSONDecodeError):
-        return None

@@ -6,10 +6,13 @@ Writes prepare/rows.jsonl (every example that is used) and prepare/data.json (la
 from __future__ import annotations
 
 from tutelage.artifacts import folder_fingerprint, write_json
-from tutelage.models import check_vocabularies, list_checkpoints, load_tokenizer
+from tutelage.caching import foretell
+from tutelage.errors import ConfigError, ModelError
+from tutelage.models import check_vocabularies, list_checkpoints, load_tokenizer, longest_context
 from tutelage.records import SPLITS, write_jsonl
 from tutelage.rows import fingerprint as rows_fingerprint
 from tutelage.rows import load_rows
+from tutelage.trainer import training_arguments
 from tutelage.workspace import Workspace, make_encoder
 
 
@@ -23,14 +26,17 @@ def run(space: Workspace) -> None:
         if work is None:
             return
         rows = load_rows(recipe)
-        if recipe.teach.checkpoints:
-            list_checkpoints(recipe.teach.checkpoints, recipe.teacher)
+        _check_trainers(space)
+        given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         tokenizer = load_tokenizer(recipe.student)
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
         encoder = make_encoder(recipe, tokenizer)
         kept, lengths, dropped = [], {}, []
         for split in SPLITS:
             encoded, out = encoder.rows(rows.examples[split])
+            if split == "train":
+                count = len(given) if given else recipe.teach.num_checkpoints
+                foretell(encoded, recipe.teacher, count, vocabulary, recipe.cache.dtype, space.folder)
             dropped += out
             left = {row.id for row in encoded}
             kept += [example for example in rows.examples[split] if example.id in left]
@@ -42,6 +48,7 @@ def run(space: Workspace) -> None:
         notes = list(rows.notes)
         if dropped:
             notes.append(f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ...")
+        _check_fit(space, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
         for note in notes:
             space.screen.say(note)
@@ -60,6 +67,26 @@ def run(space: Workspace) -> None:
                 "notes": notes,
             },
         )
+
+
+def _check_trainers(space: Workspace) -> None:
+    """Build every training's arguments once: transformers checks their values, and should do so before hours of work."""
+    for sections in (("teach",), ("distill", "anchor"), ("distill",)):
+        try:
+            training_arguments(space.folder, space.recipe.trainer_arguments(*sections), seed=0)
+        except (ValueError, TypeError, ImportError) as error:
+            raise ConfigError(f"{sections[-1]}.trainer: transformers refuses these arguments: {error}") from error
+
+
+def _check_fit(space: Workspace, longest: int) -> None:
+    """Refuse rows that are longer than a model has positions for."""
+    for role in ("teacher", "student"):
+        most = longest_context(getattr(space.recipe, role))
+        if most is not None and longest > most:
+            raise ModelError(
+                f"the longest row has {longest:,} tokens and the {role} has positions for {most:,}:"
+                f" set data.max_length={most} and data.too_long=truncate_prompt (or drop)"
+            )
 
 
 def _tokenizer_fingerprint(space: Workspace, role: str) -> str:
