@@ -1,0 +1,212 @@
+"""The user's path from rows to a distilled student, on tiny models: results, reruns, kills, staleness, plain transformers."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from project import Command, make_project
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tutelage import distillation
+from tutelage.records import read_jsonl
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A project run once to the end, for tests that only look."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = make_project(folder, distill={"keep_stages": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["tutelage", "run", str(recipe)])
+        from tutelage.cli import main
+
+        with pytest.raises(SystemExit) as leaving:
+            main()
+    assert not leaving.value.code
+    return folder
+
+
+CELL = "run/distill/scd-aw/seed-0"
+
+
+def test_scores_have_every_model_metric_and_interval(finished):
+    scores = json.loads((finished / "run/evaluate/scores.json").read_text())
+    assert (scores["task"], scores["metric"], scores["split"], scores["rows"]) == ("classification", "accuracy", "test", 6)
+    assert list(scores["models"]) == ["teacher", "student", "anchor", "scd-aw/seed-0"]
+    for table in scores["models"].values():
+        for name in ("accuracy", "macro_f1", "invalid_rate", "nll"):
+            assert table[name]["low"] <= table[name]["value"] <= table[name]["high"]
+
+
+def test_predictions_and_losses_have_their_documented_keys(finished):
+    predictions = list(read_jsonl(finished / "run/evaluate/predictions.jsonl"))
+    assert len(predictions) == 4 * 6
+    assert set(predictions[0]) == {"id", "model", "split", "gold", "raw", "prediction", "score", "nll"}
+    anchor = list(read_jsonl(finished / "run/anchor/sample_loss.jsonl"))
+    assert set(anchor[0]) == {"id", "split", "nll", "tokens"}
+    assert {line["split"] for line in anchor} == {"train", "validation"}
+    caches = sorted((finished / "run/cache").glob("checkpoint-*/sample_loss.jsonl"))
+    assert len(caches) == 2 and len(list(read_jsonl(caches[0]))) == 12
+
+
+def test_stages_and_weights_agree_with_each_other_and_with_the_losses_on_file(finished):
+    stages = json.loads((finished / CELL / "stages.json").read_text())
+    assert [record["stage"] for record in stages] == [1, 2]
+    for record in stages:
+        totals = {c["checkpoint"]: c["total"] for c in record["candidates"]}
+        assert record["chosen"] == min(totals, key=totals.get)
+        assert {"reason", "seconds"} <= set(record)
+    anchor = {line["id"]: line["nll"] for line in read_jsonl(finished / "run/anchor/sample_loss.jsonl")}
+    for line in read_jsonl(finished / CELL / "weights.jsonl"):
+        folder = finished / "run/cache" / line["checkpoint"]
+        teacher = {entry["id"]: entry["nll"] for entry in read_jsonl(folder / "sample_loss.jsonl")}[line["id"]]
+        assert line["weight"] == pytest.approx(anchor[line["id"]] / (anchor[line["id"]] + teacher), rel=1e-6)
+    assert (finished / CELL / "stage-1-start/config.json").exists() and (finished / CELL / "stage-2-start/config.json").exists()
+
+
+def test_the_student_is_a_plain_transformers_model(finished):
+    folder = finished / CELL
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    lines = [line for line in read_jsonl(finished / "run/evaluate/predictions.jsonl") if line["model"] == "scd-aw/seed-0"]
+    rows = {row["id"]: row for row in read_jsonl(finished / "run/prepare/rows.jsonl")}
+    for line in lines:
+        ids = tokenizer(rows[line["id"]]["prompt"], return_tensors="pt")
+        written = model.generate(**ids, max_new_tokens=6)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(written, skip_special_tokens=True).strip() == line["raw"]
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+
+
+def test_the_report_is_there_and_loads_nothing_from_outside(finished):
+    page = (finished / "run/report/index.html").read_text(encoding="utf-8")
+    assert "scd-aw/seed-0" in page and 'src="http' not in page and "<link" not in page
+
+
+def test_a_second_run_does_nothing(finished, command):
+    student = finished / CELL / "model.safetensors"
+    written = student.stat().st_mtime_ns
+    assert command("run", finished / "recipe.yaml") == 0
+    for name in ("prepare", "teach", "anchor", "cache", "distill/scd-aw/seed-0", "evaluate/teacher"):
+        assert f"{name}: done already" in command.err
+    assert student.stat().st_mtime_ns == written
+    assert "accuracy" in command.out
+
+
+def test_another_method_uses_teacher_and_cache_again_and_scores_only_itself(finished, command):
+    assert command("run", finished / "recipe.yaml", "distill.methods=[scd-aw, td, sft]") == 0
+    assert "cache: done already" in command.err and "evaluate/teacher: done already" in command.err
+    scores = json.loads((finished / "run/evaluate/scores.json").read_text())
+    assert list(scores["models"])[-3:] == ["scd-aw/seed-0", "td/seed-0", "sft/seed-0"]
+
+
+def test_a_changed_recipe_is_refused_with_what_changed(finished, command):
+    assert command("run", finished / "recipe.yaml", "distill.kd_ratio=0.9") == 2
+    assert "distill.kd_ratio: 0.5 -> 0.9" in command.err and "--force" in command.err and "output_dir=" in command.err
+    assert (finished / CELL / "model.safetensors").exists()
+
+
+def test_the_run_folder_of_another_recipe_is_refused(finished, command):
+    assert command("run", finished / "recipe.yaml", "data.max_train_rows=5") == 2
+    assert "data.max_train_rows: null -> 5" in command.err
+
+
+def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):
+    test = finished / "data/test.jsonl"
+    assert command("predict", finished / CELL, "--input", test) == 0
+    answers = [json.loads(line) for line in command.out.splitlines()]
+    expected = {
+        line["id"]: line for line in read_jsonl(finished / "run/evaluate/predictions.jsonl") if line["model"] == "scd-aw/seed-0"
+    }
+    assert [answer["id"] for answer in answers] == [f"test-{n}" for n in range(6)]
+    for answer in answers:
+        assert (answer["raw"], answer["prediction"]) == (expected[answer["id"]]["raw"], expected[answer["id"]]["prediction"])
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"text": "a new thing"}\n'))
+    assert command("predict", finished / CELL, "--input", "-") == 0
+    assert set(json.loads(command.out)) == {"id", "prediction", "raw"}
+
+
+@pytest.mark.parametrize("killed_in", ["teach", "anchor", "cache", "distill", "evaluate"])
+def test_a_killed_run_continues_to_the_same_student(finished, tmp_path, command, monkeypatch, killed_in):
+    recipe = make_project(tmp_path)
+    with monkeypatch.context() as patch:
+        kill(patch, killed_in)
+        assert command("run", recipe) == 130
+    assert "continues" in command.err
+    assert command("run", recipe) == 0
+    whole = AutoModelForCausalLM.from_pretrained(finished / CELL).state_dict()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / CELL).state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def kill(patch: pytest.MonkeyPatch, stage: str) -> None:
+    """Ctrl-C somewhere inside a stage."""
+    from tutelage.cli import Interrupted
+
+    places = {
+        "teach": ("tutelage.trainer.SaveAt.on_save", 1),
+        "anchor": ("tutelage.stages.anchor.save_student", 1),
+        "cache": ("tutelage.hidden_store.StoreWriter.write", 2),
+        "distill": ("tutelage.distillation.Distillation._train", 2),
+        "evaluate": ("tutelage.stages.evaluate.write_jsonl", 2),
+    }
+    path, nth = places[stage]
+    module, name = path.rsplit(".", 1)
+    owner = __import__("pkgutil").resolve_name(module.replace(".SaveAt", ":SaveAt").replace(".StoreWriter", ":StoreWriter")
+                                               .replace(".Distillation", ":Distillation"))  # fmt: skip
+    real, calls = getattr(owner, name), []
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == nth:
+            raise Interrupted
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, name, stopping)
+
+
+def test_a_stall_is_reported_to_the_user(tmp_path, command, monkeypatch):
+    """Far from every checkpoint by construction: the student is made to measure the first one as nearest, every time."""
+    real = distillation.Distillation._candidates
+
+    def first_is_nearest(self, model):
+        first, *rest = real(self, model)
+        worse = [type(c)(c.checkpoint, c.kl_best, c.kl_student + 50) for c in rest]
+        return [type(first)(first.checkpoint, first.kl_best, first.kl_student + 1), *worse]
+
+    monkeypatch.setattr(distillation.Distillation, "_candidates", first_is_nearest)
+    assert command("run", make_project(tmp_path, distill={"methods": ["scd"]})) == 0
+    assert "stall in stage 2" in command.err and "advance=true" in command.err
+    stages = json.loads((tmp_path / "run/distill/scd/seed-0/stages.json").read_text())
+    assert stages[0]["stall"] is None and "advance" in stages[1]["stall"]
+
+
+def test_lora_teacher_and_student_end_in_a_plain_model(tmp_path, command):
+    recipe = make_project(tmp_path, teacher={"lora": {"r": 4}}, student={"lora": {"r": 4}})
+    assert command("run", recipe) == 0
+    assert (tmp_path / "run/teach").glob("checkpoint-*/adapter_model.safetensors")
+    assert len(list((tmp_path / "run/cache").glob("head-*.safetensors"))) == 1  # adapters leave the head alone: stored once
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / CELL)
+    assert "lora" not in " ".join(model.state_dict())
+
+
+def test_the_users_own_checkpoints_are_taken_as_they_are(finished, tmp_path, command):
+    recipe = make_project(tmp_path, teach={"checkpoints": str(finished / "run/teach"), "trainer": {}})
+    assert command("run", recipe) == 0
+    whole = AutoModelForCausalLM.from_pretrained(finished / CELL).state_dict()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / CELL).state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not list((tmp_path / "run/teach").glob("checkpoint-*"))
+
+
+def test_decoding_by_labels_never_leaves_the_label_set(tmp_path, command):
+    assert command("run", make_project(tmp_path, task={"decoding": "labels"})) == 0
+    scores = json.loads((tmp_path / "run/evaluate/scores.json").read_text())
+    assert all(table["invalid_rate"]["value"] == 0 for table in scores["models"].values())
