@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tiny import save_pair
 
 LABELS = ("red", "green", "blue")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tiny import byte_tokenizer, tiny_model
 
+from tiny import byte_tokenizer, tiny_model
 from tutelage.caching import CacheBuilder
 from tutelage.data import EncodedRow, Encoder
 from tutelage.records import Example

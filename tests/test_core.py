@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rows import PAD, VOCABULARY, cached, encoded, teachers
-from tiny import byte_tokenizer, tiny_model
 from torch.nn import functional as F
 
+from rows import PAD, VOCABULARY, cached, encoded, teachers
+from tiny import byte_tokenizer, tiny_model
 from tutelage.data import IGNORED, Collator, EncodedRow
 from tutelage.distillation import Distillation, Plan, Validation
 from tutelage.errors import StaleArtifactError
@@ -297,7 +297,7 @@ def test_training_moves_every_weight_and_lowers_the_loss(tmp_path):
     rows = encoded()
     source = cached(tmp_path / "cache", teachers(), rows)
     before = copy.deepcopy(tiny_model(7)).state_dict()
-    kept, records = make_job(tmp_path / "run", source, rows, epochs_per_stage=8.0, method="td").run()
+    kept, _ = make_job(tmp_path / "run", source, rows, epochs_per_stage=8.0, method="td").run()
     after = weights_of(kept)
     assert all(not torch.equal(before[name], after[name]) for name in before)
     log = [line for line in read_jsonl(tmp_path / "run" / "log.jsonl") if "kd" in line]

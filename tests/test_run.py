@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from project import Command, make_project
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from project import Command, make_project
 from tutelage import distillation
 from tutelage.records import read_jsonl
 
