@@ -104,7 +104,8 @@ class Work:
         self.inputs = json.loads(json.dumps(self.inputs, default=str))
         finished = (self.folder / MANIFEST).is_file()
         record = self.folder / (MANIFEST if finished else STARTED)
-        if self.force:
+        nothing_yet = not finished and record.is_file() and len(list(self.folder.iterdir())) == 1
+        if self.force or nothing_yet:
             self._clear()
         elif record.is_file():
             changed = differences(read_json(record)["inputs"], self.inputs)

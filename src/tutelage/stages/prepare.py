@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tutelage.artifacts import folder_fingerprint, write_json
 from tutelage.caching import foretell
+from tutelage.data import EncodedRow
 from tutelage.errors import ConfigError, ModelError
 from tutelage.models import check_vocabularies, list_checkpoints, load_tokenizer, longest_context
 from tutelage.records import SPLITS, write_jsonl
@@ -31,20 +32,20 @@ def run(space: Workspace) -> None:
         tokenizer = load_tokenizer(recipe.student)
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
         encoder = make_encoder(recipe, tokenizer)
-        kept, lengths, dropped = [], {}, []
-        for split in SPLITS:
-            encoded, out = encoder.rows(rows.examples[split])
-            if split == "train":
-                count = len(given) if given else recipe.teach.num_checkpoints
-                foretell(encoded, recipe.teacher, count, vocabulary, recipe.cache.dtype, space.folder)
-            dropped += out
-            left = {row.id for row in encoded}
-            kept += [example for example in rows.examples[split] if example.id in left]
-            lengths[split] = {
-                "rows": len(encoded),
-                "longest": max((len(r.prompt) + len(r.answer) for r in encoded), default=0),
-                "longest_answer": max((len(r.answer) for r in encoded), default=0),
-            }
+        examples = [example for split in SPLITS for example in rows.examples[split]]
+        encoded, dropped = encoder.rows(examples)
+        left = {row.id for row in encoded}
+        kept = [example for example in examples if example.id in left]
+        train = [row for row in encoded if row.split == "train"]
+        foretell(
+            train,
+            recipe.teacher,
+            len(given) if given else recipe.teach.num_checkpoints,
+            vocabulary,
+            recipe.cache.dtype,
+            space.folder,
+        )
+        lengths = {split: _lengths([row for row in encoded if row.split == split]) for split in SPLITS}
         notes = list(rows.notes)
         if dropped:
             notes.append(f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ...")
@@ -67,6 +68,15 @@ def run(space: Workspace) -> None:
                 "notes": notes,
             },
         )
+
+
+def _lengths(rows: list[EncodedRow]) -> dict[str, int]:
+    """Size of a split in rows and tokens."""
+    return {
+        "rows": len(rows),
+        "longest": max((len(row.prompt) + len(row.answer) for row in rows), default=0),
+        "longest_answer": max((len(row.answer) for row in rows), default=0),
+    }
 
 
 def _check_trainers(space: Workspace) -> None:
