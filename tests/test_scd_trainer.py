@@ -21,7 +21,7 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    recipe = make_project(folder, teach={"best_by": "loss"}, distill={"keep_by": "loss"})
+    recipe = make_project(folder, teach={"best_by": "loss"}, distill={"keep_by": "loss"}, cache={"shard_rows": 1024})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["tutelage", "run", str(recipe)])
         from tutelage.cli import main

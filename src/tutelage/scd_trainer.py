@@ -58,6 +58,7 @@ class SCDConfig(TrainingArguments):
     chat_template: bool = field(default=False, metadata={"help": "Render prompts with the tokenizer's chat template."})
     cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
     cache_batch_size: int = field(default=16, metadata={"help": "Rows in one forward pass without gradients."})
+    seed: int = field(default=0, metadata={"help": "Seed of the anchor's and the student's training and of the probe rows."})
     adam_beta2: float = field(default=TRAINER_DEFAULTS["adam_beta2"], metadata={"help": "AdamW's second beta."})
     lr_scheduler_type: str = field(default=TRAINER_DEFAULTS["lr_scheduler_type"], metadata={"help": "Schedule in a stage."})
     warmup_steps: float = field(default=TRAINER_DEFAULTS["warmup_steps"], metadata={"help": "Below 1: a share of the steps."})
@@ -97,11 +98,11 @@ class SCDTrainer:
         """Read and check everything that can be checked without loading weights."""
         self.args, self.anchor, self.folder = args, anchor, Path(args.output_dir)
         self.student = Model(model_name_or_path=str(model), lora=_lora(peft_config))
-        self.tokenizer = processing_class or load_tokenizer(self.student)
         where = teacher_checkpoints
         where = str(where) if isinstance(where, str | Path) else [str(entry) for entry in where]
         self.teacher = Model(model_name_or_path=teacher or _base_of(where))
         self.checkpoints = list_checkpoints(where, self.teacher)
+        self.tokenizer = processing_class or load_tokenizer(self.student)
         self.vocabulary = check_vocabularies(load_tokenizer(self.teacher), self.tokenizer)
         self.encoder = Encoder(self.tokenizer, args.answer_prefix, args.max_length, args.too_long)
         self.rows = self._encode(train_dataset, "train")
@@ -116,7 +117,9 @@ class SCDTrainer:
         args = self.args
         plan = self._plan()
         aw = METHODS[args.method].weighting == "adaptive"
-        work = Work(self.folder / "distill", self._inputs() | {"plan": dataclasses.asdict(plan)})
+        work = Work(
+            self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
+        )
         anchor_nll = self._anchor_losses() if aw else None
         self._cache()
         work.prepare()

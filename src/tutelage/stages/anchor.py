@@ -30,9 +30,9 @@ def run(space: Workspace) -> None:
             return
         model = load_model(recipe.student, own) if own else _train(space, work.folder)
         save_student(model, space.tokenizer, work.folder)
-        rows = space.encoded("train") + space.encoded("validation")
-        with space.screen.progress("anchor losses", len(rows)) as advance:
-            losses = space.evaluator.losses(model, rows, advance)
+        splits = [space.encoded("train"), space.encoded("validation")]
+        with space.screen.progress("anchor losses", sum(map(len, splits))) as advance:
+            losses = [loss for rows in splits for loss in space.evaluator.losses(model, rows, advance)]
         write_jsonl(work.folder / "sample_loss.jsonl", losses)
         shutil.rmtree(work.folder / "trainer", ignore_errors=True)
 
