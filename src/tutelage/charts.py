@@ -1,0 +1,159 @@
+"""Where things go in a chart: axes with round ticks, bars of a histogram, lines from point to point. No mark-up, no colours.
+
+Horizontal places are percent of the chart's width, so that a chart can be as wide as the page while its text keeps its size;
+vertical places are pixels. The templates draw what this module places.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tutelage.records import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A mark on an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Values from `low` to `high`, laid on places from `start` to `end` (`end` may be the smaller: pixels count downward)."""
+
+    low: float
+    high: float
+    start: float = 0.0
+    end: float = 100.0
+
+    def at(self, value: float) -> float:
+        """Place of a value; values outside land on the border."""
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 3)
+
+    def ticks(self, count: int = 5) -> list[Tick]:
+        """About `count` ticks at round values inside the axis."""
+        step = _round_step((self.high - self.low) / max(count, 1))
+        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [Tick(self.at(k * step), f"{k * step:.{digits}f}".replace("-", "−")) for k in range(first, last + 1)]
+
+
+def axis_around(values: Iterable[float], start: float = 0.0, end: float = 100.0, *, share: float = 0.08, **limits: float) -> Axis:
+    """An axis that holds all values with a margin of `share` of their range on both sides.
+
+    limits: `floor` and `ceiling` that the margin must not cross (a score never exceeds 1). Equal values, or none, get a range
+    of their own.
+    """
+    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    margin = (high - low) * share or max(abs(high) * 0.1, 0.01)
+    low, high = low - margin, high + margin
+    if "floor" in limits:
+        low = max(low, min(limits["floor"], min(known)))
+    if "ceiling" in limits:
+        high = min(high, max(limits["ceiling"], max(known)))
+    return Axis(low, high if high > low else low + 1.0, start, end)
+
+
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2, 2.5 and 5 times a power of ten that is not below `least`."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A place in a chart, with what it stands for."""
+
+    x: float
+    y: float
+    text: str = ""
+    marked: bool = False
+
+
+def interval_plot(scores: Mapping[str, Interval | None], *, may_leave: str) -> dict[str, Any]:
+    """One line a model: where its value and the ends of its interval lie, on an axis they share.
+
+    may_leave: the model that is named instead of drawn if it lies far below the rest, where it would squeeze all others together.
+    """
+    known = {model: score for model, score in scores.items() if score}
+    ends = {model: [number for number in score if math.isfinite(number)] for model, score in known.items()}
+    rest = [number for model in known if model != may_leave for number in ends[model]]
+    off = bool(rest) and may_leave in known and max(ends[may_leave]) < min(rest) - (max(rest) - min(rest))
+    shown = rest if off else rest + ends.get(may_leave, [])
+    axis = axis_around(shown, 1, 99, floor=0.0, ceiling=1.0)
+    lines = []
+    for model, score in known.items():
+        value, low, high = (axis.at(number) if math.isfinite(number) else None for number in score)
+        lines.append({"model": model, "score": score, "off": off and model == may_leave, "value": value, "low": low, "high": high})
+    return {"lines": lines, "ticks": axis.ticks(6)}
+
+
+def line_chart(values: Sequence[float], marked: Sequence[bool], **limits: float) -> dict[str, Any]:
+    """Values at equal distances, joined by lines; 132 pixels of drawing above a foot for names. At least one value."""
+    upward = axis_around(values, 124, 20, share=0.1, **limits)
+    across = Axis(0, max(len(values) - 1, 1), 12, 92)
+    points = [Point(across.at(k), upward.at(v), f"{v:.3f}", m) for k, (v, m) in enumerate(zip(values, marked, strict=True))]
+    return {"points": points, "lines": list(itertools.pairwise(points)), "ticks": upward.ticks(3)}
+
+
+def staircase(levels: Sequence[str], chosen: Sequence[str], marked: Sequence[bool]) -> dict[str, Any]:
+    """Which level was chosen at each step: levels upward in their order, 30 pixels apart, steps across, choices joined."""
+    heights = {name: 18 + 30 * (len(levels) - 1 - place) for place, name in enumerate(levels)}
+    across = Axis(0.5, len(chosen) + 0.5)
+    points = [
+        Point(across.at(step), heights[name], str(step), mark)
+        for step, (name, mark) in enumerate(zip(chosen, marked, strict=True), start=1)
+    ]
+    return {"levels": heights, "points": points, "lines": list(itertools.pairwise(points)), "height": 18 + 30 * len(levels)}
+
+
+def decades(values: np.ndarray, least: float) -> tuple[float, float]:
+    """Ends of a logarithmic axis for [n] values >= 0: from the power of ten below all but 1 % of them, and no less than `least`."""
+    low = max(least, 10.0 ** math.floor(math.log10(max(float(np.quantile(values, 0.01)), least))))
+    return low, max(float(values.max()), 10 * low) * 1.2
+
+
+def scatter(across: np.ndarray, upward: np.ndarray, ends: tuple[float, float], *, height: float) -> dict[str, Any]:
+    """Pairs of losses on two equal logarithmic axes; values beyond the ends lie on the border. Marked: upward < across.
+
+    across, upward: [n] losses >= 0. ends: lowest and highest value of both axes, above 0.
+    """
+    left = 11.0  # room for the upward axis's numbers
+    low, high = math.log10(ends[0]), math.log10(ends[1])
+    x_axis, y_axis = Axis(low, high, left), Axis(low, high, height, 0)
+    places = np.log10(np.maximum(np.stack([across, upward], axis=1), ends[0]))
+    points = [
+        Point(round(x_axis.at(x), 1), round(y_axis.at(y), 1), marked=bool(b < a))
+        for (x, y), a, b in zip(places.tolist(), across, upward, strict=True)
+    ]
+    powers = range(math.ceil(low - 1e-9), math.floor(high) + 1)
+    ticks = [{"x": x_axis.at(power), "y": y_axis.at(power), "text": f"{10.0**power:g}"} for power in powers]
+    return {"points": points, "ticks": ticks, "height": height, "left": left}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar of a histogram: place and width in percent, height in pixels, the number of values in it."""
+
+    x: float
+    width: float
+    height: float
+    count: int
+
+
+def histogram(values: np.ndarray, *, bins: int, height: float) -> list[Bar]:
+    """Bars over [0, 1] in equal bins, the fullest `height` pixels high. values: [n] numbers in [0, 1]."""
+    counts, _ = np.histogram(values, bins=bins, range=(0.0, 1.0))
+    most = max(int(counts.max()), 1)
+    width = 100.0 / bins
+    return [Bar(round(k * width, 3), round(width, 3), round(height * int(n) / most, 2), int(n)) for k, n in enumerate(counts)]

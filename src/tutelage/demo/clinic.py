@@ -1,0 +1,167 @@
+"""The demo's data: intake notes of a small clinic, written by a seeded generator in English, Korean and Japanese.
+
+Three tasks: which department (classification), drugs, doses, symptoms and durations (ner), a question about the note (qa).
+Difficulty is honest: some rows are decided by one word, others by a word that points at one of two or three complaints, by a
+negation, or by copying a drug name no training row holds. A share of the training labels is wrong, as in real data; validation and
+test are clean. Every row names its kind in `subdomain`. No text occurs in two splits.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tutelage.demo import lexicon as words
+from tutelage.records import write_jsonl
+
+VERSION = 1
+ROWS = {"train": 1200, "validation": 200, "test": 400}
+TASKS = ("classification", "ner", "qa")
+LABEL_NOISE = 0.05
+"""Share of the training rows of the classification task whose label is another department's."""
+SEED = 20260114
+
+Row = dict[str, Any]
+
+
+def write_clinic(folder: Path, *, seed: int = SEED, rows: dict[str, int] | None = None) -> dict[str, Path]:
+    """Write clinic_TASK/{train,validation,test}.jsonl below `folder`; returns the folder of each task."""
+    makers = {"classification": _triage_row, "ner": _entity_row, "qa": _question_row}
+    folders = {}
+    for task, make in makers.items():
+        folders[task] = folder / f"clinic_{task}"
+        for split, table in _splits(task, make, seed, rows or ROWS).items():
+            write_jsonl(folders[task] / f"{split}.jsonl", table)
+    return folders
+
+
+def _splits(task: str, make: Callable[..., Row], seed: int, sizes: dict[str, int]) -> dict[str, list[Row]]:
+    """Rows of every split, all texts different, languages and kinds in turn."""
+    rng, seen, tables = random.Random(f"{seed}/{task}"), set(), {}
+    for split, size in sizes.items():
+        table: list[Row] = []
+        while len(table) < size:
+            turn = len(table)
+            row = make(rng, turn % 3, turn // 3, split)
+            key = re.sub(r"\W", "", row.get("text") or row["context"]).casefold()
+            if key not in seen:
+                seen.add(key)
+                table.append({"id": f"{task}-{split}-{turn:04d}", **row, "language": words.LANGUAGES[turn % 3]})
+        rng.shuffle(table)
+        tables[split] = table
+    return tables
+
+
+# --- sentences ----------------------------------------------------------------------------------------------------------------
+
+_PARTICLES = {"를": ("을", "를"), "는": ("은", "는"), "가": ("이", "가"), "와": ("과", "와"), "로": ("으로", "로")}
+
+
+def particle(word: str, kind: str) -> str:
+    """`word` with its Korean particle: after a final consonant 을, 은, 이, 과, 으로 (로 after ㄹ), otherwise 를, 는, 가, 와, 로."""
+    final = (ord(word[-1]) - 0xAC00) % 28 if "가" <= word[-1] <= "힣" else 0
+    closed = final != 0 and not (kind == "로" and final == 8)
+    return word + _PARTICLES[kind][0 if closed else 1]
+
+
+def fill(frame: str, values: dict[str, str]) -> str:
+    """A frame with its places filled, particles fitted."""
+
+    def place(match: re.Match[str]) -> str:
+        word = values[match[1]]
+        return particle(word, match[2]) if match[2] else word
+
+    text = re.sub(r"\{(\w+)(?::(\w+))?\}", place, frame)
+    return text[0].upper() + text[1:]
+
+
+def _who(rng: random.Random, tongue: int) -> str:
+    return words.PERSON[tongue].format(age=rng.randint(18, 90), person=rng.choice(words.PEOPLE[tongue]))
+
+
+def _symptom(rng: random.Random, tongue: int, department: str | None = None) -> str:
+    return rng.choice(words.SYMPTOMS[department or rng.choice(list(words.SYMPTOMS))])[tongue]
+
+
+def _drug(rng: random.Random, tongue: int, rare: bool, split: str) -> str:
+    """A common drug, or a made-up one; every fourth combination of parts is kept from training."""
+    if not rare:
+        return rng.choice(words.DRUGS[tongue])
+    while True:
+        places = [rng.randrange(len(part)) for part in words.RARE[tongue]]
+        if (sum(places) % 4 == 0) == (split != "train"):
+            return "".join(part[place] for part, place in zip(words.RARE[tongue], places, strict=True))
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------------
+
+
+def _triage_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
+    kind = list(words.TRIAGE)[turn % len(words.TRIAGE)]
+    departments = rng.sample(list(words.SYMPTOMS), 3)
+    a, b, c = (_symptom(rng, tongue, department) for department in departments)
+    frame = rng.choice(words.TRIAGE[kind][tongue])
+    values = {"who": _who(rng, tongue), "when": rng.choice(words.WHEN[tongue]), "a": a, "b": b, "c": c}
+    truth = 0 if kind == "keyword" else 1
+    if kind in ("former_latter", "ordinal"):
+        pointers = words.PAIR[tongue] if kind == "former_latter" else words.ORDER[tongue]
+        truth = rng.randrange(len(pointers))
+        values["which"] = pointers[truth]
+    label = departments[truth]
+    if split == "train" and rng.random() < LABEL_NOISE:
+        label = rng.choice([department for department in words.SYMPTOMS if department != label])
+    return {"text": fill(frame, values), "label": label, "subdomain": kind}
+
+
+def _note(rng: random.Random, tongue: int, kind: str, rare: bool, split: str) -> tuple[str, dict[str, str]]:
+    """A medication note and the words in it."""
+    first = _drug(rng, tongue, rare, split)
+    second = first
+    while second == first:
+        second = _drug(rng, tongue, rare, split)
+    one, other = rng.sample(words.DOSES, 2)
+    span = rng.choice(words.SPANS[tongue]).format(n=rng.randint(2, 9))
+    values = {
+        "who": _who(rng, tongue),
+        "symptom": _symptom(rng, tongue),
+        "drug": first,
+        "dose": f"{one} mg",
+        "drug2": second,
+        "dose2": f"{other} mg",
+        "span": span,
+    }
+    return fill(rng.choice(words.NOTES[kind][tongue]), values), values
+
+
+def _entity_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
+    kinds = [*words.NOTES, "rare", "none"]
+    kind = kinds[turn % len(kinds)]
+    if kind == "none":
+        text = fill(rng.choice(words.ROUTINE[tongue]), {"who": _who(rng, tongue)})
+        return {"text": text, "entities": [], "subdomain": kind}
+    text, values = _note(rng, tongue, "duration" if kind == "rare" else kind, kind == "rare", split)
+    types = {"drug": "drug", "drug2": "drug", "dose": "dose", "dose2": "dose", "symptom": "symptom", "span": "duration"}
+    found = []
+    for name, label in types.items():
+        place = re.search(rf"(?<!\d){re.escape(values[name])}", text)  # 5 mg must not be found inside 25 mg
+        if place:
+            found.append((place.start(), {"type": label, "text": values[name]}))
+    return {"text": text, "entities": [entity for _, entity in sorted(found, key=lambda f: f[0])], "subdomain": kind}
+
+
+def _question_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
+    """One question a note: the drug taken now, the dose of one of two drugs, a duration, or a drug of an unknown name."""
+    kind = ("plain", "changed", "two", "duration", "rare")[turn % 5]
+    text, values = _note(rng, tongue, "changed" if kind == "rare" else kind, kind == "rare", split)
+    asked = {"plain": "drug", "changed": "drug", "rare": "drug", "two": "dose", "duration": "span"}[kind]
+    which = rng.choice(("", "2"))
+    answer = {
+        "drug": values["drug" if kind == "plain" else "drug2"],
+        "dose": values[f"dose{which}"],
+        "span": values["span"],
+    }[asked]
+    question = words.QUESTIONS[asked][tongue].format(drug=values[f"drug{which}"])
+    return {"context": text, "question": question, "answers": [answer], "subdomain": kind}

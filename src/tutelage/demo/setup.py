@@ -1,0 +1,47 @@
+"""Puts the demo in place: data, models, recipes. What is there already is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tutelage.artifacts import read_json, write_json
+from tutelage.demo.clinic import TASKS, VERSION, write_clinic
+from tutelage.demo.models import build_models
+from tutelage.errors import ConfigError
+from tutelage.records import read_jsonl
+
+DEFAULT_TASKS = ("classification", "ner", "qa")
+RECIPES = Path(__file__).parent / "recipes"
+MARK = "ready.json"
+
+
+def prepare(folder: Path, tasks: list[str]) -> None:
+    """Write folder/data and folder/models unless this version of them is there. Raises ConfigError for a task that is none."""
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown:
+        raise ConfigError(f"--task {unknown[0]}: the demo has {', '.join(TASKS)}")
+    mark = folder / MARK
+    if mark.is_file() and read_json(mark) == {"version": VERSION}:
+        return
+    folders = write_clinic(folder / "data")
+    build_models(folder / "models", _texts(folders.values()))
+    write_json(mark, {"version": VERSION})
+
+
+def recipe_for(folder: Path, task: str) -> tuple[Path, list[str]]:
+    """The packaged recipe of a task, and the overrides that move it into `folder`."""
+    return RECIPES / f"{task}.yaml", [
+        f"output_dir={folder / task}",
+        f"data.dataset={folder / 'data' / f'clinic_{task}'}",
+        f"teacher.model_name_or_path={folder / 'models' / 'teacher'}",
+        f"student.model_name_or_path={folder / 'models' / 'student'}",
+    ]
+
+
+def _texts(folders: Iterator[Path]) -> Iterator[str]:
+    """All training text, what the tokenizer learns from."""
+    for folder in folders:
+        for row in read_jsonl(folder / "train.jsonl"):
+            yield from (str(row[key]) for key in ("text", "context", "question", "label") if key in row)
+            yield from (f"{entity['type']}: {entity['text']}" for entity in row.get("entities", []))
