@@ -1,7 +1,7 @@
 """The demo's data: intake notes of a small clinic, written by a seeded generator in English, Korean and Japanese.
 
 Three tasks: which department (classification), drugs, doses, symptoms and durations (ner), a question about the note (qa).
-Difficulty is honest: some rows are decided by one word, others by a word that points at one of two or three complaints, by a
+Difficulty is honest: some rows are decided by one word, others by a word that points at one of two complaints, by a
 negation, or by copying a drug name no training row holds. A share of the training labels is wrong, as in real data; validation and
 test are clean. Every row names its kind in `subdomain`. No text occurs in two splits.
 """
@@ -18,7 +18,7 @@ from tutelage.demo import lexicon as words
 from tutelage.records import write_jsonl
 
 VERSION = 1
-ROWS = {"train": 1200, "validation": 200, "test": 400}
+ROWS = {"train": 1600, "validation": 200, "test": 400}
 TASKS = ("classification", "ner", "qa")
 LABEL_NOISE = 0.05
 """Share of the training rows of the classification task whose label is another department's."""
@@ -101,15 +101,14 @@ def _drug(rng: random.Random, tongue: int, rare: bool, split: str) -> str:
 
 def _triage_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
     kind = list(words.TRIAGE)[turn % len(words.TRIAGE)]
-    departments = rng.sample(list(words.SYMPTOMS), 3)
-    a, b, c = (_symptom(rng, tongue, department) for department in departments)
+    departments = rng.sample(list(words.SYMPTOMS), 2)
+    a, b = (_symptom(rng, tongue, department) for department in departments)
     frame = rng.choice(words.TRIAGE[kind][tongue])
-    values = {"who": _who(rng, tongue), "when": rng.choice(words.WHEN[tongue]), "a": a, "b": b, "c": c}
+    values = {"who": _who(rng, tongue), "when": rng.choice(words.WHEN[tongue]), "a": a, "b": b}
     truth = 0 if kind == "keyword" else 1
-    if kind in ("former_latter", "ordinal"):
-        pointers = words.PAIR[tongue] if kind == "former_latter" else words.ORDER[tongue]
-        truth = rng.randrange(len(pointers))
-        values["which"] = pointers[truth]
+    if kind == "former_latter":
+        truth = rng.randrange(2)
+        values["which"] = words.PAIR[tongue][truth]
     label = departments[truth]
     if split == "train" and rng.random() < LABEL_NOISE:
         label = rng.choice([department for department in words.SYMPTOMS if department != label])

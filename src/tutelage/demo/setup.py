@@ -43,5 +43,6 @@ def _texts(folders: Iterator[Path]) -> Iterator[str]:
     """All training text, what the tokenizer learns from."""
     for folder in folders:
         for row in read_jsonl(folder / "train.jsonl"):
-            yield from (str(row[key]) for key in ("text", "context", "question", "label") if key in row)
+            yield from (str(row[key]) for key in ("text", "context", "question") if key in row)
+            yield from (f" {label}" for label in (row.get("label"), *row.get("answers", [])) if label)
             yield from (f"{entity['type']}: {entity['text']}" for entity in row.get("entities", []))
