@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.config import (
-    REQUIRED,
-    RESERVED,
-    check,
-    dump_recipe,
-    flatten,
-    load_recipe,
-    show_rows,
-    trainer_argument_names,
-)
+from tutelage.config import check, dump_recipe, flatten, load_recipe, show_rows, trainer_argument_names
 from tutelage.errors import ConfigError
+from tutelage.recipe_checks import RESERVED
 from tutelage.recipe_schema import Recipe
+from tutelage.recipe_yaml import REQUIRED
 
 ROOT = Path(__file__).parents[1]
 
