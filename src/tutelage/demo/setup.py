@@ -11,7 +11,7 @@ from tutelage.demo.models import build_models
 from tutelage.errors import ConfigError
 from tutelage.records import read_jsonl
 
-DEFAULT_TASKS = ("classification", "ner", "qa")
+DEFAULT_TASKS = ("classification", "ner")
 RECIPES = Path(__file__).parent / "recipes"
 MARK = "ready.json"
 

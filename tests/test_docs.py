@@ -1,0 +1,316 @@
+"""What the documents say is so: files, commands, names, links, recipes, and the keys of what a run writes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import typer
+from torch import nn
+
+from test_layers import layer_of, module_name
+from tutelage import distillation
+from tutelage.cli import app
+from tutelage.config import load_recipe
+from tutelage.errors import ConfigError
+from tutelage.records import Prediction, SampleLoss, read_jsonl
+from tutelage.schedule import Candidate
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "tutelage"
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.ko.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted({path for pattern in ("*.yaml", "*/*.yaml") for path in (ROOT / "recipes").glob(pattern)})
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+
+
+# --- reading Markdown ---
+
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(text: str) -> list[str]:
+    """Code blocks: fenced ones, and lines indented by four spaces or more."""
+    outside = FENCE.sub("", text)
+    return [body for _, body in FENCE.findall(text)] + re.findall(r"^ {4}.+$", outside, re.MULTILINE)
+
+
+def inline(text: str) -> list[str]:
+    """Inline code, with line breaks inside it as spaces."""
+    return [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `tutelage ...` command, up to a pipe, a redirection or a comment."""
+    lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()] + inline(text)
+    found = (re.match(r"\s*(?:\$ )?(?:.*(?:-m|&&|\||;) +)?tutelage +(\S.*)", line) for line in lines)
+    return [words(match[1]) for match in found if match]
+
+
+def words(line: str) -> list[str]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, "#"
+    found = []
+    for word in lexer:
+        if set(word) <= set("();<>|&"):
+            break
+        found.append(word)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("    tutelage run a.yaml x.y=1   # why\n", [["run", "a.yaml", "x.y=1"]]),
+        ("so `tutelage run a.yaml\n  'm=[a, b]'` does", [["run", "a.yaml", "m=[a, b]"]]),
+        ("```bash\n$ head f | tutelage predict M --input - > out\n```\n", [["predict", "M", "--input", "-"]]),
+        ("```bash\naccelerate launch -m tutelage distill a.yaml\n```\n", [["distill", "a.yaml"]]),
+        ("```bash\ntutelage demo \\\n  --task ner\n```\n", [["demo", "--task", "ner"]]),
+        ("`pip install tutelage`, `import tutelage`, `tutelage.json`, and tutelage is a word", []),
+    ],
+)
+def test_commands_are_found_in_text(text, expected):
+    assert commands(text) == expected
+
+
+# --- the file tree ---
+
+
+def tree() -> dict[str, int | None]:
+    """Every path in the README's tree, relative to the root; its layer for what is in the package."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(body for _, body in FENCE.findall(text) if body.startswith("src/tutelage/"))
+    found, layer = {}, None
+    for line in block.splitlines():
+        if match := re.match(r"  L(\d)  \S", line):
+            layer = int(match[1])
+        elif match := re.match(r"    (\S+) +\S", line):
+            found[f"src/tutelage/{match[1]}"] = layer
+        elif match := re.match(r"(\S+/)", line):
+            found[match[1]] = None
+        else:
+            raise AssertionError(f"a line of the tree that is neither a layer nor a file with its purpose: {line!r}")
+    return found
+
+
+def test_every_module_is_in_the_readmes_tree():
+    modules = {name_of(path) for path in SOURCE.rglob("*.py") if path.stat().st_size}  # empty package files say nothing
+    assert modules - tree().keys() == set()
+
+
+def test_every_file_in_the_readmes_tree_exists():
+    assert [name for name in tree() if not any(ROOT.glob(name))] == []
+
+
+def test_the_tree_names_the_layers_that_imports_obey():
+    told = {name: layer for name, layer in tree().items() if name.endswith(".py")}
+    assert told == {name: layer_of(module_name(ROOT / name)) for name in told}
+
+
+# --- commands and keys ---
+
+
+def parse(arguments: list[str]) -> None:
+    """Parse a command as `tutelage` would, without running it. Raises typer's error for one that it would refuse."""
+    group = typer.main.get_command(app)
+    with group.make_context("tutelage", list(arguments)) as context:
+        name, command, rest = group.resolve_command(context, arguments)
+        command.make_context(name, rest, parent=context).close()
+
+
+def refused(arguments: list[str]) -> str | None:
+    """Why a command does not parse; None if it does."""
+    try:
+        parse(arguments)
+    except typer.Exit:  # --help and --version end here
+        return None
+    except Exception as error:
+        return f"tutelage {' '.join(arguments)}: {getattr(error, 'message', None) or error!r}"
+    return None
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *RECIPES], ids=name_of)
+def test_every_command_in_the_documents_and_recipes_parses(path, capsys):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":  # a recipe's commands are in the comment that opens it
+        text = re.sub("^#", "", text, flags=re.MULTILINE).replace("   tutelage", "    tutelage")
+        assert commands(text), "a recipe opens with the command that runs it"
+    assert [reason for arguments in commands(text) if (reason := refused(arguments))] == []
+
+
+@pytest.mark.parametrize("line", ["teech r.yaml", "run", "run r.yaml --fast", "shrink a b", "shrink a b --layers x", "predict m"])
+def test_a_wrong_command_would_be_seen(line):
+    assert refused(line.split())
+
+
+@each_document
+def test_every_dotted_key_in_the_documents_is_one_of_the_recipe(path):
+    sections = "task|data|teacher|student|trainer|teach|anchor|cache|distill|evaluate|report"
+    written = "\n".join([*inline(path.read_text(encoding="utf-8")), *blocks(path.read_text(encoding="utf-8"))])
+    keys = set(re.findall(rf"(?<![\w./-])((?:{sections})(?:\.\w+)+)(?:=|: )", written))
+    assert [key for key in sorted(keys) if unknown(key)] == []
+
+
+def unknown(key: str) -> bool:
+    try:
+        load_recipe(RECIPES[0], [f"{key}=null"])  # null is wrong for most keys, and said in other words than a key that is none
+    except ConfigError as error:
+        return "unknown key" in str(error) or "not an argument" in str(error)
+    return False
+
+
+def test_a_wrong_key_would_be_seen():
+    assert [unknown(key) for key in ("distill.stages", "trainer.lr", "distill.num_stages", "teacher.lora")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_the_korean_readme_has_the_commands_headings_and_code_of_the_english_one():
+    english, korean = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md"))
+    assert commands(korean) == commands(english)
+    assert len(re.findall("^#+ ", korean, re.MULTILINE)) == len(re.findall("^#+ ", english, re.MULTILINE))
+    code = [next(body for kind, body in FENCE.findall(text) if kind == "python") for text in (english, korean)]
+    assert ast.dump(ast.parse(code[0])) == ast.dump(ast.parse(code[1]))
+
+
+# --- names and links ---
+
+
+@cache
+def defined(path: Path) -> set[str]:
+    """Functions, classes, methods and module-level names of a file."""
+    nodes = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.name for node in ast.walk(nodes) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in nodes.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def references(text: str) -> list[tuple[Path, str]]:
+    """File and name of each `file.py: name` (in the package) and `tests/file.py::name` (from the root)."""
+    found = [(re.fullmatch(r"([\w/]+\.py)(: |::)(\w+)", code)) for code in inline(text)]
+    return [((SOURCE if match[2] == ": " else ROOT) / match[1], match[3]) for match in found if match]
+
+
+@each_document
+def test_every_function_class_and_test_that_is_named_exists(path):
+    found = references(path.read_text(encoding="utf-8"))
+    assert len(found) >= 8 or path.name != "method.md", "the method page names the code and the tests of each part"
+    assert [f"{name_of(file)}: {name}" for file, name in found if not file.is_file() or name not in defined(file)] == []
+
+
+@each_document
+def test_every_test_that_is_named_alone_exists(path):
+    everything = set().union(*(defined(file) for file in (ROOT / "tests").glob("test_*.py")))
+    assert [
+        code for code in inline(path.read_text(encoding="utf-8")) if re.fullmatch(r"test_\w+", code) and code not in everything
+    ] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md", "docs/method.md"])
+def test_every_source_file_that_is_named_exists(name):
+    files = [code for code in inline((ROOT / name).read_text(encoding="utf-8")) if re.fullmatch(r"[\w/]+\.py", code)]
+    assert [file for file in files if not (SOURCE / file).is_file() and not (ROOT / file).is_file()] == []
+
+
+@each_document
+def test_every_relative_link_points_to_a_file(path):
+    links = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text(encoding="utf-8")))
+    local = [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+    assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+# --- recipes ---
+
+
+def test_there_are_recipes_of_ours_and_of_the_demo():
+    assert len(RECIPES) >= 5
+    assert {path.stem for path in RECIPES if path.parent.name == "demo"} == {"classification", "ner", "qa"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_every_recipe_loads(path):
+    recipe = load_recipe(path).recipe
+    assert recipe.name == path.stem or recipe.output_dir
+
+
+# --- keys of what a run writes ---
+
+ARTIFACTS = (ROOT / "docs" / "artifacts.md").read_text(encoding="utf-8")
+
+
+def keys_of_table(after: str) -> dict[str, str]:
+    """Key: meaning, of the first table after a text. A row may name several keys."""
+    rows = re.search(r"\n\|[- |]+\|\n((?:\|.*\n)+)", ARTIFACTS[ARTIFACTS.index(after) :])[1].splitlines()
+    cells = [re.split(r"(?<!\\)\|", row.strip("|"), maxsplit=1) for row in rows]
+    return {key: meaning for keys, meaning in cells for key in re.findall(r"`(\w+)`", keys)}
+
+
+def keys_of_sentence(file: str) -> list[str]:
+    """The keys in the sentence that begins with the name of a file."""
+    sentence = re.search(rf"^`{re.escape(file)}`[:,](.*?)\.\s", ARTIFACTS, re.MULTILINE | re.DOTALL)[1]
+    return re.findall(r"`(\w+)`", sentence)
+
+
+def test_the_documented_keys_of_losses_and_predictions_are_those_of_the_records():
+    assert list(keys_of_table("## sample_loss.jsonl")) == [field.name for field in fields(SampleLoss)]
+    assert keys_of_sentence("predictions.jsonl") == [field.name for field in fields(Prediction)]
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch) -> Path:
+    """The folder of a distillation of two stages in which nothing is measured or trained."""
+    seen = [Candidate("checkpoint-1", 0.5, 0.1), Candidate("checkpoint-2", 0.0, 0.2)]
+    monkeypatch.setattr(distillation.Distillation, "_candidates", lambda self, model: seen)
+    monkeypatch.setattr(distillation.Distillation, "_train", lambda self, stage, model, checkpoint: None)
+    source = SimpleNamespace(checkpoints=[c.checkpoint for c in seen], nll=lambda checkpoint: np.array([0.5, 1.0]))
+    distillation.Distillation(
+        plan=distillation.Plan(num_stages=2),
+        folder=tmp_path,
+        rows=[SimpleNamespace(id="a"), SimpleNamespace(id="b")],
+        vocabulary=4,
+        pad_id=0,
+        source=source,
+        best="checkpoint-2",
+        anchor_nll=np.array([1.5, 1.0]),
+        load=lambda folder: nn.Linear(1, 1),
+        save=lambda model, folder: None,
+        validate=lambda model: distillation.Validation(0.5, 1.0),
+    ).run()
+    return tmp_path
+
+
+def test_the_documented_keys_of_stages_are_those_that_are_written(written):
+    documented = keys_of_table("`stages.json`, a list")
+    records = json.loads((written / "stages.json").read_text())
+    assert len(records) == 2
+    for record in records:
+        assert set(record) == set(documented)
+        assert set(record["validation"]) == set(re.findall(r"`(\w+)`", documented["validation"]))
+        for candidate in record["candidates"]:
+            assert set(candidate) == set(re.findall(r"`(\w+)`", documented["candidates"]))
+
+
+def test_the_documented_keys_of_weights_are_those_that_are_written(written):
+    lines = list(read_jsonl(written / "weights.jsonl"))
+    assert len(lines) == 2 * 2
+    assert lines[0]["weight"] == pytest.approx(0.75)  # 1.5 / (1.5 + 0.5)
+    for line in lines:
+        assert list(line) == keys_of_sentence("weights.jsonl")
