@@ -15,7 +15,7 @@ LAYERS = (
     "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui",
     "tasks tasks.* sources shapes",
     "schedule weighting divergences objective theory methods rows charts page results",
-    "data heads models hidden_store teachers caching trainer finetuning generation evaluation distillation workspace"
+    "data heads models hidden_store teachers caching trainer finetuning generation evaluation distillation workspace lineage"
     " shrinking prediction scd_trainer demo demo.*",
     "stages stages.*",
     "cli __main__ __init__",

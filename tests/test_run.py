@@ -118,6 +118,13 @@ def test_the_run_folder_of_another_recipe_is_refused(finished, command):
     assert "data.max_train_rows: null -> 5" in command.err
 
 
+def test_a_stage_never_builds_on_a_stale_one(finished, command):
+    assert command("distill", finished / "recipe.yaml", "data.max_train_rows=5") == 2
+    assert "prepare holds a result of other inputs" in command.err and "data.max_train_rows: null -> 5" in command.err
+    (finished / "data/train.jsonl").touch()  # the same content is no change
+    assert command("distill", finished / "recipe.yaml") == 0
+
+
 def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):
     test = finished / "data/test.jsonl"
     assert command("predict", finished / CELL, "--input", test) == 0

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@cache
 def folder_fingerprint(name: str, revision: str | None = None) -> str:
     """Fingerprint of a model: contents of a local folder's config, tokenizer and weight files; id and revision on the hub."""
     folder = Path(name)
@@ -58,11 +60,22 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def fingerprint(folder: Path) -> str:
-    """Fingerprint of a finished folder: of the inputs it was made from. Raises StaleArtifactError if it is not finished."""
+def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
+    """Fingerprint of a finished folder: of the inputs it was made from.
+
+    Raises StaleArtifactError if it is not finished, or was made from other inputs than `expected`.
+    """
     if not (folder / MANIFEST).is_file():
         raise StaleArtifactError(f"{folder} is missing or unfinished, and this stage needs it: `tutelage run RECIPE` makes all")
-    return digest(read_json(folder / MANIFEST)["inputs"])
+    inputs = read_json(folder / MANIFEST)["inputs"]
+    if changed := differences(inputs, _plain(expected)):
+        raise StaleArtifactError(_stale_message(folder, changed, "a result", "tutelage run RECIPE --force makes all again"))
+    return digest(inputs)
+
+
+def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs as they read back from JSON."""
+    return json.loads(json.dumps(inputs, default=str))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -101,7 +114,7 @@ class Work:
         Raises StaleArtifactError if the folder holds a result, whole or begun, of other inputs, and neither `force` nor
         `rebuild_stale` is set.
         """
-        self.inputs = json.loads(json.dumps(self.inputs, default=str))
+        self.inputs = _plain(self.inputs)
         finished = (self.folder / MANIFEST).is_file()
         record = self.folder / (MANIFEST if finished else STARTED)
         nothing_yet = not finished and record.is_file() and len(list(self.folder.iterdir())) == 1
@@ -112,7 +125,8 @@ class Work:
             if not changed:
                 return not finished
             if not self.rebuild_stale:
-                raise StaleArtifactError(self._stale_message(changed, finished))
+                what = "a result" if finished else "unfinished work"
+                raise StaleArtifactError(_stale_message(self.folder, changed, what, "add --force to this command"))
             self.notes.append(f"{self.folder.name} is made again: {changed[0]}{' ...' if len(changed) > 1 else ''}")
             self._clear()
         write_json(self.folder / STARTED, {"inputs": self.inputs})
@@ -130,16 +144,17 @@ class Work:
     def _clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _stale_message(self, changed: list[str], finished: bool) -> str:
-        what = "holds a result" if finished else "holds unfinished work"
-        lines = [f"{self.folder} {what} of other inputs than the recipe asks for now:"]
-        lines += [f"  - {line}" for line in changed[:12]]
-        lines += [f"  ... and {len(changed) - 12} more"] if len(changed) > 12 else []
-        lines += [
-            "  make it again (the old one is deleted):  add --force to this command",
-            "  or keep it, and run elsewhere:           output_dir=runs/ANOTHER_NAME",
-        ]
-        return "\n".join(lines)
+
+def _stale_message(folder: Path, changed: list[str], what: str, again: str) -> str:
+    """What changed since a folder was made, and the two ways on."""
+    lines = [f"{folder} holds {what} of other inputs than the recipe asks for now:"]
+    lines += [f"  - {line}" for line in changed[:12]]
+    lines += [f"  ... and {len(changed) - 12} more"] if len(changed) > 12 else []
+    lines += [
+        f"  make it again, deleting the old one:  {again}",
+        "  keep it, and run elsewhere:           output_dir=runs/ANOTHER_NAME",
+    ]
+    return "\n".join(lines)
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.artifacts import Work, fingerprint, read_json
 from tutelage.config import flatten
+from tutelage.lineage import inputs_of
 from tutelage.recipe_schema import Recipe
 from tutelage.records import Example, read_records
 from tutelage.tasks import make_task
@@ -42,8 +43,8 @@ class Workspace:
         return {k: v for k, v in flat.items() if any(k == s or k.startswith(s + ".") for s in sections)}
 
     def upstream(self, *folders: str) -> dict[str, str]:
-        """Fingerprints of finished stages that a result is made from."""
-        return {f"stage {name}": fingerprint(self.folder / name) for name in folders}
+        """Fingerprints of the stages that a result is made from. Raises StaleArtifactError if one is missing or stale."""
+        return {f"stage {name}": fingerprint(self.folder / name, inputs_of(self, name)) for name in folders}
 
     @contextmanager
     def work(self, name: str, inputs: dict[str, Any], *, rebuild_stale: bool = False) -> Iterator[Work | None]:
@@ -64,12 +65,10 @@ class Workspace:
     @cached_property
     def about(self) -> dict[str, Any]:
         """prepare/data.json: labels, choice, vocabulary, max_new_tokens."""
-        fingerprint(self.folder / "prepare")
         return read_json(self.folder / "prepare" / "data.json")
 
     @cached_property
     def _examples(self) -> list[Example]:
-        fingerprint(self.folder / "prepare")
         return read_records(self.folder / "prepare" / "rows.jsonl", Example)
 
     def examples(self, split: str) -> list[Example]:

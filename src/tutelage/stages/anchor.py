@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tutelage.artifacts import folder_fingerprint
+from tutelage import lineage
 from tutelage.data import pad_id_of
 from tutelage.finetuning import fine_tune, spaced_steps
 from tutelage.models import load_model, load_trainable, merged, save_student
@@ -22,10 +22,7 @@ from tutelage.workspace import Workspace
 def run(space: Workspace) -> None:
     """Do the stage."""
     recipe, own = space.recipe, space.recipe.anchor.model_name_or_path
-    inputs = space.upstream("prepare") | space.settings("seed", "student", "anchor", "trainer", "distill.trainer")
-    inputs |= space.settings("distill.num_stages", "distill.epochs_per_stage")
-    inputs |= {"anchor model": folder_fingerprint(own)} if own else {}
-    with space.work("anchor", inputs) as work:
+    with space.work("anchor", lineage.anchor(space)) as work:
         if work is None:
             return
         model = load_model(recipe.student, own) if own else _train(space, work.folder)

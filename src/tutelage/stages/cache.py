@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from tutelage import lineage
 from tutelage.artifacts import read_json
 from tutelage.caching import CacheBuilder, each_checkpoint, foretell
 from tutelage.data import EncodedRow, pad_id_of
@@ -20,8 +21,7 @@ from tutelage.workspace import Workspace
 def run(space: Workspace) -> None:
     """Do the stage."""
     recipe, section = space.recipe, space.recipe.cache
-    inputs = space.upstream("prepare", "teach") | space.settings("cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype")
-    with space.work("cache", inputs) as work:
+    with space.work("cache", lineage.cache(space)) as work:
         if work is None:
             return
         rows = space.encoded("train")

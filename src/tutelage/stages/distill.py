@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from tutelage import lineage
 from tutelage.artifacts import Work, read_json
 from tutelage.data import EncodedRow, pad_id_of
 from tutelage.distillation import Distillation, Plan, Validation
@@ -32,11 +33,7 @@ def run(space: Workspace) -> None:
 def _cell(space: Workspace, method: str, seed: int) -> None:
     recipe, cell = space.recipe, f"distill/{method}/seed-{seed}"
     parts = METHODS[method]
-    stages = ["prepare", "teach", "cache"] if parts.schedule != "none" else ["prepare"]
-    stages += ["anchor"] if parts.weighting == "adaptive" else []
-    inputs = space.upstream(*stages) | space.settings("student", "trainer", "distill", "task.metric", "task.decoding")
-    inputs = {key: value for key, value in inputs.items() if not key.startswith(("distill.methods", "distill.seeds"))}
-    with space.work(cell, inputs) as work:
+    with space.work(cell, lineage.student(space, method)) as work:
         if work is None:
             return
         rows = space.encoded("train")

@@ -5,14 +5,15 @@ Writes prepare/rows.jsonl (every example that is used) and prepare/data.json (la
 
 from __future__ import annotations
 
-from tutelage.artifacts import folder_fingerprint, write_json
+from tutelage import lineage
+from tutelage.artifacts import write_json
 from tutelage.caching import foretell
 from tutelage.data import EncodedRow
 from tutelage.errors import ConfigError, ModelError
 from tutelage.models import check_vocabularies, list_checkpoints, load_tokenizer, longest_context
 from tutelage.records import SPLITS, write_jsonl
-from tutelage.rows import fingerprint as rows_fingerprint
 from tutelage.rows import load_rows
+from tutelage.tasks import make_task
 from tutelage.trainer import training_arguments
 from tutelage.workspace import Workspace, make_encoder
 
@@ -20,13 +21,13 @@ from tutelage.workspace import Workspace, make_encoder
 def run(space: Workspace) -> None:
     """Do the stage."""
     recipe = space.recipe
-    inputs = space.settings("seed", "task", "data", "teacher.model_name_or_path", "student.model_name_or_path")
-    inputs |= {"data files": rows_fingerprint(recipe)}
-    inputs |= {f"{role} model": _tokenizer_fingerprint(space, role) for role in ("teacher", "student")}
-    with space.work("prepare", inputs) as work:
+    with space.work("prepare", lineage.prepare(space)) as work:
         if work is None:
             return
         rows = load_rows(recipe)
+        task = make_task(recipe.task, rows.labels, choice=rows.choice)
+        if recipe.task.decoding == "labels" and not task.closed:
+            raise ConfigError("task.decoding: labels needs closed answers, and these rows have free text: write generate")
         _check_trainers(space)
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         tokenizer = load_tokenizer(recipe.student)
@@ -97,8 +98,3 @@ def _check_fit(space: Workspace, longest: int) -> None:
                 f"the longest row has {longest:,} tokens and the {role} has positions for {most:,}:"
                 f" set data.max_length={most} and data.too_long=truncate_prompt (or drop)"
             )
-
-
-def _tokenizer_fingerprint(space: Workspace, role: str) -> str:
-    model = getattr(space.recipe, role)
-    return folder_fingerprint(model.model_name_or_path, model.revision)

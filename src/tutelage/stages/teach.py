@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tutelage.artifacts import folder_fingerprint, read_json, write_json
+from tutelage import lineage
+from tutelage.artifacts import read_json, write_json
 from tutelage.data import pad_id_of
 from tutelage.finetuning import fine_tune, spaced_steps
 from tutelage.models import list_checkpoints, load_model, load_trainable
@@ -23,10 +24,8 @@ RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args
 def run(space: Workspace) -> None:
     """Do the stage."""
     recipe = space.recipe
-    inputs = space.upstream("prepare") | space.settings("seed", "teacher", "teach", "trainer", "task.metric", "task.decoding")
     given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
-    inputs |= {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in given or []}
-    with space.work("teach", inputs) as work:
+    with space.work("teach", lineage.teach(space)) as work:
         if work is None:
             return
         folders = given or _train(space, work.folder)

@@ -1,0 +1,68 @@
+"""What each stage's result is made from: the one place that says what depends on what.
+
+A stage's inputs are the recipe's values it uses, fingerprints of the user's files, and the fingerprints of the stages before it;
+`artifacts.py` compares them with what a finished folder recorded. A stage that builds on a stale one is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tutelage.artifacts import folder_fingerprint
+from tutelage.methods import METHODS
+
+if TYPE_CHECKING:
+    from tutelage.workspace import Workspace
+
+Inputs = dict[str, Any]
+
+
+def prepare(space: Workspace) -> Inputs:
+    """Rows, prompts, and the tokenizers and configs of both models."""
+    from tutelage.rows import fingerprint
+
+    names = ("seed", "task", "data", "teacher.model_name_or_path", "student.model_name_or_path")
+    models = {
+        f"{role} model": folder_fingerprint(model.model_name_or_path, model.revision)
+        for role, model in (("teacher", space.recipe.teacher), ("student", space.recipe.student))
+    }
+    return space.settings(*names) | {"data files": fingerprint(space.recipe)} | models
+
+
+def teach(space: Workspace) -> Inputs:
+    """The prepared rows, how the teacher is trained, or the user's own checkpoints."""
+    inputs = space.upstream("prepare") | space.settings("seed", "teacher", "teach", "trainer", "task.metric", "task.decoding")
+    if space.recipe.teach.checkpoints:
+        from tutelage.models import list_checkpoints
+
+        folders = list_checkpoints(space.recipe.teach.checkpoints, space.recipe.teacher)
+        inputs |= {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in folders}
+    return inputs
+
+
+def anchor(space: Workspace) -> Inputs:
+    """The prepared rows and how the student is trained, for as long as distillation; or the user's own anchor."""
+    names = ("seed", "student", "anchor", "trainer", "distill.trainer", "distill.num_stages", "distill.epochs_per_stage")
+    own = space.recipe.anchor.model_name_or_path
+    return space.upstream("prepare") | space.settings(*names) | ({"anchor model": folder_fingerprint(own)} if own else {})
+
+
+def cache(space: Workspace) -> Inputs:
+    """The prepared rows and the teacher's checkpoints."""
+    return space.upstream("prepare", "teach") | space.settings("cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype")
+
+
+def student(space: Workspace, method: str) -> Inputs:
+    """One distilled student: what its method needs of the teacher and the anchor, and the distill section but its lists."""
+    parts = METHODS[method]
+    stages = ["prepare", *(["teach", "cache"] if parts.schedule != "none" else [])]
+    stages += ["anchor"] if parts.weighting == "adaptive" else []
+    inputs = space.upstream(*stages) | space.settings("student", "trainer", "distill", "task.metric", "task.decoding")
+    return {key: value for key, value in inputs.items() if not key.startswith(("distill.methods", "distill.seeds"))}
+
+
+def inputs_of(space: Workspace, name: str) -> Inputs:
+    """Inputs of a folder of the run: prepare, teach, anchor, cache, or distill/METHOD/seed-K."""
+    if name.startswith("distill/"):
+        return student(space, name.split("/")[1])
+    return {"prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache}[name](space)
