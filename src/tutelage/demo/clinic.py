@@ -11,25 +11,39 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tutelage.demo import lexicon as words
+from tutelage.errors import DataError
 from tutelage.records import write_jsonl
 
-VERSION = 1
+VERSION = 2
 ROWS = {"train": 1600, "validation": 200, "test": 400}
 TASKS = ("classification", "ner", "qa")
 LABEL_NOISE = 0.05
 """Share of the training rows of the classification task whose label is another department's."""
 SEED = 20260114
+TRIES = 2000
+"""Repeats in a row after which a kind of note counts as used up; the smallest kind has about 300 different texts a language."""
 
 Row = dict[str, Any]
 
 
-def write_clinic(folder: Path, *, seed: int = SEED, rows: dict[str, int] | None = None) -> dict[str, Path]:
-    """Write clinic_TASK/{train,validation,test}.jsonl below `folder`; returns the folder of each task."""
-    makers = {"classification": _triage_row, "ner": _entity_row, "qa": _question_row}
+def write_clinic(
+    folder: Path, *, seed: int = SEED, rows: dict[str, int] | None = None, label_noise: float = LABEL_NOISE
+) -> dict[str, Path]:
+    """Write clinic_TASK/{train,validation,test}.jsonl below `folder`; returns the folder of each task.
+
+    rows: rows of each split (default ROWS), the same for all tasks; about 5,000 in all is what the smallest kind of note can fill.
+    label_noise: share in [0, 1] of the training rows of classification that get another department's label; validation and test
+    are always clean. The texts of that task depend on it too. Raises DataError where no further text can be made.
+    """
+    if not 0 <= label_noise <= 1:
+        raise DataError(f"label_noise is {label_noise}: it is a share of the training rows; give a number from 0 to 1")
+    triage = partial(_triage_row, label_noise=label_noise)
+    makers = {"classification": triage, "ner": _entity_row, "qa": _question_row}
     folders = {}
     for task, make in makers.items():
         folders[task] = folder / f"clinic_{task}"
@@ -40,19 +54,29 @@ def write_clinic(folder: Path, *, seed: int = SEED, rows: dict[str, int] | None 
 
 def _splits(task: str, make: Callable[..., Row], seed: int, sizes: dict[str, int]) -> dict[str, list[Row]]:
     """Rows of every split, all texts different, languages and kinds in turn."""
-    rng, seen, tables = random.Random(f"{seed}/{task}"), set(), {}
+    rng, seen, tables, misses = random.Random(f"{seed}/{task}"), set(), {}, 0
     for split, size in sizes.items():
         table: list[Row] = []
         while len(table) < size:
             turn = len(table)
             row = make(rng, turn % 3, turn // 3, split)
             key = re.sub(r"\W", "", row.get("text") or row["context"]).casefold()
+            misses = misses + 1 if key in seen else 0
+            if misses == TRIES:
+                raise DataError(_used_up(task, split, turn, row["subdomain"], sizes))
             if key not in seen:
                 seen.add(key)
                 table.append({"id": f"{task}-{split}-{turn:04d}", **row, "language": words.LANGUAGES[turn % 3]})
         rng.shuffle(table)
         tables[split] = table
     return tables
+
+
+def _used_up(task: str, split: str, made: int, kind: str, sizes: dict[str, int]) -> str:
+    return (
+        f"clinic_{task}: {made} of {sizes[split]} {split} rows were made, then {TRIES} `{kind}` notes in a row repeated earlier "
+        f"ones. No text may occur twice, and {sum(sizes.values())} rows are more than the words allow; ask for fewer `rows`"
+    )
 
 
 # --- sentences ----------------------------------------------------------------------------------------------------------------
@@ -99,7 +123,7 @@ def _drug(rng: random.Random, tongue: int, rare: bool, split: str) -> str:
 # --- rows ---------------------------------------------------------------------------------------------------------------------
 
 
-def _triage_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
+def _triage_row(rng: random.Random, tongue: int, turn: int, split: str, *, label_noise: float) -> Row:
     kind = list(words.TRIAGE)[turn % len(words.TRIAGE)]
     departments = rng.sample(list(words.SYMPTOMS), 2)
     a, b = (_symptom(rng, tongue, department) for department in departments)
@@ -110,7 +134,7 @@ def _triage_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
         truth = rng.randrange(2)
         values["which"] = words.PAIR[tongue][truth]
     label = departments[truth]
-    if split == "train" and rng.random() < LABEL_NOISE:
+    if split == "train" and rng.random() < label_noise:
         label = rng.choice([department for department in words.SYMPTOMS if department != label])
     return {"text": fill(frame, values), "label": label, "subdomain": kind}
 

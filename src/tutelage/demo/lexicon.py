@@ -63,17 +63,17 @@ TRIAGE: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["{who}、{when}から{a}を訴える。", "{who}、{a}で来院、{when}から。"],
     ),
     "negated": (
-        ["{who}: no {a}, but {b} since {when}.", "{who} has {b} since {when} and no {a}."],
+        ["{who}: no {a}, but {b} since {when}.", "{who} has had {b} since {when} and no {a}."],
         ["{who}, {a:는} 없으나 {when}부터 {b:를} 호소함.", "{who}, {when}부터 {b} 있음, {a:는} 없음."],
         ["{who}、{a}はないが、{when}から{b}を訴える。", "{who}、{when}から{b}あり、{a}はなし。"],
     ),
     "corrected": (
-        ["{who} was booked for {a}; on asking it is {b} since {when}.", "{who} is here for {b}, not for {a} as noted {when}."],
-        ["{who}, {a:로} 예약했으나 실제로는 {when}부터 {b:를} 호소함.", "{who}, {when} 기록된 {a:가} 아니라 {b:로} 내원함."],
-        ["{who}、{a}で予約したが、実際は{when}から{b}を訴える。", "{who}、{when}記載の{a}ではなく{b}で来院。"],
+        ["{who} was booked for {a}; on asking it is {b} since {when}.", "{who} is here for {b} since {when}, not for {a} as booked."],
+        ["{who}, {a:로} 예약했으나 실제로는 {when}부터 {b:를} 호소함.", "{who}, {when}부터 {b:로} 내원, 예약된 {a:는} 아님."],
+        ["{who}、{a}で予約したが、実際は{when}から{b}を訴える。", "{who}、{when}から{b}で来院、予約の{a}ではない。"],
     ),
     "former_latter": (
-        ["{who} has {a} and {b} since {when}; only the {which} is new."],
+        ["{who} has had {a} and {b} since {when}; only the {which} is new."],
         ["{who}, {when}부터 {a:와} {b:를} 호소, 새로 생긴 것은 {which}뿐임."],
         ["{who}、{when}から{a}と{b}を訴え、新しいのは{which}のみ。"],
     ),
@@ -143,7 +143,7 @@ NOTES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["{who}、{symptom}のため{drug} {dose}と{drug2} {dose2}を服用中。"],
     ),
 }
-"""Medication notes by kind. In `changed` the drug after "now" is the current one, whichever comes first."""
+"""Medication notes by kind. In `changed` the word next to it, not the place, tells which drug is taken now."""
 
 ROUTINE = (
     ["{who} is here for a routine check, nothing to report.", "{who} comes for a certificate only."],

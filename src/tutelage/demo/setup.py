@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tutelage.artifacts import read_json, write_json
@@ -39,7 +39,7 @@ def recipe_for(folder: Path, task: str) -> tuple[Path, list[str]]:
     ]
 
 
-def _texts(folders: Iterator[Path]) -> Iterator[str]:
+def _texts(folders: Iterable[Path]) -> Iterator[str]:
     """All training text, what the tokenizer learns from."""
     for folder in folders:
         for row in read_jsonl(folder / "train.jsonl"):
