@@ -93,8 +93,8 @@ IGNORED = {
     ("negated", "ko"): "{}[은는] 없",
     ("negated", "ja"): "{}はな",
     ("corrected", "en"): "(?:booked|not) for {}",
-    ("corrected", "ko"): "{}(?:으?로 예약|[이가] 아니라)",
-    ("corrected", "ja"): "{}(?:で予約|ではなく)",
+    ("corrected", "ko"): "예약된 {0}|{0}으?로 예약",
+    ("corrected", "ja"): "予約の{0}|{0}で予約",
 }
 """What stands around the complaint that does not count, by kind and language."""
 LATTER = ("latter", "후자", "後者")

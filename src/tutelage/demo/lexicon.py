@@ -68,7 +68,7 @@ TRIAGE: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["{who}、{a}はないが、{when}から{b}を訴える。", "{who}、{when}から{b}あり、{a}はなし。"],
     ),
     "corrected": (
-        ["{who} was booked for {a}; on asking it is {b} since {when}.", "{who} is here for {b} since {when}, not for {a} as booked."],
+        ["{who}, booked for {a}; on asking it is {b} since {when}.", "{who} is here for {b} since {when}, not for {a} as booked."],
         ["{who}, {a:로} 예약했으나 실제로는 {when}부터 {b:를} 호소함.", "{who}, {when}부터 {b:로} 내원, 예약된 {a:는} 아님."],
         ["{who}、{a}で予約したが、実際は{when}から{b}を訴える。", "{who}、{when}から{b}で来院、予約の{a}ではない。"],
     ),
