@@ -45,7 +45,7 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 def blocks(text: str) -> list[str]:
     """Code blocks: fenced ones, and lines indented by four spaces or more."""
     outside = FENCE.sub("", text)
-    return [body for _, body in FENCE.findall(text)] + re.findall(r"^ {4}.+$", outside, re.MULTILINE)
+    return [body for _, body in FENCE.findall(text)] + re.findall(r"(?:^ {4}.+\n)+", outside, re.MULTILINE)
 
 
 def inline(text: str) -> list[str]:
@@ -54,10 +54,18 @@ def inline(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every `tutelage ...` command, up to a pipe, a redirection or a comment."""
-    lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()] + inline(text)
-    found = (re.match(r"\s*(?:\$ )?(?:.*(?:-m|&&|\||;) +)?tutelage +(\S.*)", line) for line in lines)
-    return [words(match[1]) for match in found if match]
+    """The words of every `tutelage ...` command, up to a pipe, a redirection or a comment. A name alone in a line of prose
+    (`tutelage shrink`) is a mention: it stands here with `--help`."""
+    found = [command for block in blocks(text) for line in block.replace("\\\n", " ").splitlines() if (command := command_in(line))]
+    for code in inline(text):
+        if command := command_in(code):
+            found.append([*command, "--help"] if len(command) == 1 and command[0].isalpha() else command)
+    return found
+
+
+def command_in(line: str) -> list[str] | None:
+    match = re.match(r"\s*(?:\$ )?(?:.*(?:-m|&&|\||;) +)?tutelage +(\S.*)", line)
+    return words(match[1]) if match else None
 
 
 def words(line: str) -> list[str]:
@@ -79,6 +87,7 @@ def words(line: str) -> list[str]:
         ("```bash\n$ head f | tutelage predict M --input - > out\n```\n", [["predict", "M", "--input", "-"]]),
         ("```bash\naccelerate launch -m tutelage distill a.yaml\n```\n", [["distill", "a.yaml"]]),
         ("```bash\ntutelage demo \\\n  --task ner\n```\n", [["demo", "--task", "ner"]]),
+        ("the work of `tutelage shrink`", [["shrink", "--help"]]),
         ("`pip install tutelage`, `import tutelage`, `tutelage.json`, and tutelage is a word", []),
     ],
 )
@@ -247,8 +256,7 @@ def test_there_are_recipes_of_ours_and_of_the_demo():
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_every_recipe_loads(path):
-    recipe = load_recipe(path).recipe
-    assert recipe.name == path.stem or recipe.output_dir
+    assert load_recipe(path).recipe.name
 
 
 # --- keys of what a run writes ---

@@ -52,8 +52,11 @@ class Encoder:
     max_length: int = 1024
     too_long: Literal["error", "drop", "truncate_prompt"] = "error"
 
-    def prompt(self, example: Example) -> list[int]:
-        """Token ids of the prompt, with the tokenizer's own beginning-of-sequence and never an end."""
+    def prompt(self, example: Example, reserve: int = 0) -> list[int]:
+        """Token ids of the prompt, with the tokenizer's own beginning-of-sequence and never an end.
+
+        With `too_long: truncate_prompt` the start is cut so that `reserve` tokens of an answer still fit.
+        """
         if isinstance(example.prompt, str):
             ids = self.tokenizer(example.prompt, add_special_tokens=True)["input_ids"]
             if ids and ids[-1] == self.tokenizer.eos_token_id:
@@ -61,7 +64,8 @@ class Encoder:
         else:
             text = self.tokenizer.apply_chat_template(example.prompt, tokenize=False, add_generation_prompt=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(ids)
+        room = max(1, self.max_length - reserve)
+        return list(ids) if self.too_long != "truncate_prompt" or len(ids) <= room else list(ids[-room:])
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer: prefix, text, end-of-sequence."""
@@ -69,8 +73,9 @@ class Encoder:
         return [*ids, self.tokenizer.eos_token_id]
 
     def row(self, example: Example) -> EncodedRow:
-        """An example as token ids, uncut."""
-        return EncodedRow(example.id, example.split, self.prompt(example), self.answer(example.answer))
+        """An example as token ids; only `too_long: truncate_prompt` cuts it."""
+        answer = self.answer(example.answer)
+        return EncodedRow(example.id, example.split, self.prompt(example, len(answer)), answer)
 
     def rows(self, examples: Iterable[Example]) -> tuple[list[EncodedRow], list[str]]:
         """Rows that fit into `max_length`, and the ids of those that were dropped.
@@ -84,9 +89,6 @@ class Encoder:
                 wrong.append(f"row {row.id}: the prompt has no tokens")
             elif len(row.prompt) + len(row.answer) <= self.max_length:
                 kept.append(row)
-            elif self.too_long == "truncate_prompt" and len(row.answer) < self.max_length:
-                cut = row.prompt[-(self.max_length - len(row.answer)) :]
-                kept.append(EncodedRow(row.id, row.split, cut, row.answer))
             else:
                 long.append(row)
         if wrong:

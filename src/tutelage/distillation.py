@@ -199,7 +199,10 @@ class Distillation:
             return constant_weight(len(self.rows), 0.0)
         if self.plan.parts.weighting == "constant":
             return constant_weight(len(self.rows), self.plan.kd_ratio)
-        return adaptive_weight(self.anchor_nll, self.source.nll(checkpoint))
+        try:
+            return adaptive_weight(self.anchor_nll, self.source.nll(checkpoint))
+        except ValueError as error:
+            raise ModelError(f"{error}: a training has diverged. Lower its learning_rate and make that stage again") from error
 
     def _train(self, stage: int, model: nn.Module, checkpoint: str | None) -> None:
         plan, folder = self.plan, self.folder / f"trainer-{stage}"

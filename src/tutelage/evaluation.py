@@ -33,7 +33,7 @@ class Evaluator:
 
     def answers(self, model: nn.Module, examples: Sequence[Example], on_rows: OnRows | None = None) -> list[str]:
         """Raw answers in the order of the examples: greedy text, or the likeliest of the row's labels."""
-        prompts = [self.encoder.prompt(example) for example in examples]
+        prompts = [self.encoder.prompt(example, self.max_new_tokens) for example in examples]
         if self.decoding == "generate":
             return generate_answers(
                 model,

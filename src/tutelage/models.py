@@ -33,12 +33,18 @@ def load_model(model: Model, path: Path | str | None = None) -> nn.Module:
     """A causal language model in eval mode.
 
     path: a folder of fine-tuned weights to load in place of `model.model_name_or_path`: full weights, or PEFT adapters, which
-    are merged into their base. Only safetensors are read. Raises ModelError for a folder that holds no model.
+    are merged into their base. The model is put on the machine's accelerator, if there is one. Only safetensors are read.
+    Raises ModelError for a folder that holds no model.
     """
     folder = Path(path) if path is not None else None
     if folder is not None and (folder / "adapter_config.json").is_file():
         return load_adapter(load_model(model), folder).merge_and_unload().eval()
-    return _load_full(model, str(path or model.model_name_or_path)).eval()
+    return _load_full(model, str(path or model.model_name_or_path)).to(device()).eval()
+
+
+def device() -> torch.device:
+    """Where models work: the first accelerator of this machine, or the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def load_adapter(base: nn.Module, folder: Path) -> Any:
