@@ -7,6 +7,7 @@ Stages are imported when they are chosen, so `--help` and a mistake in a recipe 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import sys
@@ -91,8 +92,11 @@ def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from tutelage.config import load_recipe, show_rows
     from tutelage.ui import print_table
 
-    rows = show_rows(load_recipe(recipe, overrides or []))
-    print_table(str(recipe), ["key", "value", "origin"], [[key, str(value), origin] for key, value, origin, _ in rows])
+    rows = [
+        [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), origin]
+        for key, value, origin, _ in show_rows(load_recipe(recipe, overrides or []))
+    ]
+    print_table(str(recipe), ["key", "value", "origin"], rows)
 
 
 @app.command()
