@@ -64,3 +64,14 @@ class Command:
             main()
         self.out, self.err = self.capsys.readouterr()
         return leaving.value.code or 0
+
+
+def run_to_the_end(recipe: Path) -> None:
+    """`tutelage run RECIPE`, for fixtures that live longer than a test."""
+    from tutelage.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["tutelage", "run", str(recipe)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+    assert not leaving.value.code

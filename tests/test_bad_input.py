@@ -24,7 +24,7 @@ def command(monkeypatch, capsys) -> Command:
     return Command(monkeypatch, capsys)
 
 
-def refused(command: Command, recipe: Path, *words: str, overrides: tuple[str, ...] = (), stage: str = "prepare") -> str:
+def expect_refusal(command: Command, recipe: Path, *words: str, overrides: tuple[str, ...] = (), stage: str = "prepare") -> str:
     """Run a stage that must be refused; returns the message, after checking that it holds `words`."""
     assert command(stage, recipe, *overrides) == 2
     assert "Traceback" not in command.err
@@ -35,35 +35,35 @@ def refused(command: Command, recipe: Path, *words: str, overrides: tuple[str, .
 
 def test_all_mistakes_of_a_recipe_at_once(command, tmp_path):
     recipe = make_project(tmp_path, distill={"temprature": 2}, cache={"dtype": "int8"}, teech={"num_checkpoints": 4})
-    refused(command, recipe, "temprature", "temperature", "int8", "bfloat16", "teech", "teach")
+    expect_refusal(command, recipe, "temprature", "temperature", "int8", "bfloat16", "teech", "teach")
 
 
 def test_a_recipe_that_is_not_there(command, tmp_path):
-    refused(command, tmp_path / "recipe.yaml", "recipe.yaml")
+    expect_refusal(command, tmp_path / "recipe.yaml", "recipe.yaml")
 
 
 def test_a_data_file_that_is_not_there(command, tmp_path):
     recipe = make_project(tmp_path, data={"dataset": None, "train": str(tmp_path / "data/trian.jsonl"), "test": "x.jsonl"})
-    refused(command, recipe, "trian.jsonl", "train.jsonl", "x.jsonl")
+    expect_refusal(command, recipe, "trian.jsonl", "train.jsonl", "x.jsonl")
 
 
 def test_an_unreadable_line_is_named(command, tmp_path):
     recipe = make_project(tmp_path)
     path = tmp_path / "data/train.jsonl"
     path.write_text(path.read_text() + '{"text": "broken\n', encoding="utf-8")
-    refused(command, recipe, "train.jsonl:13")
+    expect_refusal(command, recipe, "train.jsonl:13")
 
 
 def test_an_empty_file(command, tmp_path):
     recipe = make_project(tmp_path)
     (tmp_path / "data/test.jsonl").write_text("")
-    refused(command, recipe, "test.jsonl", "empty")
+    expect_refusal(command, recipe, "test.jsonl", "empty")
 
 
 def test_a_missing_column_says_which_there_are(command, tmp_path):
     recipe = make_project(tmp_path)
     write_rows(tmp_path / "data/train.jsonl", [{"sentence": "a", "color": "red"}, {"sentence": "b", "color": "green"}])
-    refused(command, recipe, "sentence", "color", "columns")
+    expect_refusal(command, recipe, "sentence", "color", "columns")
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_rows_that_cannot_be(command, tmp_path, change, words):
     rows = color_rows("train", 12)
     rows[1] |= change
     write_rows(tmp_path / "data/train.jsonl", rows)
-    refused(command, recipe, *words)
+    expect_refusal(command, recipe, *words)
 
 
 def test_a_label_outside_the_set(command, tmp_path):
     recipe = make_project(tmp_path, task={"labels": ["red", "green"]})
-    refused(command, recipe, "blue", "task.labels")
+    expect_refusal(command, recipe, "blue", "task.labels")
 
 
 def test_an_entity_that_is_not_in_the_text(command, tmp_path):
@@ -94,7 +94,7 @@ def test_an_entity_that_is_not_in_the_text(command, tmp_path):
         write_rows(tmp_path / f"data/{split}.jsonl", rows)
     rows[2]["entities"][0]["text"] = "ibuprofen"
     write_rows(tmp_path / "data/train.jsonl", [{**row, "text": row["text"].replace("test", "train")} for row in rows])
-    refused(command, recipe, "ibuprofen", "train.jsonl:3")
+    expect_refusal(command, recipe, "ibuprofen", "train.jsonl:3")
 
 
 def test_tokenizers_that_differ_by_one_entry(command, tmp_path):
@@ -105,18 +105,18 @@ def test_tokenizers_that_differ_by_one_entry(command, tmp_path):
     names = {index: token for token, index in vocabulary.items()}
     vocabulary[names[10]], vocabulary[names[11]] = 11, 10  # equal sizes, two entries swapped
     path.write_text(json.dumps(inner))
-    refused(command, recipe, "tokenizers", repr(names[10]), "shrink")
+    expect_refusal(command, recipe, "tokenizers", repr(names[10]), "shrink")
 
 
 def test_a_folder_without_checkpoints(command, tmp_path):
     recipe = make_project(tmp_path, teach={"checkpoints": str(tmp_path / "data"), "trainer": {}})
-    refused(command, recipe, "checkpoint-*", "teach.checkpoints")
+    expect_refusal(command, recipe, "checkpoint-*", "teach.checkpoints")
 
 
 def test_a_checkpoint_of_another_architecture(command, tmp_path):
     recipe = make_project(tmp_path, teach={"checkpoints": str(tmp_path / "mine"), "trainer": {}})
     tiny_model(0, "qwen2", hidden=32, layers=4).save_pretrained(tmp_path / "mine/checkpoint-1")
-    refused(command, recipe, "another architecture", "model_type", "qwen2", "llama")
+    expect_refusal(command, recipe, "another architecture", "model_type", "qwen2", "llama")
 
 
 def test_adapters_whose_base_is_missing(command, tmp_path):
@@ -124,16 +124,16 @@ def test_adapters_whose_base_is_missing(command, tmp_path):
     (tmp_path / "mine/checkpoint-1").mkdir(parents=True)
     about = {"base_model_name_or_path": "/somewhere/base", "peft_type": "LORA"}
     (tmp_path / "mine/checkpoint-1/adapter_config.json").write_text(json.dumps(about))
-    refused(command, recipe, "/somewhere/base", "not there")
+    expect_refusal(command, recipe, "/somewhere/base", "not there")
 
 
 def test_a_model_folder_that_is_not_there(command, tmp_path):
-    refused(command, make_project(tmp_path, teacher={"model_name_or_path": "./models/teecher"}), "teecher", "folder")
+    expect_refusal(command, make_project(tmp_path, teacher={"model_name_or_path": "./models/teecher"}), "teecher", "folder")
 
 
 def test_rows_that_are_too_long_name_the_three_ways_out(command, tmp_path):
     recipe = make_project(tmp_path, data={"max_length": 24})
-    message = refused(command, recipe, "too_long=truncate_prompt", "too_long=drop", "max_length=", "train-0")
+    message = expect_refusal(command, recipe, "too_long=truncate_prompt", "too_long=drop", "max_length=", "train-0")
     longest = message.split("data.max_length=")[1].split()[0]
     assert command("prepare", recipe, f"data.max_length={longest}") == 0
 
@@ -150,22 +150,22 @@ def test_ways_out_for_rows_that_are_too_long(command, tmp_path, way, left):
 def test_a_disk_too_small_for_the_cache(command, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 1000))
-    refused(command, make_project(tmp_path), "GB free", "num_checkpoints", "output_dir")
+    expect_refusal(command, make_project(tmp_path), "GB free", "num_checkpoints", "output_dir")
 
 
 def test_training_arguments_that_transformers_refuses(command, tmp_path):
-    refused(command, make_project(tmp_path, trainer={"lr_scheduler_type": "cosne"}), "cosne", "trainer")
+    expect_refusal(command, make_project(tmp_path, trainer={"lr_scheduler_type": "cosne"}), "cosne", "trainer")
 
 
 def test_a_stage_whose_predecessor_is_missing(command, tmp_path):
-    refused(command, make_project(tmp_path), "prepare", "tutelage run", stage="teach")
+    expect_refusal(command, make_project(tmp_path), "prepare", "tutelage run", stage="teach")
 
 
 def test_a_run_in_progress_in_the_same_folder(command, tmp_path):
     recipe = make_project(tmp_path)
     (tmp_path / "run").mkdir()
     with FileLock(str(tmp_path / "run/.lock")):
-        refused(command, recipe, "another process", "output_dir=")
+        expect_refusal(command, recipe, "another process", "output_dir=")
 
 
 def test_predict_wants_a_distilled_student(command, tmp_path):

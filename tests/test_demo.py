@@ -13,7 +13,7 @@ from tutelage.artifacts import read_json
 from tutelage.demo import lexicon, setup
 from tutelage.demo.clinic import ROWS, TASKS, fill, particle, write_clinic
 from tutelage.demo.models import build_models
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, DataError
 from tutelage.records import read_jsonl
 
 SIZES = {"train": 600, "validation": 60, "test": 180}
@@ -86,6 +86,11 @@ def test_no_place_of_a_frame_is_left_unfilled(tables):
     assert not [text_of(row) for rows in tables.values() for row in rows if re.search(r"[{}]|None", text_of(row))]
 
 
+def test_more_rows_than_the_words_allow_are_refused_with_the_number_made(tmp_path):
+    with pytest.raises(DataError, match=r"clinic_\w+: \d+ of 40000 train rows were made, .*ask for fewer `rows`"):
+        write_clinic(tmp_path, rows={"train": 40_000, "validation": 1, "test": 1})
+
+
 # --- labels, by an independent reading of the texts ---
 
 IGNORED = {
@@ -127,6 +132,32 @@ def test_about_one_training_label_in_twenty_is_wrong(tmp_path):
     wrong = [row for row in rows if row["label"] != department_of(row)]
     assert 0.035 <= len(wrong) / len(rows) <= 0.065  # 5 % of 1,600 rows, give or take three standard errors of 0.5 %
     assert {row["label"] for row in wrong} <= set(lexicon.SYMPTOMS)
+
+
+def test_noise_can_be_turned_off_and_is_a_share(tmp_path):
+    sizes = {"train": 120, "validation": 6, "test": 6}
+    write_clinic(tmp_path, rows=sizes, label_noise=0)
+    rows = list(read_jsonl(tmp_path / "clinic_classification" / "train.jsonl"))
+    assert [row["text"] for row in rows if row["label"] != department_of(row)] == []
+    with pytest.raises(DataError, match="from 0 to 1"):
+        write_clinic(tmp_path, rows=sizes, label_noise=5)
+
+
+@pytest.mark.parametrize("language", ["en", "ko", "ja"])
+@pytest.mark.parametrize("kind", ["negated", "corrected", "former_latter"])
+def test_the_place_of_a_complaint_alone_does_not_tell_whether_it_counts(tables, kind, language):
+    place, first = ("en", "ko", "ja").index(language), []
+    for row in tables["classification", "test"]:
+        if (row["subdomain"], row["language"]) == (kind, language):
+            text = row["text"].casefold()
+            at = {
+                d: text.find(c[place].casefold())
+                for d, table in lexicon.SYMPTOMS.items()
+                for c in table
+                if c[place].casefold() in text
+            }
+            first.append(min(at, key=at.get) == row["label"])
+    assert 0.1 < sum(first) / len(first) < 0.9
 
 
 def test_entities_are_in_the_text_in_reading_order_and_do_not_overlap(tables):

@@ -107,6 +107,7 @@ def tree() -> dict[str, int | None]:
         if match := re.match(r"  L(\d)  \S", line):
             layer = int(match[1])
         elif match := re.match(r"    (\S+) +\S", line):
+            assert f"src/tutelage/{match[1]}" not in found, f"{match[1]} is in the tree twice"
             found[f"src/tutelage/{match[1]}"] = layer
         elif match := re.match(r"(\S+/)", line):
             found[match[1]] = None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from project import Command, make_project
+from project import Command, make_project, run_to_the_end
 from tutelage import distillation
 from tutelage.records import read_jsonl
 
@@ -25,13 +25,7 @@ def finished(tmp_path_factory) -> Path:
     """A project run once to the end, for tests that only look."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = make_project(folder, distill={"keep_stages": True})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["tutelage", "run", str(recipe)])
-        from tutelage.cli import main
-
-        with pytest.raises(SystemExit) as leaving:
-            main()
-    assert not leaving.value.code
+    run_to_the_end(recipe)
     return folder
 
 

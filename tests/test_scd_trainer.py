@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from project import Command, color_rows, make_project
+from project import Command, color_rows, make_project, run_to_the_end
 from tutelage import SCDConfig, SCDTrainer
 from tutelage.errors import ModelError, StaleArtifactError
 
@@ -22,13 +22,7 @@ README = Path(__file__).parents[1] / "README.md"
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     recipe = make_project(folder, teach={"best_by": "loss"}, distill={"keep_by": "loss"}, cache={"shard_rows": 1024})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["tutelage", "run", str(recipe)])
-        from tutelage.cli import main
-
-        with pytest.raises(SystemExit) as leaving:
-            main()
-    assert not leaving.value.code
+    run_to_the_end(recipe)
     return folder
 
 

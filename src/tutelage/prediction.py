@@ -11,13 +11,13 @@ from typing import Any
 
 from tutelage.artifacts import read_json
 from tutelage.data import Encoder
-from tutelage.errors import DataError, ModelError
+from tutelage.errors import ModelError
 from tutelage.evaluation import Evaluator
 from tutelage.models import load_model, load_tokenizer
 from tutelage.recipe_schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.shapes import example_from_row
-from tutelage.sources import read_rows
+from tutelage.sources import parse_object, read_rows
 from tutelage.tasks import make_task
 
 CHUNK_BATCHES = 8
@@ -76,10 +76,5 @@ def _rows(source: str) -> Iterator[tuple[dict[str, Any], str]]:
     for number, line in enumerate(sys.stdin, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"standard input:{number}: not JSON ({error.msg}); write one JSON object a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"standard input:{number}: a row must be a JSON object, found {type(row).__name__}")
-        yield row, f"standard input:{number}"
+        where = f"standard input:{number}"
+        yield parse_object(line, where), where

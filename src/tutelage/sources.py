@@ -76,10 +76,11 @@ def _read_jsonl(path: Path) -> Iterator[tuple[Row, str]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _object(line, f"{path}:{number}"), f"{path}:{number}"
+                yield parse_object(line, f"{path}:{number}"), f"{path}:{number}"
 
 
-def _object(text: str, where: str) -> Row:
+def parse_object(text: str, where: str) -> Row:
+    """One JSON object. Raises DataError with `where` for anything else."""
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
