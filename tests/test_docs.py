@@ -226,8 +226,8 @@ def test_every_function_class_and_test_that_is_named_exists(path):
     assert [f"{name_of(file)}: {name}" for file, name in found if not file.is_file() or name not in defined(file)] == []
 
 
-@each_document
-def test_every_test_that_is_named_alone_exists(path):
+def test_every_test_that_the_method_page_names_alone_exists():
+    path = ROOT / "docs" / "method.md"
     everything = set().union(*(defined(file) for file in (ROOT / "tests").glob("test_*.py")))
     assert [
         code for code in inline(path.read_text(encoding="utf-8")) if re.fullmatch(r"test_\w+", code) and code not in everything

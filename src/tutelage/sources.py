@@ -57,13 +57,19 @@ def read_hub(name: str, config: str | None, split: str, revision: str | None) ->
             f"the data set {name!r} (split {split!r}) could not be read: {str(error).splitlines()[0]}. Is the name right, and is"
             " there a network? A local folder works too: data.dataset=FOLDER, or data.train=FILE"
         ) from error
-    names = {key: kind for key, kind in table.features.items() if isinstance(kind, ClassLabel)}
     rows = []
     for number, row in enumerate(table, start=1):
-        for key, kind in names.items():
-            row[key] = kind.int2str(row[key]) if row[key] is not None and row[key] >= 0 else None
-        rows.append((row, f"{name}/{split}:row {number}"))
+        named = {key: _named(value, table.features[key], ClassLabel) for key, value in row.items()}
+        rows.append((named, f"{name}/{split}:row {number}"))
     return rows
+
+
+def _named(value: Any, feature: Any, label: type) -> Any:
+    """A value with label numbers, alone or in lists, replaced by their names; -1 is the hub's way to say there is none."""
+    if isinstance(feature, label):
+        return feature.int2str(value) if isinstance(value, int) and value >= 0 else None
+    inner = getattr(feature, "feature", None)
+    return [_named(entry, inner, label) for entry in value] if isinstance(value, list) and inner is not None else value
 
 
 def _missing(path: Path) -> str:
