@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError, problems
 from tutelage.recipe_schema import Data, Recipe, Task
 from tutelage.records import SPLITS, Example
-from tutelage.shapes import detect_shape, example_from_row, map_columns
-from tutelage.sources import Row, find_files, read_hub, read_rows
+from tutelage.shapes import example_from_row, map_columns
+from tutelage.sources import Row, find_files, parse_object, read_hub, read_rows
 from tutelage.tasks.ner import entities_from_answer
 
 SHOWN = 3
@@ -39,20 +40,22 @@ class Rows:
 def load_rows(recipe: Recipe) -> Rows:
     """Read every split of a recipe. Raises DataError with all problems found."""
     raw, notes = _read(recipe), []
+    labels = recipe.task.labels or _labels_beside(recipe.data)
+    drafts = _drafts(raw["train"], recipe, labels)
     if not raw["validation"]:
-        notes.append(_hold_out(raw, recipe))
+        notes.append(_hold_out(raw, drafts, recipe))
     for split in SPLITS:
         raw[split] = _sample(raw[split], getattr(recipe.data, f"max_{split}_rows"), f"{recipe.seed}/{split}")
-    labels = recipe.task.labels or _labels_beside(recipe.data)
-    if labels is None and recipe.task.type == "classification":
-        labels = _native_labels(raw["train"], recipe.data)
+    if labels is None and recipe.task.type != "qa":  # before rendering: prompts may list them
+        labels = _learned_labels(list(drafts.values()), recipe.task.type, False) or None
     found = _Problems()
+    _check_columns(raw["train"], recipe.data, found)
     examples = {split: _examples(raw[split], split, recipe.task, recipe.data, labels, found) for split in SPLITS}
     choice = recipe.task.type == "qa" and all(e.labels for e in examples["train"]) and bool(examples["train"])
-    if labels is None or recipe.task.type == "qa":
+    if recipe.task.type == "qa":
         labels = _learned_labels(examples["train"], recipe.task.type, choice) or labels
     _check_labels(examples, recipe.task.type, labels, choice, found)
-    _check_ids(raw, examples, found)
+    _check_ids(raw, recipe.data, found)
     _check_overlap(examples, found)
     for split in ("train", "test"):
         if not examples[split] and not found:
@@ -73,10 +76,10 @@ def simple_examples(dataset: Iterable[Row], split: str, *, chat_template: bool =
 
 def fingerprint(recipe: Recipe) -> dict[str, str]:
     """Contents of the data files (or name and revision of a hub data set), for telling whether results are stale."""
-    if (files := _files(recipe.data)) is None:
-        return {"hub": f"{recipe.data.dataset}/{recipe.data.dataset_config}@{recipe.data.revision}"}
+    files, data = _files(recipe.data), recipe.data
+    hub = {"hub": f"{data.dataset}/{data.dataset_config}@{data.revision}"} if _on_hub(data) else {}
     paths = [Path(name) for names in files.values() for name in names]
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths if path.is_file()}
+    return hub | {str(path): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths if path.is_file()}
 
 
 class _Problems:
@@ -104,17 +107,20 @@ class _Problems:
 # --- reading ------------------------------------------------------------------------------------------------------------------
 
 
-def _files(data: Data) -> dict[str, list[str]] | None:
-    """Local files by split; None if the data set is on the hub."""
+def _on_hub(data: Data) -> bool:
+    """Whether `data.dataset` is a hub id. Raises DataError if it can only be a folder, and there is none."""
+    if data.dataset is None or (folder := Path(data.dataset)).is_dir():
+        return False
+    if data.dataset.startswith((".", "/", "~")) or data.dataset.count("/") != 1 or folder.parent.is_dir():
+        raise DataError(f"no folder {data.dataset!r}: data.dataset is a folder with train, validation and test files, or a hub id")
+    return True
+
+
+def _files(data: Data) -> dict[str, list[str]]:
+    """Local files by split: those of the folder, and those given, which win."""
     files: dict[str, list[str]] = {}
-    if data.dataset is not None:
+    if data.dataset is not None and not _on_hub(data):
         folder = Path(data.dataset)
-        if not folder.is_dir():
-            if data.dataset.startswith((".", "/", "~")) or data.dataset.count("/") != 1 or folder.parent.is_dir():
-                raise DataError(
-                    f"no folder {data.dataset!r}: data.dataset is a folder with train, validation and test files, or a hub id"
-                )
-            return None if not data.train else {}
         files = find_files(folder)
         if not files:
             raise DataError(f"no train, validation or test file in {folder}: name the files with data.train, data.test")
@@ -123,37 +129,46 @@ def _files(data: Data) -> dict[str, list[str]] | None:
 
 def _read(recipe: Recipe) -> dict[str, list[tuple[Row, str]]]:
     data, files = recipe.data, _files(recipe.data)
-    if files is not None:
-        missing = [name for names in files.values() for name in names if not Path(name).is_file()]
-        read_rows(missing)  # names all that are missing at once
-        return {split: read_rows(files[split]) if split in files else [] for split in SPLITS}
+    missing = [name for names in files.values() for name in names if not Path(name).is_file()]
+    read_rows(missing)  # names all that are missing at once
+    raw = {split: read_rows(files[split]) if split in files else [] for split in SPLITS}
+    if not _on_hub(data) or len(files) == len(SPLITS):
+        return raw
     from datasets import get_dataset_split_names
 
-    names = {split: getattr(data, f"{split}_split") for split in SPLITS}
+    names = {split: getattr(data, f"{split}_split") for split in SPLITS if split not in files}
     try:
         there = get_dataset_split_names(data.dataset, data.dataset_config, revision=data.revision)
     except Exception:  # reading the training split will fail with the message for users
-        there = [names["train"]]
-    return {
+        there = [data.train_split]
+    return raw | {
         split: read_hub(data.dataset, data.dataset_config, name, data.revision) if name in there or split == "train" else []
         for split, name in names.items()
     }
 
 
-def _hold_out(raw: dict[str, list[tuple[Row, str]]], recipe: Recipe) -> str:
-    """Move a seeded share of the training rows to validation; rows of equal content stay together. Returns the note."""
-    groups: dict[str, list[tuple[Row, str]]] = {}
-    for row, where in raw["train"]:
-        key = _normalised(json.dumps({k: v for k, v in row.items() if k != "id"}, ensure_ascii=False, default=str))
-        groups.setdefault(key, []).append((row, where))
+def _drafts(rows: list[tuple[Row, str]], recipe: Recipe, labels: list[str] | None) -> dict[str, Example]:
+    """Training rows rendered before the label set is known, by place. Rows that cannot be used are reported later."""
+    drafts = {}
+    for row, where in rows:
+        with suppress(DataError):
+            drafts[where] = example_from_row(row, where=where, split="train", task=recipe.task, data=recipe.data, labels=labels)
+    return drafts
+
+
+def _hold_out(raw: dict[str, list[tuple[Row, str]]], drafts: dict[str, Example], recipe: Recipe) -> str:
+    """Move a seeded share of the training rows to validation; rows of equal prompts stay together. Returns the note."""
+    groups: dict[str, list[str]] = {}
+    for _, where in raw["train"]:
+        key = _normalised(_text(drafts[where].prompt)) if where in drafts else where
+        groups.setdefault(key, []).append(where)
     keys, total = list(groups), len(raw["train"])
     random.Random(f"{recipe.seed}/hold out").shuffle(keys)
-    wanted, held = max(1, round(total * recipe.data.validation_share)), set()
+    wanted, places = max(1, round(total * recipe.data.validation_share)), set()
     for key in keys:
-        if sum(len(groups[k]) for k in held) >= wanted:
+        if len(places) >= wanted:
             break
-        held.add(key)
-    places = {where for key in held for _, where in groups[key]}
+        places.update(groups[key])
     raw["validation"] = [entry for entry in raw["train"] if entry[1] in places]
     raw["train"] = [entry for entry in raw["train"] if entry[1] not in places]
     count = len(raw["validation"])
@@ -175,15 +190,10 @@ def _labels_beside(data: Data) -> list[str] | None:
     path = Path(data.dataset or "") / "task.json"
     if data.dataset is None or not path.is_file():
         return None
-    labels = json.loads(path.read_text(encoding="utf-8")).get("labels")
+    labels = parse_object(path.read_text(encoding="utf-8-sig"), str(path)).get("labels")
+    if labels is not None and not isinstance(labels, list):
+        raise DataError(f"{path}: `labels` is a list of the allowed answers, found {labels!r}")
     return [str(label) for label in labels] if labels else None
-
-
-def _native_labels(rows: list[tuple[Row, str]], data: Data) -> list[str] | None:
-    """Labels of text + label rows, needed before prompts that list them can be rendered."""
-    mapped = [map_columns(row, data) for row, _ in rows]
-    labels = {str(row["label"]).strip() for row in mapped if detect_shape(row) == "label" and row["label"] is not None}
-    return sorted(labels - {""}) or None
 
 
 def _learned_labels(train: list[Example], task: str, choice: bool) -> list[str] | None:
@@ -238,11 +248,21 @@ def _kind_of(message: str) -> str:
     return next((kind for words, kind in kinds.items() if words in message), "rows that are not what they should be")
 
 
-def _check_ids(raw: dict[str, list[tuple[Row, str]]], examples: dict[str, list[Example]], found: _Problems) -> None:
+def _check_columns(train: list[tuple[Row, str]], data: Data, found: _Problems) -> None:
+    """A mapped column that no training row has is a slip of the pen."""
+    there = {name for row, _ in train for name in row}
+    for ours, theirs in data.columns.items():
+        if there and theirs not in there:
+            near = get_close_matches(theirs, there, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(there)}"
+            found.add("mapped columns that no training row has", f"data.columns.{ours}: {theirs!r}; {hint}")
+
+
+def _check_ids(raw: dict[str, list[tuple[Row, str]]], data: Data, found: _Problems) -> None:
     """A user's own id may stand once only, over all splits."""
     seen: set[str] = set()
     for row, where in (entry for split in SPLITS for entry in raw[split]):
-        own = row.get("id")
+        own = map_columns(row, data).get("id")
         if own in (None, ""):
             continue
         if str(own) in seen:
@@ -277,4 +297,5 @@ def _text(prompt: str | list[dict[str, str]]) -> str:
 
 def _normalised(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(letter for letter in folded if letter.isalnum())
+    # Vowel signs (Hindi, Thai) and symbols (+, emoji) tell texts apart: only punctuation, spaces and controls go.
+    return "".join(letter for letter in folded if unicodedata.category(letter)[0] not in "PZC")

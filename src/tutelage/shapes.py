@@ -38,6 +38,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "label": ("text", "label"),
 }
 """Shape by the columns it needs; the first that fits is taken. The last column is the answer, absent in rows to predict."""
+MARKS = ("B", "I", "E", "S", "L", "U")
+"""What a tag may begin with; L and U are BILOU's names of E and S."""
 ALIASES = {"ner_tags": "tags", "response": "completion", "answer_text": "answers"}
 
 
@@ -117,7 +119,7 @@ def example_from_row(
         answers=accepted,
         labels=[str(label) for label in allowed] if allowed else None,
         language=language,
-        subdomain=row.get("subdomain"),
+        subdomain=None if row.get("subdomain") is None else str(row["subdomain"]),
     )
 
 
@@ -157,22 +159,30 @@ def _prompt(
 
 
 def _render(template: str, values: Row, where: str) -> str:
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    missing = [name for name in names if values.get(name) is None]
-    if missing:
-        raise DataError(
-            f"{where}: data.template has the place {{{missing[0]}}} and the row has no such column (it has {sorted(values)});"
-            " map it with data.columns, or change the template. A brace that is meant as such is written twice: {{ }}"
-        )
-    return template.format(**values)
+    braces = "A brace that is meant as such is written twice: {{ }}"
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        missing = [name for name in names if values.get(name) is None]
+        if not missing:
+            return template.format(**values)
+    except ValueError as error:
+        raise DataError(f"{where}: data.template cannot be filled in: {error}. {braces}") from None
+    what = "is empty in this row" if missing[0] in values else f"is no column of this row (it has {sorted(values)})"
+    raise DataError(
+        f"{where}: the prompt's template has the place {{{missing[0]}}}, which {what}; map it with data.columns, or change"
+        f" data.template. {braces}"
+    )
 
 
 # --- one builder a shape ------------------------------------------------------------------------------------------------------
 
 
 def _from_prompt(row: Row) -> Parts:
-    answer = row.get("completion")
-    return Parts(dict(row), row["prompt"], _text_of(answer), _strings(row.get("answers")), None)
+    prompt = row["prompt"]
+    if prompt is None or prompt == "" or prompt == []:
+        raise DataError("the prompt is empty")
+    prompt = _checked(prompt) if isinstance(prompt, list) else str(prompt)
+    return Parts(dict(row), prompt, _text_of(row.get("completion")), _strings(row.get("answers")), None)
 
 
 def _from_messages(row: Row) -> Parts:
@@ -190,12 +200,22 @@ def _from_turns(turns: list[tuple[str, str]]) -> Parts:
         answer, turns = turns[-1][1], turns[:-1]
     if not turns:
         raise DataError("no message in front of the answer")
-    return Parts(prompt=[{"role": role, "content": content} for role, content in turns], answer=answer)
+    if answer is not None and not isinstance(answer, str):
+        raise DataError(f"the answer {answer!r} is no text; only text is learned")
+    return Parts(prompt=_checked([{"role": role, "content": content} for role, content in turns]), answer=answer)
+
+
+def _checked(turns: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Messages, after making sure that each holds text (images and tool calls are not learned)."""
+    for turn in turns:
+        if not isinstance(turn["role"], str) or not isinstance(turn["content"], str):
+            raise DataError(f"the message {turn!r} holds no text; role and content are text")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def _from_alpaca(row: Row) -> Parts:
     prompt = f"{row['instruction']}\n{row['input']}" if row.get("input") else row["instruction"]
-    return Parts(dict(row), prompt, row.get("output"))
+    return Parts(dict(row), prompt, _text_of(row.get("output")))
 
 
 def _from_label(row: Row) -> Parts:
@@ -212,13 +232,13 @@ def _from_span(row: Row) -> Parts:
 
 
 def _from_choice(row: Row) -> Parts:
-    choices = row["choices"]
+    choices = _list_of(row["choices"], "choices")
     texts = [str(text) for text in (choices["text"] if isinstance(choices, dict) else choices)]
     letters, answer = choice_letters(len(texts)), row.get("answer")
-    if isinstance(answer, str) and answer not in letters and answer in texts:
-        answer = texts.index(answer)
-    elif isinstance(choices, dict) and answer in choices["label"]:
+    if isinstance(choices, dict) and answer in choices["label"]:
         answer = list(choices["label"]).index(answer)
+    elif isinstance(answer, str) and answer not in letters and answer in texts:
+        answer = texts.index(answer)
     if isinstance(answer, str) and answer.isdigit():
         answer = int(answer)
     if isinstance(answer, int):
@@ -231,8 +251,7 @@ def _from_choice(row: Row) -> Parts:
 
 
 def _from_entities(row: Row) -> Parts:
-    text, entities = str(row["text"]), row.get("entities")
-    entities = json.loads(entities) if isinstance(entities, str) else entities  # a CSV cell
+    text, entities = str(row["text"]), _list_of(row.get("entities"), "entities")
     fields = {"text": text}
     if entities is None:
         return Parts(fields)
@@ -280,14 +299,27 @@ def _spans(tokens: list[str], tags: list[str]) -> list[tuple[str, str]]:
     inside = None
     for token, tag in zip(tokens, tags, strict=True):
         mark, _, kind = tag.partition("-")
-        if tag == "O" or not kind:
+        if tag == "O":
             inside = None
             continue
+        if mark not in MARKS or not kind:
+            raise DataError(
+                f"the tag {tag!r} is none of BIO, IOB1 or BIOES: write O, or {', '.join(MARKS[:2])} ... with a type (B-PER)."
+                " Numbers need their names, which a hub data set brings along"
+            )
         if mark in ("B", "S", "U") or kind != inside:
             spans.append((kind, []))
         spans[-1][1].append(token)
         inside = None if mark in ("E", "L", "S", "U") else kind
     return [(kind, " ".join(words)) for kind, words in spans]
+
+
+def _list_of(value: Any, column: str) -> Any:
+    """A list as it is, or read from the JSON in a CSV cell."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        raise DataError(f'the column {column!r} holds {value!r}; in a text cell, write a JSON list: ["a", "b"]') from None
 
 
 def _words(value: Any) -> list[str]:

@@ -7,7 +7,8 @@ cells stay text, an unknown ending is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,13 @@ def read_rows(files: list[str]) -> list[tuple[Row, str]]:
         path = Path(name)
         if path.suffix not in _READERS:
             raise DataError(f"{path}: files end in {', '.join(_READERS)}; rename or convert it")
-        found = list(_READERS[path.suffix](path))
+        try:
+            found = list(_READERS[path.suffix](path))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8, or convert it with iconv -f CP949 -t UTF-8 (CP949 for"
+                " Korean Excel files, SHIFT_JIS for Japanese, CP1252 for Western European)"
+            ) from None
         if not found:
             raise DataError(f"{path} is empty: there is no row in it")
         rows += found
@@ -65,9 +72,11 @@ def read_hub(name: str, config: str | None, split: str, revision: str | None) ->
 
 
 def _named(value: Any, feature: Any, label: type) -> Any:
-    """A value with label numbers, alone or in lists, replaced by their names; -1 is the hub's way to say there is none."""
+    """A value with label numbers, at any depth, replaced by their names; -1 is the hub's way to say there is none."""
     if isinstance(feature, label):
         return feature.int2str(value) if isinstance(value, int) and value >= 0 else None
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {key: _named(entry, feature[key], label) for key, entry in value.items()}
     inner = getattr(feature, "feature", None)
     return [_named(entry, inner, label) for entry in value] if isinstance(value, list) and inner is not None else value
 
@@ -110,6 +119,8 @@ def _read_json(path: Path) -> Iterator[tuple[Row, str]]:
     if isinstance(table, dict):
         lists = [value for value in table.values() if isinstance(value, list)]
         table = lists[0] if len(lists) == 1 else [table]
+    if not isinstance(table, list):
+        raise DataError(f"{path}: a list of rows is wanted, found {type(table).__name__}")
     for number, row in enumerate(table, start=1):
         if not isinstance(row, dict):
             raise DataError(f"{path}:row {number}: a row must be a JSON object, found {type(row).__name__}")
@@ -123,6 +134,9 @@ def _read_table(path: Path) -> Iterator[tuple[Row, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         try:
+            twice = [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]
+            if twice:
+                raise DataError(f"{path}:1: the column {twice[0]!r} is there twice; rename one")
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
@@ -144,8 +158,19 @@ def _read_parquet(path: Path) -> Iterator[tuple[Row, str]]:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from None
+    features = _features(table.schema)
     for number, row in enumerate(table.to_pylist(), start=1):
-        yield row, f"{path}:row {number}"
+        yield features(row), f"{path}:row {number}"
+
+
+def _features(schema: Any) -> Callable[[Row], Row]:
+    """Names for label numbers, where `datasets` wrote the file and left its features in it."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return lambda row: row
+    from datasets import ClassLabel, Features
+
+    features = Features.from_arrow_schema(schema)
+    return lambda row: _named(row, features, ClassLabel)
 
 
 def _read_conll(path: Path) -> Iterator[tuple[Row, str]]:
