@@ -116,6 +116,9 @@ def test_a_stage_never_builds_on_a_stale_one(finished, command):
     assert command("distill", finished / "recipe.yaml", "data.max_train_rows=5") == 2
     assert "prepare holds a result of other inputs" in command.err and "data.max_train_rows: null -> 5" in command.err
     (finished / "data/train.jsonl").touch()  # the same content is no change
+    (finished / "data/task.json").write_text('{"labels": ["red", "green", "blue", "black"]}')
+    assert command("distill", finished / "recipe.yaml") == 2 and "data files" in command.err
+    (finished / "data/task.json").unlink()
     assert command("distill", finished / "recipe.yaml") == 0
 
 

@@ -42,6 +42,12 @@ def test_offsets_that_hold_another_text_are_refused():
         example(row, NER)
 
 
+@pytest.mark.parametrize("offsets", [{"start": 6}, {"start": -7, "end": -1}, {"start": 6, "end": 99}])
+def test_offsets_outside_the_text_are_refused(offsets):
+    with pytest.raises(DataError, match="outside its text"):
+        example({"text": "Takes aspirin", "entities": [{"type": "drug", **offsets}]}, NER)
+
+
 @pytest.mark.parametrize(
     ("tags", "expected"),
     [

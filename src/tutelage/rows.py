@@ -75,10 +75,11 @@ def simple_examples(dataset: Iterable[Row], split: str, *, chat_template: bool =
 
 
 def fingerprint(recipe: Recipe) -> dict[str, str]:
-    """Contents of the data files (or name and revision of a hub data set), for telling whether results are stale."""
+    """Contents of the data files and the label list beside them (or name and revision of a hub data set), for staleness."""
     files, data = _files(recipe.data), recipe.data
     hub = {"hub": f"{data.dataset}/{data.dataset_config}@{data.revision}"} if _on_hub(data) else {}
     paths = [Path(name) for names in files.values() for name in names]
+    paths += [Path(data.dataset) / "task.json"] if data.dataset else []
     return hub | {str(path): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths if path.is_file()}
 
 

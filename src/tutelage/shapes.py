@@ -267,6 +267,8 @@ def _entity(entity: Any, text: str) -> tuple[str, str]:
         start, end = entity.get("start"), entity.get("end")
         surface = entity.get("text") or entity.get("surface")
         if start is not None:
+            if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(text)):
+                raise DataError(f"the entity {entity!r} has offsets outside its text of {len(text)} characters; give start and end")
             cut = text[start:end]
             if surface is not None and cut != surface:
                 raise DataError(
