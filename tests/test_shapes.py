@@ -104,6 +104,11 @@ def test_mapped_columns_and_templates_with_any_column():
         example({"text": "a", "label": "b"}, CLASSIFY, template="{nothing}")
 
 
+def test_a_template_that_shows_the_gold_answer_is_refused():
+    with pytest.raises(DataError, match="gold answer"):
+        example({"text": "Good", "label": "5"}, CLASSIFY, template="{text} is {label}")
+
+
 def test_every_file_format(tmp_path):
     (tmp_path / "a.jsonl").write_text('\ufeff{"x": "1"}\n\n{"x": "2"}\n', encoding="utf-8")
     (tmp_path / "a.json").write_text('{"data": [{"x": "1"}, {"x": "2"}]}', encoding="utf-8")

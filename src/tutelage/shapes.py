@@ -102,6 +102,9 @@ def example_from_row(
         )
     language = row.get("language") or task.language
     allowed = row.get("labels") if isinstance(row.get("labels"), list) else parts.labels
+    gold_place = f"{{{SHAPES[shape][-1]}}}"
+    if data.template and len(SHAPES[shape]) > 1 and gold_place in data.template:
+        raise DataError(f"{where}: data.template shows the gold answer to the model in its place {gold_place}; take it out")
     prompt = _prompt(parts, row, where, task, data, labels, language)
     answer = (parts.answer or "").strip()
     accepted = (
