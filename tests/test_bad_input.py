@@ -70,6 +70,8 @@ def test_a_missing_column_says_which_there_are(command, tmp_path):
     ("change", "words"),
     [
         ({"label": ""}, ("train.jsonl:2", "empty")),
+        ({"label": ["red", "blue"]}, ("train.jsonl:2", "multi-label")),
+        ({"labels": "red"}, ("train.jsonl:2", "data.columns={label: labels}")),
         ({"id": "train-0"}, ("train-0",)),
         ({"text": "test thing 0 is red"}, ("test-0",)),
     ],
@@ -80,6 +82,18 @@ def test_rows_that_cannot_be(command, tmp_path, change, words):
     rows[1] |= change
     write_rows(tmp_path / "data/train.jsonl", rows)
     expect_refusal(command, recipe, *words)
+
+
+def test_validation_rows_that_are_test_rows(command, tmp_path):
+    recipe = make_project(tmp_path)
+    write_rows(tmp_path / "data/validation.jsonl", [{**color_rows("test", 1)[0], "id": "v"}])
+    expect_refusal(command, recipe, "validation rows that are test rows too", "test-0")
+
+
+def test_two_columns_that_could_be_the_label(command, tmp_path):
+    recipe = make_project(tmp_path)
+    write_rows(tmp_path / "data/train.jsonl", [{"sentence": "a", "category": "red", "intent": "green"}])
+    expect_refusal(command, recipe, "train.jsonl:1", "'category' and 'intent'", "data.columns={label: category}")
 
 
 def test_a_label_outside_the_set(command, tmp_path):

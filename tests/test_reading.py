@@ -1,55 +1,21 @@
-"""From files to a run's rows: what readers keep and refuse, prompts to the letter, splits, samples, ids and label sets.
+"""From files to rows and prompts: what readers keep and refuse, prompts to the letter.
 
-The shapes one by one are in test_shapes.py.
+The shapes one by one are in test_shapes.py, splits and label sets in test_rows.py.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import datasets
 import pytest
-import yaml
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-from tutelage.config import load_recipe
+from files import CLASSIFY, NER, QA, example, labelled, read, recipe, write
 from tutelage.errors import DataError
-from tutelage.recipe_schema import Data, Recipe, Task
 from tutelage.rows import fingerprint, load_rows
-from tutelage.shapes import SHAPES, content_id, detect_shape, example_from_row
-from tutelage.sources import read_hub, read_rows
-from tutelage.tasks import template_for
-
-CLASSIFY, NER, QA = Task(type="classification"), Task(type="ner"), Task(type="qa")
-
-
-def example(row, task=QA, labels=None, need_answer=True, **data):
-    data = Data(**data)
-    return example_from_row(row, where="f:1", split="train", task=task, data=data, labels=labels, need_answer=need_answer)
-
-
-def read(path, content):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_rows([str(path)])
-
-
-def recipe(folder, task=CLASSIFY, **data):
-    model = {"model_name_or_path": "m"}
-    return Recipe(name="r", output_dir="o", task=task, data={"dataset": str(folder)} | data, teacher=model, student=model)
-
-
-def write(folder, **splits):
-    folder.mkdir(exist_ok=True)
-    for split, rows in splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
-
-
-def labelled(*texts, label="a"):
-    return [{"text": text, "label": label} for text in texts]
-
+from tutelage.sources import SPLIT_NAMES, find_files, read_hub, read_rows
 
 # --- files ---
 
@@ -72,6 +38,7 @@ def test_a_csv_cell_may_hold_commas_quotes_and_line_breaks(tmp_path):
         ("a.csv", "text,label\none\n", ["a.csv:2", "1 cells", "2 columns"]),
         ("a.csv", "text,text\none,two\n", ["a.csv:1", "'text'", "twice"]),
         ("a.csv", "text,label\n", ["a.csv", "empty"]),
+        ("a.csv", 'text,label\n"he" said,x\n', ["a.csv:2", "CSV", "doubled"]),
         ("a.csv", "text,label\n배송,a\n".encode("cp949"), ["a.csv", "not UTF-8", "CP949"]),
         ("a.json", "5", ["a.json", "list of rows", "int"]),
         ("a.json", '[{"x": 1}, 2]', ["a.json:row 2", "int"]),
@@ -86,6 +53,83 @@ def test_files_that_cannot_be_read_say_where_and_why(tmp_path, name, content, wo
     with pytest.raises(DataError) as error:
         read(tmp_path / name, content)
     assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_endings_in_capitals_and_cells_longer_than_the_librarys_limit(tmp_path):
+    assert read(tmp_path / "a.JSONL", '{"x": 1}\n')[0][0] == {"x": 1}
+    long = "x" * 200_000
+    assert read(tmp_path / "a.CSV", f"x,y\n{long},1\n")[0][0]["x"] == long
+    assert read(tmp_path / "a.TSV", "x\ty\n1\t2\n")[0][0] == {"x": "1", "y": "2"}
+
+
+def test_a_tsv_without_quoting_is_read_as_it_stands(tmp_path):
+    found = read(tmp_path / "a.tsv", 'text\tlabel\n"Hello" he said\tx\n5" pipe\ty\n')
+    assert [row["text"] for row, _ in found] == ['"Hello" he said', '5" pipe']
+    assert read(tmp_path / "b.tsv", 'text\tlabel\n"a\tb"\tx\n')[0][0] == {"text": "a\tb", "label": "x"}
+    with pytest.raises(DataError, match=r"a\.tsv:3: 1 cells"):
+        read(tmp_path / "a.tsv", 'text\tlabel\n"Hello" he said\tx\nlost\n')
+
+
+def test_squads_nested_json_is_one_row_a_question(tmp_path):
+    qas = [{"id": "1", "question": "Who?", "answers": [{"text": "Ann", "answer_start": 0}]}, {"id": "2", "question": "What?"}]
+    document = {"title": "T", "paragraphs": [{"context": "Ann ran.", "qas": qas}]}
+    rows = [row for row, _ in read(tmp_path / "a.json", json.dumps({"version": "1", "data": [document]}))]
+    assert [(row["id"], row["context"], row["title"]) for row in rows] == [("1", "Ann ran.", "T"), ("2", "Ann ran.", "T")]
+    assert example(rows[0]).answer == "Ann"
+    assert [row for row, _ in read(tmp_path / "b.json", json.dumps(document))] == rows
+
+
+def test_one_row_as_a_json_object_and_several_tables(tmp_path):
+    row = {"question": "?", "choices": ["3", "4"], "answer": "B", "entities": [{"type": "a"}]}
+    assert [found for found, _ in read(tmp_path / "a.json", json.dumps(row))] == [row]
+    with pytest.raises(DataError, match="train, test; save each in a file"):
+        read(tmp_path / "b.json", '{"train": [{"x": 1}], "test": [{"x": 2}]}')
+
+
+def test_comments_and_tabs_in_conll(tmp_path):
+    text = "# id = 7\n# text = blood type O\nNew York\tB-LOC\n#\tO\n\n# a remark\n#1 O\n\u3000 O\n"
+    rows = read(tmp_path / "a.conll", text)
+    assert rows[0][0] == {"tokens": ["New York", "#"], "tags": ["B-LOC", "O"]} and rows[0][1].endswith(":3")
+    assert rows[1][0] == {"tokens": ["#1", "\u3000"], "tags": ["O", "O"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["train.jsonl", "dev.csv", "test.json"], {"train": ["train.jsonl"], "validation": ["dev.csv"], "test": ["test.json"]}),
+        (["Train.JSONL", "valid.tsv"], {"train": ["Train.JSONL"], "validation": ["valid.tsv"]}),
+        (["val.csv", "validation.csv"], {"validation": ["validation.csv"]}),
+        (
+            ["train-00001-of-00002.parquet", "train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet"],
+            {
+                "train": ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+                "test": ["data/test-00000-of-00001.parquet"],
+            },
+        ),
+        (["training.csv", "testing.csv"], {}),
+    ],
+)
+def test_files_of_a_folder(tmp_path, names, found):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    there = {
+        split: [Path(path).relative_to(tmp_path).as_posix() for path in paths] for split, paths in find_files(tmp_path).items()
+    }
+    assert there == found
+
+
+def test_a_missing_piece_of_a_split_is_told(tmp_path):
+    (tmp_path / "train-00001-of-00002.parquet").touch()
+    with pytest.raises(DataError, match=r"1 of 2 pieces .*data\.train="):
+        find_files(tmp_path)
+
+
+def test_a_folders_files_under_the_recipes_names(tmp_path):
+    write(tmp_path, training=labelled("x"), validation=labelled("v"), test=labelled("z"))
+    assert len(load_rows(recipe(tmp_path, train_split="training")).examples["train"]) == 1
+    with pytest.raises(DataError, match=r"no file holdout\.\* .*test_split"):
+        load_rows(recipe(tmp_path, train_split="training", test_split="holdout"))
 
 
 FEATURES = Features(
@@ -138,6 +182,49 @@ def test_a_file_wins_over_the_hubs_split_and_makes_results_stale(tmp_path, monke
     before = fingerprint(run)
     write(folder, test=labelled("other"))
     assert before["hub"] == fingerprint(run)["hub"] and before != fingerprint(run)
+
+
+def test_a_hub_id_may_have_no_slash_and_other_names_of_validation(monkeypatch):
+    splits = {"train": labelled("one"), "dev": labelled("two"), "test": labelled("three")}
+    hub(monkeypatch, {name: Dataset.from_list(rows) for name, rows in splits.items()})
+    assert {split: len(rows) for split, rows in load_rows(recipe("squad")).examples.items()} == dict.fromkeys(SPLIT_NAMES, 1)
+
+
+def test_a_split_that_the_recipe_names_is_read_though_the_hub_does_not_list_it(monkeypatch):
+    slices = {"train[:90%]": labelled("one"), "train[90%:]": labelled("two"), "test": labelled("three")}
+    tables = {name: Dataset.from_list(rows) for name, rows in slices.items()}
+    hub(monkeypatch, tables)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *args, **kwargs: ["train", "test"])
+    found = load_rows(recipe("some/set", train_split="train[:90%]", validation_split="train[90%:]"))
+    assert "two" in found.examples["validation"][0].prompt and not found.notes
+
+
+def test_a_name_that_is_neither_folder_nor_data_set_tells_both_readings(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reviews").mkdir()
+    with pytest.raises(DataError, match=r"no folder 'reviws' .*mean reviews.*hub data set .*no network"):
+        load_rows(recipe("reviws"))
+    with pytest.raises(DataError, match=r"no folder './reviws'"):
+        load_rows(recipe("./reviws"))
+    (tmp_path / "all.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"is a file.*data\.train=all\.csv"):
+        load_rows(recipe("all.csv"))
+
+
+def test_validation_rows_can_be_the_test_rows_and_others_are_then_held_out(tmp_path, monkeypatch):
+    splits = {"train": labelled(*"abcdefghij"), "validation": labelled("v")}
+    hub(monkeypatch, {name: Dataset.from_list(rows) for name, rows in splits.items()})
+    for source in ("some/set", write(tmp_path, **splits)):
+        found = load_rows(recipe(source, test_split="validation"))
+        assert {split: len(rows) for split, rows in found.examples.items()} == {"train": 9, "validation": 1, "test": 1}
+        assert "Text: v" in found.examples["test"][0].prompt and "held out" in found.notes[0]
+        with pytest.raises(DataError, match=r"data\.test_split=validation"):
+            load_rows(recipe(source))
 
 
 # --- prompts ---
@@ -212,7 +299,7 @@ def test_rows_to_predict_need_no_answer_column():
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]}, "no text"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ["a"]}]}, "no text"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "no message in front"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "answer is empty"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "must be the assistant's"),
         ({"question": "?", "choices": "3|4", "answer": "4"}, "JSON list"),
         ({"question": "?", "choices": ["3", "4"], "answer": 2}, "none of the 2 choices"),
         ({"question": "?", "context": "c", "answers": {"text": [], "answer_start": []}}, "answer is empty"),
@@ -222,7 +309,7 @@ def test_rows_to_predict_need_no_answer_column():
 )
 def test_rows_that_are_not_what_they_should_be(row, words):
     with pytest.raises(DataError, match=words) as error:
-        example(row, chat_template=True)
+        example(row, NER if "tokens" in row or "text" in row else QA, chat_template=True)
     assert str(error.value).startswith("f:1: ")
 
 
@@ -230,139 +317,3 @@ def test_rows_that_are_not_what_they_should_be(row, words):
 def test_templates_that_cannot_be_filled_in(template):
     with pytest.raises(DataError, match=r"f:1: .*template"):
         example({"text": "a", "label": "b"}, CLASSIFY, template=template)
-
-
-# --- splits, samples, ids ---
-
-
-def test_rows_of_equal_prompts_stay_on_one_side_though_other_columns_differ(tmp_path):
-    rows = [{"text": f"thing {n // 4}", "label": "ab"[n % 2], "seen": f"day {n}"} for n in range(40)]  # ten texts, four rows each
-    found = load_rows(recipe(write(tmp_path, train=rows, test=labelled("other")), validation_share=0.2))
-    assert found.notes == ["no validation rows given: 8 of 40 training rows (20%, seed 0) are held out"]
-    train, held = ({e.prompt for e in found.examples[split]} for split in ("train", "validation"))
-    assert (len(train), len(held)) == (8, 2) and not train & held
-
-
-def test_another_seed_holds_out_and_samples_other_rows(tmp_path):
-    run = recipe(write(tmp_path, train=labelled(*"abcdefghijklmnopqrst"), test=labelled("other")), max_train_rows=9)
-    first, again, other = (load_rows(run.model_copy(update={"seed": seed})).examples for seed in (0, 0, 1))
-    assert first == again and len(first["train"]) == 9
-    for split in ("train", "validation"):
-        assert [e.id for e in first[split]] != [e.id for e in other[split]]
-    texts = [e.prompt.split("Text: ")[1][0] for e in first["train"]]
-    assert texts == sorted(texts)
-
-
-def test_without_ids_a_hash_names_a_row_wherever_it_stands(tmp_path):
-    found = load_rows(recipe(write(tmp_path, train=labelled("x", "y", "x"), test=labelled("z"), validation=labelled("v"))))
-    one, two, three = found.examples["train"]
-    assert one.id == content_id(one.prompt, "a") and len(one.id) == 16
-    assert three.id == f"{one.id}-2" and two.id not in (one.id, three.id)
-
-
-def test_mapped_ids_are_kept_and_may_stand_once(tmp_path):
-    rows = [{"ref": f"00{n}", "text": f"t{n}", "label": "a"} for n in range(3)]
-    write(tmp_path, train=rows, validation=[{**rows[0], "ref": "v", "text": "v"}], test=[{**rows[0], "ref": "z", "text": "z"}])
-    run = recipe(tmp_path, columns={"id": "ref"})
-    assert [e.id for e in load_rows(run).examples["train"]] == ["000", "001", "002"]
-    write(tmp_path, test=[{**rows[0], "text": "z"}])
-    with pytest.raises(DataError, match=r"000 at .*test\.jsonl:1"):
-        load_rows(run)
-
-
-def test_a_mapped_column_that_is_not_there_names_the_nearest(tmp_path):
-    write(tmp_path, train=[{"text": "a", "label": "a", "domain": "d"}], validation=labelled("v"), test=labelled("z"))
-    with pytest.raises(DataError, match=r"data\.columns\.subdomain: 'domian'; did you mean 'domain'"):
-        load_rows(recipe(tmp_path, columns={"subdomain": "domian"}))
-
-
-@pytest.mark.parametrize(("one", "two"), [("का", "की"), ("3 + 4", "3 < 4"), ("👍", "👎")])
-def test_texts_that_differ_in_vowel_signs_or_symbols_are_not_the_same(tmp_path, one, two):
-    found = load_rows(recipe(write(tmp_path, train=labelled(one), test=labelled(two), validation=labelled("v"))))
-    assert len(found.examples["test"]) == 1
-
-
-def test_texts_that_differ_in_width_case_and_punctuation_are_the_same(tmp_path):
-    write(tmp_path, train=labelled("ＡＢＣ, 1"), validation=labelled("v"), test=labelled("abc 1!"))
-    with pytest.raises(DataError, match="training rows that are test rows too"):
-        load_rows(recipe(tmp_path))
-
-
-# --- label sets ---
-
-
-def test_entity_types_stand_in_the_prompt_as_prediction_will_see_them(tmp_path):
-    rows = {split: [{"text": f"{split} aspirin", "entities": [["drug", "aspirin"]]}] for split in ("train", "validation", "test")}
-    found = load_rows(recipe(write(tmp_path, **rows), NER))
-    assert found.labels == ["drug"]
-    assert "Types: drug. Write none" in found.examples["train"][0].prompt
-    later = example({"text": "train aspirin"}, NER, labels=found.labels, need_answer=False)
-    assert later.prompt == found.examples["train"][0].prompt
-
-
-def test_labels_of_prompt_and_completion_rows_stand_in_templates(tmp_path):
-    rows = [{"prompt": f"p{n}", "completion": "ab"[n % 2]} for n in range(2)]
-    write(tmp_path, train=rows, validation=[{"prompt": "v", "completion": "a"}], test=[{"prompt": "z", "completion": "b"}])
-    found = load_rows(recipe(tmp_path, template="{labels} | {prompt}"))
-    assert found.examples["test"][0].prompt == "a, b | z"
-
-
-def test_labels_are_those_of_all_training_rows_sampled_or_held_out(tmp_path):
-    rows = [{"text": f"t{n}", "label": f"label {n}"} for n in range(10)]
-    found = load_rows(recipe(write(tmp_path, train=rows, test=[{"text": "z", "label": "label 9"}]), max_train_rows=2))
-    assert len(found.labels) == 10 and len(found.examples["validation"]) == 1
-
-
-def test_task_labels_win_over_the_file_beside_the_data(tmp_path):
-    write(tmp_path, train=labelled("x"), validation=labelled("v"), test=labelled("z"))
-    (tmp_path / "task.json").write_text('{"labels": ["a", "b"]}')
-    assert load_rows(recipe(tmp_path)).labels == ["a", "b"]
-    assert load_rows(recipe(tmp_path, Task(type="classification", labels=["c", "a"]))).labels == ["c", "a"]
-
-
-@pytest.mark.parametrize(("content", "words"), [("{", "task.json"), ('{"labels": "a"}', "list"), ("[]", "object")])
-def test_a_label_file_that_cannot_be_read(tmp_path, content, words):
-    write(tmp_path, train=labelled("x"), validation=labelled("v"), test=labelled("z"))
-    (tmp_path / "task.json").write_text(content)
-    with pytest.raises(DataError, match=words):
-        load_rows(recipe(tmp_path))
-
-
-# --- docs/your-own-data.md ---
-
-PAGE = (Path(__file__).parents[1] / "docs" / "your-own-data.md").read_text(encoding="utf-8")
-
-
-def test_every_row_on_the_page_is_of_the_shape_it_stands_for():
-    rows = re.findall(r"^\| ([\w, ]+) \| (.+?) \| `(\{.+\})` \|$", PAGE, re.MULTILINE)
-    assert len(rows) == len(SHAPES)
-    for (task, columns, text), shape in zip(rows, SHAPES, strict=True):
-        row = json.loads(text)
-        assert detect_shape(row) == shape and all(f"`{name}`" in columns for name in row)
-        kind = "classification" if task.startswith("any") else task
-        assert example(row, Task(type=kind), chat_template="chat" in task).answer
-
-
-def test_every_recipe_on_the_page_loads(tmp_path):
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
-    assert len(blocks) >= 9
-    model = {"model_name_or_path": "m"}
-    for block in blocks:
-        whole = {"task": {"type": "classification"}, "teacher": model, "student": model} | block
-        whole["data"] = {"train": "a.csv", "test": "b.csv"} | whole.get("data", {})
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(whole))
-        assert load_recipe(tmp_path / "recipe.yaml").recipe
-
-
-def test_the_default_prompts_on_the_page_are_the_codes():
-    for arguments in (("classification", None), ("ner", None), ("qa", None), ("qa", None, True)):
-        assert f"`{template_for(*arguments)}`".replace("\n", "\\n") in PAGE
-
-
-def test_the_csv_that_opens_the_page(tmp_path):
-    for name, text in (("reviews", "bad,1\ngood,5\n"), ("reviews_test", "fine,5\n")):
-        (tmp_path / f"{name}.csv").write_text("review,stars\n" + text)
-    block = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
-    data = block["data"] | {split: str(tmp_path / block["data"][split]) for split in ("train", "test")}
-    found = load_rows(recipe(tmp_path, **data | {"dataset": None, "validation": data["test"]}))
-    assert [(e.prompt, e.answer) for e in found.examples["train"]] == [("Review: bad\nStars:", "1"), ("Review: good\nStars:", "5")]

@@ -17,8 +17,9 @@ from tutelage.sources import read_hub, read_rows
 CLASSIFY, NER, QA = Task(type="classification"), Task(type="ner"), Task(type="qa")
 
 
-def example(row, task=QA, labels=None, **data):
-    return example_from_row(row, where="f:1", split="train", task=task, data=Data(**data), labels=labels)
+def example(row, task=QA, labels=None, need_answer=True, **data):
+    data = Data(**data)
+    return example_from_row(row, where="f:1", split="train", task=task, data=data, labels=labels, need_answer=need_answer)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +105,152 @@ def test_mapped_columns_and_templates_with_any_column():
         example({"text": "a", "label": "b"}, CLASSIFY, template="{nothing}")
 
 
-def test_a_template_that_shows_the_gold_answer_is_refused():
+@pytest.mark.parametrize(
+    "data", [{"template": "{text} is {label}"}, {"template": "{text} is {stars}", "columns": {"label": "stars"}}]
+)
+def test_a_template_that_shows_the_gold_answer_is_refused(data):
     with pytest.raises(DataError, match="gold answer"):
-        example({"text": "Good", "label": "5"}, CLASSIFY, template="{text} is {label}")
+        example({"text": "Good", "label": "5", "stars": "5"}, CLASSIFY, **data)
+
+
+# --- labels, answers, choices ---
+
+
+def test_one_label_in_a_list_is_that_label_and_several_are_refused():
+    assert example({"text": "a", "label": ["x"]}, CLASSIFY).answer == "x"
+    assert example({"text": "a", "label": '["x"]'}, CLASSIFY).answer == "x"
+    with pytest.raises(DataError, match="multi-label is not supported"):
+        example({"text": "a", "label": ["x", "y"]}, CLASSIFY)
+    with pytest.raises(DataError, match="answer is empty"):
+        example({"text": "a", "label": []}, CLASSIFY)
+
+
+def test_labels_in_a_cell_are_a_list_and_a_gold_label_under_that_name_is_told_how():
+    assert example({"text": "a", "label": "x", "labels": '["x", "y"]'}, CLASSIFY).labels == ["x", "y"]
+    for row in (
+        {"text": "a", "labels": 1},
+        {"text": "a", "label": "x", "labels": "x"},
+        {"prompt": "a", "completion": "x", "labels": 1},
+    ):
+        with pytest.raises(DataError, match=r"data.columns=\{label: labels\}"):
+            example(row, CLASSIFY)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    ["Rome", ["Rome"], '["Rome"]', "['Rome']", {"text": ["Rome"], "answer_start": [3]}, '{"text": ["Rome"]}', [{"text": "Rome"}]],
+)
+def test_answers_in_every_form_for_questions_and_for_prompts(answers):
+    assert example({"question": "Where?", "context": "In Rome.", "answers": answers}).answers == ["Rome"]
+    assert example({"prompt": "Where?", "completion": "Roma", "answers": answers}).answers == ["Roma", "Rome"]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"text": "three", "label": "1"}, {"text": "four", "label": "2"}],
+        {"text": ["three", "four"], "label": ["1", "2"]},
+        {"1": "three", "2": "four"},
+        '{"text": ["three", "four"], "label": ["1", "2"]}',
+    ],
+)
+def test_choices_with_labels_of_their_own(choices):
+    found = example({"question": "2 + 2?", "choices": choices, "answer": "2"})
+    assert found.answer == "B" and "A. three\nB. four" in found.prompt
+
+
+@pytest.mark.parametrize("answer", ["B", "b", "four", 1, 1.0])
+def test_choices_in_columns_of_their_own(answer):
+    found = example({"question": "2 + 2?", "A": "three", "B": "four", "C": None, "answer": answer})
+    assert (found.answer, found.labels) == ("B", ["A", "B"])
+
+
+def test_an_empty_choice_between_others_is_refused():
+    with pytest.raises(DataError, match="choice 2 of 3 is empty"):
+        example({"question": "2 + 2?", "A": "three", "B": None, "C": "four", "answer": "C"})
+
+
+# --- entities ---
+
+
+@pytest.mark.parametrize(
+    "entities",
+    [
+        [[17, 21, "dose"], [6, 13, "drug"], [17, 21, "dose"]],
+        [
+            {"start": 17, "end": 21, "label": "dose"},
+            {"start": 6, "end": 13, "label": "drug"},
+            {"start": 17.0, "end": 21.0, "type": "dose"},
+        ],
+        [
+            {"entity_group": "dose", "word": "5mg", "start": 17, "end": 21},
+            {"entity_group": "drug", "word": "Aspirin", "start": 6, "end": 13},
+            {"entity_group": "dose", "word": "5mg", "start": 17, "end": 21},
+        ],
+        {"start": [17, 6, 17], "end": [21, 13, 21], "label": ["dose", "drug", "dose"]},
+        "drug: aspirin\ndose: 5 mg\ndose: 5 mg",
+    ],
+)
+def test_entities_stand_in_reading_order_whatever_their_form_and_twice_stays_twice(entities):
+    found = example({"text": "Takes aspirin as 5 mg.", "entities": entities}, NER)
+    assert found.answer == "drug: aspirin\ndose: 5 mg\ndose: 5 mg"
+
+
+def test_no_entities_and_no_answer_are_told_apart():
+    assert example({"text": "Hi", "entities": "none"}, NER).answer == "none"
+    with pytest.raises(DataError, match="write a JSON list"):
+        example({"text": "Hi", "entities": "[{"}, NER)
+    with pytest.raises(DataError, match=r"\[\] or none"):
+        example({"text": "Hi", "entities": None}, NER)
+
+
+@pytest.mark.parametrize(
+    ("language", "tokens", "tags", "text", "answer"),
+    [
+        ("ja", ["東京", "タワー", "へ"], "B-LOC I-LOC O", "東京タワーへ", "LOC: 東京タワー"),
+        ("zh-CN", ["我", "在", "北", "京"], "O O B-LOC I-LOC", "我在北京", "LOC: 北京"),
+        ("th", ["ไป", "กรุงเทพ"], "O B-LOC", "ไปกรุงเทพ", "LOC: กรุงเทพ"),
+        ("ja", ["新しい", "iPhone", "15", "を"], "O B-P I-P O", "新しいiPhone 15を", "P: iPhone 15"),
+        ("zh", ["用", "A", "B", "C"], "O B-P I-P I-P", "用ABC", "P: ABC"),
+        ("ko", ["서울", "타워"], "B-LOC I-LOC", "서울 타워", "LOC: 서울 타워"),
+    ],
+)
+def test_tokens_are_joined_as_the_language_is_written(language, tokens, tags, text, answer):
+    row = {"tokens": tokens, "tags": tags}
+    for found in (example(row | {"language": language}, NER, template="{text}"),
+                  example(row, Task(type="ner", language=language), template="{text}")):  # fmt: skip
+        assert (found.prompt, found.answer) == (text, answer)
+
+
+# --- chat ---
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "system", "content": "s"}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "greeting"}],
+        [{"from": "system", "value": "s"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "greeting"}],
+        [{"from": "system", "value": "s"}, {"from": "user", "value": "Hi"}, {"from": "assistant", "value": "greeting"}],
+    ],
+)
+def test_turns_by_either_names_under_either_column(column, turns):
+    for value in (turns, json.dumps(turns)):
+        found = example({column: value}, CLASSIFY, chat_template=True)
+        assert found.answer == "greeting"
+        assert found.prompt == [{"role": "system", "content": "s"}, {"role": "user", "content": "Hi"}]
+
+
+def test_a_trailing_user_turn_is_no_training_row_but_can_be_predicted():
+    row = {"messages": [{"role": "user", "content": "Hi"}]}
+    with pytest.raises(DataError, match=r"must be the assistant's .*Add it"):
+        example(row, CLASSIFY, chat_template=True)
+    assert example(row, CLASSIFY, need_answer=False, chat_template=True).prompt == row["messages"]
+
+
+def test_an_empty_text_is_refused():
+    with pytest.raises(DataError, match=r"\{text\}, which is empty"):
+        example({"text": " ", "label": "x"}, CLASSIFY, template="{text}:")
 
 
 def test_every_file_format(tmp_path):

@@ -82,6 +82,8 @@ class Data(Section):
     """Longest row in tokens, prompt and answer with end-of-sequence."""
     too_long: Literal["error", "drop", "truncate_prompt"] = "error"
     """What happens to a longer row. Answers are never cut; `truncate_prompt` cuts the prompt's start."""
+    overlap: Literal["error", "drop"] = "error"
+    """What happens to a row whose prompt is in a later split too. `drop` leaves it out of the earlier one, never out of test."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """Share of the training rows held out when there is no validation split."""
     max_train_rows: int | None = Field(None, gt=0)

@@ -12,15 +12,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tutelage.columns import own_id, read_columns
 from tutelage.errors import DataError, problems
 from tutelage.recipe_schema import Data, Recipe, Task
 from tutelage.records import SPLITS, Example
-from tutelage.shapes import example_from_row, map_columns
-from tutelage.sources import Row, find_files, parse_object, read_hub, read_rows
+from tutelage.shapes import example_from_row
+from tutelage.sources import HUB_ID, SPLIT_NAMES, Row, find_files, parse_object, read_hub, read_rows
 from tutelage.tasks.ner import entities_from_answer
+from tutelage.tasks.qa import one_line
 
 SHOWN = 3
 """Places shown of each kind of problem."""
+_SPLIT_WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 @dataclass
@@ -39,7 +42,8 @@ class Rows:
 
 def load_rows(recipe: Recipe) -> Rows:
     """Read every split of a recipe. Raises DataError with all problems found."""
-    raw, notes = _read(recipe), []
+    raw = _read(recipe)
+    notes = _renamed(raw["train"], recipe)
     labels = recipe.task.labels or _labels_beside(recipe.data)
     drafts = _drafts(raw["train"], recipe, labels)
     if not raw["validation"]:
@@ -54,12 +58,15 @@ def load_rows(recipe: Recipe) -> Rows:
     choice = recipe.task.type == "qa" and all(e.labels for e in examples["train"]) and bool(examples["train"])
     if recipe.task.type == "qa":
         labels = _learned_labels(examples["train"], recipe.task.type, choice) or labels
-    _check_labels(examples, recipe.task.type, labels, choice, found)
+        examples = examples if choice else _on_one_line(examples, notes)
+    if examples["train"]:
+        _check_labels(examples, recipe.task.type, labels, choice, found)
     _check_ids(raw, recipe.data, found)
-    _check_overlap(examples, found)
+    examples = _apart(examples, recipe.data.overlap == "drop", found, notes)
     for split in ("train", "test"):
         if not examples[split] and not found:
-            found.add(f"no {split} rows", f"name some: data.{split}=FILE, or a {split} file in data.dataset")
+            split_hint = "" if split == "train" else ", or data.test_split=validation to judge by those"
+            found.add(f"no {split} rows", f"name some: data.{split}=FILE, or a {split} file in data.dataset{split_hint}")
     found.raise_all()
     return Rows(_distinct(examples), labels, choice, notes)
 
@@ -112,9 +119,27 @@ def _on_hub(data: Data) -> bool:
     """Whether `data.dataset` is a hub id. Raises DataError if it can only be a folder, and there is none."""
     if data.dataset is None or (folder := Path(data.dataset)).is_dir():
         return False
-    if data.dataset.startswith((".", "/", "~")) or data.dataset.count("/") != 1 or folder.parent.is_dir():
+    if folder.is_file():
+        raise DataError(f"{data.dataset!r} is a file, and data.dataset is a folder or a hub id: write data.train={data.dataset}")
+    if not HUB_ID.fullmatch(data.dataset) or ("/" in data.dataset and folder.parent.is_dir()):
         raise DataError(f"no folder {data.dataset!r}: data.dataset is a folder with train, validation and test files, or a hub id")
     return True
+
+
+def _given_name(data: Data, split: str) -> str | None:
+    """What the recipe calls a split of `data.dataset`; None if it leaves that to us."""
+    name = getattr(data, f"{split}_split")
+    return None if name == split else name
+
+
+def _split_names(data: Data) -> dict[str, tuple[str, ...]]:
+    """What each split may be called in `data.dataset`: as the recipe says, else the usual names that it gives to no other split.
+
+    So `test_split: validation` makes test rows of them, and validation rows are held out of training.
+    """
+    given = {split: _given_name(data, split) for split in SPLITS}
+    free = {split: tuple(name for name in names if name not in given.values()) for split, names in SPLIT_NAMES.items()}
+    return {split: (name,) if name else free[split] or SPLIT_NAMES[split] for split, name in given.items()}
 
 
 def _files(data: Data) -> dict[str, list[str]]:
@@ -122,9 +147,13 @@ def _files(data: Data) -> dict[str, list[str]]:
     files: dict[str, list[str]] = {}
     if data.dataset is not None and not _on_hub(data):
         folder = Path(data.dataset)
-        files = find_files(folder)
+        names = _split_names(data)
+        files = find_files(folder, names)
         if not files:
             raise DataError(f"no train, validation or test file in {folder}: name the files with data.train, data.test")
+        for split in SPLITS:
+            if _given_name(data, split) and split not in files and not getattr(data, split):
+                raise DataError(f"no file {names[split][0]}.* in {folder}, which data.{split}_split asks for")
     return files | {split: given for split in SPLITS if (given := getattr(data, split))}
 
 
@@ -137,15 +166,26 @@ def _read(recipe: Recipe) -> dict[str, list[tuple[Row, str]]]:
         return raw
     from datasets import get_dataset_split_names
 
-    names = {split: getattr(data, f"{split}_split") for split in SPLITS if split not in files}
     try:
         there = get_dataset_split_names(data.dataset, data.dataset_config, revision=data.revision)
     except Exception:  # reading the training split will fail with the message for users
         there = [data.train_split]
-    return raw | {
-        split: read_hub(data.dataset, data.dataset_config, name, data.revision) if name in there or split == "train" else []
-        for split, name in names.items()
-    }
+    for split, names in _split_names(data).items():
+        name = next((name for name in names if name in there), names[0])
+        # A name that the recipe gives is read in any case: it may be a slice (`train[:1000]`), or a slip to be told.
+        if split not in files and (name in there or split == "train" or _given_name(data, split)):
+            raw[split] = read_hub(data.dataset, data.dataset_config, name, data.revision)
+    return raw
+
+
+def _renamed(train: list[tuple[Row, str]], recipe: Recipe) -> list[str]:
+    """A note on columns of the first training row that are read though they go by other names."""
+    for row, _ in train[:1]:
+        with suppress(DataError):
+            renamed = read_columns(row, recipe.task, recipe.data).renamed
+            told = ", ".join(f"{theirs}{', B, ...' * (ours == 'choices')} as {ours}" for ours, theirs in renamed.items())
+            return [f"columns read under another name: {told}; data.columns can say otherwise"] if told else []
+    return []
 
 
 def _drafts(rows: list[tuple[Row, str]], recipe: Recipe, labels: list[str] | None) -> dict[str, Example]:
@@ -243,6 +283,7 @@ def _kind_of(message: str) -> str:
     kinds = {
         "answer is empty": "empty answers",
         "no shape that is known": "columns that are missing",
+        "nothing is guessed": "columns that could be meant",
         "has the place": "columns that the template wants",
         "is not in the text": "entities that are not in their text",
     }
@@ -263,22 +304,45 @@ def _check_ids(raw: dict[str, list[tuple[Row, str]]], data: Data, found: _Proble
     """A user's own id may stand once only, over all splits."""
     seen: set[str] = set()
     for row, where in (entry for split in SPLITS for entry in raw[split]):
-        own = map_columns(row, data).get("id")
-        if own in (None, ""):
+        own = own_id(row, data)
+        if own is None:
             continue
-        if str(own) in seen:
+        if own in seen:
             found.add("ids that stand twice; every row needs its own, or none has one", f"{own} at {where}")
-        seen.add(str(own))
+        seen.add(own)
 
 
-def _check_overlap(examples: dict[str, list[Example]], found: _Problems) -> None:
-    """No prompt may be both learned and judged, after Unicode normalisation, case folding and dropping punctuation."""
-    train = {_normalised(_text(e.prompt)): e.id for e in examples["train"]}
-    for example in (e for split in ("validation", "test") for e in examples[split]):
-        twin = train.get(_normalised(_text(example.prompt)))
-        if twin is not None:
-            kind = f"training rows that are {example.split} rows too; leave them out of one"
-            found.add(kind, f"{twin} = {example.id}")
+def _apart(examples: dict[str, list[Example]], drop: bool, found: _Problems, notes: list[str]) -> dict[str, list[Example]]:
+    """No prompt may be both learned and judged, or both chosen by and judged: such rows are problems, or left out.
+
+    Compared after Unicode normalisation, case folding and dropping punctuation.
+    """
+    later: dict[str, Example] = {}
+    kept: dict[str, list[Example]] = {}
+    for split in reversed(SPLITS):  # a row that goes, goes from the earlier split: test rows all stay
+        keys = [_normalised(_text(example.prompt)) for example in examples[split]]
+        twins = [(example, later.get(key)) for key, example in zip(keys, examples[split], strict=True)]
+        kept[split] = [example for example, twin in twins if twin is None or not drop]
+        for example, twin in twins if not drop else []:
+            if twin is not None:
+                kind = f"{_SPLIT_WORDS[split]} rows that are {twin.split} rows too; take them out, or write data.overlap=drop"
+                found.add(kind, f"{example.id} = {twin.id}")
+        if gone := len(examples[split]) - len(kept[split]):
+            notes.append(f"{gone:,} {_SPLIT_WORDS[split]} rows have a prompt of a later split and are left out")
+        later |= dict(zip(keys, examples[split], strict=True))
+    return {split: kept[split] for split in SPLITS}
+
+
+def _on_one_line(examples: dict[str, list[Example]], notes: list[str]) -> dict[str, list[Example]]:
+    """Free answers as they are learned and compared: on one line (see tasks/qa.py)."""
+    count = sum("\n" in example.answer for split in SPLITS for example in examples[split])
+    if count:
+        notes.append(f"line breaks in {count:,} answers become spaces: a free answer is one line")
+
+    def flat(example: Example) -> Example:
+        return replace(example, answer=one_line(example.answer), answers=[one_line(text) for text in example.answers])
+
+    return {split: [flat(example) for example in rows] for split, rows in examples.items()}
 
 
 def _distinct(examples: dict[str, list[Example]]) -> dict[str, list[Example]]:
@@ -299,4 +363,4 @@ def _text(prompt: str | list[dict[str, str]]) -> str:
 def _normalised(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     # Vowel signs (Hindi, Thai) and symbols (+, emoji) tell texts apart: only punctuation, spaces and controls go.
-    return "".join(letter for letter in folded if unicodedata.category(letter)[0] not in "PZC")
+    return "".join(letter for letter in folded if unicodedata.category(letter)[0] not in "PZC") or folded

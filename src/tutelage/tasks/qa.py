@@ -56,6 +56,11 @@ def render_choices(choices: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {text}" for letter, text in zip(choice_letters(len(choices)), choices, strict=True))
 
 
+def one_line(answer: str) -> str:
+    """A free answer as it is learned and compared: its lines joined by spaces."""
+    return " ".join(line.strip() for line in answer.splitlines() if line.strip())
+
+
 class ChoiceQA(Classification):
     """One of several choices: judged as a label."""
 
@@ -63,15 +68,19 @@ class ChoiceQA(Classification):
 
 
 class SpanQA(BaseTask):
-    """A free answer, compared with every accepted one."""
+    """A free answer, compared with every accepted one.
+
+    An answer is one line: what a model writes after it is another question. Gold answers that hold line breaks, as spans of
+    wrapped text do, are therefore put on one line (`one_line`) before they are learned.
+    """
 
     name = "qa"
     choosable_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "token_f1")
     closed = False
 
     def gold(self, example: Example) -> list[str]:
-        """Every accepted answer."""
-        return list(example.answers) or [example.answer]
+        """Every accepted answer, each on one line."""
+        return [one_line(answer) for answer in example.answers or [example.answer]]
 
     def parse(self, raw: str, example: Example) -> str | None:
         """The first line that is not blank, stripped; None if there is none."""
