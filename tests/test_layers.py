@@ -13,10 +13,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "tutelage"
 
 LAYERS = (
     "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui",
-    "tasks tasks.* sources shapes",
-    "schedule weighting divergences objective theory methods rows charts page results",
-    "data heads models hidden_store teachers caching trainer finetuning generation evaluation distillation workspace lineage"
-    " shrinking prediction scd_trainer demo demo.*",
+    "tasks tasks.* sources columns entities shapes",
+    "schedule weighting divergences gradients objective theory methods rows charts page results",
+    "data heads head_loss models hidden_store teachers caching trainer finetuning generation evaluation distillation workspace"
+    " lineage shrinking prediction scd_trainer demo demo.*",
     "stages stages.*",
     "cli __main__ __init__",
 )

@@ -24,21 +24,22 @@ def _kl(p_log: Tensor, q_log: Tensor) -> Tensor:
     return F.kl_div(q_log, p_log, reduction="none", log_target=True).sum(-1)
 
 
-def _log_probs(logits: Tensor, temperature: float) -> Tensor:
+def log_probs(logits: Tensor, temperature: float) -> Tensor:
+    """Log-softmax of logits / temperature, in float32."""
     return F.log_softmax(logits.float() / temperature, dim=-1)
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(T || S) = sum_v p_T log(p_T / p_S): the student must cover what the teacher considers possible."""
-    return _kl(_log_probs(teacher, temperature), _log_probs(student, temperature))
+    return _kl(log_probs(teacher, temperature), log_probs(student, temperature))
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(S || T): the student must not claim what the teacher excludes (MiniLLM, arXiv 2306.08543)."""
-    return _kl(_log_probs(student, temperature), _log_probs(teacher, temperature))
+    return _kl(log_probs(student, temperature), log_probs(teacher, temperature))
 
 
-def _log_mixture(p_log: Tensor, q_log: Tensor, share: float) -> Tensor:
+def log_mixture(p_log: Tensor, q_log: Tensor, share: float) -> Tensor:
     """log(share p + (1 - share) q), in log space so that no probability is clamped."""
     log = torch.log(torch.tensor([share, 1 - share], dtype=p_log.dtype, device=p_log.device))
     return torch.logaddexp(p_log + log[0], q_log + log[1])
@@ -46,30 +47,30 @@ def _log_mixture(p_log: Tensor, q_log: Tensor, share: float) -> Tensor:
 
 def jsd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Generalised Jensen-Shannon divergence at beta 0.5 (GKD, arXiv 2306.13649, eq. 1); symmetric, at most ln 2."""
-    s, t = _log_probs(student, temperature), _log_probs(teacher, temperature)
-    middle = _log_mixture(t, s, JSD_BETA)
+    s, t = log_probs(student, temperature), log_probs(teacher, temperature)
+    middle = log_mixture(t, s, JSD_BETA)
     return JSD_BETA * _kl(t, middle) + (1 - JSD_BETA) * _kl(s, middle)
 
 
 def skew_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(T || a T + (1 - a) S) with a = 0.1 (DistiLLM, arXiv 2402.03898): bounded gradients where the student is far off."""
-    s, t = _log_probs(student, temperature), _log_probs(teacher, temperature)
-    return _kl(t, _log_mixture(t, s, SKEW_ALPHA))
+    s, t = log_probs(student, temperature), log_probs(teacher, temperature)
+    return _kl(t, log_mixture(t, s, SKEW_ALPHA))
 
 
-def forward_kl_top_k(student: Tensor, ids: Tensor, log_probs: Tensor, temperature: float = 1.0) -> Tensor:
+def forward_kl_top_k(student: Tensor, ids: Tensor, teacher_log: Tensor, temperature: float = 1.0) -> Tensor:
     """Forward KL when only the teacher's k largest log-probabilities are known; the rest is one bucket, the tail.
 
-    ids, log_probs: [positions, k]. A lower bound of `forward_kl`, 0 for a student that equals the teacher. The tail keeps mass
-    outside the k entries visible; renormalising over k would be blind to it. Needs temperature 1, since a tempered tail cannot
-    be known from k entries.
+    ids, teacher_log: [positions, k] token ids and their log-probabilities. A lower bound of `forward_kl`, 0 for a student that
+    equals the teacher. The tail keeps mass outside the k entries visible; renormalising over k would be blind to it. Needs
+    temperature 1, since a tempered tail cannot be known from k entries.
     """
     if temperature != 1.0:
         raise ValueError(f"top-k teacher targets work at temperature 1 only; found {temperature}")
-    student_log = _log_probs(student, 1.0)
+    student_log = log_probs(student, 1.0)
     kept = student_log.gather(-1, ids)
-    inside = (log_probs.exp() * (log_probs - kept)).sum(-1)
-    tail_teacher = (1 - log_probs.exp().sum(-1)).clamp_min(0)
+    inside = (teacher_log.exp() * (teacher_log - kept)).sum(-1)
+    tail_teacher = (1 - teacher_log.exp().sum(-1)).clamp_min(0)
     tail_student_log = torch.log1p(-kept.exp().sum(-1).clamp(max=1 - 1e-7))
     tail = torch.special.xlogy(tail_teacher, tail_teacher) - tail_teacher * tail_student_log
     return inside + tail

@@ -67,7 +67,7 @@ def mixed_loss(
 
     def chunk(rows: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         ce = cross_entropy(rows, gold[start:stop])
-        kd = _divergence(rows, targets, start, stop, divergence, temperature) if targets is not None else torch.zeros_like(ce)
+        kd = divergence_of(rows, targets, start, stop, divergence, temperature) if targets is not None else torch.zeros_like(ce)
         w = kd_weight[start:stop]
         return (share[start:stop] * (w * kd + (1 - w) * ce)).sum(), ce.detach(), kd.detach()
 
@@ -80,14 +80,19 @@ def mixed_loss(
         loss, ce, kd = chunk(rows, start, stop) if one_piece else checkpoint(chunk, rows, start, stop, use_reentrant=False)
         total = total + loss
         parts.append((ce, kd))
-    means = [
-        torch.zeros(len(counts), device=student.device).index_add_(0, sample, share * torch.cat(values))
-        for values in zip(*parts, strict=True)
-    ]
-    return Losses(total / (len(counts) if denominator is None else denominator), *means)
+    ce, kd = (sample_means(torch.cat(values), answer_mask) for values in zip(*parts, strict=True))
+    return Losses(total / (len(counts) if denominator is None else denominator), ce, kd)
 
 
-def _divergence(rows: Tensor, targets: Targets, start: int, stop: int, divergence: str, temperature: float) -> Tensor:
+def sample_means(values: Tensor, answer_mask: Tensor) -> Tensor:
+    """[samples] means of [positions] values over each sample's answer; 0 for a sample without answer positions."""
+    counts = answer_mask.sum(1)
+    sample = torch.repeat_interleave(torch.arange(len(counts), device=values.device), counts)
+    sums = torch.zeros(len(counts), device=values.device).index_add_(0, sample, values)
+    return sums / counts.clamp_min(1)
+
+
+def divergence_of(rows: Tensor, targets: Targets, start: int, stop: int, divergence: str, temperature: float) -> Tensor:
     """[positions] divergence, scaled by temperature squared."""
     sparse = targets.top_k(start, stop)
     if sparse is None:

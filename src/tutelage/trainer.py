@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from tutelage.data import IGNORED, Collator, EncodedRow, RowDataset
-from tutelage.heads import answer_logits, takes_logits_to_keep
-from tutelage.objective import mixed_loss
+from tutelage.head_loss import HeadLoss, Question
+from tutelage.heads import takes_logits_to_keep
 from tutelage.teachers import TeacherSource
 
 WHOLE = "whole"
@@ -42,7 +42,7 @@ class Guidance:
 
 
 class DistillTrainer(Trainer):
-    """Trains on encoded rows with `objective.mixed_loss`; without guidance on gold alone."""
+    """Trains on encoded rows with the mixed loss of `objective.py`; without guidance on gold alone."""
 
     def __init__(
         self,
@@ -53,9 +53,11 @@ class DistillTrainer(Trainer):
         vocabulary: int,
         pad_id: int,
         guidance: Guidance | None = None,
+        fused: bool = True,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        """vocabulary: entries of the tokenizer; logits beyond it (padding of the embedding) are cut off."""
+        """vocabulary: entries of the tokenizer; logits beyond it (padding of the embedding) are cut off. fused: compute head and
+        loss in one where that is the same (`head_loss.py`)."""
         super().__init__(
             model=model,
             args=args,
@@ -65,7 +67,9 @@ class DistillTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.vocabulary, self.guidance = vocabulary, guidance
-        self._keep = takes_logits_to_keep(model)
+        # A compiled or replicated (DataParallel) model cannot have its head replaced for the length of a forward pass.
+        whole = not args.torch_compile and args.n_gpu <= 1
+        self._head_loss = HeadLoss(model, keep=takes_logits_to_keep(model), fused=fused and whole)
         self._weight = torch.zeros(len(rows)) if guidance is None else torch.from_numpy(guidance.weight).float()
         self._parts: list[Tensor] = []
         self.loss_is_scaled_for_ga = True  # divided by the samples of the whole optimizer step, see _get_num_items_in_batch
@@ -83,23 +87,21 @@ class DistillTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The batch's share of the mixed loss of its optimizer step."""
-        mask = inputs["targets"] != IGNORED
-        logits = answer_logits(model, inputs, keep=self._keep)[mask][:, : self.vocabulary]
-        guidance, targets = self.guidance, None
+        mask, guidance, targets = inputs["targets"] != IGNORED, self.guidance, None
         if guidance is not None:
             with torch.no_grad():
                 targets = guidance.source.targets(guidance.checkpoint, inputs)
-        with torch.autocast(logits.device.type, enabled=False):
-            losses = mixed_loss(
-                logits,
-                inputs["targets"][mask],
-                mask,
-                self._weight.to(logits.device)[inputs["row"]],
-                targets,
-                divergence=guidance.divergence if guidance else "forward_kl",
-                temperature=guidance.temperature if guidance else 1.0,
-                denominator=num_items_in_batch,
-            )
+        ask = Question(
+            gold=inputs["targets"][mask],
+            mask=mask,
+            weight=self._weight.to(mask.device)[inputs["row"]],
+            targets=targets,
+            vocabulary=self.vocabulary,
+            divergence=guidance.divergence if guidance else "forward_kl",
+            temperature=guidance.temperature if guidance else 1.0,
+            denominator=num_items_in_batch,
+        )
+        losses = self._head_loss(model, inputs, ask)
         self._parts.append(torch.stack([losses.cross_entropy.mean(), losses.divergence.mean()]))
         # DDP averages gradients over ranks; the denominator already counts them all.
         return losses.total * self.accelerator.num_processes

@@ -1,0 +1,66 @@
+"""Closed-form gradients of the divergences with respect to the student's logits; no graph, no tensor kept for a backward pass.
+
+With s = softmax(z), t the teacher's distribution, m = a t + (1 - a) s, per position and vocabulary entry v:
+
+    KL(t || s)                  s_v - t_v
+    KL(s || t)                  s_v (log s_v/t_v - KL(s || t))
+    JSD_b, m with a = b         (1 - b) s_v (log s_v/m_v - KL(s || m))
+    KL(t || m)                  s_v (r_v - sum_u s_u r_u),  r_v = -(1 - a) t_v/m_v
+
+(The JSD's terms that come from m itself cancel: b t + (1 - b) s = m.) `divergences.py` is the plain form, tests hold them equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tutelage.divergences import JSD_BETA, SKEW_ALPHA, log_mixture
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """[positions] sums over the vocabulary of a product."""
+    return torch.linalg.vecdot(left, right)
+
+
+def forward_kl(s_log: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(t || s) and its gradient."""
+    t = t_log.exp()
+    value = _dot(t, t_log - s_log)
+    return value, s_log.exp().sub_(t)
+
+
+def reverse_kl(s_log: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(s || t) and its gradient."""
+    s, gap = s_log.exp(), s_log - t_log
+    value = _dot(s, gap)
+    return value, s.mul_(gap.sub_(value[:, None]))
+
+
+def jsd(s_log: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
+    """Generalised Jensen-Shannon divergence and its gradient."""
+    middle = log_mixture(t_log, s_log, JSD_BETA)
+    s, gap = s_log.exp(), s_log - middle
+    to_middle = _dot(s, gap)
+    value = JSD_BETA * _dot(t_log.exp(), t_log - middle) + (1 - JSD_BETA) * to_middle
+    return value, s.mul_(gap.sub_(to_middle[:, None])).mul_(1 - JSD_BETA)
+
+
+def skew_kl(s_log: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(t || a t + (1 - a) s) and its gradient."""
+    gap = t_log - log_mixture(t_log, s_log, SKEW_ALPHA)
+    value, s = _dot(t_log.exp(), gap), s_log.exp()
+    ratio = gap.exp_().mul_(SKEW_ALPHA - 1)
+    return value, s.mul_(ratio.sub_(_dot(s, ratio)[:, None]))
+
+
+GRADIENTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+    "skew_kl": skew_kl,
+}
+"""By name of the divergence: from log-probabilities [positions, vocabulary] (float32) of student and teacher to the values
+[positions] and the gradients [positions, vocabulary]. A divergence without an entry is differentiated chunk by chunk."""

@@ -1,0 +1,133 @@
+"""Head and loss in one agree with the plain form, in value and in every gradient."""
+
+import pytest
+import torch
+
+from tiny import byte_tokenizer, tiny_model
+from tutelage import head_loss
+from tutelage.data import IGNORED, Collator, EncodedRow
+from tutelage.divergences import DIVERGENCES
+from tutelage.head_loss import HeadLoss, Question
+from tutelage.heads import takes_logits_to_keep
+from tutelage.teachers import LiveTeacher, TopKTargets
+
+VOCABULARY = len(byte_tokenizer())
+
+
+def rows():
+    texts = [("abcdef", "xy"), ("a", "longer answer"), ("some prompt", "z")]
+    return [EncodedRow(str(i), "train", list(p.encode()), [*a.encode(), 256]) for i, (p, a) in enumerate(texts)]
+
+
+def question(divergence="forward_kl", temperature=1.0, weight=(0.0, 0.3, 1.0), top_k=False, denominator=None):
+    batch = Collator(257)(list(enumerate(rows())))
+    mask, targets = batch["targets"] != IGNORED, None
+    if divergence != "none":
+        teacher = tiny_model(seed=9, hidden=32)
+        targets = LiveTeacher(["t"], lambda _: teacher, rows(), VOCABULARY, 257).targets("t", batch)
+    if top_k:
+        log_probs, ids = targets.logits(0, int(mask.sum())).detach().log_softmax(-1).topk(5)
+        targets = TopKTargets(ids, log_probs)
+    divergence = "forward_kl" if divergence == "none" else divergence
+    return batch, Question(
+        batch["targets"][mask], mask, torch.tensor(weight), targets, VOCABULARY, divergence, temperature, denominator
+    )
+
+
+def losses_and_gradients(model, batch, ask, fused):
+    model.zero_grad()
+    job = HeadLoss(model, keep=takes_logits_to_keep(model), fused=fused)
+    losses = job(model, batch, ask)
+    losses.total.backward()
+    return job, losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def agree(model, batch, ask, *, fuses=True):
+    _, plain, expected = losses_and_gradients(model, batch, ask, fused=False)
+    job, fused, found = losses_and_gradients(model, batch, ask, fused=True)
+    assert job.fused is fuses
+    for ours, theirs in zip(fused, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = gradient.abs().max().clamp_min(1e-6)
+        assert ((found[name] - gradient).abs().max() / scale) < 1e-5, name
+
+
+@pytest.mark.parametrize("chunk", [1 << 24, 4 * VOCABULARY * 4, 1], ids=["one chunk", "four positions", "one position"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("divergence", ["none", *DIVERGENCES])
+def test_fused_equals_plain_for_every_divergence_chunk_and_temperature(monkeypatch, divergence, temperature, chunk):
+    monkeypatch.setattr(head_loss, "CHUNK_BYTES", chunk)
+    agree(tiny_model(seed=1), *question(divergence, temperature))
+
+
+@pytest.mark.parametrize("weight", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)], ids=["gold alone", "teacher alone"])
+def test_fused_equals_plain_at_both_ends_of_the_weight(weight):
+    agree(tiny_model(seed=1), *question(weight=weight))
+
+
+@pytest.mark.parametrize(
+    ("arch", "fuses"), [("llama", True), ("qwen2", True), ("gpt2", True), ("gemma2", False), ("granite", False), ("cohere", False)]
+)
+def test_heads_with_a_cap_or_scale_take_the_plain_form(arch, fuses):
+    scale = {"logits_scaling": 4.0} if arch == "granite" else {}
+    agree(tiny_model(seed=1, arch=arch, **scale), *question(), fuses=fuses)
+
+
+def test_tied_and_untied_and_padded_vocabularies():
+    for tied in (True, False):
+        agree(tiny_model(seed=1, tie_word_embeddings=tied, vocab_size=VOCABULARY + 6), *question())
+
+
+def test_the_denominator_of_an_optimizer_step_counts():
+    batch, ask = question(denominator=torch.tensor(12))
+    agree(tiny_model(seed=1), batch, ask)
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_body_gets_the_same():
+    model = tiny_model(seed=1, tie_word_embeddings=False)
+    model.lm_head.weight.requires_grad_(False)
+    agree(model, *question())
+
+
+def test_targets_without_a_closed_form_are_differentiated_chunk_by_chunk(monkeypatch):
+    monkeypatch.setattr(head_loss, "CHUNK_BYTES", 4 * VOCABULARY * 4)
+    agree(tiny_model(seed=1), *question(top_k=True))
+    monkeypatch.setattr(head_loss, "GRADIENTS", {})
+    agree(tiny_model(seed=1), *question("jsd", 2.0))
+
+
+def test_a_model_that_changes_its_logits_behind_the_head_is_found_out():
+    model = tiny_model(seed=1)
+    plain = type(model).forward
+
+    class Doubling(type(model)):
+        def forward(self, *args, **kwargs):
+            output = plain(self, *args, **kwargs)
+            output.logits = output.logits * 2
+            return output
+
+    model.__class__ = Doubling
+    batch, ask = question()
+    job, losses, _ = losses_and_gradients(model, batch, ask, fused=True)
+    assert not job.fused
+    assert losses.cross_entropy.mean() > 0
+
+
+def test_bfloat16_autocast_agrees_to_its_precision():
+    model, (batch, ask) = tiny_model(seed=1), question()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, plain, expected = losses_and_gradients(model, batch, ask, fused=False)
+        _, fused, found = losses_and_gradients(model, batch, ask, fused=True)
+    torch.testing.assert_close(fused.total, plain.total, rtol=1e-3, atol=1e-3)
+    name = "model.embed_tokens.weight"
+    cosine = torch.cosine_similarity(found[name].flatten(), expected[name].flatten(), dim=0)
+    assert cosine > 0.999
+
+
+def test_the_head_is_itself_again_afterwards():
+    model, (batch, ask) = tiny_model(seed=1), question()
+    before = model(batch["input_ids"]).logits
+    losses_and_gradients(model, batch, ask, fused=True)
+    assert torch.equal(model(batch["input_ids"]).logits, before)
