@@ -447,7 +447,7 @@ def test_a_dumped_recipe_loads_back_equal(recipe_file, tmp_path):
 def test_a_dump_holds_the_defaults_in_the_order_of_the_schema(recipe_file):
     text = dump_recipe(load_recipe(recipe_file()).recipe)
     assert [line.split(":")[0] for line in text.splitlines() if not line.startswith((" ", "-"))] == list(Recipe.model_fields)
-    assert "\n  probe_rows: 256\n" in text
+    assert "\n  probe_rows: null\n" in text
 
 
 def test_flatten_has_a_key_for_every_value(recipe_file):

@@ -17,9 +17,10 @@ import typer
 from torch import nn
 
 from test_layers import layer_of, module_name
-from tutelage import distillation
+from tutelage import distillation, probe
 from tutelage.cli import app
 from tutelage.config import load_recipe
+from tutelage.data import EncodedRow
 from tutelage.errors import ConfigError
 from tutelage.records import Prediction, SampleLoss, read_jsonl
 from tutelage.schedule import Candidate
@@ -287,13 +288,13 @@ def test_the_documented_keys_of_losses_and_predictions_are_those_of_the_records(
 def written(tmp_path, monkeypatch) -> Path:
     """The folder of a distillation of two stages in which nothing is measured or trained."""
     seen = [Candidate("checkpoint-1", 0.5, 0.1), Candidate("checkpoint-2", 0.0, 0.2)]
-    monkeypatch.setattr(distillation.Distillation, "_candidates", lambda self, model: seen)
+    monkeypatch.setattr(probe.Probe, "compare", lambda self, model: seen)
     monkeypatch.setattr(distillation.Distillation, "_train", lambda self, stage, model, checkpoint: None)
     source = SimpleNamespace(checkpoints=[c.checkpoint for c in seen], nll=lambda checkpoint: np.array([0.5, 1.0]))
     distillation.Distillation(
         plan=distillation.Plan(num_stages=2),
         folder=tmp_path,
-        rows=[SimpleNamespace(id="a"), SimpleNamespace(id="b")],
+        rows=[EncodedRow(name, "train", [1], [2, 3]) for name in "ab"],
         vocabulary=4,
         pad_id=0,
         source=source,

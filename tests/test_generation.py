@@ -1,19 +1,20 @@
-"""Batched answers are the answers of one row alone: against a hand-written greedy loop and full, unpadded forward passes."""
+"""Batched answers are the answers of one row alone: against a hand-written greedy loop and against `model.generate`."""
 
+import json
 import logging
-import math
 import warnings
 
 import pytest
 import torch
+from benchmarks import decode
+from benchmarks.shapes import Shape, build_model
+from transformers import GenerationConfig
 
 from tiny import byte_tokenizer, tiny_model
-from tutelage import generation
-from tutelage.errors import DataError, ModelError
-from tutelage.generation import choose_labels, generate_answers, label_scores
+from tutelage.errors import DataError
+from tutelage.generation import generate_answers
 
 PROMPTS = [list(text.encode()) for text in ("a fever", "x", "left knee, three weeks", "no", "a fever since Monday")]
-LABELS = [list(text.encode()) for text in ("flu", "sprain of the knee", "x", "fracture", "flu A")]
 
 
 def id_tokenizer():
@@ -33,18 +34,6 @@ def greedy_loop(model, prompt, steps, ends=(256,)):
             break
         ids.append(token)
     return ids[len(prompt) :]
-
-
-@torch.no_grad()
-def naive_scores(model, prompt, candidates, vocabulary=258):
-    """Each candidate by its own full forward pass over prompt + candidate."""
-    scores = []
-    for candidate in candidates:
-        answer = [*candidate, 256]
-        logits = model(torch.tensor([[*prompt, *candidate]]), use_cache=False).logits[0, len(prompt) - 1 :, :vocabulary]
-        log_probabilities = logits.float().log_softmax(-1)
-        scores.append(sum(float(log_probabilities[i, token]) for i, token in enumerate(answer)) / len(answer))
-    return scores
 
 
 def text_of(ids):
@@ -67,6 +56,74 @@ def test_batched_answers_equal_a_greedy_loop_over_single_rows(arch, config, batc
     expected = [text_of(greedy_loop(model, prompt, 8)) for prompt in PROMPTS]
     assert len(set(expected)) == len(PROMPTS), "answers must differ, or a wrong order would pass"
     assert generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=8, batch_size=batch_size) == expected
+
+
+RECURRENT = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "attn_layer_indices": [1]}
+DECODED = [
+    *ARCHITECTURES,
+    ("mistral", {"sliding_window": 5}),
+    ("gemma3_text", {"sliding_window": 5}),
+    ("bamba", RECURRENT),
+    ("mamba", {}),
+]
+"""Windows of 5 are shorter than prompt + answer; Bamba has recurrent and attention layers; Mamba returns no cache to go on from."""
+
+
+def ends_often(model, prompts, steps=12):
+    """Ids that rows reach after different numbers of tokens: set as the model's own ends, and returned with the tokenizer's."""
+    free = [greedy_loop(model, prompt, steps) for prompt in prompts]
+    ends = [free[0][1], free[1][3], free[2][6]]
+    model.generation_config.eos_token_id = ends
+    return [256, *ends]
+
+
+def by_generate(model, prompt, ends, steps=12):
+    """One row by transformers' own loop, unpadded; without its end."""
+    config = GenerationConfig(do_sample=False, max_new_tokens=steps, eos_token_id=ends, pad_token_id=257)
+    written = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=config)
+    ids = written[0, len(prompt) :].tolist()
+    return ids[:-1] if ids[-1] in ends else ids
+
+
+@pytest.mark.parametrize(("arch", "config"), DECODED)
+def test_every_row_is_what_generate_gives_for_it_alone_whatever_leaves_the_batch(arch, config):
+    model = tiny_model(3, arch, **config)
+    ends = ends_often(model, PROMPTS)
+    expected = [by_generate(model, prompt, ends) for prompt in PROMPTS]
+    assert len({len(ids) for ids in expected}) > 2, "rows must end at different times"
+    for batch_size in (1, 3, 5):
+        answers = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=12, batch_size=batch_size)
+        assert answers == [text_of(ids) for ids in expected]
+
+
+def test_rows_that_ended_leave_the_batch_and_only_new_tokens_are_read():
+    model = tiny_model(3)
+    ends = ends_often(model, PROMPTS)
+    lengths = [len(by_generate(model, prompt, ends)) for prompt in PROMPTS]
+    shapes, kept = [], []
+    model.register_forward_pre_hook(lambda _, __, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True)
+    model.register_forward_hook(lambda _, __, output: kept.append(output.logits.shape[1]))
+    generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=12, batch_size=5)
+    # a row writes `length` tokens, then its end; 1 of 5 is less than a quarter, so it waits for the second
+    waiting = [sum(length > step for length in lengths) for step in range(max(lengths))]
+    expected = []
+    for writing in waiting:
+        before = expected[-1] if expected else 5
+        expected.append(writing if before - writing >= 0.25 * before else before)
+    assert shapes == [(5, 22), *((rows, 1) for rows in expected)][: len(shapes)]
+    assert len(shapes) in (max(lengths), max(lengths) + 1)
+    assert expected[-1] < 5
+    assert set(kept) == {1}, "logits of the last position only"
+
+
+@pytest.mark.parametrize("arch", ["llama", "mamba"])
+def test_entries_past_the_tokenizer_are_never_written(arch):
+    model = tiny_model(3, arch, vocab_size=300, tie_word_embeddings=False)
+    expected = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=6, batch_size=5)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[258:] = 9 * model.get_output_embeddings().weight[:42]
+    assert int(model(torch.tensor([PROMPTS[0]])).logits[0, -1].argmax()) >= 258
+    assert generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=6, batch_size=5) == expected
 
 
 def test_end_of_sequence_of_the_tokenizer_stops_a_row_and_what_comes_after_is_left_out():
@@ -117,14 +174,15 @@ def test_the_models_own_sampling_settings_change_nothing_and_nothing_is_warned_a
 
 def test_answers_are_text_without_special_tokens_or_outer_spaces():
     model, tokenizer = tiny_model(3), byte_tokenizer()
-    words = iter([" a,", " b ", "<|pad|>"])
-    script = [token for word in words for token in tokenizer(word)["input_ids"]]
-    assert script[-1] == 257
+    script = [token for word in (" a,", " b ", "<|pad|>") for token in tokenizer(word)["input_ids"]]
+    assert script[-1] == 257, "a special token inside the answer"
 
-    def written(input_ids, **_):
-        return torch.cat([input_ids, torch.tensor([[*script, 256, 65]])], dim=1)
+    script += [256, 65]
 
-    model.generate = written
+    def speak(_, __, inputs, output):
+        output.logits[:, -1, script[int(inputs["position_ids"][0, -1])]] = 1e6
+
+    model.register_forward_hook(speak, with_kwargs=True)
     assert generate_answers(model, tokenizer, [[65]], max_new_tokens=9, batch_size=1) == ["a, b"]
 
 
@@ -132,7 +190,6 @@ def test_training_modes_come_back_module_by_module():
     model = tiny_model(3, "gpt2").train()
     model.transformer.h[0].eval()
     generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=1, batch_size=5)
-    label_scores(model, id_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=5)
     assert model.training
     assert not model.transformer.h[0].attn.training
     assert model.transformer.h[1].attn.training
@@ -148,78 +205,17 @@ def test_progress_adds_up_to_the_prompts():
     model, seen = tiny_model(3), []
     generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=1, batch_size=2, on_batch=seen.append)
     assert seen == [2, 2, 1]
-    label_scores(model, id_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=2, on_batch=seen.append)
-    assert seen == [2, 2, 1, 2, 2, 1]
 
 
 def test_no_prompts_no_answers():
     model = tiny_model()
     assert generate_answers(model, byte_tokenizer(), [], max_new_tokens=4, batch_size=2) == []
-    assert choose_labels(model, byte_tokenizer(), [], [], batch_size=2) == []
 
 
 def test_rows_without_tokens_are_named_together():
     model, tokenizer = tiny_model(), byte_tokenizer()
     with pytest.raises(DataError, match="row 1: the prompt has no tokens"):
         generate_answers(model, tokenizer, [[65], []], max_new_tokens=4, batch_size=2)
-    with pytest.raises(DataError) as caught:
-        choose_labels(model, tokenizer, [[], [65], [66]], [[[65]], [], [[65], []]], batch_size=2)
-    assert "row 0: the prompt has no tokens" in str(caught.value)
-    assert "row 1: there are no candidates" in str(caught.value)
-    assert "row 2: candidate 1 has no tokens" in str(caught.value)
-
-
-@pytest.mark.parametrize(("arch", "config"), ARCHITECTURES)
-def test_label_scores_equal_full_unpadded_passes(arch, config):
-    model, tokenizer = tiny_model(5, arch, **config), byte_tokenizer()
-    expected = [naive_scores(model, prompt, LABELS) for prompt in PROMPTS]
-    for batch_size in (1, 2, 5):
-        scores = label_scores(model, tokenizer, PROMPTS, [LABELS] * len(PROMPTS), batch_size=batch_size)
-        torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
-    best = [row.index(max(row)) for row in expected]
-    assert choose_labels(model, tokenizer, PROMPTS, [LABELS] * len(PROMPTS), batch_size=3) == best
-
-
-def test_each_prompt_may_have_its_own_candidates():
-    model = tiny_model(5)
-    own = [LABELS[:1], LABELS[1:3], LABELS, LABELS[2:], [LABELS[1]] * 2]
-    expected = [naive_scores(model, prompt, labels) for prompt, labels in zip(PROMPTS, own, strict=True)]
-    scores = label_scores(model, byte_tokenizer(), PROMPTS, own, batch_size=3)
-    assert [len(row) for row in scores] == [1, 2, 5, 3, 2]
-    for got, wanted in zip(scores, expected, strict=True):
-        assert got == pytest.approx(wanted, abs=1e-4)
-    assert choose_labels(model, byte_tokenizer(), PROMPTS, own, batch_size=3)[4] == 0, "the first among equals"
-
-
-@pytest.mark.parametrize(("rows", "positions"), [(1, 512), (3, 512), (64, 20), (64, 1)])
-def test_scores_do_not_depend_on_how_many_pairs_share_a_pass(monkeypatch, rows, positions):
-    model = tiny_model(5, "qwen2")
-    monkeypatch.setattr(generation, "SCORED_ROWS", rows)
-    monkeypatch.setattr(generation, "SCORED_POSITIONS", positions)
-    shapes = []
-    hook = model.register_forward_pre_hook(lambda _, __, inputs: shapes.append(inputs["input_ids"].shape), with_kwargs=True)
-    scores = label_scores(model, byte_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=5)
-    hook.remove()
-    prompt_pass, *passes = shapes
-    assert prompt_pass == (5, 22), "the prompts are read once"
-    assert sum(height for height, _ in passes) == 25
-    assert all(height <= rows and (height == 1 or height * width <= positions) for height, width in passes)
-    expected = [naive_scores(model, prompt, LABELS) for prompt in PROMPTS]
-    torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
-
-
-def test_entries_past_the_tokenizer_take_no_probability():
-    """All weights zero: every token is equally likely, 1 in 258, however many rows the model's matrix is padded with."""
-    model = tiny_model(5, vocab_size=300)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    [[score]] = label_scores(model, byte_tokenizer(), [[65]], [[[66, 67]]], batch_size=1)
-    assert score == pytest.approx(-math.log(258), abs=1e-5)
-
-
-def test_a_model_without_a_cache_to_continue_from_is_refused_with_the_way_out():
-    with pytest.raises(ModelError, match="decoding=generate"):
-        label_scores(tiny_model(5, "mamba"), byte_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=5)
 
 
 def test_adapters_take_part_and_their_wrapper_is_left_as_it_was():
@@ -230,9 +226,21 @@ def test_adapters_take_part_and_their_wrapper_is_left_as_it_was():
     model = peft.get_peft_model(tiny_model(3), config, autocast_adapter_dtype=False).eval()
     answers = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=6, batch_size=2)
     assert answers != before
-    scores = label_scores(model, byte_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=2)
     assert model.generation_config.eos_token_id == 256
     merged = model.merge_and_unload()
     assert answers == [text_of(greedy_loop(merged, prompt, 6)) for prompt in PROMPTS]
-    expected = [naive_scores(merged, prompt, LABELS) for prompt in PROMPTS]
-    torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-3, rtol=0)
+
+
+def test_the_benchmark_compares_equal_answers_and_says_what_they_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MODEL", Shape(hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, vocabulary=700))
+    (_, hook, variants), *_ = decode.cases(decode.MODEL, 4)
+    model = build_model(decode.MODEL, 0).eval()
+    model.register_forward_hook(hook, with_kwargs=True)
+    answers = {name: run(model) for name, run in variants.items()}
+    assert answers["tutelage"] == answers["generate"]
+    assert len({len(answer.split()) for answer in answers["tutelage"]}) > 1
+    decode.main(json_file=tmp_path / "decode.json", rounds=1, prompts=4, threads=1)
+    greedy, sure, unsure = json.loads((tmp_path / "decode.json").read_text())
+    assert greedy["tokens"]["tutelage"] < greedy["tokens"]["generate"]
+    assert sure["tokens"]["choose"] < 3 * sure["tokens"]["one"] < unsure["tokens"]["choose"]
+    assert {"seconds", "ratios", "samples", "machine", "versions"} <= set(unsure)

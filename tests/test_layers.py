@@ -15,8 +15,8 @@ LAYERS = (
     "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui",
     "tasks tasks.* sources columns entities shapes",
     "schedule weighting divergences gradients objective theory methods rows charts page results",
-    "data heads head_loss models hidden_store teachers caching trainer finetuning generation evaluation distillation workspace"
-    " lineage shrinking prediction scd_trainer demo demo.*",
+    "precision data token_store heads head_loss models hidden_store teachers caching trainer finetuning generation labels"
+    " evaluation probe distillation workspace lineage shrinking prediction scd_trainer demo demo.*",
     "stages stages.*",
     "cli __main__ __init__",
 )

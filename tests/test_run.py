@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from project import Command, make_project, run_to_the_end
-from tutelage import distillation
+from tutelage import probe
 from tutelage.records import read_jsonl
 
 
@@ -178,14 +178,14 @@ def kill(patch: pytest.MonkeyPatch, stage: str) -> None:
 
 def test_a_stall_is_reported_to_the_user(tmp_path, command, monkeypatch):
     """Far from every checkpoint by construction: the student is made to measure the first one as nearest, every time."""
-    real = distillation.Distillation._candidates
+    real = probe.Probe.compare
 
     def first_is_nearest(self, model):
         first, *rest = real(self, model)
         worse = [type(c)(c.checkpoint, c.kl_best, c.kl_student + 50) for c in rest]
         return [type(first)(first.checkpoint, first.kl_best, first.kl_student + 1), *worse]
 
-    monkeypatch.setattr(distillation.Distillation, "_candidates", first_is_nearest)
+    monkeypatch.setattr(probe.Probe, "compare", first_is_nearest)
     assert command("run", make_project(tmp_path, distill={"methods": ["scd"]})) == 0
     assert "stall in stage 2" in command.err and "advance=true" in command.err
     stages = json.loads((tmp_path / "run/distill/scd/seed-0/stages.json").read_text())

@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.data import Collator, EncodedRow, length_order
+from tutelage.data import Collator, EncodedRow
 from tutelage.errors import UserError
-from tutelage.heads import Head, answer_states, head_error, head_of
+from tutelage.heads import FAITHFUL_NATS, Head, answer_states, head_error, head_of
 from tutelage.hidden_store import StoreWriter, bytes_on_disk
-from tutelage.models import hidden_size, load_adapter, load_model
+from tutelage.models import hidden_size, load_adapter
 from tutelage.recipe_schema import Model
 from tutelage.teachers import read_batch, save_head
-
-FAITHFUL_NATS = 1e-3
-"""Largest mean KL between a model's own distribution and `head(hidden)`: bfloat16 rounding is far below, a missing cap is not."""
+from tutelage.token_store import length_order
 
 
 def foretell(rows: Sequence[EncodedRow], teacher: Model, checkpoints: int, vocabulary: int, dtype: str, where: Path) -> str:
@@ -48,14 +46,14 @@ def foretell(rows: Sequence[EncodedRow], teacher: Model, checkpoints: int, vocab
     )
 
 
-def each_checkpoint(teacher: Model, folders: Sequence[Path]) -> Iterator[tuple[Path, nn.Module]]:
-    """Every checkpoint with its model, one in memory at a time; adapters share one base."""
+def each_checkpoint(load: Callable[..., nn.Module], teacher: Model, folders: Sequence[Path]) -> Iterator[tuple[Path, nn.Module]]:
+    """Every checkpoint with its model, one in memory at a time; adapters share one base. load: as `models.load_model`."""
     base = None
     for folder in folders:
         if not (folder / "adapter_config.json").is_file():
-            yield folder, load_model(teacher, folder)
+            yield folder, load(teacher, folder)
             continue
-        base = load_model(teacher) if base is None else base
+        base = load(teacher) if base is None else base
         adapted = load_adapter(base, folder)
         yield folder, adapted
         base = adapted.unload()

@@ -11,19 +11,21 @@ Prompt and answer are tokenized apart: training, caching and decoding all see th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from tutelage.errors import DataError, problems
 from tutelage.records import Example
 
 IGNORED = -100
+GROUPED_BATCHES = 32
+"""Batches that are sorted by length together: enough that little is padded, few enough that every epoch has other batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,16 @@ class EncodedRow:
         """Fingerprint of id and token ids as a signed 64-bit number: what a cached row is recognised by."""
         text = f"{self.id}\n{self.prompt}\n{self.answer}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
+
+
+@dataclass
+class Misfits:
+    """Rows that cannot be used as they are."""
+
+    empty: list[str] = field(default_factory=list)
+    """Ids of rows whose prompt has no tokens."""
+    long: list[tuple[str, int, int]] = field(default_factory=list)
+    """(id, prompt tokens, answer tokens) of rows longer than `max_length`."""
 
 
 @dataclass(frozen=True)
@@ -78,28 +90,38 @@ class Encoder:
         return EncodedRow(example.id, example.split, self.prompt(example, len(answer)), answer)
 
     def rows(self, examples: Iterable[Example]) -> tuple[list[EncodedRow], list[str]]:
-        """Rows that fit into `max_length`, and the ids of those that were dropped.
+        """Rows that fit into `max_length`, and the ids of those that were dropped. Raises as `check` does."""
+        misfits = Misfits()
+        kept = list(self.fitting(examples, misfits))
+        return kept, self.check(misfits)
+
+    def fitting(self, examples: Iterable[Example], misfits: Misfits) -> Iterator[EncodedRow]:
+        """The rows that fit, one at a time; the others are noted in `misfits`, for `check`."""
+        for row in map(self.row, examples):
+            if not row.prompt:
+                misfits.empty.append(row.id)
+            elif len(row.prompt) + len(row.answer) <= self.max_length:
+                yield row
+            else:
+                misfits.long.append((row.id, len(row.prompt), len(row.answer)))
+
+    def check(self, misfits: Misfits) -> list[str]:
+        """Ids of the rows that are left out.
 
         Raises DataError with `too_long: error` for rows that do not fit, and always for a prompt without tokens or an answer
         that alone is too long to be cut.
         """
-        kept, long, wrong = [], [], []
-        for row in map(self.row, examples):
-            if not row.prompt:
-                wrong.append(f"row {row.id}: the prompt has no tokens")
-            elif len(row.prompt) + len(row.answer) <= self.max_length:
-                kept.append(row)
-            else:
-                long.append(row)
-        if wrong:
-            raise DataError(problems("rows that cannot be used:", wrong[:5]))
-        if long and self.too_long != "drop":
-            raise DataError(self._too_long_message(long))
-        return kept, [row.id for row in long]
+        if misfits.empty:
+            raise DataError(
+                problems("rows that cannot be used:", [f"row {i}: the prompt has no tokens" for i in misfits.empty[:5]])
+            )
+        if misfits.long and self.too_long != "drop":
+            raise DataError(self._too_long_message(misfits.long))
+        return [name for name, _, _ in misfits.long]
 
-    def _too_long_message(self, rows: list[EncodedRow]) -> str:
-        first = ", ".join(f"{r.id} ({len(r.prompt)} + {len(r.answer)} tokens)" for r in rows[:3])
-        longest = max(len(r.prompt) + len(r.answer) for r in rows)
+    def _too_long_message(self, rows: list[tuple[str, int, int]]) -> str:
+        first = ", ".join(f"{name} ({prompt} + {answer} tokens)" for name, prompt, answer in rows[:3])
+        longest = max(prompt + answer for _, prompt, answer in rows)
         return (
             f"{len(rows):,} row{'s do' if len(rows) > 1 else ' does'} not fit into data.max_length = {self.max_length} tokens:"
             f" {first}{', ...' if len(rows) > 3 else ''} (prompt + answer). An answer is never cut. Three ways out:\n"
@@ -156,11 +178,36 @@ class Collator:
         }
 
 
+class LengthGroupedSampler(Sampler[int]):
+    """A seeded permutation of the rows, another one each epoch, whose batches hold rows of like length.
+
+    Rows are shuffled, sorted by length within groups of 32 batches, and the batches shuffled again. The rows that fill no batch
+    come last, so that a batch is never shorter than without grouping.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """lengths: [rows] in tokens."""
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate at the start of an epoch, also of one that a restart continues."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Places of the rows."""
+        random, size = np.random.default_rng([self.seed, self.epoch]), self.batch_size
+        order = random.permutation(len(self.lengths))
+        whole = len(order) // size * size
+        groups = np.split(order[:whole], range(size * GROUPED_BATCHES, whole, size * GROUPED_BATCHES))
+        ordered = np.concatenate([group[np.argsort(-self.lengths[group], kind="stable")] for group in groups])
+        batches = random.permutation(ordered.reshape(-1, size))
+        yield from np.concatenate([batches.reshape(-1), order[whole:]]).tolist()
+
+
 def pad_id_of(tokenizer: Any) -> int:
     """The id to pad with; what it is does not matter, padding is masked everywhere."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-
-def length_order(rows: Sequence[EncodedRow]) -> list[int]:
-    """Places of the rows, longest first: batches with little padding, and memory trouble shows at once."""
-    return sorted(range(len(rows)), key=lambda place: -(len(rows[place].prompt) + len(rows[place].answer)))

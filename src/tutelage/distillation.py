@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from tutelage import schedule
 from tutelage.artifacts import read_json, write_json
-from tutelage.data import IGNORED, Collator, EncodedRow
-from tutelage.divergences import forward_kl, reverse_kl
+from tutelage.data import EncodedRow
 from tutelage.errors import ModelError
-from tutelage.heads import answer_logits
 from tutelage.methods import METHODS, Method
+from tutelage.probe import Probe
 from tutelage.records import write_jsonl
 from tutelage.schedule import Candidate, Choice
 from tutelage.teachers import TeacherSource
@@ -42,7 +41,7 @@ from tutelage.weighting import adaptive_weight, constant_weight
 
 @dataclass(frozen=True)
 class Plan:
-    """How a student is distilled; the fields mean what the recipe's `distill` section says."""
+    """How a student is distilled; the fields mean what the recipe and its `distill` section say."""
 
     method: str = "scd-aw"
     num_stages: int = 4
@@ -51,11 +50,12 @@ class Plan:
     temperature: float = 1.0
     advance: bool = False
     reach: str = "reverse"
-    probe_rows: int = 256
+    probe_rows: int | None = None
     keep: str = "best"
     keep_by: str = "score"
     keep_stages: bool = False
     save_steps: int | None = None
+    fused_loss: bool = True
     seed: int = 0
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -91,8 +91,11 @@ class Distillation:
     """Gives the student to train: the untrained one for None, otherwise the one saved in a folder by `save`."""
     save: Callable[[nn.Module, Path], None]
     validate: Callable[[nn.Module], Validation]
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """The precision that the student is compared and validated in."""
     on_step: Callable[[int, int, int], None] = lambda stage, done, total: None
     on_stage: Callable[[dict[str, Any]], None] = lambda record: None
+    _compared: Probe | None = field(default=None, init=False)
 
     def run(self) -> tuple[Path, list[dict[str, Any]]]:
         """Train all stages that are not done. Returns the folder of the kept student and the records of the stages."""
@@ -140,7 +143,8 @@ class Distillation:
             chosen = self._choose(stage, model, records)
             write_json(decision, chosen)
         self._train(stage, model, chosen["chosen"])
-        validation = self.validate(model)
+        with self.autocast():
+            validation = self.validate(model)
         self.save(model, self.end(stage))
         return {"stage": stage, **chosen, "seconds": round(time.monotonic() - began, 3), "validation": asdict(validation)}
 
@@ -150,7 +154,8 @@ class Distillation:
             return {"chosen": None, "candidates": [], "reason": "gold only", "stall": None}
         candidates = []
         if rule == "nearest":
-            candidates = self._candidates(model)
+            with self.autocast():
+                candidates = self._probe().compare(model)
             choice = schedule.nearest(
                 candidates,
                 stage=stage,
@@ -165,33 +170,22 @@ class Distillation:
             )
         return _decision(choice, candidates)
 
-    def _candidates(self, model: nn.Module) -> list[Candidate]:
-        """Every checkpoint with its distances, in one student pass over the probe rows."""
-        names = list(self.source.checkpoints)
-        reach = forward_kl if self.plan.reach == "forward" else reverse_kl
-        sums, positions = np.zeros((len(names), 2)), 0
-        training, device = model.training, next(model.parameters()).device
-        model.eval()
-        for batch in self._probe_batches():
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            mask = batch["targets"] != IGNORED
-            with torch.no_grad():
-                student = answer_logits(model, batch)[mask][:, : self.vocabulary]
-                best = self.source.targets(self.best, batch)
-                for place, name in enumerate(names):
-                    sums[place] += _distances(student, best, self.source.targets(name, batch), reach)
-            positions += int(mask.sum())
-        model.train(training)
-        means = sums / positions
-        return [Candidate(name, float(kl), float(far)) for name, (kl, far) in zip(names, means, strict=True)]
-
-    def _probe_batches(self) -> list[dict[str, torch.Tensor]]:
-        """The probe rows: the same seeded sample in every stage."""
-        count = min(self.plan.probe_rows, len(self.rows))
-        places = np.sort(np.random.default_rng(self.plan.seed).permutation(len(self.rows))[:count])
-        write_json(self.folder / "probe.json", [self.rows[place].id for place in places])
-        collate = Collator(self.pad_id)
-        return [collate([(int(place), self.rows[place]) for place in places[start : start + 16]]) for start in range(0, count, 16)]
+    def _probe(self) -> Probe:
+        """The rows that checkpoints are compared on, the same in every stage."""
+        if self._compared is None:
+            plan, total = self.plan, len(self.rows)
+            count = min(total, plan.probe_rows or min(256, max(32, round(0.04 * total * plan.epochs_per_stage))))
+            places = np.sort(np.random.default_rng(plan.seed).permutation(total)[:count])
+            write_json(self.folder / "probe.json", [self.rows[place].id for place in places])
+            self._compared = Probe(
+                [(int(place), self.rows[place]) for place in places],
+                self.source,
+                self.best,
+                self.vocabulary,
+                self.pad_id,
+                plan.reach,
+            )
+        return self._compared
 
     def weights(self, checkpoint: str | None) -> np.ndarray:
         """[rows] share of each row's loss that follows this checkpoint."""
@@ -219,7 +213,14 @@ class Distillation:
             OnStep(lambda done, steps: self.on_step(stage, done, steps)),
         ]
         trainer = DistillTrainer(
-            model, args, self.rows, vocabulary=self.vocabulary, pad_id=self.pad_id, guidance=guidance, callbacks=callbacks
+            model,
+            args,
+            self.rows,
+            vocabulary=self.vocabulary,
+            pad_id=self.pad_id,
+            guidance=guidance,
+            fused=plan.fused_loss,
+            callbacks=callbacks,
         )
         train(trainer)
 
@@ -234,30 +235,17 @@ class Distillation:
 
     def _write_weights(self, records: list[dict[str, Any]]) -> None:
         """weights.jsonl: for every stage and row the two losses and the weight they gave."""
-        lines = []
-        for record in records:
-            checkpoint = record["chosen"]
-            if checkpoint is None:
-                continue
-            teacher, weight = self.source.nll(checkpoint), self.weights(checkpoint)
-            for place, row in enumerate(self.rows):
-                anchor = None if self.anchor_nll is None else float(self.anchor_nll[place])
-                lines.append({
-                    "id": row.id, "stage": record["stage"], "checkpoint": checkpoint, "anchor_nll": anchor,
-                    "teacher_nll": float(teacher[place]), "weight": float(weight[place]),
-                })  # fmt: skip
-        write_jsonl(self.folder / "weights.jsonl", lines)
+        guided = [record for record in records if record["chosen"] is not None]
+        write_jsonl(self.folder / "weights.jsonl", (line for record in guided for line in self._weight_lines(record)))
 
-
-def _distances(student: torch.Tensor, best: Any, candidate: Any, reach: Callable[..., torch.Tensor]) -> tuple[float, float]:
-    """Sums over positions of KL(T* || T_k) and of the student's distance to T_k."""
-    if candidate.top_k(0, len(student)) is not None:
-        raise ModelError(
-            "SCD's choice compares full distributions, and this teacher's cache holds top-k entries only (its output head is no"
-            " function of one hidden state). Use a schedule that does not look: distill.methods=[cd-aw] or [td-aw]"
-        )
-    logits = candidate.logits(0, len(student))
-    return float(forward_kl(logits, best.logits(0, len(student))).sum()), float(reach(student, logits).sum())
+    def _weight_lines(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        teacher, weight = self.source.nll(record["chosen"]), self.weights(record["chosen"])
+        for place, row in enumerate(self.rows):
+            anchor = None if self.anchor_nll is None else float(self.anchor_nll[place])
+            yield {
+                "id": row.id, "stage": record["stage"], "checkpoint": record["chosen"], "anchor_nll": anchor,
+                "teacher_nll": float(teacher[place]), "weight": float(weight[place]),
+            }  # fmt: skip
 
 
 def _decision(choice: Choice, candidates: list[Candidate]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from tutelage.data import Collator, EncodedRow, Encoder, length_order, pad_id_of
-from tutelage.generation import choose_labels, generate_answers
+from tutelage.data import Collator, EncodedRow, Encoder, pad_id_of
+from tutelage.generation import generate_answers
+from tutelage.labels import choose_labels
 from tutelage.records import Example, Prediction, SampleLoss
 from tutelage.tasks.base import BaseTask
 from tutelage.tasks.metrics import bootstrap
 from tutelage.teachers import read_batch
+from tutelage.token_store import answer_lengths, length_order
 
 OnRows = Callable[[int], None]
 
@@ -51,8 +53,8 @@ class Evaluator:
         best = choose_labels(model, self.encoder.tokenizer, prompts, candidates, batch_size=self.batch_size, on_batch=on_rows)
         return [row[place] for row, place in zip(labels, best, strict=True)]
 
-    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> list[SampleLoss]:
-        """l_i(M) of every row, in order."""
+    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> np.ndarray:
+        """[rows] l_i(M), in order."""
         return sample_losses(
             model,
             rows,
@@ -70,7 +72,7 @@ class Evaluator:
         for example, text, loss in zip(examples, raw, losses, strict=True):
             parsed = self.task.parse(text, example)
             score, gold = self.task.score(parsed, example), self.task.gold(example)
-            predictions.append(Prediction(example.id, name, example.split, gold, text, parsed, score, loss.nll))
+            predictions.append(Prediction(example.id, name, example.split, gold, text, parsed, score, float(loss)))
         return predictions
 
     def summary(self, predictions: Sequence[Prediction], examples: Sequence[Example], resamples: int = 1000) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class Evaluator:
         raw = self.answers(model, examples, on_rows)
         parsed = [self.task.parse(text, example) for text, example in zip(raw, examples, strict=True)]
         score = self.task.metrics(parsed, examples, resamples=100)[self.task.metric].value
-        return score, float(np.mean([loss.nll for loss in self.losses(model, rows)]))
+        return score, float(self.losses(model, rows).mean())
 
 
 def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -105,8 +107,8 @@ def sample_losses(
     pad_id: int,
     batch_size: int,
     on_rows: OnRows | None = None,
-) -> list[SampleLoss]:
-    """Loss of every row by a teacher-forced forward pass, batches sorted by length, results in the order of the rows."""
+) -> np.ndarray:
+    """[rows] losses, nats a token, by a teacher-forced forward pass, batches sorted by length, results in the order of the rows."""
     training, collate, order = model.training, Collator(pad_id), length_order(rows)
     model.eval()
     nll = np.zeros(len(rows))
@@ -117,4 +119,10 @@ def sample_losses(
         if on_rows:
             on_rows(len(places))
     model.train(training)
-    return [SampleLoss(row.id, row.split, float(loss), len(row.answer)) for row, loss in zip(rows, nll, strict=True)]
+    return nll
+
+
+def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[SampleLoss]:
+    """The losses of rows as records, one at a time."""
+    for row, loss, tokens in zip(rows, nll.tolist(), answer_lengths(rows).tolist(), strict=True):
+        yield SampleLoss(row.id, row.split, loss, tokens)

@@ -21,6 +21,7 @@ def fine_tune(
     log: Path,
     vocabulary: int,
     pad_id: int,
+    fused: bool = True,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """Train `model` in place, saving `checkpoint-STEP` in args.output_dir after the steps in `save_at`; returns it.
@@ -29,7 +30,7 @@ def fine_tune(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     callbacks = [SaveAt(save_at), JsonLog(log), OnStep(on_step)]
-    train(DistillTrainer(model, args, rows, vocabulary=vocabulary, pad_id=pad_id, callbacks=callbacks))
+    train(DistillTrainer(model, args, rows, vocabulary=vocabulary, pad_id=pad_id, fused=fused, callbacks=callbacks))
     return model
 
 

@@ -7,15 +7,17 @@ A store is a folder:
     store.json                dtype, kind, head file, checkpoint and tokenizer fingerprints; written last
 
 Rows are recognised by `EncodedRow.key` (id and token ids): a store is refused for rows it was not made of. Positions lie in
-shards by row, so opening reads the index alone and memory does not grow with the data.
+shards by row, so opening reads the index alone. What a batch needs is read at its place in the file, through the page cache, and
+nothing stays mapped: memory does not grow with the data.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from tutelage.data import EncodedRow
 from tutelage.errors import StaleArtifactError
+from tutelage.token_store import answer_lengths, keys_of
 
 FORMAT = 1
 
@@ -56,8 +59,7 @@ class StoreWriter:
 
     def close(self, about: dict[str, Any]) -> None:
         """Write the index, then `store.json` with `about`: from here on the store can be opened."""
-        keys = torch.tensor([row.key for row in self.rows], dtype=torch.int64)
-        tokens = torch.tensor([len(row.answer) for row in self.rows], dtype=torch.int64)
+        keys, tokens = torch.from_numpy(keys_of(self.rows)), torch.from_numpy(answer_lengths(self.rows))
         save_whole({"keys": keys, "tokens": tokens}, self.folder / "index.safetensors")
         text = json.dumps({"format": FORMAT, "shard_rows": self.shard_rows, **about}, indent=2)
         (self.folder / "store.json").write_text(text, encoding="utf-8")
@@ -66,8 +68,33 @@ class StoreWriter:
         return self.folder / f"shard-{number:05d}.safetensors"
 
 
+class Shard:
+    """An open safetensors file whose tensors are read by rows."""
+
+    _TYPES: ClassVar[dict[str, torch.dtype]] = {
+        "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64,
+    }  # fmt: skip
+
+    def __init__(self, path: Path) -> None:
+        """Read the header: 8 bytes of its length, then JSON with type, shape and place of every tensor."""
+        self._file = path.open("rb", buffering=0)
+        length = int.from_bytes(self._file.read(8), "little")
+        self._base, self._about = 8 + length, json.loads(self._file.read(length))
+
+    def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
+        """Rows start to start + count of a tensor, or all from start on."""
+        about = self._about[name]
+        shape, kind = about["shape"], self._TYPES[about["dtype"]]
+        count, width = shape[0] - start if count is None else count, int(np.prod(shape[1:], dtype=np.int64)) * kind.itemsize
+        buffer = bytearray(count * width)
+        got = os.preadv(self._file.fileno(), [buffer], self._base + about["data_offsets"][0] + start * width)
+        if got < len(buffer):
+            raise StaleArtifactError(f"{self._file.name} is cut short; delete it, and the cache stage makes it again")
+        return torch.frombuffer(buffer, dtype=kind).view(count, *shape[1:])
+
+
 class HiddenStore:
-    """An open store: answer positions of any rows, in milliseconds, from memory-mapped files."""
+    """An open store: answer positions of any rows, in milliseconds."""
 
     def __init__(self, folder: Path) -> None:
         """Open the store in `folder`. Raises StaleArtifactError if it was never finished or has another format."""
@@ -80,15 +107,15 @@ class HiddenStore:
         with safe_open(str(folder / "index.safetensors"), framework="pt") as file:
             self.keys, self.tokens = file.get_tensor("keys").numpy(), file.get_tensor("tokens").numpy()
         self._starts = self._starts_in_shards()
-        self._shards: dict[int, dict[str, Tensor]] = {}
+        self._shards: dict[int, Shard] = {}
 
     def check(self, rows: Sequence[EncodedRow]) -> None:
         """Refuse rows other than those the store was made of; says which differ first."""
-        keys = np.array([row.key for row in rows], dtype=np.int64)
+        keys = keys_of(rows)
         if len(keys) == len(self.keys) and np.array_equal(keys, self.keys):
             return
         known = set(self.keys.tolist())
-        strange = [row.id for row in rows if row.key not in known]
+        strange = [rows[place].id for place, key in enumerate(keys.tolist()) if key not in known]
         what = f"{len(strange):,} rows are not in it, first {strange[:3]}" if strange else "its rows are others or in another order"
         raise StaleArtifactError(
             f"{self.folder} was made from other rows or another tokenizer ({len(self.keys):,} rows stored, {len(keys):,} asked"
@@ -97,22 +124,19 @@ class HiddenStore:
 
     def positions(self, name: str, places: Sequence[int]) -> Tensor:
         """The stored tensor `name` at all answer positions of the rows at `places`, concatenated in that order."""
-        return torch.cat([self._slice(name, place) for place in places])
+        size, pieces = self.about["shard_rows"], []
+        for place in places:
+            pieces.append(self._shard(place // size).read(name, int(self._starts[place]), int(self.tokens[place])))
+        return torch.cat(pieces)
 
     def nll(self) -> np.ndarray:
         """[rows] mean negative log-likelihood of the gold answers, nats a token."""
         shards = range(-(-len(self.keys) // self.about["shard_rows"]))
-        return np.concatenate([self._shard(number)["nll"].double().numpy() for number in shards])
+        return np.concatenate([self._shard(number).read("nll").double().numpy() for number in shards])
 
-    def _slice(self, name: str, place: int) -> Tensor:
-        start = self._starts[place]
-        return self._shard(place // self.about["shard_rows"])[name][start : start + self.tokens[place]]
-
-    def _shard(self, number: int) -> dict[str, Tensor]:
+    def _shard(self, number: int) -> Shard:
         if number not in self._shards:
-            # Tensors from safe_open are views of the mapped file: pages are read when touched and dropped when memory is short.
-            with safe_open(str(self.folder / f"shard-{number:05d}.safetensors"), framework="pt") as file:
-                self._shards[number] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self._shards[number] = Shard(self.folder / f"shard-{number:05d}.safetensors")
         return self._shards[number]
 
     def _starts_in_shards(self) -> np.ndarray:
@@ -123,4 +147,4 @@ class HiddenStore:
 
 def bytes_on_disk(rows: Sequence[EncodedRow], width: int, dtype_bytes: int) -> int:
     """Size of one checkpoint's states: answer positions x width x bytes."""
-    return sum(len(row.answer) for row in rows) * width * dtype_bytes
+    return int(answer_lengths(rows).sum()) * width * dtype_bytes

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tutelage.workspace import Workspace
 
 Inputs = dict[str, Any]
+FORMAT = 2
+"""Of what `prepare` writes; a run folder of another format is stale."""
 
 
 def prepare(space: Workspace) -> Inputs:
@@ -26,7 +28,7 @@ def prepare(space: Workspace) -> Inputs:
         f"{role} model": folder_fingerprint(model.model_name_or_path, model.revision)
         for role, model in (("teacher", space.recipe.teacher), ("student", space.recipe.student))
     }
-    return space.settings(*names) | {"data files": fingerprint(space.recipe)} | models
+    return space.settings(*names) | {"format": FORMAT, "data files": fingerprint(space.recipe)} | models
 
 
 def teach(space: Workspace) -> Inputs:

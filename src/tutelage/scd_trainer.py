@@ -30,6 +30,7 @@ from tutelage.models import check_vocabularies, list_checkpoints, load_model, lo
 from tutelage.recipe_schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.rows import simple_examples
 from tutelage.teachers import CachedTeacher
+from tutelage.token_store import keys_of
 from tutelage.trainer import training_arguments
 
 
@@ -48,7 +49,8 @@ class SCDConfig(TrainingArguments):
     temperature: float = field(default=1.0, metadata={"help": "Divides both models' logits in the divergence."})
     advance: bool = field(default=False, metadata={"help": "Only checkpoints after the last one followed compete."})
     reach: str = field(default="reverse", metadata={"help": "`reverse`: KL(S || T_k), as published; `forward`: KL(T_k || S)."})
-    probe_rows: int = field(default=256, metadata={"help": "Training rows on which checkpoints are compared."})
+    probe_rows: int | None = field(default=None, metadata={"help": "Training rows on which checkpoints are compared."})
+    fused_loss: bool = field(default=True, metadata={"help": "Output head and loss in one, chunk by chunk."})
     keep: str = field(default="best", metadata={"help": "`best` stage by validation loss (needs eval_dataset), or `last`."})
     keep_stages: bool = field(default=False, metadata={"help": "Keep the student at the start of each stage."})
     save_every_steps: int | None = field(default=None, metadata={"help": "Steps between restart points inside a stage."})
@@ -62,6 +64,10 @@ class SCDConfig(TrainingArguments):
     adam_beta2: float = field(default=TRAINER_DEFAULTS["adam_beta2"], metadata={"help": "AdamW's second beta."})
     lr_scheduler_type: str = field(default=TRAINER_DEFAULTS["lr_scheduler_type"], metadata={"help": "Schedule in a stage."})
     warmup_steps: float = field(default=TRAINER_DEFAULTS["warmup_steps"], metadata={"help": "Below 1: a share of the steps."})
+
+    train_sampling_strategy: str = field(
+        default=TRAINER_DEFAULTS["train_sampling_strategy"], metadata={"help": "`group_by_length` pads little; or `random`."}
+    )
 
     def given(self) -> dict[str, Any]:
         """TrainingArguments that differ from that class's defaults, as the recipe's `trainer` would hold them."""
@@ -159,14 +165,13 @@ class SCDTrainer:
         """What the results in output_dir depend on."""
         return {
             "student": self.student.model_dump() | {"files": folder_fingerprint(self.student.model_name_or_path)},
-            "rows": digest([row.key for row in self.rows + self.eval_rows]),
+            "rows": digest([int(key) for key in (*keys_of(self.rows), *keys_of(self.eval_rows))]),
             **{f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in self.checkpoints},
         }
 
     def _losses(self, model: nn.Module, rows: Sequence[EncodedRow]) -> np.ndarray:
         pad, size = pad_id_of(self.tokenizer), self.args.cache_batch_size
-        losses = sample_losses(model, rows, vocabulary=self.vocabulary, pad_id=pad, batch_size=size)
-        return np.array([loss.nll for loss in losses])
+        return sample_losses(model, rows, vocabulary=self.vocabulary, pad_id=pad, batch_size=size)
 
     def _anchor_losses(self) -> np.ndarray:
         """[rows] losses of the anchor, which is fine-tuned here if none was given."""
@@ -181,7 +186,16 @@ class SCDTrainer:
             model = load_trainable(self.student, None, self.args.seed)
             saves = spaced_steps(args, len(self.rows), self.args.num_stages)[:-1]
             log, pad = folder / "log.jsonl", pad_id_of(self.tokenizer)
-            fine_tune(model, args, self.rows, save_at=saves, log=log, vocabulary=self.vocabulary, pad_id=pad)
+            fine_tune(
+                model,
+                args,
+                self.rows,
+                save_at=saves,
+                log=log,
+                vocabulary=self.vocabulary,
+                pad_id=pad,
+                fused=self.args.fused_loss,
+            )
             save_student(merged(model), self.tokenizer, folder)
             work.finish(0.0)
         return self._losses(load_model(self.student, folder), self.rows)
@@ -201,7 +215,7 @@ class SCDTrainer:
             dtype=getattr(torch, self.args.cache_dtype),
             batch_size=self.args.cache_batch_size,
         )
-        for folder, model in each_checkpoint(self.teacher, self.checkpoints):
+        for folder, model in each_checkpoint(load_model, self.teacher, self.checkpoints):
             nll = _mean(self._losses(model, self.eval_rows))
             builder.build(folder.name, model, {"checkpoint": str(folder), "eval_nll": nll})
         work.finish(0.0)

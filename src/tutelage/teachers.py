@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from tutelage.data import IGNORED, Collator, EncodedRow
 from tutelage.divergences import cross_entropy
-from tutelage.heads import Head, answer_states, head_of
+from tutelage.heads import Head, answer_hidden, answer_states, head_of
 from tutelage.hidden_store import HiddenStore, save_whole
 from tutelage.objective import Targets
+from tutelage.precision import bf16_pays
 
 
 class TeacherSource(Protocol):
@@ -81,7 +82,7 @@ class LiveTeacher:
         """One forward pass of the checkpoint."""
         model = self._loaded(checkpoint)
         device = next(model.parameters()).device
-        hidden, _ = answer_states(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        hidden = answer_hidden(model, {name: tensor.to(device) for name, tensor in batch.items()})
         return HiddenTargets(hidden, head_of(model, self.vocabulary))
 
     def nll(self, checkpoint: str) -> np.ndarray:
@@ -131,8 +132,8 @@ class CachedTeacher:
         about = self._stores[checkpoint].about
         if self._head is None or self._head[:2] != (about["head"], device):
             head = load_head(self.folder / about["head"]).to(device)
-            # Few CPUs multiply bfloat16 fast; on them the stored values are multiplied in float32, which changes none of them.
-            self._head = about["head"], device, head.to(torch.float32) if device.type == "cpu" else head
+            # Where bfloat16 is slow, the stored values are multiplied in float32, which changes none of them.
+            self._head = about["head"], device, head if bf16_pays(device.type)[0] else head.to(torch.float32)
         return self._head[2]
 
 

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from tutelage.data import IGNORED, Collator, EncodedRow, RowDataset
+from tutelage.data import IGNORED, Collator, EncodedRow, LengthGroupedSampler, RowDataset
 from tutelage.head_loss import HeadLoss, Question
 from tutelage.heads import takes_logits_to_keep
 from tutelage.teachers import TeacherSource
+from tutelage.token_store import row_lengths
 
 WHOLE = "whole"
 """Empty file in a restart point, made after everything else is in it."""
@@ -74,6 +76,12 @@ class DistillTrainer(Trainer):
         self._parts: list[Tensor] = []
         self.loss_is_scaled_for_ga = True  # divided by the samples of the whole optimizer step, see _get_num_items_in_batch
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Batches of like length by a sampler that knows its epoch, so that a restart inside one goes on in the same order."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(row_lengths(self.train_dataset.rows), self.args.train_batch_size, self.args.seed)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Samples in the optimizer step over all micro-batches and ranks: the one denominator of the loss."""
         samples = torch.tensor(sum(len(batch["row"]) for batch in batch_samples), device=device)
@@ -89,7 +97,7 @@ class DistillTrainer(Trainer):
         """The batch's share of the mixed loss of its optimizer step."""
         mask, guidance, targets = inputs["targets"] != IGNORED, self.guidance, None
         if guidance is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():
                 targets = guidance.source.targets(guidance.checkpoint, inputs)
         ask = Question(
             gold=inputs["targets"][mask],

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.artifacts import Work, fingerprint, read_json
 from tutelage.config import flatten
 from tutelage.lineage import inputs_of
-from tutelage.recipe_schema import Recipe
-from tutelage.records import Example, read_records
+from tutelage.recipe_schema import Model, Recipe
+from tutelage.records import Example, read_jsonl
 from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
 from tutelage.ui import Screen
 
 if TYPE_CHECKING:
-    from tutelage.data import EncodedRow, Encoder
+    from torch import nn
+
+    from tutelage.data import Encoder
     from tutelage.evaluation import Evaluator
+    from tutelage.token_store import TokenStore
 
 
 @dataclass
@@ -36,6 +39,17 @@ class Workspace:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.recipe.output_dir)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to compute in bfloat16: as the recipe's `trainer` says, or else as `prepare` found to be fast on this machine."""
+        given = self.recipe.trainer
+        return bool(given.get("bf16")) if "bf16" in given or "fp16" in given else self.about["bf16"]
+
+    def trainer_arguments(self, *sections: Literal["teach", "anchor", "distill"]) -> dict[str, Any]:
+        """TrainingArguments of one training, with the precision that this run computes in."""
+        given = self.recipe.trainer_arguments(*sections)
+        return given if "fp16" in given else {"bf16": self.bf16} | given
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """Values of the recipe under these dotted names, flat: what a stage's result depends on."""
@@ -64,16 +78,13 @@ class Workspace:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """prepare/data.json: labels, choice, vocabulary, max_new_tokens."""
+        """prepare/data.json: labels, choice, vocabulary, max_new_tokens, bf16."""
         return read_json(self.folder / "prepare" / "data.json")
-
-    @cached_property
-    def _examples(self) -> list[Example]:
-        return read_records(self.folder / "prepare" / "rows.jsonl", Example)
 
     def examples(self, split: str) -> list[Example]:
         """Prepared rows of a split."""
-        return [example for example in self._examples if example.split == split]
+        lines = read_jsonl(self.folder / "prepare" / "rows.jsonl")
+        return [Example(**line) for line in lines if line["split"] == split]
 
     @cached_property
     def task(self) -> BaseTask:
@@ -94,9 +105,27 @@ class Workspace:
         """Rendering of rows as token ids, shared by all models."""
         return make_encoder(self.recipe, self.tokenizer)
 
-    def encoded(self, split: str) -> list[EncodedRow]:
+    def encoded(self, split: str) -> TokenStore:
         """Rows of a split as token ids; those that do not fit were left out by `prepare`."""
-        return self.encoder.rows(self.examples(split))[0]
+        from tutelage.token_store import TokenStore
+
+        return TokenStore(self.folder / "prepare" / "tokens" / f"{split}.arrow", split)
+
+    def load(self, model: Model, folder: Path | str | None = None) -> nn.Module:
+        """A model to read or answer with: weights kept in float32 for training are loaded in bfloat16 where that is fast."""
+        from tutelage.models import load_model
+
+        if self.bf16 and model.dtype == "float32":
+            model = model.model_copy(update={"dtype": "bfloat16"})
+        return load_model(model, folder)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a forward pass of a model in training."""
+        import torch
+
+        from tutelage.models import device
+
+        return torch.autocast(device().type, torch.bfloat16, enabled=self.bf16)
 
     @cached_property
     def evaluator(self) -> Evaluator:

@@ -5,6 +5,7 @@ Writes anchor/ (a whole model) and anchor/sample_loss.jsonl: its loss on every t
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from tutelage import lineage
 from tutelage.data import pad_id_of
+from tutelage.evaluation import loss_records
 from tutelage.finetuning import fine_tune, spaced_steps
 from tutelage.models import load_model, load_trainable, merged, save_student
 from tutelage.records import write_jsonl
@@ -28,15 +30,16 @@ def run(space: Workspace) -> None:
         model = load_model(recipe.student, own) if own else _train(space, work.folder)
         save_student(model, space.tokenizer, work.folder)
         splits = [space.encoded("train"), space.encoded("validation")]
-        with space.screen.progress("anchor losses", sum(map(len, splits))) as advance:
-            losses = [loss for rows in splits for loss in space.evaluator.losses(model, rows, advance)]
-        write_jsonl(work.folder / "sample_loss.jsonl", losses)
+        with space.autocast(), space.screen.progress("anchor losses", sum(map(len, splits))) as advance:
+            losses = [space.evaluator.losses(model, rows, advance) for rows in splits]
+        records = itertools.chain.from_iterable(map(loss_records, splits, losses))
+        write_jsonl(work.folder / "sample_loss.jsonl", records)
         shutil.rmtree(work.folder / "trainer", ignore_errors=True)
 
 
 def _train(space: Workspace, folder: Path) -> nn.Module:
     recipe, plan, rows = space.recipe, space.recipe.distill, space.encoded("train")
-    epochs, given = plan.num_stages * plan.epochs_per_stage, recipe.trainer_arguments("distill", "anchor")
+    epochs, given = plan.num_stages * plan.epochs_per_stage, space.trainer_arguments("distill", "anchor")
     args = training_arguments(folder / "trainer", given, seed=recipe.seed, epochs=epochs)
     with space.screen.steps("anchor") as on_step:
         model = fine_tune(
@@ -47,6 +50,7 @@ def _train(space: Workspace, folder: Path) -> nn.Module:
             log=folder / "log.jsonl",
             vocabulary=space.about["vocabulary"],
             pad_id=pad_id_of(space.tokenizer),
+            fused=recipe.fused_loss,
             on_step=on_step,
         )
     return merged(model).eval()

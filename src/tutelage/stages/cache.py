@@ -12,9 +12,10 @@ import torch
 from tutelage import lineage
 from tutelage.artifacts import read_json
 from tutelage.caching import CacheBuilder, each_checkpoint, foretell
-from tutelage.data import EncodedRow, pad_id_of
+from tutelage.data import pad_id_of
+from tutelage.evaluation import loss_records
 from tutelage.hidden_store import HiddenStore
-from tutelage.records import SampleLoss, write_jsonl
+from tutelage.records import write_jsonl
 from tutelage.workspace import Workspace
 
 
@@ -40,16 +41,11 @@ def run(space: Workspace) -> None:
         )
         folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
-        for folder, model in each_checkpoint(recipe.teacher, pending):
+        for folder, model in each_checkpoint(space.load, recipe.teacher, pending):
             with space.screen.progress(f"cache {folder.name}", len(rows)) as advance:
                 note = builder.build(folder.name, model, {"checkpoint": str(folder)}, advance)
             if note:
                 space.screen.warn(note)
         for folder in folders:
             store = work.folder / folder.name
-            write_jsonl(store / "sample_loss.jsonl", _losses(store, rows))
-
-
-def _losses(folder: Path, rows: list[EncodedRow]) -> list[SampleLoss]:
-    nll = HiddenStore(folder).nll()
-    return [SampleLoss(row.id, row.split, float(loss), len(row.answer)) for row, loss in zip(rows, nll, strict=True)]
+            write_jsonl(store / "sample_loss.jsonl", loss_records(rows, HiddenStore(store).nll()))

@@ -6,6 +6,7 @@ Writes distill/METHOD/seed-K/: the student (plain `save_pretrained`), stages.jso
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from tutelage import lineage
 from tutelage.artifacts import Work, read_json
 from tutelage.data import EncodedRow, pad_id_of
 from tutelage.distillation import Distillation, Plan, Validation
+from tutelage.errors import StaleArtifactError
 from tutelage.methods import METHODS
 from tutelage.models import load_trainable, merged, save_student
-from tutelage.records import SampleLoss, read_records
+from tutelage.records import read_jsonl
 from tutelage.teachers import CachedTeacher
 from tutelage.workspace import Workspace
 
@@ -42,7 +44,7 @@ def _cell(space: Workspace, method: str, seed: int) -> None:
             taught = read_json(space.folder / "teach" / "checkpoints.json")
             source = CachedTeacher(space.folder / "cache", [c["name"] for c in taught["checkpoints"]], rows)
             best = taught["best"]
-        plan = make_plan(recipe, method, seed)
+        plan = make_plan(space, method, seed)
         with space.screen.steps(f"{method} seed {seed}") as on_step:
             job = Distillation(
                 plan,
@@ -56,6 +58,7 @@ def _cell(space: Workspace, method: str, seed: int) -> None:
                 load=lambda folder: load_trainable(recipe.student, folder, seed),
                 save=lambda model, folder: save_student(model, space.tokenizer, folder),
                 validate=lambda model: _validate(space, model),
+                autocast=space.autocast,
                 on_step=lambda stage, done, total: on_step((stage - 1) * total + done, plan.num_stages * total),
                 on_stage=lambda record: _say(space, record),
             )
@@ -63,17 +66,31 @@ def _cell(space: Workspace, method: str, seed: int) -> None:
         _finish(space, work, job, kept, records)
 
 
-def make_plan(recipe: Any, method: str, seed: int) -> Plan:
+def make_plan(space: Workspace, method: str, seed: int) -> Plan:
     """The recipe's distill section for one method and seed."""
-    section = recipe.distill
+    recipe, section = space.recipe, space.recipe.distill
     own = section.model_dump(include=set(Plan.__dataclass_fields__) - {"trainer"})
-    return Plan(method=method, seed=seed, trainer=recipe.trainer_arguments("distill"), **own, **section.schedule.model_dump())
+    return Plan(
+        method=method,
+        seed=seed,
+        fused_loss=recipe.fused_loss,
+        trainer=space.trainer_arguments("distill"),
+        **own,
+        **section.schedule.model_dump(),
+    )
 
 
-def _anchor_losses(space: Workspace, rows: list[EncodedRow]) -> np.ndarray:
-    """[rows] losses of the anchor, joined by id."""
-    found = {loss.id: loss.nll for loss in read_records(space.folder / "anchor" / "sample_loss.jsonl", SampleLoss)}
-    return np.array([found[row.id] for row in rows])
+def _anchor_losses(space: Workspace, rows: Sequence[EncodedRow]) -> np.ndarray:
+    """[rows] losses of the anchor, which were written in the order of the rows, training rows first."""
+    lines = read_jsonl(space.folder / "anchor" / "sample_loss.jsonl")
+    losses = np.zeros(len(rows))
+    for place, (row, line) in enumerate(zip(rows, lines, strict=False)):
+        if row.id != line["id"]:
+            raise StaleArtifactError(
+                f"anchor/sample_loss.jsonl has row {line['id']} where {row.id} is: tutelage anchor RECIPE --force"
+            )
+        losses[place] = line["nll"]
+    return losses
 
 
 def _validate(space: Workspace, model: nn.Module) -> Validation:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.artifacts import read_json, write_json
-from tutelage.models import load_model
 from tutelage.records import Prediction, read_records, write_jsonl
 from tutelage.ui import print_table
 from tutelage.workspace import Workspace
@@ -45,13 +44,13 @@ def _models(space: Workspace) -> Iterator[tuple[str, dict[str, Any], Any]]:
     recipe, folder = space.recipe, space.folder
     taught = read_json(folder / "teach" / "checkpoints.json")
     best = Path(next(c["folder"] for c in taught["checkpoints"] if c["name"] == taught["best"]))
-    yield "teacher", space.upstream("teach"), lambda: load_model(recipe.teacher, best)
-    yield "student", {}, lambda: load_model(recipe.student)
-    yield "anchor", space.upstream("anchor"), lambda: load_model(recipe.student, folder / "anchor")
+    yield "teacher", space.upstream("teach"), lambda: space.load(recipe.teacher, best)
+    yield "student", {}, lambda: space.load(recipe.student)
+    yield "anchor", space.upstream("anchor"), lambda: space.load(recipe.student, folder / "anchor")
     for method in recipe.distill.methods:
         for seed in recipe.distill.seeds:
             cell = f"{method}/seed-{seed}"
-            yield cell, space.upstream(f"distill/{cell}"), lambda cell=cell: load_model(recipe.student, folder / "distill" / cell)
+            yield cell, space.upstream(f"distill/{cell}"), lambda cell=cell: space.load(recipe.student, folder / "distill" / cell)
 
 
 def show_scores(folder: Path) -> None:

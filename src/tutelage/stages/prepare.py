@@ -1,19 +1,25 @@
 """prepare: read, check and freeze the rows, before any model weights are loaded.
 
-Writes prepare/rows.jsonl (every example that is used) and prepare/data.json (label set, vocabulary size, lengths, notes).
+Writes prepare/rows.jsonl (every example that is used), prepare/tokens/ (the same as token ids, see `token_store.py`) and
+prepare/data.json (label set, vocabulary size, lengths, notes).
 """
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 from tutelage import lineage
 from tutelage.artifacts import write_json
 from tutelage.caching import foretell
-from tutelage.data import EncodedRow
+from tutelage.data import Encoder, Misfits
 from tutelage.errors import ConfigError, ModelError
-from tutelage.models import check_vocabularies, list_checkpoints, load_tokenizer, longest_context
-from tutelage.records import SPLITS, write_jsonl
+from tutelage.models import check_vocabularies, device, list_checkpoints, load_tokenizer, longest_context
+from tutelage.precision import bf16_pays
+from tutelage.records import SPLITS, Example, write_jsonl
 from tutelage.rows import load_rows
 from tutelage.tasks import make_task
+from tutelage.token_store import TokenStore, row_lengths, write_tokens
 from tutelage.trainer import training_arguments
 from tutelage.workspace import Workspace, make_encoder
 
@@ -32,31 +38,29 @@ def run(space: Workspace) -> None:
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         tokenizer = load_tokenizer(recipe.student)
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
-        encoder = make_encoder(recipe, tokenizer)
-        examples = [example for split in SPLITS for example in rows.examples[split]]
-        encoded, dropped = encoder.rows(examples)
-        left = {row.id for row in encoded}
-        kept = [example for example in examples if example.id in left]
-        train = [row for row in encoded if row.split == "train"]
+        encoded, dropped = _tokenize(rows.examples, make_encoder(recipe, tokenizer), work.folder / "tokens")
         foretell(
-            train,
+            encoded["train"],
             recipe.teacher,
             len(given) if given else recipe.teach.num_checkpoints,
             vocabulary,
             recipe.cache.dtype,
             space.folder,
         )
-        lengths = {split: _lengths([row for row in encoded if row.split == split]) for split in SPLITS}
+        lengths = {split: _lengths(encoded[split]) for split in SPLITS}
         notes = list(rows.notes)
         if dropped:
             notes.append(f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ...")
         _check_fit(space, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
+        bf16, why = bf16_pays(device().type)
+        notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
         for note in notes:
             space.screen.say(note)
         counts = ", ".join(f"{lengths[split]['rows']:,} {split}" for split in SPLITS)
         space.screen.say(f"prepare: {counts} rows, longest {max(v['longest'] for v in lengths.values())} tokens")
-        write_jsonl(work.folder / "rows.jsonl", kept)
+        left_out, everything = set(dropped), itertools.chain.from_iterable(rows.examples[split] for split in SPLITS)
+        write_jsonl(work.folder / "rows.jsonl", (example for example in everything if example.id not in left_out))
         write_json(
             work.folder / "data.json",
             {
@@ -65,18 +69,28 @@ def run(space: Workspace) -> None:
                 "vocabulary": vocabulary,
                 "max_new_tokens": recipe.task.max_new_tokens or longest + longest // 2 + 4,
                 "lengths": lengths,
+                "bf16": bf16,
                 "dropped": dropped,
                 "notes": notes,
             },
         )
 
 
-def _lengths(rows: list[EncodedRow]) -> dict[str, int]:
+def _tokenize(examples: dict[str, list[Example]], encoder: Encoder, folder: Path) -> tuple[dict[str, TokenStore], list[str]]:
+    """Write the rows of every split that fit as token ids; ids of those that are left out. Raises DataError as the encoder does."""
+    misfits = Misfits()
+    for split in SPLITS:
+        write_tokens(folder / f"{split}.arrow", encoder.fitting(examples[split], misfits))
+    dropped = encoder.check(misfits)
+    return {split: TokenStore(folder / f"{split}.arrow", split) for split in SPLITS}, dropped
+
+
+def _lengths(rows: TokenStore) -> dict[str, int]:
     """Size of a split in rows and tokens."""
     return {
         "rows": len(rows),
-        "longest": max((len(row.prompt) + len(row.answer) for row in rows), default=0),
-        "longest_answer": max((len(row.answer) for row in rows), default=0),
+        "longest": int(row_lengths(rows).max(initial=0)),
+        "longest_answer": int(rows.answer_lengths.max(initial=0)),
     }
 
 

@@ -13,7 +13,7 @@ from tutelage import lineage
 from tutelage.artifacts import read_json, write_json
 from tutelage.data import pad_id_of
 from tutelage.finetuning import fine_tune, spaced_steps
-from tutelage.models import list_checkpoints, load_model, load_trainable
+from tutelage.models import list_checkpoints, load_trainable
 from tutelage.trainer import WHOLE, training_arguments
 from tutelage.workspace import Workspace
 
@@ -48,7 +48,7 @@ def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
 
 def _train(space: Workspace, folder: Path) -> list[Path]:
     recipe, rows = space.recipe, space.encoded("train")
-    args = training_arguments(folder, recipe.trainer_arguments("teach"), seed=recipe.seed)
+    args = training_arguments(folder, space.trainer_arguments("teach"), seed=recipe.seed)
     steps = spaced_steps(args, len(rows), recipe.teach.num_checkpoints)
     folders = [folder / f"checkpoint-{step}" for step in steps]
     if not (folders[-1] / WHOLE).exists():
@@ -61,6 +61,7 @@ def _train(space: Workspace, folder: Path) -> list[Path]:
                 log=folder / "log.jsonl",
                 vocabulary=space.about["vocabulary"],
                 pad_id=pad_id_of(space.tokenizer),
+                fused=recipe.fused_loss,
                 on_step=on_step,
             )
     for path in folders:
@@ -73,7 +74,7 @@ def _validate(space: Workspace, folder: Path, checkpoint: Path) -> dict[str, Any
     kept = folder / "validation" / f"{checkpoint.name}.json"
     if kept.is_file():
         return read_json(kept)
-    model = load_model(space.recipe.teacher, checkpoint)
+    model = space.load(space.recipe.teacher, checkpoint)
     examples, rows = space.examples("validation"), space.encoded("validation")
     with space.screen.progress(f"validate {checkpoint.name}", len(examples)) as advance:
         score, nll = space.evaluator.quick(model, examples, rows, advance)

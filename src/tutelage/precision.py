@@ -1,0 +1,34 @@
+"""bfloat16 or float32: whichever this machine multiplies faster. Many CPUs emulate bfloat16, a hundred times slower."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import torch
+
+WORTH = 0.8
+"""bfloat16 is used where a product takes at most this share of the time it takes in float32."""
+
+
+@lru_cache
+def bf16_pays(device_type: str) -> tuple[bool, str]:
+    """Whether to compute in bfloat16 on this kind of device, and why."""
+    if device_type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        return able, f"this GPU has {'' if able else 'no '}bfloat16 units"
+    if device_type != "cpu":
+        return True, f"{device_type} computes in bfloat16"
+    slow, fast = (_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
+    return fast < WORTH * slow, f"a product takes {1e3 * fast:.1f} ms in bfloat16 and {1e3 * slow:.1f} ms in float32 here"
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """Shortest of a few products of a training batch's size."""
+    left, right = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    times = []
+    for _ in range(4):  # the first one also sets things up
+        began = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - began)
+    return min(times)
