@@ -1,4 +1,4 @@
-"""Every test runs offline and on one torch thread, so that results repeat and two cores are enough."""
+"""Every test runs offline and on one torch thread, so that results repeat and two cores are enough. Fixtures of several files."""
 
 import os
 
@@ -8,9 +8,39 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 
+from recipes_in import GOOD
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """Writes GOOD and more text to bank.yaml; the added text begins in line 8."""
+
+    def write(more="", text=GOOD):
+        path = tmp_path / "bank.yaml"
+        path.write_text(text + more, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def complaints(recipe_file):
+    """The problems of a recipe, a line each, with the folder of the file left out."""
+
+    def find(more="", overrides=(), text=GOOD):
+        path = recipe_file(more, text)
+        from tutelage.config import load_recipe
+        from tutelage.errors import ConfigError
+
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(path, overrides)
+        return [line.removeprefix("  - ") for line in str(caught.value).replace(f"{path.parent}/", "").splitlines()]
+
+    return find
