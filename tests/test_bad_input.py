@@ -182,6 +182,14 @@ def test_a_run_in_progress_in_the_same_folder(command, tmp_path):
         expect_refusal(command, recipe, "another process", "output_dir=")
 
 
+def test_predict_does_not_write_over_a_file(command, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    assert command("predict", tmp_path, "--input", rows, "--output", rows) == 2
+    assert "rows.jsonl is there already" in command.err
+    assert rows.read_text() == '{"text": "a"}\n'
+
+
 def test_predict_wants_a_distilled_student(command, tmp_path):
     _, student = save_pair(tmp_path)
     assert command("predict", student, "--input", "-") == 2

@@ -11,7 +11,7 @@ from typing import Any
 
 from tutelage.artifacts import read_json
 from tutelage.data import Encoder
-from tutelage.errors import ModelError
+from tutelage.errors import ModelError, UserError
 from tutelage.evaluation import Evaluator
 from tutelage.models import load_model, load_tokenizer
 from tutelage.recipe_schema import Data, Model, Task
@@ -21,12 +21,17 @@ from tutelage.sources import parse_object, read_rows
 from tutelage.tasks import make_task
 
 CHUNK_BATCHES = 8
-"""Batches read ahead, so that rows of like length decode together; answers appear after each such chunk."""
+"""Batches read ahead from a file, so that rows of like length decode together. Standard input is answered batch by batch."""
 
 
 def predict_file(folder: Path, source: str, output: Path | None, batch_size: int) -> None:
-    """Answer every row of `source` (a file, or `-` for JSON lines on standard input), one JSON line a row."""
-    answer = Predictor(folder, batch_size)
+    """Answer every row of `source` (a file, or `-` for JSON lines on standard input), one JSON line a row.
+
+    Raises UserError for an `output` that is there already: it could be the input, or answers of another day.
+    """
+    if output is not None and output.exists():
+        raise UserError(f"{output} is there already and would be lost: give another --output, or delete it first")
+    answer = Predictor(folder, batch_size, read_ahead=1 if source == "-" else CHUNK_BATCHES)
     sink = output.open("w", encoding="utf-8") if output else sys.stdout
     try:
         for line in answer(_rows(source)):
@@ -40,8 +45,8 @@ def predict_file(folder: Path, source: str, output: Path | None, batch_size: int
 class Predictor:
     """A student with its tokenizer, prompt and parser, as `tutelage.json` in its folder describes them."""
 
-    def __init__(self, folder: Path, batch_size: int = 16) -> None:
-        """Load the student. Raises ModelError if the folder was not written by `distill`."""
+    def __init__(self, folder: Path, batch_size: int = 16, read_ahead: int = CHUNK_BATCHES) -> None:
+        """Load the student. read_ahead: batches that are read before the first is answered. Raises ModelError if the folder was not written by `distill`."""
         if not (folder / "tutelage.json").is_file():
             raise ModelError(f"{folder} has no tutelage.json: give a student that `tutelage distill` wrote, distill/METHOD/seed-K")
         usage = read_json(folder / "tutelage.json")
@@ -53,12 +58,12 @@ class Predictor:
         self.task = make_task(self.section, self.section.labels, choice=usage["choice"])
         encoder = Encoder(tokenizer, prefix, data.max_length, data.too_long)
         self.evaluator = Evaluator(self.task, encoder, len(tokenizer), usage["max_new_tokens"], self.section.decoding, batch_size)
-        self.model, self.batch_size = load_model(section), batch_size
+        self.model, self.rows_ahead = load_model(section), batch_size * read_ahead
 
     def __call__(self, rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[dict[str, Any]]:
         """Answers to (row, where it came from), in order."""
         rows = iter(rows)
-        while chunk := list(itertools.islice(rows, self.batch_size * CHUNK_BATCHES)):
+        while chunk := list(itertools.islice(rows, self.rows_ahead)):
             examples = [self._example(row, where) for row, where in chunk]
             for example, raw in zip(examples, self.evaluator.answers(self.model, examples), strict=True):
                 yield {"id": example.id, "prediction": self.task.parse(raw, example), "raw": raw}
