@@ -46,7 +46,10 @@ class Predictor:
     """A student with its tokenizer, prompt and parser, as `tutelage.json` in its folder describes them."""
 
     def __init__(self, folder: Path, batch_size: int = 16, read_ahead: int = CHUNK_BATCHES) -> None:
-        """Load the student. read_ahead: batches that are read before the first is answered. Raises ModelError if the folder was not written by `distill`."""
+        """Load the student. read_ahead: batches that are read before the first is answered.
+
+        Raises ModelError if the folder was not written by `distill`.
+        """
         if not (folder / "tutelage.json").is_file():
             raise ModelError(f"{folder} has no tutelage.json: give a student that `tutelage distill` wrote, distill/METHOD/seed-K")
         usage = read_json(folder / "tutelage.json")
