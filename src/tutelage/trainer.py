@@ -72,7 +72,8 @@ class DistillTrainer(Trainer):
         # A compiled or replicated (DataParallel) model cannot have its head replaced for the length of a forward pass.
         whole = not args.torch_compile and args.n_gpu <= 1
         self._head_loss = HeadLoss(model, keep=takes_logits_to_keep(model), fused=fused and whole)
-        self._weight = torch.zeros(len(rows)) if guidance is None else torch.from_numpy(guidance.weight).float()
+        weight = torch.zeros(len(rows)) if guidance is None else torch.from_numpy(guidance.weight).float()
+        self._weight = weight.to(args.device)
         self._parts: list[Tensor] = []
         self.loss_is_scaled_for_ga = True  # divided by the samples of the whole optimizer step, see _get_num_items_in_batch
 
@@ -102,7 +103,7 @@ class DistillTrainer(Trainer):
         ask = Question(
             gold=inputs["targets"][mask],
             mask=mask,
-            weight=self._weight.to(mask.device)[inputs["row"]],
+            weight=self._weight[inputs["row"]],
             targets=targets,
             vocabulary=self.vocabulary,
             divergence=guidance.divergence if guidance else "forward_kl",
