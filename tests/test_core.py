@@ -176,7 +176,7 @@ def make_job(folder: Path, source, rows, *, kill_at: tuple[int, int] | None = No
         save_student(tiny_model(7), byte_tokenizer(), student)
     section = Model(model_name_or_path=str(student))
     own = {"learning_rate": 5e-3, "per_device_train_batch_size": 2, "use_cpu": True, "logging_steps": 1}
-    settings = TRAINER_DEFAULTS | own
+    settings = TRAINER_DEFAULTS | own | {"train_sampling_strategy": "group_by_length"}
     defaults = {"num_stages": 3, "epochs_per_stage": 1.0, "keep": "last", "keep_stages": True, "trainer": settings, "probe_rows": 8}
 
     def on_step(stage, done, total):

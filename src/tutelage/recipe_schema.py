@@ -20,8 +20,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
-    # Ours: batches of rows of like length waste no padding. `random` is transformers' own default.
-    "train_sampling_strategy": "group_by_length",
 }
 """What `trainer` holds before the recipe speaks. `warmup_steps` below 1 is a share of the steps (transformers >= 5)."""
 

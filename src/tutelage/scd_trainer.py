@@ -65,10 +65,6 @@ class SCDConfig(TrainingArguments):
     lr_scheduler_type: str = field(default=TRAINER_DEFAULTS["lr_scheduler_type"], metadata={"help": "Schedule in a stage."})
     warmup_steps: float = field(default=TRAINER_DEFAULTS["warmup_steps"], metadata={"help": "Below 1: a share of the steps."})
 
-    train_sampling_strategy: str = field(
-        default=TRAINER_DEFAULTS["train_sampling_strategy"], metadata={"help": "`group_by_length` pads little; or `random`."}
-    )
-
     def given(self) -> dict[str, Any]:
         """TrainingArguments that differ from that class's defaults, as the recipe's `trainer` would hold them."""
         plain = TrainingArguments(output_dir=self.output_dir)
