@@ -7,6 +7,7 @@ prepare/data.json (label set, vocabulary size, lengths, notes).
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 from tutelage import lineage
@@ -79,9 +80,13 @@ def run(space: Workspace) -> None:
 def _tokenize(examples: dict[str, list[Example]], encoder: Encoder, folder: Path) -> tuple[dict[str, TokenStore], list[str]]:
     """Write the rows of every split that fit as token ids; ids of those that are left out. Raises DataError as the encoder does."""
     misfits = Misfits()
-    for split in SPLITS:
-        write_tokens(folder / f"{split}.arrow", encoder.fitting(examples[split], misfits))
-    dropped = encoder.check(misfits)
+    try:
+        for split in SPLITS:
+            write_tokens(folder / f"{split}.arrow", encoder.fitting(examples[split], misfits))
+        dropped = encoder.check(misfits)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # refused rows leave nothing behind that a corrected recipe would trip over
+        raise
     return {split: TokenStore(folder / f"{split}.arrow", split) for split in SPLITS}, dropped
 
 
