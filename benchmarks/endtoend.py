@@ -10,7 +10,7 @@ N = 4 checkpoints, T = 2 epochs in each of 4 stages. Models are Llamas with rand
 SmolLM2-135M; rows are random words, all of the same length, so that none of the three meets padding. Everything is float32.
 
 To be fair to `live`: it holds all N checkpoints in memory once they are loaded (one at a time, as a user would have to, it would
-load anew for every batch of a choice), and measures each checkpoint's losses once. Its peak memory is that of N checkpoints;
+load anew for every choice), and measures each checkpoint's losses once. Its peak memory is that of N checkpoints;
 `teacher_mb` says what one weighs.
 
 Not counted in any of the three: preparing rows, the teacher's training, the anchor. Two validation rows are scored after each
@@ -18,7 +18,7 @@ stage and are part of `rest`, as are loading and saving models. The choice looks
 epochs counted; its share of a stage grows with that, so it is printed beside it (`probe_share`).
 
 Each of the three has a process of its own with all cores, one after another. Peak memory is the process's highest resident
-memory (VmHWM), pages of mapped files included. Allow 15 to 25 minutes on 2 cores, `--quick` 3 to 6.
+memory (VmHWM), pages of mapped files included. Estimated, not yet timed: 15 to 25 minutes on 2 cores, `--quick` 3 to 6.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def live_teacher(space: Any) -> type:
     from tutelage.teachers import LiveTeacher
 
     class Live(LiveTeacher):
-        def __init__(self, folder: Path, checkpoints: list[str], rows: Any) -> None:
+        def __init__(self, folder: Path, checkpoints: list[str], rows: Any, *, bf16: bool) -> None:
             super().__init__(checkpoints, self._load, rows, space.about["vocabulary"], pad_id_of(space.tokenizer))
             self._models: dict[str, nn.Module] = {}
             self._losses: dict[str, np.ndarray] = {}

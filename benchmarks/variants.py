@@ -88,7 +88,7 @@ def distill_trainer(job: Job, source: TeacherSource | None = None) -> Trainer:
 
 def cached_trainer(job: Job) -> Trainer:
     """The teacher is on disk."""
-    return distill_trainer(job, CachedTeacher(Path(job.folder), [CHECKPOINT], job.rows()))
+    return distill_trainer(job, CachedTeacher(Path(job.folder), [CHECKPOINT], job.rows(), bf16=job.dtype == "bf16"))
 
 
 def live_trainer(job: Job) -> Trainer:

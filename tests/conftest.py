@@ -35,10 +35,10 @@ def complaints(recipe_file):
     """The problems of a recipe, a line each, with the folder of the file left out."""
 
     def find(more="", overrides=(), text=GOOD):
-        path = recipe_file(more, text)
         from tutelage.config import load_recipe
         from tutelage.errors import ConfigError
 
+        path = recipe_file(more, text)
         with pytest.raises(ConfigError) as caught:
             load_recipe(path, overrides)
         return [line.removeprefix("  - ") for line in str(caught.value).replace(f"{path.parent}/", "").splitlines()]

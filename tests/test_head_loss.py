@@ -42,7 +42,7 @@ def losses_and_gradients(model, batch, ask, fused):
     return job, losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def agree(model, batch, ask, *, fuses=True):
+def assert_fused_equals_plain(model, batch, ask, *, fuses=True):
     _, plain, expected = losses_and_gradients(model, batch, ask, fused=False)
     job, fused, found = losses_and_gradients(model, batch, ask, fused=True)
     assert job.fused is fuses
@@ -59,12 +59,12 @@ def agree(model, batch, ask, *, fuses=True):
 @pytest.mark.parametrize("divergence", ["none", *DIVERGENCES])
 def test_fused_equals_plain_for_every_divergence_chunk_and_temperature(monkeypatch, divergence, temperature, chunk):
     monkeypatch.setattr(head_loss, "CHUNK_BYTES", chunk)
-    agree(tiny_model(seed=1), *question(divergence, temperature))
+    assert_fused_equals_plain(tiny_model(seed=1), *question(divergence, temperature))
 
 
 @pytest.mark.parametrize("weight", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)], ids=["gold alone", "teacher alone"])
 def test_fused_equals_plain_at_both_ends_of_the_weight(weight):
-    agree(tiny_model(seed=1), *question(weight=weight))
+    assert_fused_equals_plain(tiny_model(seed=1), *question(weight=weight))
 
 
 @pytest.mark.parametrize(
@@ -72,30 +72,30 @@ def test_fused_equals_plain_at_both_ends_of_the_weight(weight):
 )
 def test_heads_with_a_cap_or_scale_take_the_plain_form(arch, fuses):
     scale = {"logits_scaling": 4.0} if arch == "granite" else {}
-    agree(tiny_model(seed=1, arch=arch, **scale), *question(), fuses=fuses)
+    assert_fused_equals_plain(tiny_model(seed=1, arch=arch, **scale), *question(), fuses=fuses)
 
 
 def test_tied_and_untied_and_padded_vocabularies():
     for tied in (True, False):
-        agree(tiny_model(seed=1, tie_word_embeddings=tied, vocab_size=VOCABULARY + 6), *question())
+        assert_fused_equals_plain(tiny_model(seed=1, tie_word_embeddings=tied, vocab_size=VOCABULARY + 6), *question())
 
 
 def test_the_denominator_of_an_optimizer_step_counts():
     batch, ask = question(denominator=torch.tensor(12))
-    agree(tiny_model(seed=1), batch, ask)
+    assert_fused_equals_plain(tiny_model(seed=1), batch, ask)
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_body_gets_the_same():
     model = tiny_model(seed=1, tie_word_embeddings=False)
     model.lm_head.weight.requires_grad_(False)
-    agree(model, *question())
+    assert_fused_equals_plain(model, *question())
 
 
 def test_targets_without_a_closed_form_are_differentiated_chunk_by_chunk(monkeypatch):
     monkeypatch.setattr(head_loss, "CHUNK_BYTES", 4 * VOCABULARY * 4)
-    agree(tiny_model(seed=1), *question(top_k=True))
+    assert_fused_equals_plain(tiny_model(seed=1), *question(top_k=True))
     monkeypatch.setattr(head_loss, "GRADIENTS", {})
-    agree(tiny_model(seed=1), *question("jsd", 2.0))
+    assert_fused_equals_plain(tiny_model(seed=1), *question("jsd", 2.0))
 
 
 def test_a_model_that_changes_its_logits_behind_the_head_is_found_out():

@@ -83,15 +83,15 @@ def wrong_imports(module: str, tree: ast.Module) -> list[str]:
 
 def heavy_imports(module: str) -> list[str]:
     """Heavy packages that importing a module loads, with the module of ours that imports each."""
-    seen, todo, found = set(), [module], []
-    while todo:
-        at = todo.pop()
+    seen, waiting, found = set(), [module], []
+    while waiting:
+        at = waiting.pop()
         if at in seen:
             continue
         seen.add(at)
         names = imported(run_at_import(TREES[at]))
         found += [f"{module} loads {name}, imported by {at}" for name in sorted(names & HEAVY)]
-        todo += [name[1:] for name in names if name.startswith(".")]
+        waiting += [name[1:] for name in names if name.startswith(".")]
     return found
 
 

@@ -64,10 +64,17 @@ class Evaluator:
             on_rows=on_rows,
         )
 
-    def predict(self, name: str, model: nn.Module, examples: Sequence[Example], on_rows: OnRows | None = None) -> list[Prediction]:
-        """Answer, parsed answer, score and loss of a model on every example with a gold answer."""
+    def predict(
+        self,
+        name: str,
+        model: nn.Module,
+        examples: Sequence[Example],
+        rows: Sequence[EncodedRow],
+        on_rows: OnRows | None = None,
+    ) -> list[Prediction]:
+        """Answer, parsed answer, score and loss of a model on every example; rows: the same examples as token ids."""
         raw = self.answers(model, examples, on_rows)
-        losses = self.losses(model, [self.encoder.row(example) for example in examples])
+        losses = self.losses(model, rows)
         predictions = []
         for example, text, loss in zip(examples, raw, losses, strict=True):
             parsed = self.task.parse(text, example)

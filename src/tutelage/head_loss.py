@@ -9,8 +9,6 @@ The loss takes the place of the logits inside the model's own forward pass: wrap
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from tutelage.divergences import log_probs
 from tutelage.gradients import GRADIENTS
-from tutelage.heads import answer_logits, head_of
+from tutelage.heads import answer_logits, head_of, in_place_of_head
 from tutelage.objective import Losses, Targets, divergence_of, mixed_loss, sample_means
 
 CHUNK_BYTES = 1 << 24
@@ -174,9 +172,16 @@ class HeadLoss:
             return ask.plain(logits)
 
     def _inside(self, model: nn.Module, batch: dict[str, Tensor], ask: Question) -> Losses:
-        with _loss_for_logits(self.layer, ask):
+        """The head returns the loss [1, 1, 1] where the model expects logits, and leaves the parts in `ask.answer`."""
+
+        def forward(hidden: Tensor) -> Tensor:
+            states = hidden[:, -ask.mask.shape[1] :][ask.mask]
+            ask.answer = Losses(*_HeadLoss.apply(states, self.layer.weight, self.layer.bias, ask))
+            return ask.answer.total.view(1, 1, 1)
+
+        with in_place_of_head(self.layer, forward):
             total = answer_logits(model, batch, keep=self.keep)
-        return Losses(total.sum(), ask.answer.cross_entropy, ask.answer.divergence)
+        return ask.answer._replace(total=total.sum())
 
     @torch.no_grad()
     def _agrees(self, model: nn.Module, batch: dict[str, Tensor], ask: Question) -> bool:
@@ -192,23 +197,6 @@ class HeadLoss:
             for module in training:
                 module.training = True
         return bool(torch.allclose(fused, plain, rtol=AGREEMENT, atol=AGREEMENT))
-
-
-@contextmanager
-def _loss_for_logits(layer: nn.Linear, ask: Question) -> Iterator[None]:
-    """While this lasts, the head returns the loss of `ask` [1, 1, 1] and leaves the parts in `ask.answer`."""
-
-    def forward(hidden: Tensor) -> Tensor:
-        states = hidden[:, -ask.mask.shape[1] :][ask.mask]
-        total, ce, kd = _HeadLoss.apply(states, layer.weight, layer.bias, ask)
-        ask.answer = Losses(total, ce, kd)
-        return total.view(1, 1, 1)
-
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        del layer.forward
 
 
 def _is_plain_linear(layer: nn.Module | None) -> bool:

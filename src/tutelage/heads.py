@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -91,6 +91,16 @@ def _watch_head(model: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
+@contextmanager
+def in_place_of_head(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While this lasts, the model computes `forward` where its output head would run."""
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
 @torch.no_grad()
 def answer_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """[N, H] hidden states that enter the head at the batch's answer positions; the head itself does not run."""
@@ -102,11 +112,8 @@ def answer_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         seen.append(hidden)
         return hidden[..., :1]
 
-    layer.forward = forward
-    try:
+    with in_place_of_head(layer, forward):
         answer_logits(model, batch)
-    finally:
-        del layer.forward
     return seen[-1][:, -mask.shape[1] :][mask]
 
 

@@ -8,7 +8,7 @@ A store is a folder:
 
 Rows are recognised by `EncodedRow.key` (id and token ids): a store is refused for rows it was not made of. Positions lie in
 shards by row, so opening reads the index alone. What a batch needs is read at its place in the file, through the page cache, and
-nothing stays mapped: memory does not grow with the data.
+nothing stays mapped: of all rows only the index is held.
 """
 
 from __future__ import annotations

@@ -49,8 +49,10 @@ class Probe:
         training, device = model.training, next(model.parameters()).device
         model.eval()
         batches = [{name: tensor.to(device) for name, tensor in self._collate(items).items()} for items in self._batches]
-        student = HiddenTargets(torch.cat([answer_hidden(model, batch) for batch in batches]), head_of(model, self.vocabulary))
-        self._check_head(model, batches[0], student.head)
+        head = head_of(model, self.vocabulary)
+        hidden, logits = answer_states(model, batches[0])
+        _check_head(head, hidden, logits)
+        student = HiddenTargets(torch.cat([hidden, *(answer_hidden(model, batch) for batch in batches[1:])]), head)
         best = None if self._to_best else [self._targets(self.best, batch) for batch in batches]
         # One checkpoint after the other: each one's head is loaded once.
         distances = {name: self._distances(name, batches, student, best) for name in self.source.checkpoints}
@@ -76,14 +78,6 @@ class Probe:
             done += positions
         return to_best / done, far / done
 
-    def _check_head(self, model: nn.Module, batch: dict[str, Tensor], head: Head) -> None:
-        hidden, logits = answer_states(model, batch)
-        if (error := head_error(head, hidden[:16], logits[:16])) > FAITHFUL_NATS:
-            raise ModelError(
-                f"the student's output head is no function of one hidden state ({error:.2g} nats off), so its distance to a"
-                " checkpoint cannot be measured. Use a schedule that does not look: distill.methods=[cd-aw] or [td-aw]"
-            )
-
     def _targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         targets = self.source.targets(checkpoint, batch)
         if targets.top_k(0, 1) is not None:
@@ -92,3 +86,11 @@ class Probe:
                 " no function of one hidden state). Use a schedule that does not look: distill.methods=[cd-aw] or [td-aw]"
             )
         return targets
+
+
+def _check_head(head: Head, hidden: Tensor, logits: Tensor) -> None:
+    if (error := head_error(head, hidden, logits)) > FAITHFUL_NATS:
+        raise ModelError(
+            f"the student's output head is no function of one hidden state ({error:.2g} nats off), so its distance to a"
+            " checkpoint cannot be measured. Use a schedule that does not look: distill.methods=[cd-aw] or [td-aw]"
+        )

@@ -192,7 +192,7 @@ class Distill(Section):
     """Refinements of the choice of checkpoint."""
     probe_rows: int | None = Field(None, gt=0)
     """Seeded sample of training rows on which checkpoints are compared with the student. Default: 4 % of what a stage trains on,
-    at least 32 and at most 256, so that choosing costs about 2 % of the stage."""
+    at least 32 and at most 256, so that choosing stays cheap beside training."""
     keep: Literal["best", "last"] = "best"
     """Which stage's student is kept: the best on validation, or the last."""
     keep_by: Literal["score", "loss"] = "score"
@@ -235,7 +235,7 @@ class Recipe(Section):
     trainer: dict[str, Any] = {}
     """TrainingArguments for every training; a stage's own `trainer` wins over it."""
     fused_loss: bool = True
-    """Compute output head and loss in one, chunk by chunk: less time and memory, the same values up to rounding."""
+    """Compute output head and loss in one, chunk by chunk: no logits are kept for the backward pass. The same up to rounding."""
     teach: Teach = Teach()
     anchor: Anchor = Anchor()
     cache: Cache = Cache()

@@ -125,7 +125,8 @@ class SCDTrainer:
         anchor_nll = self._anchor_losses() if aw else None
         self._cache()
         work.prepare()
-        source = CachedTeacher(self.folder / "cache", [folder.name for folder in self.checkpoints], self.rows)
+        names = [folder.name for folder in self.checkpoints]
+        source = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16))
         job = Distillation(
             plan,
             work.folder,

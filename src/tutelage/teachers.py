@@ -20,7 +20,6 @@ from tutelage.divergences import cross_entropy
 from tutelage.heads import Head, answer_hidden, answer_states, head_of
 from tutelage.hidden_store import HiddenStore, save_whole
 from tutelage.objective import Targets
-from tutelage.precision import bf16_pays
 
 
 class TeacherSource(Protocol):
@@ -105,9 +104,12 @@ class LiveTeacher:
 class CachedTeacher:
     """Checkpoints from their stores: no teacher in memory, no teacher forward pass."""
 
-    def __init__(self, folder: Path, checkpoints: Sequence[str], rows: Sequence[EncodedRow]) -> None:
-        """Open `folder/CHECKPOINT` for each name and check that it was made of these rows, in this order."""
-        self.folder, self.checkpoints = folder, list(checkpoints)
+    def __init__(self, folder: Path, checkpoints: Sequence[str], rows: Sequence[EncodedRow], *, bf16: bool = False) -> None:
+        """Open `folder/CHECKPOINT` for each name and check that it was made of these rows, in this order.
+
+        bf16: whether a CPU multiplies what is stored in bfloat16 as it is.
+        """
+        self.folder, self.checkpoints, self.bf16 = folder, list(checkpoints), bf16
         self._stores = {name: HiddenStore(folder / name) for name in checkpoints}
         for store in self._stores.values():
             store.check(rows)
@@ -132,8 +134,9 @@ class CachedTeacher:
         about = self._stores[checkpoint].about
         if self._head is None or self._head[:2] != (about["head"], device):
             head = load_head(self.folder / about["head"]).to(device)
-            # Where bfloat16 is slow, the stored values are multiplied in float32, which changes none of them.
-            self._head = about["head"], device, head if bf16_pays(device.type)[0] else head.to(torch.float32)
+            # Few CPUs multiply bfloat16 fast; on others the stored values are multiplied in float32, which changes none of them.
+            widen = device.type == "cpu" and not self.bf16
+            self._head = about["head"], device, head.to(torch.float32) if widen else head
         return self._head[2]
 
 

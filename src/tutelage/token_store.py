@@ -3,7 +3,8 @@
     SPLIT.arrow               id, prompt and answer token ids, 64 rows to a record batch (Arrow IPC)
     SPLIT.index.safetensors   keys, prompt and answer lengths [rows]: what is needed of all rows at once; written last
 
-Batches are read at their place in the file, through the page cache, and forgotten: 100,000 rows take no more memory than 1,000.
+Batches are read at their place in the file, through the page cache, and forgotten: of all rows only the index, 24 bytes each, is
+held.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def _cell(space: Workspace, method: str, seed: int) -> None:
         source, best = None, None
         if parts.schedule != "none":
             taught = read_json(space.folder / "teach" / "checkpoints.json")
-            source = CachedTeacher(space.folder / "cache", [c["name"] for c in taught["checkpoints"]], rows)
+            names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
+            source = CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16)
             best = taught["best"]
         plan = make_plan(space, method, seed)
         with space.screen.steps(f"{method} seed {seed}") as on_step:
@@ -84,7 +85,8 @@ def _anchor_losses(space: Workspace, rows: Sequence[EncodedRow]) -> np.ndarray:
     """[rows] losses of the anchor, which were written in the order of the rows, training rows first."""
     lines = read_jsonl(space.folder / "anchor" / "sample_loss.jsonl")
     losses = np.zeros(len(rows))
-    for place, (row, line) in enumerate(zip(rows, lines, strict=False)):
+    for place, row in enumerate(rows):
+        line = next(lines, {"id": "none"})
         if row.id != line["id"]:
             raise StaleArtifactError(
                 f"anchor/sample_loss.jsonl has row {line['id']} where {row.id} is: tutelage anchor RECIPE --force"

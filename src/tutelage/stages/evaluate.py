@@ -18,7 +18,7 @@ from tutelage.workspace import Workspace
 
 def run(space: Workspace) -> None:
     """Do the stage."""
-    examples = space.examples("test")
+    examples, rows = space.examples("test"), space.encoded("test")
     scores: dict[str, Any] = {}
     everything: list[Prediction] = []
     for name, inputs, load in _models(space):
@@ -26,7 +26,7 @@ def run(space: Workspace) -> None:
         with space.work(f"evaluate/{name}", inputs, rebuild_stale=True) as work:
             if work is not None:
                 with space.screen.progress(f"score {name}", len(examples)) as advance:
-                    predictions = space.evaluator.predict(name, load(), examples, advance)
+                    predictions = space.evaluator.predict(name, load(), examples, rows, advance)
                 write_jsonl(work.folder / "predictions.jsonl", predictions)
                 summary = space.evaluator.summary(predictions, examples, space.recipe.evaluate.resamples)
                 write_json(work.folder / "scores.json", summary)
