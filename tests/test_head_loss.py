@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tiny import byte_tokenizer, tiny_model
-from tutelage import head_loss
+from tutelage import head_loss, heads
 from tutelage.data import IGNORED, Collator, EncodedRow
 from tutelage.divergences import DIVERGENCES
 from tutelage.head_loss import HeadLoss, Question
@@ -131,3 +131,49 @@ def test_the_head_is_itself_again_afterwards():
     before = model(batch["input_ids"]).logits
     losses_and_gradients(model, batch, ask, fused=True)
     assert torch.equal(model(batch["input_ids"]).logits, before)
+
+
+def counted(model, batch, ask):
+    """Gradients of the size of the vocabulary that the embedding makes by itself in a backward pass."""
+    with torch.profiler.profile() as profile:
+        losses_and_gradients(model, batch, ask, fused=True)
+    return sum(event.count for event in profile.key_averages() if event.key == "aten::embedding_dense_backward")
+
+
+def test_a_weight_that_head_and_embedding_share_gets_one_gradient():
+    model, (batch, ask) = tiny_model(seed=1, tie_word_embeddings=True), question()
+    batch["input_ids"][0, -1] = 257  # padding inside a row: its embedding gets no gradient
+    assert model.get_input_embeddings().padding_idx == 257
+    assert counted(model, batch, ask) == 0
+    assert_fused_equals_plain(model, batch, ask)
+
+
+def test_an_embedding_that_somebody_hooked_is_left_alone():
+    model, (batch, ask) = tiny_model(seed=1, tie_word_embeddings=True), question()
+    model.get_input_embeddings().register_forward_hook(lambda *_: None)
+    assert counted(model, batch, ask) == 1
+    assert_fused_equals_plain(model, batch, ask)
+
+
+def test_gradients_of_several_batches_add_up():
+    model, (batch, ask) = tiny_model(seed=1, tie_word_embeddings=True), question(denominator=6)
+    gradients = {}
+    for fused in (False, True):
+        model.zero_grad()
+        job = HeadLoss(model, keep=True, fused=fused)
+        for scale in (1.0, 3.0):  # as a gradient scaler multiplies the loss
+            (job(model, batch, ask).total * scale).backward()
+        gradients[fused] = [parameter.grad.clone() for parameter in model.parameters()]
+    for found, expected in zip(gradients[True], gradients[False], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 64, 1 << 22])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_product_in_blocks_is_the_whole_product(monkeypatch, kind, block):
+    monkeypatch.setattr(heads, "BLOCK_BYTES", block)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((5, 16), (50, 16), (50,)))
+    weight, bias = weight.to(kind), bias.to(kind)
+    expected = torch.nn.functional.linear(hidden, weight.float(), bias.float())
+    torch.testing.assert_close(heads.Head(weight, bias)(hidden), expected, rtol=1e-6, atol=1e-6)

@@ -26,7 +26,8 @@ def _kl(p_log: Tensor, q_log: Tensor) -> Tensor:
 
 def log_probs(logits: Tensor, temperature: float) -> Tensor:
     """Log-softmax of logits / temperature, in float32."""
-    return F.log_softmax(logits.float() / temperature, dim=-1)
+    logits = logits.float()
+    return F.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

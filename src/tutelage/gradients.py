@@ -25,42 +25,43 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.vecdot(left, right)
 
 
-def forward_kl(s_log: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
+def forward_kl(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
     """KL(t || s) and its gradient."""
     t = t_log.exp()
-    value = _dot(t, t_log - s_log)
-    return value, s_log.exp().sub_(t)
+    value = _dot(t, t_log.sub_(s_log))
+    return value, torch.sub(s, t, out=t)
 
 
-def reverse_kl(s_log: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
+def reverse_kl(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
     """KL(s || t) and its gradient."""
-    s, gap = s_log.exp(), s_log - t_log
+    gap = torch.sub(s_log, t_log, out=t_log)
     value = _dot(s, gap)
-    return value, s.mul_(gap.sub_(value[:, None]))
+    return value, gap.sub_(value[:, None]).mul_(s)
 
 
-def jsd(s_log: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
+def jsd(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
     """Generalised Jensen-Shannon divergence and its gradient."""
     middle = log_mixture(t_log, s_log, JSD_BETA)
-    s, gap = s_log.exp(), s_log - middle
+    t, gap = t_log.exp(), s_log - middle
     to_middle = _dot(s, gap)
-    value = JSD_BETA * _dot(t_log.exp(), t_log - middle) + (1 - JSD_BETA) * to_middle
-    return value, s.mul_(gap.sub_(to_middle[:, None])).mul_(1 - JSD_BETA)
+    value = JSD_BETA * _dot(t, t_log.sub_(middle)) + (1 - JSD_BETA) * to_middle
+    return value, gap.sub_(to_middle[:, None]).mul_(s).mul_(1 - JSD_BETA)
 
 
-def skew_kl(s_log: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
+def skew_kl(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
     """KL(t || a t + (1 - a) s) and its gradient."""
     gap = t_log - log_mixture(t_log, s_log, SKEW_ALPHA)
-    value, s = _dot(t_log.exp(), gap), s_log.exp()
+    value = _dot(t_log.exp_(), gap)
     ratio = gap.exp_().mul_(SKEW_ALPHA - 1)
-    return value, s.mul_(ratio.sub_(_dot(s, ratio)[:, None]))
+    return value, ratio.sub_(_dot(s, ratio)[:, None]).mul_(s)
 
 
-GRADIENTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+GRADIENTS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jsd": jsd,
     "skew_kl": skew_kl,
 }
-"""By name of the divergence: from log-probabilities [positions, vocabulary] (float32) of student and teacher to the values
-[positions] and the gradients [positions, vocabulary]. A divergence without an entry is differentiated chunk by chunk."""
+"""By name of the divergence: from the student's log-probabilities and probabilities and the teacher's log-probabilities, all
+[positions, vocabulary] in float32, to the values [positions] and the gradients [positions, vocabulary]. The teacher's are written
+over. A divergence without an entry is differentiated chunk by chunk."""

@@ -9,6 +9,7 @@ The loss takes the place of the logits inside the model's own forward pass: wrap
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tutelage.divergences import log_probs
+from tutelage.divergences import DIVERGENCES, log_probs
 from tutelage.gradients import GRADIENTS
-from tutelage.heads import answer_logits, head_of, in_place_of_head
+from tutelage.heads import answer_logits, head_of, in_place_of, vocabulary_product
 from tutelage.objective import Losses, Targets, divergence_of, mixed_loss, sample_means
 
 CHUNK_BYTES = 1 << 24
 """Size of a chunk's float32 logits: a few fit into a processor's last-level cache."""
+SLICE_BYTES = 1 << 20
+"""Size of what of it a CPU turns into gradients at a time."""
 AGREEMENT = 1e-3
 """Largest relative difference to the plain loss at which the fused one is used: a head with a cap or scale is far beyond."""
 
@@ -59,15 +62,22 @@ class Question:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """(hidden [N, H], weight [V, H], bias [V] or None) to the batch's loss; gradients are ready when the forward pass ends."""
+    """(hidden [N, H], weight [V, H], bias [V] or None) to the batch's loss; gradients are ready when the forward pass ends.
+
+    tied: None, or a list that takes the gradient of the weight in place of the weight, see `_TiedEmbedding`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ask: Question) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ask: Question, tied: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = hidden.device.type
         # Under autocast the product runs in the lower precision, as the head's own would; softmax and sums stay in float32.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or tied is not None, ctx.needs_input_grad[2]
         with torch.autocast(device, enabled=False):
-            total, ce, kd, grads = _forward(hidden, weight, bias, ask, dtype, ctx.needs_input_grad)
+            total, ce, kd, grads = _forward(hidden, weight, bias, ask, dtype, wanted)
+        ctx.tied = tied
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(ce, kd)
         return total, ce, kd
@@ -77,7 +87,33 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         # One is the usual case, and multiplying by it costs a pass over the weight; asking a GPU would cost a synchronisation.
         as_it_is = grad.device.type == "cpu" and grad.item() == 1.0
-        return *(g if g is None or as_it_is else g * grad for g in ctx.saved_tensors), None
+        of_hidden, of_weight, of_bias = (g if g is None or as_it_is else g * grad for g in ctx.saved_tensors)
+        if ctx.tied is not None:
+            ctx.tied.append(of_weight)
+            of_weight = None
+        return of_hidden, of_weight, of_bias, None, None
+
+
+class _TiedEmbedding(torch.autograd.Function):
+    """The token embedding of a model whose output head has the same weight: adds its gradient to the head's.
+
+    By itself each would make a [V, H] tensor of its own, and autograd would add the two: with a large vocabulary that is the
+    peak of a small model's training. The head's backward pass comes first, since everything lies between the two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_id: int | None, tied: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.padding_id, ctx.tied = padding_id, tied
+        return nn.functional.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (ids,), total = ctx.saved_tensors, ctx.tied.pop()
+        if ctx.padding_id is not None:
+            grad = grad.masked_fill((ids == ctx.padding_id)[..., None], 0.0)
+        return None, total.index_put_((ids,), grad.to(total.dtype), accumulate=True), None, None
 
 
 def _forward(
@@ -96,11 +132,11 @@ def _forward(
     kd_weight = ask.weight.float()[sample]
     size = max(1, CHUNK_BYTES // (4 * ask.vocabulary))
     for start in range(0, len(hidden), size):
-        part = slice(start, min(start + size, len(hidden)))
-        rows = hidden[part].to(dtype)
-        logits = nn.functional.linear(rows, head, offset).float()
-        ce[part], kd[part], grad = _chunk(logits, ask, part, kd_weight[part], share[part])
-        grad = grad.to(dtype)
+        stop = min(start + size, len(hidden))
+        rows, part = hidden[start:stop].to(dtype), slice(start, stop)
+        logits = vocabulary_product(rows, head, offset).float()
+        ce[part], kd[part] = _into_gradients(logits, ask, start, kd_weight[part], share[part])
+        grad = logits.to(dtype)
         if states_grad is not None:
             states_grad[part] = grad @ head
         if weight_grad is not None:
@@ -120,32 +156,51 @@ def _add_product(weight_grad: Tensor, grad: Tensor, rows: Tensor) -> None:
         weight_grad += grad.T @ rows
 
 
-def _chunk(logits: Tensor, ask: Question, part: slice, w: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, divergence [positions], and the gradient [positions, V] of share x (w x divergence + (1 - w) x CE)."""
-    gold = ask.gold[part, None]
-    s_log = log_probs(logits, 1.0)
-    ce = -s_log.gather(1, gold)[:, 0]
-    kd, kd_grad = torch.zeros_like(ce), None
-    if ask.targets is not None:
-        kd, kd_grad = _divergence(logits, s_log, ask, part)
-    grad = s_log.exp_()
-    grad.scatter_add_(1, gold, grad.new_full(gold.shape, -1.0))
-    of_gold, of_teacher = (share * (1 - w))[:, None], (share * w)[:, None]
-    if kd_grad is None:
-        return ce, kd, grad.mul_(of_gold)
-    return ce, kd, kd_grad.mul_(of_teacher).addcmul_(grad, of_gold)
+def _into_gradients(logits: Tensor, ask: Question, first: int, w: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and divergence [positions] of a chunk; its logits [positions, V] become the gradient of
+    share x (w x divergence + (1 - w) x CE). first: number of the chunk's first position in the batch.
+
+    On a CPU a few positions at a time, so that what lies between logits and gradient stays in the cache.
+    """
+    ce, kd = logits.new_zeros((2, len(logits)))
+    targets, last = ask.targets, first + len(logits)
+    teacher = None if targets is None or targets.top_k(first, last) is not None else targets.logits(first, last)
+    few = max(1, SLICE_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), few):
+        stop = min(start + few, len(logits))
+        part, at = slice(start, stop), slice(first + start, first + stop)
+        s_log, gold = log_probs(logits[part], 1.0), ask.gold[at, None]
+        s = s_log.exp()
+        ce[part] = -s_log.gather(1, gold)[:, 0]
+        if targets is not None:
+            kd[part], kd_grad = _divergence(s_log, s, None if teacher is None else teacher[part], ask, at)
+        grad = s.scatter_add_(1, gold, s.new_full(gold.shape, -1.0))
+        torch.mul(grad, (share * (1 - w))[part, None], out=logits[part])
+        if targets is not None:
+            logits[part].addcmul_(kd_grad, (share * w)[part, None])
+    return ce, kd
 
 
-def _divergence(logits: Tensor, s_log: Tensor, ask: Question, part: slice) -> tuple[Tensor, Tensor]:
-    """Divergence times temperature squared, and its gradient with respect to the logits."""
-    heat, start, stop = ask.temperature, part.start, part.stop
-    if ask.divergence in GRADIENTS and ask.targets.top_k(start, stop) is None:
-        t_log = log_probs(ask.targets.logits(start, stop), heat)
-        value, grad = GRADIENTS[ask.divergence](s_log if heat == 1.0 else log_probs(logits, heat), t_log)
-        return value * heat**2, grad if heat == 1.0 else grad.mul_(heat)
-    with torch.enable_grad():  # no closed form: plain differentiation, of this chunk alone
-        leaf = logits.detach().requires_grad_()
-        value = divergence_of(leaf, ask.targets, start, stop, ask.divergence, heat)
+def _divergence(s_log: Tensor, s: Tensor, teacher: Tensor | None, ask: Question, at: slice) -> tuple[Tensor, Tensor]:
+    """Divergence times temperature squared, and its gradient with respect to the logits.
+
+    s_log, s: the student's log-probabilities and probabilities. The former serve as its logits too, since every divergence is
+    one of their softmax. teacher: its logits, None where only its top k are known. at: the positions in the batch.
+    """
+    heat = ask.temperature
+    if teacher is not None and ask.divergence in GRADIENTS:
+        t_log, closed_form = log_probs(teacher, heat), GRADIENTS[ask.divergence]
+        if heat == 1.0:
+            return closed_form(s_log, s, t_log)
+        s_log = log_probs(s_log, heat)
+        value, grad = closed_form(s_log, s_log.exp(), t_log)
+        return value * heat**2, grad.mul_(heat)
+    with torch.enable_grad():  # no closed form: plain differentiation, of these positions alone
+        leaf = s_log.detach().requires_grad_()
+        if teacher is None:
+            value = divergence_of(leaf, ask.targets, at.start, at.stop, ask.divergence, heat)
+        else:
+            value = DIVERGENCES[ask.divergence](leaf, teacher, heat) * heat**2
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
@@ -154,7 +209,7 @@ class HeadLoss:
 
     def __init__(self, model: nn.Module, *, keep: bool, fused: bool = True) -> None:
         """model: unwrapped. keep: whether it takes `logits_to_keep`. fused: False uses the plain form throughout."""
-        self.layer, self.keep = model.get_output_embeddings(), keep
+        self.layer, self.embedding, self.keep = model.get_output_embeddings(), model.get_input_embeddings(), keep
         self.model, self.fused = model, fused and _is_plain_linear(self.layer) and _is_last(model)
         self._checked = False
 
@@ -174,14 +229,25 @@ class HeadLoss:
     def _inside(self, model: nn.Module, batch: dict[str, Tensor], ask: Question) -> Losses:
         """The head returns the loss [1, 1, 1] where the model expects logits, and leaves the parts in `ask.answer`."""
 
-        def forward(hidden: Tensor) -> Tensor:
+        weight, tied = self.layer.weight, [] if self._shares_its_weight() else None
+
+        def head(hidden: Tensor) -> Tensor:
             states = hidden[:, -ask.mask.shape[1] :][ask.mask]
-            ask.answer = Losses(*_HeadLoss.apply(states, self.layer.weight, self.layer.bias, ask))
+            ask.answer = Losses(*_HeadLoss.apply(states, weight if tied is None else weight.detach(), self.layer.bias, ask, tied))
             return ask.answer.total.view(1, 1, 1)
 
-        with in_place_of_head(self.layer, forward):
+        def embed(ids: Tensor) -> Tensor:
+            return _TiedEmbedding.apply(ids, weight, self.embedding.padding_idx, tied)
+
+        with in_place_of(self.layer, head), nullcontext() if tied is None else in_place_of(self.embedding, embed):
             total = answer_logits(model, batch, keep=self.keep)
         return ask.answer._replace(total=total.sum())
+
+    def _shares_its_weight(self) -> bool:
+        """Whether a backward pass would make two gradients of the same [V, H] weight, the head's and the embedding's."""
+        table = self.embedding
+        plain = type(table) is nn.Embedding and _is_bare(table) and not (table.max_norm or table.scale_grad_by_freq or table.sparse)
+        return plain and table.weight is self.layer.weight and table.weight.requires_grad and torch.is_grad_enabled()
 
     @torch.no_grad()
     def _agrees(self, model: nn.Module, batch: dict[str, Tensor], ask: Question) -> bool:
@@ -201,8 +267,12 @@ class HeadLoss:
 
 def _is_plain_linear(layer: nn.Module | None) -> bool:
     """A linear layer that nobody has wrapped, hooked or adapted."""
-    hooked = bool(getattr(layer, "_forward_hooks", None) or getattr(layer, "_forward_pre_hooks", None))
-    return type(layer) is nn.Linear and "forward" not in layer.__dict__ and not hooked
+    return type(layer) is nn.Linear and _is_bare(layer)
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Nobody has hooked this layer or put another forward pass in the place of its own."""
+    return "forward" not in layer.__dict__ and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _is_last(model: nn.Module) -> bool:

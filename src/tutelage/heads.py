@@ -16,6 +16,10 @@ FAITHFUL_NATS = 1e-3
 """Largest mean KL between a model's own distribution and `head(hidden)`: bfloat16 rounding is far below, a missing cap is not."""
 
 
+BLOCK_BYTES = 1 << 22
+"""Size of the block of a head's weight that a CPU multiplies at a time, in float32: it stays in the cache."""
+
+
 @dataclass(frozen=True)
 class Head:
     """Maps the hidden state that enters the output head to logits over the tokenizer's real vocabulary.
@@ -31,8 +35,9 @@ class Head:
     softcap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[..., H] to logits [..., V], computed in the type of the weight."""
-        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        """[N, H] to logits [N, V], computed in the type of the weight; in float32 if that is the type of either, on a CPU."""
+        wide = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+        logits = vocabulary_product(hidden if wide else hidden.to(self.weight.dtype), self.weight, self.bias)
         if self.scale != 1.0:
             logits = logits * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
@@ -41,6 +46,23 @@ class Head:
         """The same head in another type or on another device."""
         bias = None if self.bias is None else self.bias.to(*args)
         return Head(self.weight.to(*args), bias, self.scale, self.softcap)
+
+
+def vocabulary_product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """hidden [N, H] times weight^T [H, V], plus bias: logits [N, V] in the type of `hidden`.
+
+    In float32 on a CPU block by block over the vocabulary. That is faster than the whole product (benchmarks/RESULTS.md), and a
+    bfloat16 weight is widened, which changes no value, without a float32 copy of it.
+    """
+    in_blocks = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+    if not in_blocks or (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
+        return nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+    logits = hidden.new_empty(len(hidden), len(weight))
+    size = max(1, BLOCK_BYTES // (4 * weight.shape[1]))
+    for start in range(0, len(weight), size):
+        block = slice(start, start + size)
+        torch.mm(hidden, weight[block].float().T, out=logits[:, block])
+    return logits if bias is None else logits.add_(bias)
 
 
 def head_of(model: nn.Module, vocabulary: int) -> Head:
@@ -92,8 +114,8 @@ def _watch_head(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def in_place_of_head(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While this lasts, the model computes `forward` where its output head would run."""
+def in_place_of(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While this lasts, the model computes `forward` where that layer would run."""
     layer.forward = forward
     try:
         yield
@@ -112,7 +134,7 @@ def answer_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         seen.append(hidden)
         return hidden[..., :1]
 
-    with in_place_of_head(layer, forward):
+    with in_place_of(layer, forward):
         answer_logits(model, batch)
     return seen[-1][:, -mask.shape[1] :][mask]
 

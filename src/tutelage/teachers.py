@@ -123,7 +123,9 @@ class CachedTeacher:
             ids = store.positions("ids", places).to(device, torch.int64, non_blocking=True)
             return TopKTargets(ids, store.positions("log_probs", places).to(device, non_blocking=True))
         hidden = store.positions("states", places).to(device, non_blocking=True)
-        return HiddenTargets(hidden, self.head(checkpoint, device))
+        # Few CPUs multiply bfloat16 fast; on others the stored values are multiplied in float32, which changes none of them.
+        widen = device.type == "cpu" and not self.bf16
+        return HiddenTargets(hidden.float() if widen else hidden, self.head(checkpoint, device))
 
     def nll(self, checkpoint: str) -> np.ndarray:
         """[rows] as measured when the store was written."""
@@ -133,10 +135,7 @@ class CachedTeacher:
         """The checkpoint's head; the last one used stays loaded, and is shared by checkpoints whose head is the same."""
         about = self._stores[checkpoint].about
         if self._head is None or self._head[:2] != (about["head"], device):
-            head = load_head(self.folder / about["head"]).to(device)
-            # Few CPUs multiply bfloat16 fast; on others the stored values are multiplied in float32, which changes none of them.
-            widen = device.type == "cpu" and not self.bf16
-            self._head = about["head"], device, head.to(torch.float32) if widen else head
+            self._head = about["head"], device, load_head(self.folder / about["head"]).to(device)
         return self._head[2]
 
 
