@@ -1,0 +1,355 @@
+"""Statistics of a comparison against numbers worked out by hand, and against simulated scores whose truth is known."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tutelage.records import Interval
+from tutelage.statistics import (
+    Estimate,
+    gap_closed_interval,
+    hierarchical_bootstrap,
+    holm,
+    mcnemar_exact,
+    mean_ranks,
+    paired_difference,
+    prediction_table,
+    randomisation_test,
+    seeds_needed,
+    two_by_two,
+    wilson_interval,
+)
+
+
+def mean(draws, rows):
+    return draws @ rows[:, 0] / draws.sum(axis=1)
+
+
+def micro_f1(draws, rows):
+    matched, predicted, gold = (draws @ rows).T
+    return 2 * matched / (predicted + gold)
+
+
+def scores_of(seeds, rows, *, seed_sd, row_sd, noise_sd, rng):
+    """[seeds, rows] normal scores about 0."""
+    return rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, row_sd, rows) + rng.normal(0, noise_sd, (seeds, rows))
+
+
+def answers_of(seeds, hardness, *, seed_sd, rng):
+    """[seeds, rows] of 0 and 1: right with probability Phi(1 + seed effect - hardness)."""
+    return (rng.normal(size=(seeds, len(hardness))) < 1 + rng.normal(0, seed_sd, (seeds, 1)) - hardness).astype(float)
+
+
+# --- one method ---------------------------------------------------------------------------------------------------------------
+
+
+def test_constant_scores_have_no_width():
+    found = hierarchical_bootstrap(np.full((3, 50), 0.7), resamples=200)
+    assert found.interval == pytest.approx((0.7, 0.7, 0.7))
+    assert (found.seeds, found.rows) == (3, 50)
+    assert found.row_error == pytest.approx(0, abs=1e-9)
+    assert found.seed_deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_rows_that_all_seeds_answer_alike_have_the_width_of_one_seed():
+    # Half right of 400: standard error 0.5 / 20 = 0.025. Copies of one seed are no new rows: no narrower with three.
+    row = np.repeat([0.0, 1.0], 200)
+    one, three = hierarchical_bootstrap(row[None]), hierarchical_bootstrap(np.stack([row] * 3))
+    assert one.interval == pytest.approx((0.5, 0.451, 0.549), abs=0.004)
+    assert three.interval == pytest.approx(one.interval, abs=0.003)
+    assert three.row_error == pytest.approx(0.025, rel=0.05)
+
+
+def test_seeds_that_differ_on_every_row_alike_have_the_t_interval():
+    # Values 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, t(2) = 4.303: 0.2 -+ 4.303 * 0.1 / sqrt(3) = 0.2 -+ 0.248.
+    found = hierarchical_bootstrap(np.repeat([[0.1], [0.2], [0.3]], 40, axis=1))
+    assert found.interval == pytest.approx((0.2, 0.2 - 0.248, 0.2 + 0.248), abs=0.006)
+    assert found.seed_deviation == pytest.approx(0.1)
+    assert found.row_error == pytest.approx(0, abs=1e-9)
+
+
+def test_seeds_that_agree_by_luck_do_not_give_an_interval_without_width():
+    rng = np.random.default_rng(0)
+    scores = np.stack([rng.permutation(np.repeat([0.0, 1.0], 100)) for _ in range(3)])  # 0.5 three times, on other rows
+    low, high = hierarchical_bootstrap(scores).interval[1:]
+    assert high - low > 0.03
+
+
+def test_one_seed_says_that_it_knows_of_rows_only():
+    assert hierarchical_bootstrap(np.eye(1, 9)).rows_only
+    assert hierarchical_bootstrap(np.eye(1, 9)).seed_deviation is None
+    assert not hierarchical_bootstrap(np.eye(2, 9)).rows_only
+
+
+def test_the_mean_as_a_statistic_equals_plain_scores():
+    scores = np.random.default_rng(0).random((4, 60))
+    plain, named = hierarchical_bootstrap(scores, seed=5), hierarchical_bootstrap(scores[..., None], mean, seed=5)
+    assert named.interval == pytest.approx(plain.interval, abs=1e-12)
+    first, second = scores[:1], scores[1:2]
+    both = paired_difference(first, second), paired_difference(first[..., None], second[..., None], mean)
+    assert both[0].p_value == both[1].p_value
+
+
+def test_a_statistic_that_is_no_mean_of_rows():
+    # (matched, predicted, gold) of two rows. Seed 1: 2 * 3 / (4 + 4) = 0.75; seed 2: 2 * 2 / (4 + 4) = 0.5.
+    counts = [[[1, 2, 1], [2, 2, 3]], [[1, 1, 1], [1, 3, 3]]]
+    assert hierarchical_bootstrap(counts, micro_f1, resamples=100).interval.value == pytest.approx(0.625)
+
+
+def test_results_repeat_with_their_seed_and_do_not_depend_on_memory(monkeypatch):
+    scores = np.random.default_rng(1).random((3, 50))
+    whole = hierarchical_bootstrap(scores, resamples=600, seed=2)
+    assert hierarchical_bootstrap(scores, resamples=600, seed=2) == whole
+    assert hierarchical_bootstrap(scores, resamples=600, seed=3) != whole
+    monkeypatch.setattr("tutelage.resampling.MAX_DRAWS", 50 * 7)
+    assert hierarchical_bootstrap(scores, resamples=600, seed=2).interval == pytest.approx(whole.interval, abs=0.02)
+
+
+def test_draws_on_which_a_statistic_has_no_value_are_left_out():
+    def share_of_first(draws, rows):
+        return np.where(draws[:, 1] > 0, 1.0, np.nan)
+
+    assert hierarchical_bootstrap(np.zeros((1, 2, 1)), share_of_first, resamples=50).interval == (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="no value on all rows"):
+        hierarchical_bootstrap(np.zeros((1, 2, 1)), lambda draws, rows: np.full(len(draws), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([0.1, 0.2], [0.1, 0.2], r"must be \[seeds, rows\]"),
+        (np.ones((2, 3)), np.ones((2, 4)), "same rows"),
+        (np.ones((2, 0)), np.ones((2, 0)), "at least one seed and one row"),
+        (np.ones((2, 3)), np.ones((3, 3)), "same_seeds=False"),
+        (np.ones((1, 2)), [[0.5, math.nan]], "second must be finite; found nan at seed 0, row 1"),
+    ],
+)
+def test_tables_that_cannot_be_compared_are_refused(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference(first, second)
+
+
+def test_tables_of_the_wrong_form_for_a_statistic_are_refused():
+    with pytest.raises(ValueError, match=r"\[seeds, rows, k\]"):
+        hierarchical_bootstrap(np.ones((2, 3)), mean)
+    with pytest.raises(ValueError, match="found 0"):
+        hierarchical_bootstrap(np.ones((2, 3)), resamples=0)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.05])
+def test_intervals_cover_the_truth_of_normal_scores(seeds, seed_sd):
+    rng, held = np.random.default_rng(seeds), 0
+    for number in range(200):
+        scores = scores_of(seeds, 200, seed_sd=seed_sd, row_sd=0.3, noise_sd=0.3, rng=rng)
+        interval = hierarchical_bootstrap(scores, resamples=300, seed=number).interval
+        held += interval.low <= 0 <= interval.high
+    assert 0.90 <= held / 200 <= 0.98
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.2])
+def test_intervals_cover_the_truth_of_right_and_wrong_answers(seeds, seed_sd):
+    rng, held = np.random.default_rng(seeds), 0
+    truth = 0.5 * math.erfc(-1 / math.sqrt(2 * (2 + seed_sd**2)))  # Phi(1 / sqrt(1 + hardness + seed variance))
+    for number in range(200):
+        scores = answers_of(seeds, rng.normal(size=200), seed_sd=seed_sd, rng=rng)
+        interval = hierarchical_bootstrap(scores, resamples=300, seed=number).interval
+        held += interval.low <= truth <= interval.high
+    assert 0.90 <= held / 200 <= 0.98
+
+
+# --- two methods --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_paired_by_row_and_by_seed():
+    # First is 0.1 better everywhere; rows and seeds differ widely. Nothing is left to chance.
+    second = np.random.default_rng(0).normal(0, 5, (3, 1)) + np.random.default_rng(1).normal(0, 5, (3, 30))
+    found = paired_difference(second + 0.1, second)
+    assert found.interval == pytest.approx((0.1, 0.1, 0.1))
+    assert (found.test, found.settled) == ("hierarchical_bootstrap", True)
+    assert found.p_value < 0.002
+    assert not paired_difference(second + 0.1, second, same_seeds=False).settled
+
+
+def test_equal_methods_have_p_1():
+    scores = np.random.default_rng(0).random((3, 30))
+    assert paired_difference(scores, scores).p_value == 1.0
+    assert paired_difference(scores[:1], scores[:1]).p_value == 1.0
+
+
+def test_mcnemar_by_hand():
+    # 1 against 8 of 9: 2 * (C(9,0) + C(9,1)) / 2^9 = 20 / 512
+    assert mcnemar_exact(1, 8) == mcnemar_exact(8, 1) == pytest.approx(20 / 512)
+    assert mcnemar_exact(4, 4) == mcnemar_exact(0, 0) == 1.0
+    first, second = np.zeros((1, 40)), np.zeros((1, 40))
+    first[0, 0], second[0, 1:9] = 1, 1
+    found = paired_difference(first, second)
+    assert (found.test, found.rows_only) == ("mcnemar_exact", True)
+    assert found.p_value == pytest.approx(20 / 512)
+    assert found.interval.value == pytest.approx(-7 / 40)
+
+
+def test_randomisation_is_the_sign_flip_test_of_a_mean():
+    # Differences 1, 1, 1, 1, 1: of 32 sign patterns two are as extreme, 2 / 32.
+    first, second = np.full((1, 5), 1.5), np.full((1, 5), 0.5)
+    assert randomisation_test(first[0], second[0], resamples=20_000) == pytest.approx(2 / 32, abs=0.006)
+    assert paired_difference(first, second).test == "randomisation"
+
+
+def test_randomisation_of_a_statistic_swaps_whole_rows():
+    # Two rows, F1 of 2 * 2 / 4 = 1 against 0: all four swaps but the two mixed ones (0.5 against 0.5) are as extreme.
+    right, wrong = np.array([[1, 1, 1], [1, 1, 1]]), np.array([[0, 1, 1], [0, 1, 1]])
+    assert randomisation_test(right, wrong, micro_f1, resamples=20_000) == pytest.approx(0.5, abs=0.015)
+
+
+def test_a_fixed_teacher_is_compared_with_every_seed():
+    # Students 0.6, 0.7, 0.8 on all rows against a teacher at 0.5: 0.2 -+ 0.248 as three values of deviation 0.1 have it.
+    found = paired_difference(np.repeat([[0.6], [0.7], [0.8]], 20, axis=1), np.full((1, 20), 0.5))
+    assert found.interval == pytest.approx((0.2, -0.048, 0.448), abs=0.006)
+    assert (found.seeds, found.test) == (3, "hierarchical_bootstrap")
+    # t = 0.2 / (0.1 / sqrt(3)) = 3.46 with 2 degrees of freedom: p = 0.074
+    assert found.p_value == pytest.approx(0.074, abs=0.006)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.2])
+@pytest.mark.parametrize("same_seeds", [True, False])
+def test_equal_methods_are_told_apart_no_more_often_than_promised(seeds, seed_sd, same_seeds):
+    rng, rejected = np.random.default_rng(seeds), 0
+    for number in range(200):
+        hardness = rng.normal(0, 1.5, 200)
+        first, second = (answers_of(seeds, hardness, seed_sd=seed_sd, rng=rng) for _ in range(2))
+        rejected += paired_difference(first, second, same_seeds=same_seeds, resamples=300, seed=number).p_value <= 0.05
+    assert 0.02 <= rejected / 200 <= 0.08
+
+
+def test_p_value_and_interval_agree():
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        first, second = rng.normal(0.05, 0.3, (3, 100)), rng.normal(0, 0.3, (3, 100))
+        found = paired_difference(first, second, resamples=500, seed=number)
+        assert found.settled == (found.p_value <= 0.05) or abs(found.p_value - 0.05) < 0.006
+
+
+# --- share of the gap ---------------------------------------------------------------------------------------------------------
+
+
+def test_share_of_the_gap_on_constants():
+    # sft 0.5, teacher 0.9, student 0.8: 0.3 of 0.4
+    found = gap_closed_interval(np.full((3, 20), 0.5), np.full((1, 20), 0.9), np.full((3, 20), 0.8))
+    assert (found.share, found.low, found.high) == pytest.approx((0.75, 0.75, 0.75), abs=1e-6)
+    assert found.gap.interval.value == pytest.approx(0.4)
+
+
+def test_share_of_the_gap_by_the_delta_method():
+    # Gap 0.4 surely; seed values of the student 0.7, 0.8, 0.9: share 0.75 -+ 4.303 * 0.1 / sqrt(3) / 0.4 = 0.75 -+ 0.621
+    student = np.repeat([[0.7], [0.8], [0.9]], 20, axis=1)
+    found = gap_closed_interval(np.full((3, 20), 0.5), np.full((1, 20), 0.9), student)
+    assert (found.share, found.low, found.high) == pytest.approx((0.75, 0.129, 1.371), abs=0.015)
+
+
+def test_no_share_where_there_is_no_gap_and_no_ends_where_the_gap_is_open():
+    level = np.full((1, 20), 0.5)
+    assert gap_closed_interval(level, level + 0.004, level).share is None
+    rng = np.random.default_rng(0)
+    found = gap_closed_interval(rng.random((1, 20)), 0.05 + rng.random((1, 20)), rng.random((1, 20)))
+    assert found.gap.interval.low < 0 < found.gap.interval.value
+    assert (found.low, found.high) == (None, None)
+    assert found.share is not None
+
+
+def test_share_of_the_gap_covers_its_truth():
+    rng, held = np.random.default_rng(0), 0
+    for number in range(100):
+        hardness = rng.normal(size=(1, 300))
+        sft, student = (level + hardness + rng.normal(0, 0.4, (3, 300)) for level in (0.0, 0.3))
+        found = gap_closed_interval(sft, 0.4 + hardness + rng.normal(0, 0.4, (1, 300)), student, resamples=300, seed=number)
+        held += found.low <= 0.75 <= found.high
+    assert held >= 90
+
+
+# --- 2 x 2, seeds, corrections, ranks, forecasts ------------------------------------------------------------------------------
+
+
+def test_two_by_two_on_constants():
+    cells = [np.full((3, 10), value) for value in (0.5, 0.6, 0.7, 1.0)]
+    found = two_by_two(*cells)
+    # schedule (0.7 + 1.0 - 0.5 - 0.6) / 2; weighting (0.6 + 1.0 - 0.5 - 0.7) / 2; interaction (1.0 - 0.7) - (0.6 - 0.5)
+    assert found.schedule.interval == pytest.approx((0.3, 0.3, 0.3))
+    assert found.weighting.interval == pytest.approx((0.2, 0.2, 0.2))
+    assert found.interaction.interval == pytest.approx((0.2, 0.2, 0.2))
+
+
+def test_two_by_two_takes_rows_and_seeds_together():
+    # What all four cells share cancels; an effect of 0.1 on every row and seed is found without width.
+    shared = np.random.default_rng(0).random((3, 25))
+    found = two_by_two(shared, shared, shared + 0.1, shared + 0.1)
+    assert found.schedule.interval == pytest.approx((0.1, 0.1, 0.1))
+    assert found.weighting.interval == found.interaction.interval == (0, 0, 0)
+
+
+def estimate(value, half, *, seeds=3, row_error, seed_deviation):
+    return Estimate(Interval(value, value - half, value + half), seeds, 10_000, row_error, seed_deviation)
+
+
+def test_seeds_needed_by_hand():
+    # Rows known exactly, seed deviation 0.03, difference 0.02: t(n-1) 0.03 / sqrt(n) is 2.228 * 0.03 / sqrt(11) =
+    # 0.0202 with 11 seeds and 2.201 * 0.03 / sqrt(12) = 0.0191 with 12.
+    found = seeds_needed(estimate(0.02, 0.07, row_error=0.0, seed_deviation=0.03))
+    assert (found.verdict, found.total, found.more) == ("more_seeds", 12, 9)
+
+
+def test_seeds_do_not_help_where_rows_are_too_few():
+    # 1.96 * 0.011 > 0.02
+    found = seeds_needed(estimate(0.02, 0.07, row_error=0.011, seed_deviation=0.03))
+    assert (found.verdict, found.total, found.more) == ("rows_too_few", None, None)
+
+
+def test_no_more_seeds_where_it_is_settled_and_no_answer_from_one_seed():
+    settled = seeds_needed(estimate(0.02, 0.01, row_error=0.005, seed_deviation=0.0))
+    assert (settled.verdict, settled.total, settled.more) == ("settled", 3, 0)
+    single = seeds_needed(estimate(0.02, 0.03, seeds=1, row_error=0.01, seed_deviation=None))
+    assert (single.verdict, single.total) == ("seed_variance_unknown", None)
+
+
+def test_holm_by_hand():
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, 0.04 -> 0.06
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert len(holm([])) == 0
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        holm([0.5, 1.5])
+
+
+def test_mean_ranks_share_ties():
+    # Data set 1: ranks 1, 2.5, 2.5; data set 2: 3, 1, 2
+    assert mean_ranks([[0.9, 0.1], [0.8, 0.3], [0.8, 0.2]]) == pytest.approx([2.0, 1.75, 2.25])
+    with pytest.raises(ValueError, match="every data set"):
+        mean_ranks([[0.9, math.nan]])
+
+
+def test_prediction_table_by_hand():
+    # Foretold yes, yes, no (a tie), no; won yes, no, yes, no
+    found = prediction_table([0.3, 0.2, 0.1, 0.1], [0.1, 0.1, 0.1, 0.4], [True, False, True, False])
+    assert (found.true_wins, found.false_wins, found.false_losses, found.true_losses) == (1, 1, 1, 1)
+    assert found.accuracy.value == 0.5
+    with pytest.raises(ValueError, match="at least one"):
+        prediction_table([], [], [])
+
+
+def test_wilson_by_hand():
+    # 8 of 10, z^2 = 3.8415: centre (0.8 + 0.19207) / 1.38415 = 0.71674, half 1.96 / 1.38415 * sqrt(0.016 + 0.0096036) = 0.22658
+    assert wilson_interval(8, 10) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-4)
+    assert wilson_interval(5, 5).high == 1.0
+    assert wilson_interval(0, 5).low == 0.0
+    with pytest.raises(ValueError, match="0 of 0"):
+        wilson_interval(0, 0)
+
+
+def test_importing_loads_no_scipy():
+    code = "import sys, tutelage.statistics; print('scipy' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
