@@ -44,8 +44,9 @@ PEAK_SHARE = 0.4
 """Share of a card's peak that training reaches."""
 USABLE = 0.9
 """Share of a card's memory that tensors may take; the rest is for CUDA's context and fragmentation."""
-CHUNK_BYTES = 4 * (1 << 24)
-"""Four tensors of one chunk of answer positions by vocabulary, float32: as `tutelage.head_loss` sizes its chunks."""
+CHUNK_BYTES = 6 * (1 << 27)
+"""Six float32 tensors of one chunk of answer positions by vocabulary: logits, log-probabilities and probabilities of two models,
+as `tutelage.head_loss` sizes its chunks on a GPU."""
 
 
 @dataclass(frozen=True)

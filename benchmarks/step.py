@@ -12,7 +12,8 @@ bfloat16 are set to what the others have. In bfloat16 the weights stay float32 a
 teacher's included.
 
 Every variant lives in a process of its own with all cores. One step is taken at a time, by the variants in turn, so whatever
-else the machine does meets all of them alike. A step's seconds run from the word to start until its end: reading the batch,
+else the machine does meets all of them alike; with long rows, whose five processes want more than 24 GiB together, `trl_gkd`
+takes turns with `cached` alone. A step's seconds run from the word to start until its end: reading the batch,
 forward, backward, clipping and optimizer. The store is written before, by a process that then ends. Peak memory is the
 highest resident memory of the variant's whole process (VmHWM: building the models included, and pages of mapped files);
 `baseline_mb` is what the process held after its imports, before it built anything.
@@ -159,38 +160,59 @@ def alternate(workers: Sequence[Any], rounds: int, on_round: Callable[[int], Non
     return seconds
 
 
+Measured = tuple[dict[str, list[float]], dict[str, dict[str, float]]]
+"""By variant: seconds of all steps, warm-up first; baseline_mb and peak_mb."""
+
+
+def groups(case: str, variants: Sequence[str]) -> list[list[str]]:
+    """Variants that take turns with each other. Each holds its models and what its heap keeps: with long rows all five need
+    more than 24 GiB, so that trl_gkd takes turns with `cached` alone."""
+    if case == "short" or not {"trl_gkd", "cached"} <= set(variants):
+        return [list(variants)]
+    return [[name for name in variants if name != "trl_gkd"], ["cached", "trl_gkd"]]
+
+
 def run_job(job: Job, variants: Sequence[str], on_round: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Measure the variants of a job against each other; returns its record."""
+    store = Worker("store", write_store, job)
+    try:
+        store.ask("done", go=False)
+    finally:
+        store.end()
+    return record(job.case, job.dtype, job.student, [run_group(job, group, on_round) for group in groups(job.case, variants)])
+
+
+def run_group(job: Job, variants: Sequence[str], on_round: Callable[[int], None] | None) -> Measured:
+    """Seconds of every step, and memory, by variant."""
     workers: list[Worker] = []
     try:
-        workers.append(Worker("store", write_store, job))
-        workers.pop().ask("done", go=False)
         for variant in variants:  # one after the other, so that building one does not slow another down
             workers.append(Worker(variant, run_variant, variant, job))
             workers[-1].ask("ready", go=False)
         seconds = alternate(workers, job.all_steps, on_round)
-        memory = {worker.name: worker.ask("done") for worker in workers}
+        return seconds, {worker.name: worker.ask("done") for worker in workers}
     finally:
         for worker in workers:
             worker.end()
-    return record(job.case, job.dtype, job.student, seconds, memory)
 
 
-def record(case: str, dtype: str, student: str, seconds: dict[str, list[float]], memory: dict[str, Any]) -> dict[str, Any]:
-    """What is reported of a job. seconds: of all steps, warm-up first; memory: baseline_mb and peak_mb by variant."""
-    samples = {name: values[WARMUP_STEPS:] for name, values in seconds.items()}
-    median = {name: statistics.median(values) for name, values in samples.items()}
-    peak = {name: values["peak_mb"] for name, values in memory.items()}
-    return {
-        "case": case,
-        "dtype": dtype,
-        "student": student,
-        "seconds": median,
-        "peak_mb": peak,
-        "baseline_mb": {name: values["baseline_mb"] for name, values in memory.items()},
-        "ratios": ratios(median, RATIOS) | {f"peak {name}": value for name, value in ratios(peak, PEAK_RATIOS).items()},
-        "samples": samples,
-    }
+def record(case: str, dtype: str, student: str, measured: Sequence[Measured]) -> dict[str, Any]:
+    """What is reported of a job.
+
+    measured: of each group. A ratio of seconds is of two variants that took turns; a variant of two groups shows what the first
+    one saw.
+    """
+    found: dict[str, Any] = {"samples": {}, "seconds": {}, "peak_mb": {}, "baseline_mb": {}}
+    of_seconds: dict[str, float] = {}
+    for seconds, memory in measured:
+        samples = {name: values[WARMUP_STEPS:] for name, values in seconds.items()}
+        median = {name: statistics.median(values) for name, values in samples.items()}
+        of_seconds = ratios(median, RATIOS) | of_seconds
+        memories = {key: {name: values[key] for name, values in memory.items()} for key in ("peak_mb", "baseline_mb")}
+        for key, values in {"samples": samples, "seconds": median, **memories}.items():
+            found[key] |= {name: value for name, value in values.items() if name not in found[key]}
+    of_peaks = {f"peak {name}": value for name, value in ratios(found["peak_mb"], PEAK_RATIOS).items()}
+    return {"case": case, "dtype": dtype, "student": student, **found, "ratios": of_seconds | of_peaks}
 
 
 def ratios(values: dict[str, float], pairs: Sequence[tuple[str, str]]) -> dict[str, float]:

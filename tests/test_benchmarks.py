@@ -156,7 +156,7 @@ MEMORY = {name: {"baseline_mb": 500.0, "peak_mb": 1000.0 * place} for place, nam
 
 
 def test_medians_leave_the_warm_up_out_and_ratios_follow_from_them():
-    found = step.record("short", "fp32", "full", SECONDS, MEMORY)
+    found = step.record("short", "fp32", "full", [(SECONDS, MEMORY)])
     assert found["seconds"] == {"limit": 2.0, "sft_all": 4.0, "cached": 2.5, "live": 5.0, "trl_gkd": 10.0}
     assert found["samples"]["limit"] == [1.0, 2.0, 3.0]
     assert found["ratios"] == {
@@ -167,9 +167,22 @@ def test_medians_leave_the_warm_up_out_and_ratios_follow_from_them():
     }
 
 
+def test_ratios_are_of_variants_that_took_turns():
+    assert step.groups("long", list(SECONDS)) == [["limit", "sft_all", "cached", "live"], ["cached", "trl_gkd"]]
+    assert step.groups("short", list(SECONDS)) == [list(SECONDS)]
+    assert step.groups("long", ["limit", "cached"]) == [["limit", "cached"]]
+    first = {name: SECONDS[name] for name in ("limit", "cached")}
+    second = {"cached": [5.0] * 9, "trl_gkd": [15.0] * 9}
+    found = step.record(
+        "long", "fp32", "full", [(seconds, {name: MEMORY[name] for name in seconds}) for seconds in (first, second)]
+    )
+    assert found["seconds"] == {"limit": 2.0, "cached": 2.5, "trl_gkd": 15.0}
+    assert found["ratios"]["trl_gkd/cached"] == 3.0 and found["ratios"]["cached/limit"] == 1.25
+
+
 def test_without_trl_its_ratios_are_left_out():
     seconds = {name: values for name, values in SECONDS.items() if name != "trl_gkd"}
-    found = step.record("short", "fp32", "full", seconds, {name: MEMORY[name] for name in seconds})
+    found = step.record("short", "fp32", "full", [(seconds, {name: MEMORY[name] for name in seconds})])
     assert set(found["ratios"]) == {"cached/limit", "live/cached"}
 
 
@@ -206,7 +219,7 @@ def test_bfloat16_is_measured_up_to_five_times_the_seconds():
 
 def test_the_table_shows_every_variant_and_ratio():
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(step.table(step.record("long", "fp32", "lora", SECONDS, MEMORY)))
+    console.print(step.table(step.record("long", "fp32", "lora", [(SECONDS, MEMORY)])))
     text = console.export_text()
     assert all(name in text for name in SECONDS)
     assert "cached/limit 1.25" in text and "peak cached/trl_gkd 0.60" in text

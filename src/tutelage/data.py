@@ -11,7 +11,7 @@ Prompt and answer are tokenized apart: training, caching and decoding all see th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -157,9 +157,13 @@ class Collator:
     """
 
     pad_id: int
+    ahead: Callable[[Sequence[int]], None] | None = None
+    """Is told the places of every batch. A trainer collates a batch before it trains on the one in front of it."""
 
     def __call__(self, items: Sequence[tuple[int, EncodedRow]]) -> dict[str, Tensor]:
         """Batch of (place, row) items."""
+        if self.ahead:
+            self.ahead([place for place, _ in items])
         lengths = [len(row.prompt) + len(row.answer) - 1 for _, row in items]
         width, answer_width = max(lengths), max(len(row.answer) for _, row in items)
         ids = np.full((len(items), width), self.pad_id, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,20 @@ OnRows = Callable[[int], None]
 
 
 @dataclass(frozen=True)
+class Exam:
+    """Rows as every model meets them: rendered and tokenized once, however many models answer."""
+
+    examples: Sequence[Example]
+    rows: Sequence[EncodedRow]
+    """The same as token ids, answers included; empty where no losses are asked for."""
+    prompts: list[array[int]]
+    labels: list[list[str]]
+    """Of each row, what it may be answered with; empty lists where answers are free text."""
+    candidates: list[list[list[int]]]
+    """The labels as token ids, without end-of-sequence."""
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Everything about evaluation that does not depend on the model."""
 
@@ -33,25 +48,22 @@ class Evaluator:
     decoding: str = "generate"
     batch_size: int = 16
 
-    def answers(self, model: nn.Module, examples: Sequence[Example], on_rows: OnRows | None = None) -> list[str]:
+    def exam(self, examples: Sequence[Example], rows: Sequence[EncodedRow] = ()) -> Exam:
+        """Examples made ready for models to answer."""
+        prompts = [array("i", self.encoder.prompt(example, self.max_new_tokens)) for example in examples]
+        closed = self.decoding != "generate"
+        labels = [list(example.labels or self.task.labels or []) if closed else [] for example in examples]
+        encoded = {label: self.encoder.answer(label)[:-1] for label in {label for row in labels for label in row}}
+        return Exam(examples, rows, prompts, labels, [[encoded[label] for label in row] for row in labels])
+
+    def answers(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[str]:
         """Raw answers in the order of the examples: greedy text, or the likeliest of the row's labels."""
-        prompts = [self.encoder.prompt(example, self.max_new_tokens) for example in examples]
+        how = {"batch_size": self.batch_size, "on_batch": on_rows}
+        tokenizer = self.encoder.tokenizer
         if self.decoding == "generate":
-            return generate_answers(
-                model,
-                self.encoder.tokenizer,
-                prompts,
-                max_new_tokens=self.max_new_tokens,
-                batch_size=self.batch_size,
-                on_batch=on_rows,
-            )
-        labels = [list(example.labels or self.task.labels or []) for example in examples]
-        encoded: dict[str, list[int]] = {}
-        for label in {label for row in labels for label in row}:
-            encoded[label] = self.encoder.answer(label)[:-1]
-        candidates = [[encoded[label] for label in row] for row in labels]
-        best = choose_labels(model, self.encoder.tokenizer, prompts, candidates, batch_size=self.batch_size, on_batch=on_rows)
-        return [row[place] for row, place in zip(labels, best, strict=True)]
+            return generate_answers(model, tokenizer, exam.prompts, max_new_tokens=self.max_new_tokens, **how)
+        best = choose_labels(model, tokenizer, exam.prompts, exam.candidates, **how)
+        return [row[place] for row, place in zip(exam.labels, best, strict=True)]
 
     def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> np.ndarray:
         """[rows] l_i(M), in order."""
@@ -64,19 +76,12 @@ class Evaluator:
             on_rows=on_rows,
         )
 
-    def predict(
-        self,
-        name: str,
-        model: nn.Module,
-        examples: Sequence[Example],
-        rows: Sequence[EncodedRow],
-        on_rows: OnRows | None = None,
-    ) -> list[Prediction]:
-        """Answer, parsed answer, score and loss of a model on every example; rows: the same examples as token ids."""
-        raw = self.answers(model, examples, on_rows)
-        losses = self.losses(model, rows)
+    def predict(self, name: str, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Prediction]:
+        """Answer, parsed answer, score and loss of a model on every example."""
+        raw = self.answers(model, exam, on_rows)
+        losses = self.losses(model, exam.rows)
         predictions = []
-        for example, text, loss in zip(examples, raw, losses, strict=True):
+        for example, text, loss in zip(exam.examples, raw, losses, strict=True):
             parsed = self.task.parse(text, example)
             score, gold = self.task.score(parsed, example), self.task.gold(example)
             predictions.append(Prediction(example.id, name, example.split, gold, text, parsed, score, float(loss)))
@@ -90,14 +95,12 @@ class Evaluator:
         table |= {name: interval._asdict() for name, interval in bootstrap(losses, _mean_nll, resamples).items()}
         return table
 
-    def quick(
-        self, model: nn.Module, examples: Sequence[Example], rows: Sequence[EncodedRow], on_rows: OnRows | None = None
-    ) -> tuple[float, float]:
+    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> tuple[float, float]:
         """(primary score, mean loss in nats) on validation rows: what choices are made by."""
-        raw = self.answers(model, examples, on_rows)
-        parsed = [self.task.parse(text, example) for text, example in zip(raw, examples, strict=True)]
-        score = self.task.metrics(parsed, examples, resamples=100)[self.task.metric].value
-        return score, float(self.losses(model, rows).mean())
+        raw = self.answers(model, exam, on_rows)
+        parsed = [self.task.parse(text, example) for text, example in zip(raw, exam.examples, strict=True)]
+        score = self.task.metrics(parsed, exam.examples, resamples=100)[self.task.metric].value
+        return score, float(self.losses(model, exam.rows).mean())
 
 
 def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:

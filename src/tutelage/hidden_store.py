@@ -84,13 +84,24 @@ class Shard:
     def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
         """Rows start to start + count of a tensor, or all from start on."""
         about = self._about[name]
-        shape, kind = about["shape"], self._TYPES[about["dtype"]]
-        count, width = shape[0] - start if count is None else count, int(np.prod(shape[1:], dtype=np.int64)) * kind.itemsize
-        buffer = bytearray(count * width)
-        got = os.preadv(self._file.fileno(), [buffer], self._base + about["data_offsets"][0] + start * width)
-        if got < len(buffer):
+        offset, length = self._place(name, start, count)
+        buffer = bytearray(length)
+        if os.preadv(self._file.fileno(), [buffer], offset) < length:
             raise StaleArtifactError(f"{self._file.name} is cut short; delete it, and the cache stage makes it again")
-        return torch.frombuffer(buffer, dtype=kind).view(count, *shape[1:])
+        return torch.frombuffer(buffer, dtype=self._TYPES[about["dtype"]]).view(-1, *about["shape"][1:])
+
+    def will_read(self, name: str, start: int, count: int) -> None:
+        """Let the system fetch these rows into its page cache while something else is computed."""
+        if hasattr(os, "posix_fadvise"):  # not everywhere; reading works without
+            os.posix_fadvise(self._file.fileno(), *self._place(name, start, count), os.POSIX_FADV_WILLNEED)
+
+    def _place(self, name: str, start: int, count: int | None) -> tuple[int, int]:
+        """Offset and length of rows in the file, in bytes."""
+        about = self._about[name]
+        shape, kind = about["shape"], self._TYPES[about["dtype"]]
+        width = int(np.prod(shape[1:], dtype=np.int64)) * kind.itemsize
+        count = shape[0] - start if count is None else count
+        return self._base + about["data_offsets"][0] + start * width, count * width
 
 
 class HiddenStore:
@@ -128,6 +139,17 @@ class HiddenStore:
         for place in places:
             pieces.append(self._shard(place // size).read(name, int(self._starts[place]), int(self.tokens[place])))
         return torch.cat(pieces)
+
+    def will_read(self, places: Sequence[int]) -> None:
+        """Fetch the answer positions of these rows into the page cache, in the background: `positions` is about to ask for them."""
+        size, names = self.about["shard_rows"], ("states",) if self.about["kind"] == "states" else ("ids", "log_probs")
+        for place in places:
+            for name in names:
+                self._shard(place // size).will_read(name, int(self._starts[place]), int(self.tokens[place]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that load data: open files stay behind, each process opens its own."""
+        return {**self.__dict__, "_shards": {}}
 
     def nll(self) -> np.ndarray:
         """[rows] mean negative log-likelihood of the gold answers, nats a token."""

@@ -19,16 +19,19 @@ def bf16_pays(device_type: str) -> tuple[bool, str]:
         return able, f"this GPU has {'' if able else 'no '}bfloat16 units"
     if device_type != "cpu":
         return True, f"{device_type} computes in bfloat16"
-    slow, fast = (_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
-    return fast < WORTH * slow, f"a product takes {1e3 * fast:.1f} ms in bfloat16 and {1e3 * slow:.1f} ms in float32 here"
+    wide = _seconds(torch.float32)
+    narrow = _seconds(torch.bfloat16, hopeless=10 * wide)
+    return narrow < WORTH * wide, f"a product takes {1e3 * narrow:.1f} ms in bfloat16 and {1e3 * wide:.1f} ms in float32 here"
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """Shortest of a few products of a training batch's size."""
+def _seconds(dtype: torch.dtype, hopeless: float = float("inf")) -> float:
+    """Shortest of a few products of a training batch's size; of two, where the second still takes longer than `hopeless`."""
     left, right = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
     times = []
     for _ in range(4):  # the first one also sets things up
         began = time.perf_counter()
         left @ right
         times.append(time.perf_counter() - began)
+        if len(times) > 1 and times[-1] > hopeless:
+            break
     return min(times)

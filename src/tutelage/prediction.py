@@ -68,7 +68,8 @@ class Predictor:
         rows = iter(rows)
         while chunk := list(itertools.islice(rows, self.rows_ahead)):
             examples = [self._example(row, where) for row, where in chunk]
-            for example, raw in zip(examples, self.evaluator.answers(self.model, examples), strict=True):
+            answers = self.evaluator.answers(self.model, self.evaluator.exam(examples))
+            for example, raw in zip(examples, answers, strict=True):
                 yield {"id": example.id, "prediction": self.task.parse(raw, example), "raw": raw}
 
     def _example(self, row: dict[str, Any], where: str) -> Example:

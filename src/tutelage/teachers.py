@@ -33,6 +33,9 @@ class TeacherSource(Protocol):
     def nll(self, checkpoint: str) -> np.ndarray:
         """[rows] loss of the checkpoint on every training row, nats a token."""
 
+    def ahead(self, checkpoint: str) -> Callable[[Sequence[int]], None] | None:
+        """Function to be told the rows of the batch after the present one, if that saves time; goes to data-loading processes."""
+
 
 @dataclass(frozen=True)
 class HiddenTargets:
@@ -94,6 +97,9 @@ class LiveTeacher:
             found[start : start + len(items)] = nll.double().numpy()
         return found
 
+    def ahead(self, checkpoint: str) -> None:
+        """There is nothing to fetch."""
+
     def _loaded(self, checkpoint: str) -> nn.Module:
         if self._name != checkpoint:
             self._model = None  # the old one goes before the new one comes: one checkpoint in memory
@@ -130,6 +136,10 @@ class CachedTeacher:
     def nll(self, checkpoint: str) -> np.ndarray:
         """[rows] as measured when the store was written."""
         return self._stores[checkpoint].nll()
+
+    def ahead(self, checkpoint: str) -> Callable[[Sequence[int]], None]:
+        """Fetches stored rows into the page cache."""
+        return self._stores[checkpoint].will_read
 
     def head(self, checkpoint: str, device: torch.device) -> Head:
         """The checkpoint's head; the last one used stays loaded, and is shared by checkpoints whose head is the same."""
