@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tutelage import objective
-from tutelage.divergences import DIVERGENCES, cross_entropy, forward_kl, forward_kl_top_k, jsd, reverse_kl
+from tutelage.divergences import DIVERGENCES, akl, cross_entropy, forward_kl, forward_kl_top_k, jsd, reverse_kl
 from tutelage.objective import mixed_loss
 from tutelage.teachers import HiddenTargets, TopKTargets
 
@@ -33,6 +33,16 @@ def test_jsd_is_symmetric_and_at_most_ln_2():
     s, t = torch.randn(5, 11) * 50, torch.randn(5, 11) * 50
     assert torch.allclose(jsd(s, t), jsd(t, s), atol=1e-6)
     assert jsd(s, t).max() <= math.log(2) + 1e-6
+
+
+def test_adaptive_kl_weighs_by_where_the_student_is_off():
+    # Head {0.6}: gaps 0.3 on it, 0.3 on the tail, so half of each.
+    # KL(T||S) = 0.6 ln 2 + 0.1 ln 1/4 = 0.27726, KL(S||T) = 0.3 ln 1/2 + 0.4 ln 4 = 0.34657
+    teacher, student = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.3, 0.3, 0.4]]).log()
+    assert akl(student, teacher).item() == pytest.approx(0.31192, abs=1e-5)
+    # Head {0.4, 0.3}: all gaps on it, so forward KL alone.
+    teacher, student = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log(), torch.tensor([[0.3, 0.4, 0.2, 0.1]]).log()
+    assert akl(student, teacher).item() == pytest.approx(forward_kl(student, teacher).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)

@@ -12,13 +12,13 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "tutelage"
 
 LAYERS = (
-    "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui",
+    "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui cells",
     "tasks tasks.* sources columns entities shapes",
-    "schedule weighting divergences gradients objective theory methods rows charts page results",
-    "precision data token_store heads head_loss models hidden_store teachers caching trainer finetuning generation labels"
-    " evaluation probe distillation workspace lineage shrinking prediction scd_trainer demo demo.*",
+    "schedule weighting divergences gradients objective theory methods rows charts page results resampling statistics",
+    "precision data token_store heads head_loss models hidden_store teachers caching taid trainer finetuning generation labels"
+    " evaluation probe distillation workspace lineage shrinking prediction scd_trainer demo demo.* comparison executors",
     "stages stages.*",
-    "cli __main__ __init__",
+    "compare cli __main__ __init__",
 )
 """Names of modules inside the package, or patterns, lowest layer first. A name may be there before its module is."""
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -87,7 +87,30 @@ for _name, _text in STAGES.items():
 
 
 @app.command()
-def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def compare(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE... [section.key=value]...", help="Recipe files, then values.")],
+    methods: Annotated[str, typer.Option(help="Rows of the METHODS table, with commas.")] = "sft,td,td-aw,scd,scd-aw",
+    seeds: Annotated[int, typer.Option(min=1, help="Students a method: seeds 0, 1, ...")] = 3,
+    teacher_seeds: Annotated[int, typer.Option(min=1, help="Teacher trajectories a recipe.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Students trained at a time on this machine.")] = 1,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder of the comparison; default: RUN/compare.")] = None,
+    format: Annotated[Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")] = "table",
+) -> None:
+    """Methods against each other: the same teacher, anchor, rows and steps for all, several seeds. Continues where it stopped."""
+    from tutelage.compare import make_plan, run
+    from tutelage.comparison import show, write_summary
+    from tutelage.config import load_recipe
+
+    files = [word for word in recipes if "=" not in word or Path(word).is_file()]
+    overrides = [word for word in recipes if word not in files]
+    loaded = [load_recipe(file, overrides).recipe for file in files]
+    plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output)
+    run(plan)
+    show(write_summary(plan.folder), format)
+
+
+@app.command("show")
+def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """The resolved recipe: each value with where it comes from (default, file, override)."""
     from tutelage.config import load_recipe, show_rows
     from tutelage.ui import print_table

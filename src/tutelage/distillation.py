@@ -1,6 +1,6 @@
 """SCD with adaptive weighting, stage by stage: measure, choose, weigh, train, keep. The command and `SCDTrainer` both run this.
 
-A method's schedule, divergence and weighting come from METHODS; `schedule.py` chooses, `weighting.py` weighs, `trainer.py`
+A method's schedule, divergence and weighting come from `methods.py`; `schedule.py` chooses, `weighting.py` weighs, `trainer.py`
 trains. Here is the order of things, what is written down about it, and how a killed run goes on.
 """
 
@@ -21,10 +21,11 @@ from tutelage import schedule
 from tutelage.artifacts import read_json, write_json
 from tutelage.data import EncodedRow
 from tutelage.errors import ModelError
-from tutelage.methods import METHODS, Method
+from tutelage.methods import Method, find_method
 from tutelage.probe import Probe
 from tutelage.records import write_jsonl
 from tutelage.schedule import Candidate, Choice
+from tutelage.taid import Interpolation
 from tutelage.teachers import TeacherSource
 from tutelage.trainer import (
     DistillTrainer,
@@ -36,7 +37,7 @@ from tutelage.trainer import (
     train,
     training_arguments,
 )
-from tutelage.weighting import adaptive_weight, constant_weight
+from tutelage.weighting import adaptive_weight, checked_weight, constant_weight
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Plan:
     @property
     def parts(self) -> Method:
         """Schedule, divergence and weighting of the method."""
-        return METHODS[self.method]
+        return find_method(self.method)
 
 
 @dataclass(frozen=True)
@@ -142,28 +143,25 @@ class Distillation:
         else:
             chosen = self._choose(stage, model, records)
             write_json(decision, chosen)
-        self._train(stage, model, chosen["chosen"])
+        more = self._train(stage, model, chosen["chosen"], records)
         with self.autocast():
             validation = self.validate(model)
         self.save(model, self.end(stage))
-        return {"stage": stage, **chosen, "seconds": round(time.monotonic() - began, 3), "validation": asdict(validation)}
+        return {"stage": stage, **chosen, **more, "seconds": round(time.monotonic() - began, 3), "validation": asdict(validation)}
 
     def _choose(self, stage: int, model: nn.Module, records: list[dict[str, Any]]) -> dict[str, Any]:
         plan, rule = self.plan, self.plan.parts.schedule
         if rule == "none":
             return {"chosen": None, "candidates": [], "reason": "gold only", "stall": None}
         candidates = []
-        if rule == "nearest":
+        if plan.parts.looks:
             with self.autocast():
                 candidates = self._probe().compare(model)
-            choice = schedule.nearest(
-                candidates,
-                stage=stage,
-                num_stages=plan.num_stages,
-                best=self.best,
-                previous=_previous(records),
-                advance=plan.advance,
-            )
+            seen = {"stage": stage, "num_stages": plan.num_stages, "best": self.best, "previous": _previous(records)}
+            if callable(rule):
+                choice = schedule.own(rule, candidates, **seen)
+            else:
+                choice = schedule.nearest(candidates, **seen, advance=plan.advance)
         else:
             choice = schedule.fixed(
                 rule, self.source.checkpoints, stage=stage, num_stages=plan.num_stages, best=self.best, seed=plan.seed
@@ -191,22 +189,29 @@ class Distillation:
         """[rows] share of each row's loss that follows this checkpoint."""
         if checkpoint is None:
             return constant_weight(len(self.rows), 0.0)
-        if self.plan.parts.weighting == "constant":
+        rule = self.plan.parts.weighting
+        if rule == "constant":
             return constant_weight(len(self.rows), self.plan.kd_ratio)
         try:
-            return adaptive_weight(self.anchor_nll, self.source.nll(checkpoint))
+            losses = self.anchor_nll, self.source.nll(checkpoint)
+            return checked_weight(rule, *losses) if callable(rule) else adaptive_weight(*losses)
         except ValueError as error:
             raise ModelError(f"{error}: a training has diverged. Lower its learning_rate and make that stage again") from error
 
-    def _train(self, stage: int, model: nn.Module, checkpoint: str | None) -> None:
+    def _train(self, stage: int, model: nn.Module, checkpoint: str | None, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Train for a stage. Returns what the record of the stage has to say about it besides."""
         plan, folder = self.plan, self.folder / f"trainer-{stage}"
         # A seed of its own for every stage: otherwise each would see the rows in the same order.
         args = training_arguments(folder, plan.trainer, seed=plan.seed * 1000 + stage, epochs=plan.epochs_per_stage)
         total = steps_of(args, len(self.rows))
         every = plan.save_steps or total
-        guidance = None
+        guidance = between = None
+        if plan.parts.schedule == "interpolated":
+            before = records[-1]["taid"] if records else {}
+            between = Interpolation(total * plan.num_stages, **before, done=total * (stage - 1))
         if checkpoint is not None:
-            guidance = Guidance(self.source, checkpoint, self.weights(checkpoint), plan.parts.divergence, plan.temperature)
+            weights = self.weights(checkpoint)
+            guidance = Guidance(self.source, checkpoint, weights, plan.parts.divergence, plan.temperature, between)
         callbacks = [
             SaveAt(range(every, total, every)),
             JsonLog(self.folder / "log.jsonl", stage=stage, checkpoint=checkpoint),
@@ -223,6 +228,7 @@ class Distillation:
             callbacks=callbacks,
         )
         train(trainer)
+        return {"taid": between.state()} if between else {}
 
     def _kept(self, records: list[dict[str, Any]]) -> int:
         """The stage whose student is kept: the last, or the best on validation (the later one of equals)."""

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tutelage.divergences import DIVERGENCES, log_probs
+from tutelage.divergences import Divergence, divergence_function, log_probs
 from tutelage.gradients import GRADIENTS
 from tutelage.heads import answer_logits, head_of, in_place_of, vocabulary_product
-from tutelage.objective import Losses, Targets, divergence_of, mixed_loss, sample_means
+from tutelage.objective import Interpolated, Losses, Targets, divergence_of, mixed_loss, sample_means
 
 CHUNK_BYTES = 1 << 24
-"""Size of a chunk's float32 logits: a few fit into a processor's last-level cache."""
+"""Size of a chunk's float32 logits on a CPU: two of them, the student's and the teacher's, fit into a last-level cache."""
+GPU_CHUNK_BYTES = 1 << 27
+"""The same elsewhere: at 128,000 entries 256 positions, enough that a product waits for arithmetic and not for the weight."""
 SLICE_BYTES = 1 << 20
-"""Size of what of it a CPU turns into gradients at a time."""
+"""Size of what of a chunk a CPU turns into gradients at a time."""
 AGREEMENT = 1e-3
 """Largest relative difference to the plain loss at which the fused one is used: a head with a cap or scale is far beyond."""
 
@@ -42,19 +44,22 @@ class Question:
     """[samples] share that follows the teacher."""
     targets: Targets | None
     vocabulary: int
-    divergence: str = "forward_kl"
+    divergence: str | Divergence = "forward_kl"
     temperature: float = 1.0
     denominator: float | Tensor | None = None
+    teacher_share: float = 1.0
+    """Below 1 the target lies between student and teacher, `objective.Interpolated`."""
     answer: Losses | None = field(default=None, init=False)
 
     def plain(self, logits: Tensor) -> Losses:
         """The loss from all logits at the answer positions, [positions, V]: the reference."""
+        between = self.targets is not None and self.teacher_share < 1
         return mixed_loss(
             logits,
             self.gold,
             self.mask,
             self.weight,
-            self.targets,
+            Interpolated(self.targets, logits, self.teacher_share) if between else self.targets,
             divergence=self.divergence,
             temperature=self.temperature,
             denominator=self.denominator,
@@ -130,7 +135,7 @@ def _forward(
     bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
     ce, kd = hidden.new_zeros((2, len(hidden)), dtype=torch.float32)
     kd_weight = ask.weight.float()[sample]
-    size = max(1, CHUNK_BYTES // (4 * ask.vocabulary))
+    size = max(1, (CHUNK_BYTES if hidden.device.type == "cpu" else GPU_CHUNK_BYTES) // (4 * ask.vocabulary))
     for start in range(0, len(hidden), size):
         stop = min(start + size, len(hidden))
         rows, part = hidden[start:stop].to(dtype), slice(start, stop)
@@ -164,7 +169,11 @@ def _into_gradients(logits: Tensor, ask: Question, first: int, w: Tensor, share:
     """
     ce, kd = logits.new_zeros((2, len(logits)))
     targets, last = ask.targets, first + len(logits)
-    teacher = None if targets is None or targets.top_k(first, last) is not None else targets.logits(first, last)
+    between = ask.teacher_share < 1  # needs full distributions
+    known = targets is not None and (between or targets.top_k(first, last) is None)
+    teacher = targets.logits(first, last) if known else None
+    if teacher is not None and between:
+        teacher = torch.lerp(logits, teacher.float(), ask.teacher_share)
     few = max(1, SLICE_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
     for start in range(0, len(logits), few):
         stop = min(start + few, len(logits))
@@ -200,7 +209,7 @@ def _divergence(s_log: Tensor, s: Tensor, teacher: Tensor | None, ask: Question,
         if teacher is None:
             value = divergence_of(leaf, ask.targets, at.start, at.stop, ask.divergence, heat)
         else:
-            value = DIVERGENCES[ask.divergence](leaf, teacher, heat) * heat**2
+            value = divergence_function(ask.divergence)(leaf, teacher, heat) * heat**2
         return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tutelage.artifacts import folder_fingerprint
-from tutelage.methods import METHODS
+from tutelage.methods import find_method
 
 if TYPE_CHECKING:
     from tutelage.workspace import Workspace
@@ -54,17 +54,23 @@ def cache(space: Workspace) -> Inputs:
     return space.upstream("prepare", "teach") | space.settings("cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype")
 
 
+def teacher_answers(space: Workspace) -> Inputs:
+    """The prepared rows, T*, and how answers are decoded."""
+    return space.upstream("prepare", "teach") | space.settings("task.decoding", "task.max_new_tokens", "teacher.dtype")
+
+
 def student(space: Workspace, method: str) -> Inputs:
     """One distilled student: what its method needs of the teacher and the anchor, and the distill section but its lists."""
-    parts = METHODS[method]
+    parts = find_method(method)
     stages = ["prepare", *(["teach", "cache"] if parts.schedule != "none" else [])]
-    stages += ["anchor"] if parts.weighting == "adaptive" else []
+    stages += ["anchor"] if parts.needs_anchor else []
+    stages += ["teacher_answers"] if parts.answers == "teacher" else []
     inputs = space.upstream(*stages) | space.settings("student", "trainer", "distill", "task.metric", "task.decoding")
     return {key: value for key, value in inputs.items() if not key.startswith(("distill.methods", "distill.seeds"))}
 
 
 def inputs_of(space: Workspace, name: str) -> Inputs:
-    """Inputs of a folder of the run: prepare, teach, anchor, cache, or distill/METHOD/seed-K."""
+    """Inputs of a folder of the run: prepare, teach, anchor, cache, teacher_answers, or distill/METHOD/seed-K."""
     if name.startswith("distill/"):
         return student(space, name.split("/")[1])
-    return {"prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache}[name](space)
+    return {"prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache, "teacher_answers": teacher_answers}[name](space)

@@ -2,24 +2,47 @@
 
 A method is a point in a small product: which checkpoint teaches (schedule), how far the student is from it (divergence),
 and how much of a sample's loss follows it (weighting). Rows, steps, stages, resets and seeds are the same for all of them.
+
+A part may be a function of your own instead of a name; a method of your own is a line in METHODS, or an entry point of the group
+`tutelage.methods` (docs/your-own-method.md).
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+GROUP = "tutelage.methods"
+"""Entry points of packages that bring methods."""
 
 
 class Method(NamedTuple):
     """One way to train the student."""
 
-    schedule: Literal["none", "best", "in_order", "nearest", "random"]
-    """`none`: no teacher. `best`: always T*. `in_order`: oldest to newest. `nearest`: SCD's choice. `random`: seeded."""
-    divergence: Literal["none", "forward_kl", "reverse_kl", "jsd", "skew_kl"]
-    """See `divergences.py`."""
-    weighting: Literal["none", "constant", "adaptive"]
-    """`none`: gold only. `constant`: `kd_ratio`. `adaptive`: AW, from the anchor's and the checkpoint's losses."""
+    schedule: Literal["none", "best", "interpolated", "in_order", "nearest", "random"] | Callable[..., str]
+    """`none`: no teacher. `best`: always T*. `interpolated`: between the student and T*. `in_order`: oldest to newest. `nearest`:
+    SCD's choice. `random`: seeded. A function: (candidates, *, stage, num_stages, best, previous) to the name of a checkpoint,
+    see `schedule.nearest`."""
+    divergence: Literal["none", "forward_kl", "reverse_kl", "jsd", "skew_kl", "akl"] | Callable[..., Any]
+    """See `divergences.py`. A function: (student logits, teacher logits, temperature) to [positions], in nats."""
+    weighting: Literal["none", "constant", "adaptive"] | Callable[..., Any]
+    """`none`: gold only. `constant`: `kd_ratio`. `adaptive`: AW, from the anchor's and the checkpoint's losses. A function:
+    (anchor's losses, checkpoint's losses), both [rows] in nats, to [rows] weights in [0, 1]."""
     source: str
     """Where the method comes from."""
+    answers: Literal["gold", "teacher"] = "gold"
+    """What cross-entropy is taken on: `teacher`: T*'s own greedy answers."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether the schedule compares student and checkpoints at the start of a stage."""
+        return self.schedule == "nearest" or callable(self.schedule)
+
+    @property
+    def needs_anchor(self) -> bool:
+        """Whether weights are made of the anchor's losses."""
+        return self.weighting == "adaptive" or callable(self.weighting)
 
 
 METHODS: dict[str, Method] = {
@@ -33,5 +56,30 @@ METHODS: dict[str, Method] = {
     "random": Method("random", "forward_kl", "constant", "ablation of the schedule: a random checkpoint each stage"),
     "rkl": Method("best", "reverse_kl", "constant", "reverse KL as in MiniLLM, arXiv 2306.08543, on gold answers"),
     "jsd": Method("best", "jsd", "constant", "generalised JSD at 0.5 as in GKD, arXiv 2306.13649, on gold answers"),
+    "seqkd": Method("none", "none", "none", "fine-tuning on the teacher's own answers, arXiv 1606.07947", "teacher"),
+    "akl": Method("best", "akl", "constant", "adaptive mixture of forward and reverse KL, arXiv 2404.02657"),
+    "taid": Method("interpolated", "forward_kl", "constant", "a target that moves from student to teacher, arXiv 2501.16937"),
     "skew": Method("best", "skew_kl", "constant", "skewed KL at 0.1 as in DistiLLM, arXiv 2402.03898"),
 }
+
+
+@cache
+def _brought() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def method_names() -> list[str]:
+    """Every method there is: those of the table and those that installed packages bring."""
+    return list(dict.fromkeys([*METHODS, *_brought()]))
+
+
+def find_method(name: str) -> Method:
+    """A method by name. Raises KeyError for one that nobody has, TypeError for an entry point that is no `Method`."""
+    if name not in METHODS:
+        method = _brought()[name].load()
+        if not isinstance(method, Method):
+            raise TypeError(f"entry point {name!r} of {GROUP} gives {method!r}; it must give a tutelage.methods.Method")
+        METHODS[name] = method
+    return METHODS[name]

@@ -8,13 +8,14 @@ samples in the whole optimizer step, over all micro-batches and ranks; it is app
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tutelage.divergences import DIVERGENCES, cross_entropy, forward_kl_top_k
+from tutelage.divergences import Divergence, cross_entropy, divergence_function, forward_kl_top_k
 
 CHUNK_ELEMENTS = 1 << 25
 """Positions x vocabulary handled at a time: 128 MB in float32. Above it the loss is computed in chunks, each recomputed in the
@@ -42,6 +43,23 @@ class Losses(NamedTuple):
     """[samples] token means, detached; zeros without a teacher."""
 
 
+@dataclass(frozen=True)
+class Interpolated:
+    """Targets between student and teacher: (1 - share) x student + share x teacher in logits, the student's held constant."""
+
+    targets: Targets
+    student: Tensor
+    """[positions, V] logits."""
+    share: float
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """[stop - start, V] in float32."""
+        return torch.lerp(self.student[start:stop].detach().float(), self.targets.logits(start, stop).float(), self.share)
+
+    def top_k(self, start: int, stop: int) -> None:
+        """Needs full distributions; a source that has only the top k says so in `logits`."""
+
+
 def mixed_loss(
     student: Tensor,
     gold: Tensor,
@@ -49,7 +67,7 @@ def mixed_loss(
     weight: Tensor,
     targets: Targets | None,
     *,
-    divergence: str = "forward_kl",
+    divergence: str | Divergence = "forward_kl",
     temperature: float = 1.0,
     denominator: float | Tensor | None = None,
 ) -> Losses:
@@ -92,11 +110,13 @@ def sample_means(values: Tensor, answer_mask: Tensor) -> Tensor:
     return sums / counts.clamp_min(1)
 
 
-def divergence_of(rows: Tensor, targets: Targets, start: int, stop: int, divergence: str, temperature: float) -> Tensor:
+def divergence_of(
+    rows: Tensor, targets: Targets, start: int, stop: int, divergence: str | Divergence, temperature: float
+) -> Tensor:
     """[positions] divergence, scaled by temperature squared."""
     sparse = targets.top_k(start, stop)
     if sparse is None:
-        values = DIVERGENCES[divergence](rows, targets.logits(start, stop), temperature)
+        values = divergence_function(divergence)(rows, targets.logits(start, stop), temperature)
     elif divergence == "forward_kl":
         values = forward_kl_top_k(rows, *sparse, temperature)
     else:

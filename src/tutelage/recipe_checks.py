@@ -146,7 +146,7 @@ def _task_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _method_problems(recipe: Recipe) -> Iterator[Problem]:
-    from tutelage.methods import METHODS
+    from tutelage.methods import method_names
 
     for key, values in {"distill.methods": recipe.distill.methods, "distill.seeds": recipe.distill.seeds}.items():
         if not values:
@@ -154,9 +154,10 @@ def _method_problems(recipe: Recipe) -> Iterator[Problem]:
         for value in dict.fromkeys(v for v in values if values.count(v) > 1):
             yield Problem(key, f"{value} is there {values.count(value)} times; write it once")
     for name in dict.fromkeys(recipe.distill.methods):
-        if name not in METHODS:
-            yield Problem("distill.methods", f"no method is called {name!r}; {_one_of(name, METHODS)}")
-    for key, seeds in {"seed": [recipe.seed], "distill.seeds": recipe.distill.seeds}.items():
+        if name not in method_names():
+            yield Problem("distill.methods", f"no method is called {name!r}; {_one_of(name, method_names())}")
+    of_teacher = [recipe.teach.seed] if recipe.teach.seed is not None else []
+    for key, seeds in {"seed": [recipe.seed], "teach.seed": of_teacher, "distill.seeds": recipe.distill.seeds}.items():
         for seed in seeds:
             if not 0 <= seed < 2**32:
                 yield Problem(key, f"{seed} cannot seed a random generator; write a number from 0 to 4294967295")

@@ -136,6 +136,8 @@ class Teach(Section):
     """A folder that holds `checkpoint-*`, or a list of checkpoint folders in training order; then nothing is trained."""
     num_checkpoints: int = Field(4, gt=0)
     """How many checkpoints are kept, at equal spacing; the last one is the end of training."""
+    seed: int | None = None
+    """Seed of the teacher's training. Default: the recipe's `seed`."""
     best_by: Literal["score", "loss"] = "score"
     """T*, the best teacher: by validation score (ties: by loss) or by validation loss."""
     trainer: dict[str, Any] = {}

@@ -22,10 +22,10 @@ from tutelage.artifacts import Work, digest, folder_fingerprint
 from tutelage.caching import CacheBuilder, each_checkpoint
 from tutelage.data import EncodedRow, Encoder, pad_id_of
 from tutelage.distillation import Distillation, Plan, Validation
-from tutelage.errors import ModelError
+from tutelage.errors import ConfigError, ModelError
 from tutelage.evaluation import sample_losses
 from tutelage.finetuning import fine_tune, spaced_steps
-from tutelage.methods import METHODS
+from tutelage.methods import find_method
 from tutelage.models import check_vocabularies, list_checkpoints, load_model, load_tokenizer, load_trainable, merged, save_student
 from tutelage.recipe_schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.rows import simple_examples
@@ -118,7 +118,11 @@ class SCDTrainer:
         """
         args = self.args
         plan = self._plan()
-        aw = METHODS[args.method].weighting == "adaptive"
+        if find_method(args.method).answers == "teacher":
+            raise ConfigError(
+                f"method {args.method!r} trains on the teacher's own answers: run it with `tutelage run` or `compare`"
+            )
+        aw = find_method(args.method).needs_anchor
         work = Work(
             self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
         )

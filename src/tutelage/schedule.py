@@ -6,9 +6,11 @@ Distances come in as numbers, so a choice can be recomputed from `stages.json` b
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from tutelage.errors import ModelError
 
 FAR_NATS = 0.05
 """A student further than this (nats an answer token) from a checkpoint it has already followed for a stage has not reached it."""
@@ -71,6 +73,14 @@ def nearest(
     return Choice(winner.checkpoint, reason, _stall(winner, previous, best))
 
 
+def own(rule: Callable[..., str], candidates: Sequence[Candidate], **seen: Any) -> Choice:
+    """The choice of a function of the user's own, called as `nearest` is. Raises ModelError for what is no checkpoint."""
+    chosen, names = rule(candidates, **seen), [candidate.checkpoint for candidate in candidates]
+    if chosen not in names:
+        raise ModelError(f"the schedule {rule.__name__} chose {chosen!r}; it must return one of {', '.join(names)}")
+    return Choice(chosen, f"chosen by {rule.__name__}")
+
+
 def _stall(winner: Candidate, previous: Candidate | None, best: str) -> str | None:
     """The warning for a student that stays with an early checkpoint it has not reached."""
     again = previous is not None and winner.checkpoint == previous.checkpoint
@@ -85,7 +95,7 @@ def _stall(winner: Candidate, previous: Candidate | None, best: str) -> str | No
 
 
 def fixed(
-    schedule: Literal["best", "in_order", "random"],
+    schedule: Literal["best", "interpolated", "in_order", "random"],
     checkpoints: Sequence[str],
     *,
     stage: int,
@@ -95,10 +105,11 @@ def fixed(
 ) -> Choice:
     """The choices that do not look at the student.
 
-    `best`: T* in every stage. `in_order`: checkpoints oldest to newest, spread evenly over the stages, the last stage getting the
-    newest. `random`: one drawn from (seed, stage), the same whenever it is asked for.
+    `best`: T* in every stage, and so `interpolated`, whose target moves towards it (`taid.py`). `in_order`: checkpoints oldest to
+    newest, spread evenly over the stages, the last stage getting the newest. `random`: one drawn from (seed, stage), the same
+    whenever it is asked for.
     """
-    if schedule == "best":
+    if schedule in ("best", "interpolated"):
         return Choice(best, "T*, the best teacher on validation")
     if schedule == "in_order":
         position = -(-stage * len(checkpoints) // num_stages) - 1

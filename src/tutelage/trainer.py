@@ -22,8 +22,10 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from tutelage.data import IGNORED, Collator, EncodedRow, LengthGroupedSampler, RowDataset
+from tutelage.divergences import Divergence
 from tutelage.head_loss import HeadLoss, Question
 from tutelage.heads import takes_logits_to_keep
+from tutelage.taid import Interpolation
 from tutelage.teachers import TeacherSource
 from tutelage.token_store import row_lengths
 
@@ -39,8 +41,10 @@ class Guidance:
     checkpoint: str
     weight: np.ndarray
     """[rows] in [0, 1]: share of each training row's loss that follows the teacher."""
-    divergence: str = "forward_kl"
+    divergence: str | Divergence = "forward_kl"
     temperature: float = 1.0
+    interpolation: Interpolation | None = None
+    """TAID's target between student and teacher."""
 
 
 class DistillTrainer(Trainer):
@@ -64,8 +68,9 @@ class DistillTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=RowDataset(rows),
-            data_collator=Collator(pad_id),
-            callbacks=list(callbacks),
+            data_collator=Collator(pad_id, ahead=guidance.source.ahead(guidance.checkpoint) if guidance else None),
+            # First, so that a restart point has its part before it is marked as whole.
+            callbacks=[*([guidance.interpolation] if guidance and guidance.interpolation else []), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         self.vocabulary, self.guidance = vocabulary, guidance
@@ -97,6 +102,7 @@ class DistillTrainer(Trainer):
     ) -> Tensor:
         """The batch's share of the mixed loss of its optimizer step."""
         mask, guidance, targets = inputs["targets"] != IGNORED, self.guidance, None
+        between = guidance.interpolation if guidance else None
         if guidance is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 targets = guidance.source.targets(guidance.checkpoint, inputs)
@@ -109,8 +115,11 @@ class DistillTrainer(Trainer):
             divergence=guidance.divergence if guidance else "forward_kl",
             temperature=guidance.temperature if guidance else 1.0,
             denominator=num_items_in_batch,
+            teacher_share=between.share if between else 1.0,
         )
         losses = self._head_loss(model, inputs, ask)
+        if between:
+            between.observe(self.accelerator.gather(losses.divergence).mean())
         self._parts.append(torch.stack([losses.cross_entropy.mean(), losses.divergence.mean()]))
         # DDP averages gradients over ranks; the denominator already counts them all.
         return losses.total * self.accelerator.num_processes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,12 +60,27 @@ class Screen:
             yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
-def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output: ruled on a terminal, tab-separated elsewhere."""
-    if not sys.stdout.isatty():
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], form: str = "table") -> None:
+    """A table on standard output. form: `table` is ruled on a terminal and tab-separated elsewhere; markdown, latex, csv."""
+    if form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([head, *rows])
+    elif form == "table" and not sys.stdout.isatty():
         for row in (head, *rows):
             print("\t".join(row))
-        return
+    elif form == "markdown":
+        for row in (head, ["---"] * len(head), *rows):
+            print("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |")
+    elif form == "latex":
+        print(f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", *map(_latex_row, (head, *rows)), r"\end{tabular}", sep="\n")
+    else:
+        _ruled(title, head, rows)
+
+
+def _latex_row(row: Sequence[str]) -> str:
+    return " & ".join(re.sub(r"([&%$#_{}])", r"\\\1", cell) for cell in row) + r" \\"
+
+
+def _ruled(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

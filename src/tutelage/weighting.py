@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -31,3 +33,14 @@ def constant_weight(rows: int, kd_ratio: float) -> np.ndarray:
     if not 0 <= kd_ratio <= 1:
         raise ValueError(f"kd_ratio must lie in [0, 1]; found {kd_ratio}")
     return np.full(rows, float(kd_ratio))
+
+
+def checked_weight(rule: Callable[..., np.ndarray], anchor_nll: np.ndarray, teacher_nll: np.ndarray) -> np.ndarray:
+    """[rows] weights of a function of the user's own. Raises ValueError for anything but one number in [0, 1] a row."""
+    weight = np.asarray(rule(anchor_nll, teacher_nll), dtype=np.float64)
+    if weight.shape != anchor_nll.shape or not np.all((weight >= 0) & (weight <= 1)):
+        raise ValueError(
+            f"the weighting {rule.__name__} must return {len(anchor_nll)} weights in [0, 1], one a row; found shape {weight.shape}"
+            + (f", {np.nanmin(weight):.3g} to {np.nanmax(weight):.3g}" if weight.size else "")
+        )
+    return weight

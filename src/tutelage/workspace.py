@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tutelage.data import Encoder
-    from tutelage.evaluation import Evaluator
+    from tutelage.evaluation import Evaluator, Exam
     from tutelage.token_store import TokenStore
 
 
@@ -34,6 +34,7 @@ class Workspace:
     recipe: Recipe
     screen: Screen = field(default_factory=Screen)
     force: bool = False
+    _exams: dict[str, Exam] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -80,11 +81,6 @@ class Workspace:
     def about(self) -> dict[str, Any]:
         """prepare/data.json: labels, choice, vocabulary, max_new_tokens, bf16."""
         return read_json(self.folder / "prepare" / "data.json")
-
-    def examples(self, split: str) -> list[Example]:
-        """Prepared rows of a split."""
-        lines = read_jsonl(self.folder / "prepare" / "rows.jsonl")
-        return [Example(**line) for line in lines if line["split"] == split]
 
     @cached_property
     def task(self) -> BaseTask:
@@ -140,6 +136,20 @@ class Workspace:
             self.recipe.task.decoding,
             self.recipe.evaluate.batch_size,
         )
+
+    @property
+    def best_teacher(self) -> Path:
+        """Folder of T*."""
+        taught = read_json(self.folder / "teach" / "checkpoints.json")
+        return Path(next(c["folder"] for c in taught["checkpoints"] if c["name"] == taught["best"]))
+
+    def exam(self, split: str) -> Exam:
+        """Prepared rows of a split, ready for any number of models to answer."""
+        if split not in self._exams:
+            lines = read_jsonl(self.folder / "prepare" / "rows.jsonl")
+            examples = [Example(**line) for line in lines if line["split"] == split]
+            self._exams[split] = self.evaluator.exam(examples, self.encoded(split))
+        return self._exams[split]
 
 
 def make_encoder(recipe: Recipe, tokenizer: Any) -> Encoder:

@@ -1,10 +1,12 @@
 """cache: read every teacher checkpoint once over the training rows and keep what it said.
 
-Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them.
+Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them; for methods that learn from
+the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,12 +17,22 @@ from tutelage.caching import CacheBuilder, each_checkpoint, foretell
 from tutelage.data import pad_id_of
 from tutelage.evaluation import loss_records
 from tutelage.hidden_store import HiddenStore
+from tutelage.methods import find_method
 from tutelage.records import write_jsonl
+from tutelage.token_store import write_tokens
 from tutelage.workspace import Workspace
 
 
 def run(space: Workspace) -> None:
-    """Do the stage."""
+    """Do the stage, as far as the recipe's methods need it."""
+    methods = [find_method(name) for name in space.recipe.distill.methods]
+    if any(method.schedule != "none" for method in methods):
+        _states(space)
+    if any(method.answers == "teacher" for method in methods):
+        _answers(space)
+
+
+def _states(space: Workspace) -> None:
     recipe, section = space.recipe, space.recipe.cache
     with space.work("cache", lineage.cache(space)) as work:
         if work is None:
@@ -49,3 +61,18 @@ def run(space: Workspace) -> None:
         for folder in folders:
             store = work.folder / folder.name
             write_jsonl(store / "sample_loss.jsonl", loss_records(rows, HiddenStore(store).nll()))
+
+
+def _answers(space: Workspace) -> None:
+    """T*'s answers to the training rows: answers.jsonl, and the rows as token ids with those answers."""
+    with space.work("teacher_answers", lineage.teacher_answers(space)) as work:
+        if work is None:
+            return
+        exam, encoder = space.exam("train"), space.encoder
+        teacher = space.load(space.recipe.teacher, space.best_teacher)
+        with space.screen.progress("teacher's answers", len(exam.examples)) as advance:
+            answers = space.evaluator.answers(teacher, exam, advance)
+        rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(exam.rows, answers, strict=True))
+        write_tokens(work.folder / "train.arrow", rows)
+        lines = zip(exam.examples, answers, strict=True)
+        write_jsonl(work.folder / "answers.jsonl", ({"id": example.id, "raw": text} for example, text in lines))

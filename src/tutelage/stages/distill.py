@@ -18,10 +18,11 @@ from tutelage.artifacts import Work, read_json
 from tutelage.data import EncodedRow, pad_id_of
 from tutelage.distillation import Distillation, Plan, Validation
 from tutelage.errors import StaleArtifactError
-from tutelage.methods import METHODS
+from tutelage.methods import find_method
 from tutelage.models import load_trainable, merged, save_student
 from tutelage.records import read_jsonl
 from tutelage.teachers import CachedTeacher
+from tutelage.token_store import TokenStore
 from tutelage.workspace import Workspace
 
 
@@ -29,16 +30,19 @@ def run(space: Workspace) -> None:
     """Do the stage."""
     for method in space.recipe.distill.methods:
         for seed in space.recipe.distill.seeds:
-            _cell(space, method, seed)
+            cell(space, method, seed)
 
 
-def _cell(space: Workspace, method: str, seed: int) -> None:
-    recipe, cell = space.recipe, f"distill/{method}/seed-{seed}"
-    parts = METHODS[method]
-    with space.work(cell, lineage.student(space, method)) as work:
+def cell(space: Workspace, method: str, seed: int) -> None:
+    """Distil one student, unless it is there."""
+    recipe = space.recipe
+    parts = find_method(method)
+    with space.work(f"distill/{method}/seed-{seed}", lineage.student(space, method)) as work:
         if work is None:
             return
-        rows = space.encoded("train")
+        rows = (
+            space.encoded("train") if parts.answers == "gold" else TokenStore(space.folder / "teacher_answers/train.arrow", "train")
+        )
         source, best = None, None
         if parts.schedule != "none":
             taught = read_json(space.folder / "teach" / "checkpoints.json")
@@ -55,7 +59,7 @@ def _cell(space: Workspace, method: str, seed: int) -> None:
                 pad_id_of(space.tokenizer),
                 source,
                 best,
-                _anchor_losses(space, rows) if parts.weighting == "adaptive" else None,
+                _anchor_losses(space, rows) if parts.needs_anchor else None,
                 load=lambda folder: load_trainable(recipe.student, folder, seed),
                 save=lambda model, folder: save_student(model, space.tokenizer, folder),
                 validate=lambda model: _validate(space, model),
@@ -96,7 +100,7 @@ def _anchor_losses(space: Workspace, rows: Sequence[EncodedRow]) -> np.ndarray:
 
 
 def _validate(space: Workspace, model: nn.Module) -> Validation:
-    return Validation(*space.evaluator.quick(model, space.examples("validation"), space.encoded("validation")))
+    return Validation(*space.evaluator.quick(model, space.exam("validation")))
 
 
 def _say(space: Workspace, record: dict[str, Any]) -> None:

@@ -1,56 +1,85 @@
 """evaluate: score teacher, untrained student, anchor and every distilled student on the test rows.
 
-Writes evaluate/MODEL/predictions.jsonl for each model (a restart, or another method, scores only what is new), then
-evaluate/predictions.jsonl and evaluate/scores.json with all of them.
+Writes evaluate/MODEL/ for each model (a restart, or another method, scores only what is new): predictions.jsonl, scores.json and
+validation_loss.jsonl; then evaluate/predictions.jsonl and evaluate/scores.json with all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from tutelage.artifacts import read_json, write_json
+from tutelage.evaluation import loss_records
 from tutelage.records import Prediction, read_records, write_jsonl
 from tutelage.ui import print_table
 from tutelage.workspace import Workspace
 
 
+class Candidate(NamedTuple):
+    """A model to be scored."""
+
+    name: str
+    """`teacher`, `student`, `anchor`, or METHOD/seed-K."""
+    inputs: dict[str, Any]
+    """What it is made from."""
+    load: Callable[[], nn.Module]
+
+
 def run(space: Workspace) -> None:
     """Do the stage."""
-    examples, rows = space.examples("test"), space.encoded("test")
     scores: dict[str, Any] = {}
     everything: list[Prediction] = []
-    for name, inputs, load in _models(space):
-        inputs |= space.upstream("prepare") | space.settings("task", "evaluate")
-        with space.work(f"evaluate/{name}", inputs, rebuild_stale=True) as work:
-            if work is not None:
-                with space.screen.progress(f"score {name}", len(examples)) as advance:
-                    predictions = space.evaluator.predict(name, load(), examples, rows, advance)
-                write_jsonl(work.folder / "predictions.jsonl", predictions)
-                summary = space.evaluator.summary(predictions, examples, space.recipe.evaluate.resamples)
-                write_json(work.folder / "scores.json", summary)
-        folder = space.folder / "evaluate" / name
-        scores[name] = read_json(folder / "scores.json")
+    for model in [*base_models(space), *_students(space)]:
+        score(space, model)
+        folder = space.folder / "evaluate" / model.name
+        scores[model.name] = read_json(folder / "scores.json")
         everything += read_records(folder / "predictions.jsonl", Prediction)
     folder = space.folder / "evaluate"
     write_jsonl(folder / "predictions.jsonl", everything)
-    result = {"task": space.recipe.task.type, "metric": space.task.metric, "split": "test", "rows": len(examples)}
+    rows = len(space.exam("test").examples)
+    result = {"task": space.recipe.task.type, "metric": space.task.metric, "split": "test", "rows": rows}
     write_json(folder / "scores.json", {**result, "models": scores})
 
 
-def _models(space: Workspace) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """(name, what it is made from, how to load it) of every model there is."""
+def score(space: Workspace, model: Candidate) -> None:
+    """Answers and scores of one model on the test rows, and its losses on the validation rows, unless they are there."""
+    inputs = model.inputs | space.upstream("prepare") | space.settings("task", "evaluate")
+    with space.work(f"evaluate/{model.name}", inputs, rebuild_stale=True) as work:
+        if work is None:
+            return
+        exam, held_out, network = space.exam("test"), space.encoded("validation"), model.load()
+        with space.screen.progress(f"score {model.name}", len(exam.examples)) as advance:
+            predictions = space.evaluator.predict(model.name, network, exam, advance)
+        losses = space.evaluator.losses(network, held_out)
+        write_jsonl(work.folder / "predictions.jsonl", predictions)
+        write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))
+        summary = space.evaluator.summary(predictions, exam.examples, space.recipe.evaluate.resamples)
+        write_json(work.folder / "scores.json", summary)
+
+
+def base_models(space: Workspace) -> Iterator[Candidate]:
+    """What every distilled student is compared with: T*, the untrained student, the anchor."""
     recipe, folder = space.recipe, space.folder
-    taught = read_json(folder / "teach" / "checkpoints.json")
-    best = Path(next(c["folder"] for c in taught["checkpoints"] if c["name"] == taught["best"]))
-    yield "teacher", space.upstream("teach"), lambda: space.load(recipe.teacher, best)
-    yield "student", {}, lambda: space.load(recipe.student)
-    yield "anchor", space.upstream("anchor"), lambda: space.load(recipe.student, folder / "anchor")
-    for method in recipe.distill.methods:
-        for seed in recipe.distill.seeds:
-            cell = f"{method}/seed-{seed}"
-            yield cell, space.upstream(f"distill/{cell}"), lambda cell=cell: space.load(recipe.student, folder / "distill" / cell)
+    yield Candidate("teacher", space.upstream("teach"), lambda: space.load(recipe.teacher, space.best_teacher))
+    yield Candidate("student", {}, lambda: space.load(recipe.student))
+    yield Candidate("anchor", space.upstream("anchor"), lambda: space.load(recipe.student, folder / "anchor"))
+
+
+def student(space: Workspace, method: str, seed: int) -> Candidate:
+    """One distilled student."""
+    cell = f"{method}/seed-{seed}"
+    folder = space.folder / "distill" / cell
+    return Candidate(cell, space.upstream(f"distill/{cell}"), lambda: space.load(space.recipe.student, folder))
+
+
+def _students(space: Workspace) -> Iterator[Candidate]:
+    for method in space.recipe.distill.methods:
+        for seed in space.recipe.distill.seeds:
+            yield student(space, method, seed)
 
 
 def show_scores(folder: Path) -> None:

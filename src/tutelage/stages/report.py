@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tutelage.charts import decades, histogram, interval_plot, line_chart, scatter, staircase
-from tutelage.methods import METHODS
+from tutelage.methods import find_method, method_names
 from tutelage.records import Interval
 from tutelage.results import Results, Student, read_results
 from tutelage.theory import gap_closed, interval, perfect_gate, split_risk
@@ -202,7 +202,7 @@ def schedule(results: Results, student: Student) -> dict[str, Any]:
     options = section.get("schedule") or {}
     return {
         "model": student.name,
-        "rule": METHODS[student.method].schedule if student.method in METHODS else None,
+        "rule": _rule(student.method),
         "forward": options.get("reach") == "forward",
         "advance": bool(options.get("advance")),
         "stages": stages,
@@ -210,6 +210,12 @@ def schedule(results: Results, student: Student) -> dict[str, Any]:
         "stalls": [record["stage"] for record in student.stages if record.get("stall")],
         "path": _path(results, student),
     }
+
+
+def _rule(method: str) -> str | None:
+    """The schedule of a method by name; None for one that is not installed here."""
+    rule = find_method(method).schedule if method in method_names() else None
+    return rule.__name__ if callable(rule) else rule
 
 
 def _path(results: Results, student: Student) -> dict[str, Any] | None:

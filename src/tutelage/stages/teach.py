@@ -48,13 +48,14 @@ def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
 
 def _train(space: Workspace, folder: Path) -> list[Path]:
     recipe, rows = space.recipe, space.encoded("train")
-    args = training_arguments(folder, space.trainer_arguments("teach"), seed=recipe.seed)
+    seed = recipe.seed if recipe.teach.seed is None else recipe.teach.seed
+    args = training_arguments(folder, space.trainer_arguments("teach"), seed=seed)
     steps = spaced_steps(args, len(rows), recipe.teach.num_checkpoints)
     folders = [folder / f"checkpoint-{step}" for step in steps]
     if not (folders[-1] / WHOLE).exists():
         with space.screen.steps("teach") as on_step:
             fine_tune(
-                load_trainable(recipe.teacher, None, recipe.seed),
+                load_trainable(recipe.teacher, None, seed),
                 args,
                 rows,
                 save_at=steps,
@@ -75,9 +76,9 @@ def _validate(space: Workspace, folder: Path, checkpoint: Path) -> dict[str, Any
     if kept.is_file():
         return read_json(kept)
     model = space.load(space.recipe.teacher, checkpoint)
-    examples, rows = space.examples("validation"), space.encoded("validation")
-    with space.screen.progress(f"validate {checkpoint.name}", len(examples)) as advance:
-        score, nll = space.evaluator.quick(model, examples, rows, advance)
+    exam = space.exam("validation")
+    with space.screen.progress(f"validate {checkpoint.name}", len(exam.examples)) as advance:
+        score, nll = space.evaluator.quick(model, exam, advance)
     found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": nll}
     write_json(kept, found)
     return found

@@ -6,7 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from tutelage.records import Example, Interval
+from tutelage.tasks.metrics import Statistic, bootstrap
 
 
 class BaseTask(ABC):
@@ -42,6 +45,9 @@ class BaseTask(ABC):
         """The row's own score in [0, 1]; 0 for None."""
 
     @abstractmethod
+    def table(self, predictions: Sequence[Any | None], examples: Sequence[Example]) -> tuple[np.ndarray, Statistic]:
+        """([n, k] numbers that hold all that the metrics need of a row, the metrics as a function of draws of such rows)."""
+
     def metrics(
         self, predictions: Sequence[Any | None], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0
     ) -> dict[str, Interval]:
@@ -49,6 +55,7 @@ class BaseTask(ABC):
 
         The value is that of all rows; the interval is a seeded bootstrap 95 % percentile interval over rows.
         """
+        return bootstrap(*self.table(predictions, examples), resamples, seed)
 
 
 def first_line(raw: str) -> str:

@@ -16,9 +16,9 @@ from typing import ClassVar
 import numpy as np
 
 from tutelage.errors import DataError
-from tutelage.records import Example, Interval
+from tutelage.records import Example
 from tutelage.tasks.base import BaseTask
-from tutelage.tasks.metrics import bootstrap, entity_counts, ratio
+from tutelage.tasks.metrics import Statistic, entity_counts, ratio
 
 NO_ENTITIES = "none"
 """The whole answer where a text holds no entity."""
@@ -94,14 +94,9 @@ class EntityRecognition(BaseTask):
         matched, predicted, gold = _total(entity_counts(prediction, self.gold(example)))
         return 2 * matched / (predicted + gold) if predicted + gold else 1.0
 
-    def metrics(
-        self,
-        predictions: Sequence[Sequence[Sequence[str]] | None],
-        examples: Sequence[Example],
-        *,
-        resamples: int = 1000,
-        seed: int = 0,
-    ) -> dict[str, Interval]:
+    def table(
+        self, predictions: Sequence[Sequence[Sequence[str]] | None], examples: Sequence[Example]
+    ) -> tuple[np.ndarray, Statistic]:
         """entity_f1, precision, recall, unparsable_rate and f1/TYPE, as defined at the top of this module.
 
         Where neither gold nor prediction holds any entity and every row was readable, the first three are 1.0.
@@ -129,7 +124,7 @@ class EntityRecognition(BaseTask):
                 **{f"f1/{kind}": ratio(2 * right, guessed + true, np.nan) for kind, right, guessed, true in by_type},
             }
 
-        return bootstrap(np.array(rows, dtype=np.int64), statistic, resamples, seed)
+        return np.array(rows, dtype=np.int64), statistic
 
 
 def _split(line: str, types: Collection[str] | None) -> tuple[str, str] | None:

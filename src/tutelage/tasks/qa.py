@@ -17,10 +17,10 @@ from typing import ClassVar
 import numpy as np
 
 from tutelage.errors import DataError
-from tutelage.records import Example, Interval
+from tutelage.records import Example
 from tutelage.tasks.base import BaseTask, first_line
 from tutelage.tasks.classification import Classification
-from tutelage.tasks.metrics import bootstrap, exact_match, token_f1
+from tutelage.tasks.metrics import Statistic, exact_match, token_f1
 
 SPAN_TEMPLATES: dict[str, str] = {
     "en": "Answer the question with words from the text.\nText: {context}\nQuestion: {question}\nAnswer:",
@@ -91,9 +91,7 @@ class SpanQA(BaseTask):
         compare = token_f1 if self.metric == "token_f1" else exact_match
         return 0.0 if prediction is None else compare(prediction, self.gold(example), self.language_of(example))
 
-    def metrics(
-        self, predictions: Sequence[str | None], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0
-    ) -> dict[str, Interval]:
+    def table(self, predictions: Sequence[str | None], examples: Sequence[Example]) -> tuple[np.ndarray, Statistic]:
         """exact_match, token_f1 and empty_rate, as defined at the top of this module."""
         rows = []
         for prediction, example in zip(predictions, examples, strict=True):
@@ -107,4 +105,4 @@ class SpanQA(BaseTask):
             means = draws @ patterns / draws.sum(1, keepdims=True)
             return dict(zip(("exact_match", "token_f1", "empty_rate"), means.T, strict=True))
 
-        return bootstrap(np.array(rows), statistic, resamples, seed)
+        return np.array(rows), statistic

@@ -1,0 +1,164 @@
+"""Methods against each other: every cell once, failures kept, interruptions survived, numbers that follow from the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from project import Command, make_project
+from tutelage import compare
+from tutelage.cells import Cell, ResultsFile
+from tutelage.executors import LocalExecutor, Outcome
+from tutelage.records import read_jsonl
+
+METHODS = "sft,td,td-aw,scd,scd-aw"
+
+
+@dataclass
+class Inline:
+    """An executor without processes."""
+
+    task: object
+    logs: Path
+    jobs: int = 1
+
+    def run(self, cells):
+        for cell in cells:
+            try:
+                compare.make_cell(cell)
+                yield Outcome(cell, 0.0)
+            except Exception as error:
+                yield Outcome(cell, 0.0, f"{type(error).__name__}: {error}")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "LocalExecutor", Inline)
+    return Command(monkeypatch, capsys)
+
+
+def lines(folder):
+    return list(read_jsonl(folder / "run/compare/results.jsonl"))
+
+
+def test_a_comparison_from_rows_to_summary(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("compare", recipe, "--methods", METHODS, "--seeds", 2, "--format", "markdown") == 0
+    assert "| scd-aw |" in command.out and "10 cells, 0 of them are there" in command.err
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    (seen,) = summary["recipes"]
+    assert set(seen["methods"]) == set(METHODS.split(",")) and seen["rows"] == 6
+    for name, method in seen["methods"].items():  # from the predictions, by other means
+        files = [tmp_path / f"run/evaluate/{name}/seed-{seed}/predictions.jsonl" for seed in (0, 1)]
+        rows = [list(read_jsonl(file)) for file in files]
+        assert method["score"]["value"] == pytest.approx(np.mean([[r["prediction"] == r["gold"] for r in one] for one in rows]))
+        assert method["nll"]["value"] == pytest.approx(np.mean([[r["nll"] for r in one] for one in rows]))
+        assert method["seeds"] == 2 and method["nll"]["low"] <= method["nll"]["value"] <= method["nll"]["high"]
+    effect = seen["two_by_two"]["nll"]["schedule"]["value"]
+    nll = {name: method["nll"]["value"] for name, method in seen["methods"].items()}
+    assert effect == pytest.approx((nll["scd"] + nll["scd-aw"] - nll["td"] - nll["td-aw"]) / 2)
+    assert len(summary["cells"]) == 10
+    for cell in summary["cells"]:
+        assert cell["test"]["difference"] == pytest.approx(cell["test"]["deficit"] - cell["test"]["advantage"], abs=1e-9)
+    before = lines(tmp_path)
+    assert command("compare", recipe, "--methods", METHODS, "--seeds", 2) == 0
+    assert "10 of them are there" in command.err and lines(tmp_path) == before
+
+
+def test_a_cell_that_fails_is_recorded_and_made_again(tmp_path, command, monkeypatch):
+    recipe, real = make_project(tmp_path), compare.distill.cell
+
+    def out_of_memory(space, method, seed):
+        if method == "td":
+            raise MemoryError("no room")
+        real(space, method, seed)
+
+    monkeypatch.setattr(compare.distill, "cell", out_of_memory)
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
+    assert "MemoryError: no room" in command.err and "failed: recipe td seed 0" in command.out
+    monkeypatch.setattr(compare.distill, "cell", real)
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
+    assert "2 cells, 1 of them are there" in command.err and "failed" not in command.out
+    found = ResultsFile(tmp_path / "run/compare/results.jsonl").lines()
+    assert [rows[0]["status"] for rows in found.values()] == ["done", "done"]
+
+
+def test_more_trajectories_share_the_anchor(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1, "--teacher-seeds", 2) == 0
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    assert summary["recipes"][0]["methods"]["td"]["seeds"] == 2
+    assert {cell["teacher_seed"] for cell in summary["cells"]} == {0, 1}
+    teachers = [tmp_path / f"{run}/evaluate/teacher/predictions.jsonl" for run in ("run", "run-teacher-1")]
+    assert [r["nll"] for r in read_jsonl(teachers[0])] != [r["nll"] for r in read_jsonl(teachers[1])]
+    anchors = [tmp_path / f"{run}/anchor/sample_loss.jsonl" for run in ("run", "run-teacher-1")]
+    assert list(read_jsonl(anchors[0])) == list(read_jsonl(anchors[1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--methods", "td,scd-aww"], "did you mean scd-aw"),
+        (["--methods", "td,td"], "2 times"),
+        (["--methods", ","], "empty"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_runs(tmp_path, command, given, words):
+    assert command("compare", make_project(tmp_path), *given) == 2
+    assert words in command.err and not (tmp_path / "run").exists()
+
+
+def test_two_recipes_need_names_folders_and_a_place_of_their_own(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("compare", recipe, recipe) == 2
+    for words in ("two recipes write there", "same name", "--output"):
+        assert words in command.err
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    cell = Cell("r", "run", "td", 0, 0)
+    results = ResultsFile(tmp_path / "results.jsonl")
+    results.append(cell, "abc", [{"status": "done", "metric": "accuracy"}, {"status": "done", "metric": "nll"}])
+    whole = results.path.read_bytes()
+    results.path.write_bytes(whole + b'{"recipe": "r", "run')
+    assert len(ResultsFile(results.path).lines()[cell]) == 2
+    assert results.path.read_bytes() == whole
+    results.append(cell, "def", [{"status": "failed", "error": "no"}])
+    assert results.done() == {}
+
+
+# --- processes ---
+
+
+def end_as_told(cell):
+    print("words of", cell.method)
+    if cell.method == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cell.method == "raises":
+        raise ValueError("not today")
+    if cell.method == "slow":
+        time.sleep(60)
+
+
+def test_each_cell_has_a_process_of_its_own(tmp_path):
+    cells = [Cell("r", "run", method, 0, 0) for method in ("killed", "raises", "good")]
+    found = {o.cell.method: o for o in LocalExecutor(end_as_told, tmp_path / "logs", jobs=3).run(cells)}
+    assert "SIGKILL" in found["killed"].error and "memory" in found["killed"].error
+    assert found["raises"].error == "ValueError: not today"
+    assert found["good"].error is None
+    assert {path.read_text().splitlines()[0] for path in (tmp_path / "logs").iterdir()} >= {"words of raises", "words of good"}
+
+
+def test_cells_end_with_the_comparison(tmp_path):
+    running = LocalExecutor(end_as_told, tmp_path / "logs", jobs=2).run([Cell("r", "run", m, 0, 0) for m in ("slow", "good")])
+    began = time.monotonic()
+    assert next(running).cell.method == "good"
+    running.close()
+    assert time.monotonic() - began < 40
