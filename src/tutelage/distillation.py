@@ -172,7 +172,7 @@ class Distillation:
         """The rows that checkpoints are compared on, the same in every stage."""
         if self._compared is None:
             plan, total = self.plan, len(self.rows)
-            count = min(total, plan.probe_rows or min(256, max(32, round(0.04 * total * plan.epochs_per_stage))))
+            count = min(total, plan.probe_rows or min(256, max(16, round(0.02 * total * plan.epochs_per_stage))))
             places = np.sort(np.random.default_rng(plan.seed).permutation(total)[:count])
             write_json(self.folder / "probe.json", [self.rows[place].id for place in places])
             self._compared = Probe(

@@ -22,6 +22,26 @@ from tutelage.teachers import HiddenTargets, TeacherSource
 BATCH_ROWS = 16
 CHUNK_POSITIONS = 128
 """Answer positions compared at a time: a checkpoint's logits at more of them are never held."""
+HELD_BYTES = 1 << 28
+"""Most that the student's logits may take; more of them are worked out anew for every checkpoint."""
+
+
+class _Student:
+    """The student's logits at all probe positions, for one checkpoint after another: kept where they are few."""
+
+    def __init__(self, targets: HiddenTargets) -> None:
+        positions, vocabulary = len(targets.hidden), len(targets.head.weight)
+        self._targets, self._few = targets, 4 * positions * vocabulary <= HELD_BYTES
+        self._held: dict[int, Tensor] = {}
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """[stop - start, V]."""
+        if start not in self._held:
+            logits = self._targets.logits(start, stop)
+            if not self._few:
+                return logits
+            self._held[start] = logits
+        return self._held[start]
 
 
 class Probe:
@@ -50,9 +70,9 @@ class Probe:
         model.eval()
         batches = [{name: tensor.to(device) for name, tensor in self._collate(items).items()} for items in self._batches]
         head = head_of(model, self.vocabulary)
-        hidden, logits = answer_states(model, batches[0])
-        _check_head(head, hidden, logits)
-        student = HiddenTargets(torch.cat([hidden, *(answer_hidden(model, batch) for batch in batches[1:])]), head)
+        if self._to_best is None:  # the first time
+            _check_head(head, *answer_states(model, batches[0]))
+        student = _Student(HiddenTargets(torch.cat([answer_hidden(model, batch) for batch in batches]), head))
         best = None if self._to_best else [self._targets(self.best, batch) for batch in batches]
         # One checkpoint after the other: each one's head is loaded once.
         distances = {name: self._distances(name, batches, student, best) for name in self.source.checkpoints}
@@ -62,7 +82,7 @@ class Probe:
         return [Candidate(name, self._to_best[name], far) for name, (_, far) in distances.items()]
 
     def _distances(
-        self, name: str, batches: list[dict[str, Tensor]], student: HiddenTargets, best: list[Targets] | None
+        self, name: str, batches: list[dict[str, Tensor]], student: _Student, best: list[Targets] | None
     ) -> tuple[float, float]:
         """KL(T* || T_k), where `best` is given, and the student's distance to T_k."""
         to_best = far = 0.0

@@ -193,8 +193,8 @@ class Distill(Section):
     schedule: Schedule = Schedule()
     """Refinements of the choice of checkpoint."""
     probe_rows: int | None = Field(None, gt=0)
-    """Seeded sample of training rows on which checkpoints are compared with the student. Default: 4 % of what a stage trains on,
-    at least 32 and at most 256, so that choosing stays cheap beside training."""
+    """Seeded sample of training rows on which checkpoints are compared with the student. Default: 2 % of what a stage trains on,
+    at least 16 and at most 256, so that choosing costs at most 2 % of a stage."""
     keep: Literal["best", "last"] = "best"
     """Which stage's student is kept: the best on validation, or the last."""
     keep_by: Literal["score", "loss"] = "score"
