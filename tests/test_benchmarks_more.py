@@ -10,12 +10,14 @@ from threading import Thread
 import pytest
 import torch
 import typer
-from benchmarks import cost, endtoend, scale
+from benchmarks import caching, cost, endtoend, scale
 from benchmarks.published import SHAPES, Llm
 from benchmarks.shapes import Shape, build_model
 from benchmarks.step import Worker, guarded
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
+
+from tutelage import caching as caching_module
 
 SMALL = Llm(hidden=2, layers=1, intermediate=3, heads=1, kv_heads=1, head_dim=2, vocabulary=5, tied=True)
 """q, k, v, o of 4 entries and three MLP matrices of 6: a body of 34."""
@@ -284,3 +286,19 @@ def test_growth_by_hand():
     assert scale.summary([few, many], start)["cache"] == {
         "peak": 1.1, "peak less startup": 1.5, "anon": 1.05, "anon less startup": None, "seconds a row less startup": 2.0
     }  # fmt: skip
+
+
+# --- caching ---
+
+
+def test_caching_is_measured_against_forward_passes_over_the_same_batches(tmp_path, monkeypatch):
+    shape, seen = Shape(hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, vocabulary=64), {"forward": [], "read": []}
+    plain, read = caching.answer_logits, caching_module.read_batch
+    monkeypatch.setattr(caching, "answer_logits", lambda model, batch: seen["forward"].append(batch) or plain(model, batch))
+    monkeypatch.setattr(caching_module, "read_batch", lambda model, batch, v: seen["read"].append(batch) or read(model, batch, v))
+    found = caching.measure(tmp_path, shape, rows=20, rounds=1)
+    assert len(seen["forward"]) == len(seen["read"]) == 2 * 2  # two batches, a warm-up round and a measured one
+    for one, other in zip(seen["forward"], seen["read"], strict=True):
+        assert torch.equal(one["input_ids"], other["input_ids"])
+    assert found["ratios"]["cache/forward"] == found["seconds"]["cache"] / found["seconds"]["forward"]
+    assert [len(values) for values in found["samples"].values()] == [1, 1, 1]

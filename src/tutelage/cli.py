@@ -26,6 +26,7 @@ STAGES = {
     "teach": "Fine-tune the teacher and keep its checkpoints, or take yours; find the best.",
     "anchor": "Fine-tune the student on the same rows: the baseline, and the reference of adaptive weighting.",
     "cache": "Read every teacher checkpoint once over the training rows.",
+    "cross_fit": "For methods *-aw-cf: losses of student and teacher on rows that they were not trained on.",
     "distill": "Train the student on the checkpoints, stage by stage.",
     "evaluate": "Score every model on the test rows.",
     "report": "Write report/index.html from what is in the run folder.",
@@ -79,7 +80,7 @@ def _add_stage(name: str, text: str) -> None:
     def command(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
         _go(_workspace(recipe, overrides, force), [name])
 
-    app.command(name, help=text)(command)
+    app.command(name.replace("_", "-"), help=text)(command)
 
 
 for _name, _text in STAGES.items():

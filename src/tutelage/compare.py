@@ -21,7 +21,7 @@ from tutelage.errors import ConfigError, problems
 from tutelage.executors import LocalExecutor, Outcome
 from tutelage.methods import find_method
 from tutelage.recipe_schema import Recipe
-from tutelage.stages import anchor, cache, distill, evaluate, prepare, teach
+from tutelage.stages import anchor, cache, cross_fit, distill, evaluate, prepare, teach
 from tutelage.workspace import Workspace
 
 
@@ -115,7 +115,7 @@ def _shared_stages(space: Workspace, methods: Sequence[str]) -> None:
     """Everything that cells share, and the scores that they are compared with."""
     stages = [prepare, teach, anchor]
     if any(find_method(name).schedule != "none" or find_method(name).answers == "teacher" for name in methods):
-        stages.append(cache)
+        stages += [cache, cross_fit]
     for stage in stages:
         stage.run(space)
         (space.folder / "recipe.yaml").write_text(dump_recipe(space.recipe), encoding="utf-8")

@@ -78,6 +78,12 @@ class Recipe:
         """Cells of a method, by trajectory and seed."""
         return sorted((c for c in self.cells if c.method == method), key=lambda c: (c.teacher_seed, c.seed))
 
+    def common(self, *methods: str) -> list[list[Cell]]:
+        """Cells of each method, those alone whose trajectory and seed all of them have; pairs in order."""
+        found = [{(cell.teacher_seed, cell.seed): cell for cell in self.of(name)} for name in methods]
+        keys = [key for key in found[0] if all(key in cells for cells in found)]
+        return [[cells[key] for key in keys] for cells in found]
+
     def tables(self, cells: Sequence[Cell], name: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """([cells, rows, k], [cells, rows] losses) of the cells' students, or of the model `name` in the cells' runs."""
         found = [self.models[cell.run, name or cell.student] for cell in cells]
@@ -122,7 +128,7 @@ def _recipe(recipe: Recipe, results: dict[Cell, list[dict[str, Any]]]) -> dict[s
     for key in ("score", "nll"):
         _against_best(recipe, found, key)
     effects = {}
-    if set(TWO_BY_TWO) <= set(methods):
+    if set(TWO_BY_TWO) <= set(methods) and recipe.common(*TWO_BY_TWO)[0]:
         effects = {key: _two_by_two(recipe, key) for key in ("score", "nll")}
     return {
         "name": recipe.name, "task": recipe.task.name, "metric": metric, "rows": len(recipe.examples), "base": base,
@@ -132,19 +138,23 @@ def _recipe(recipe: Recipe, results: dict[Cell, list[dict[str, Any]]]) -> dict[s
 
 def _method(recipe: Recipe, name: str, results: dict[Cell, list[dict[str, Any]]]) -> dict[str, Any]:
     """Score, loss and share of the gap of one method; the gap is that from `sft`, or else from the anchor, to the teacher."""
-    cells, statistic = recipe.of(name), recipe.statistic(recipe.task.metric)
-    table, nll = recipe.tables(cells)
-    baseline = recipe.of("sft")
-    sft = recipe.tables(baseline)[0] if baseline else recipe.tables(cells, "anchor")[0]
-    teacher = recipe.tables(cells, "teacher")[0]
-    paired = len(sft) in (1, len(cells)) and len(teacher) in (1, len(cells))
-    gap = gap_closed_interval(sft, teacher, table, statistic, same_seeds=paired)
+    cells = recipe.of(name)
     return {
         "seeds": len(cells),
-        **_estimates(recipe, table, nll),
-        "gap_closed": {"share": gap.share, "low": gap.low, "high": gap.high, "from": "sft" if baseline else "anchor"},
+        **_estimates(recipe, *recipe.tables(cells)),
+        "gap_closed": _gap_closed(recipe, name),
         "seconds": float(np.mean([results[cell][0]["seconds"] for cell in cells])),
     }
+
+
+def _gap_closed(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Share of the gap between plain fine-tuning and teacher, on the seeds that both methods have."""
+    baseline, cells = recipe.common("sft", name)
+    cells = cells or recipe.of(name)
+    sft = recipe.tables(baseline)[0] if baseline else recipe.tables(cells, "anchor")[0]
+    teacher, students = recipe.tables(cells, "teacher")[0], recipe.tables(cells)[0]
+    gap = gap_closed_interval(sft, teacher, students, recipe.statistic(recipe.task.metric))
+    return {"share": gap.share, "low": gap.low, "high": gap.high, "from": "sft" if baseline else "anchor"}
 
 
 def _estimates(recipe: Recipe, table: np.ndarray, nll: np.ndarray) -> dict[str, Any]:
@@ -162,14 +172,14 @@ def _against_best(recipe: Recipe, found: dict[str, dict[str, Any]], key: str) ->
     """Add to every method its rank, and its difference from the best by score, or by loss, with Holm's correction."""
     sign = 1 if key == "score" else -1
     order = sorted(found, key=lambda name: -sign * found[name][key]["value"])
-    best, others = order[0], order[1:]
+    best = order[0]
+    others = [name for name in order[1:] if recipe.common(name, best)[0]]
     statistic = recipe.statistic(recipe.task.metric) if key == "score" else None
     place = 0 if key == "score" else 1
-    mine = recipe.tables(recipe.of(best))[place]
     differences = []
     for name in others:
-        theirs = recipe.tables(recipe.of(name))[place]
-        differences.append(paired_difference(theirs, mine, statistic, same_seeds=len(theirs) == len(mine)))
+        theirs, mine = (recipe.tables(cells)[place] for cells in recipe.common(name, best))
+        differences.append(paired_difference(theirs, mine, statistic))
     adjusted = holm([difference.p_value for difference in differences]) if differences else []
     for rank, name in enumerate(order, start=1):
         found[name][f"{key}_rank"] = rank
@@ -186,8 +196,7 @@ def _against_best(recipe: Recipe, found: dict[str, dict[str, Any]], key: str) ->
 
 def _two_by_two(recipe: Recipe, key: str) -> dict[str, Any]:
     place, statistic = (0, recipe.statistic(recipe.task.metric)) if key == "score" else (1, None)
-    tables = [recipe.tables(recipe.of(name))[place] for name in TWO_BY_TWO]
-    effects = two_by_two(*tables, statistic, same_seeds=len({len(table) for table in tables}) == 1)
+    effects = two_by_two(*(recipe.tables(cells)[place] for cells in recipe.common(*TWO_BY_TWO)), statistic)
     return {name: _interval(getattr(effects, name)) for name in ("schedule", "weighting", "interaction")}
 
 
@@ -241,7 +250,10 @@ def _foretells(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 # --- printed ---
 
-NOTE = "* one seed: the interval is about other test rows, not about training again. p: difference from the best in score."
+NOTE = (
+    "* one seed: the interval is about other test rows, not about training again. p: difference in score from the best, which"
+    " was picked on the same rows and so looks a little better than it is."
+)
 
 
 def show(summary: dict[str, Any], form: str = "table") -> None:
@@ -278,7 +290,7 @@ def grid(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                     _span(seen["score"]),
                     _share(seen["gap_closed"]),
                     _span(seen["nll"]),
-                    "best" if against is None else f"{against['p_holm']:.3f}",
+                    f"{against['p_holm']:.3f}" if against else "best" if seen["score_rank"] == 1 else "",
                     f"{seen['seconds']:.0f}",
                     f"{seen['score_rank']} / {seen['nll_rank']}",
                 ]

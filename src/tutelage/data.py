@@ -131,6 +131,22 @@ class Encoder:
         )
 
 
+class Subset(Sequence[EncodedRow]):
+    """Some rows of a sequence, read as they are asked for."""
+
+    def __init__(self, rows: Sequence[EncodedRow], places: Sequence[int]) -> None:
+        """places: of the rows, in the order wanted."""
+        self.rows, self.places = rows, places
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.places)
+
+    def __getitem__(self, place: int) -> EncodedRow:
+        """One row."""
+        return self.rows[int(self.places[place])]
+
+
 class RowDataset(Dataset):
     """Encoded rows for a DataLoader; an item is the row and its place."""
 

@@ -87,11 +87,13 @@ class Distillation:
     best: str | None
     """Name of T*."""
     anchor_nll: np.ndarray | None
-    """[rows] losses of the anchor, for adaptive weighting."""
+    """[rows] losses of the anchor, for adaptive weighting; out of sample if `teacher_nll` is given."""
     load: Callable[[Path | None], nn.Module]
     """Gives the student to train: the untrained one for None, otherwise the one saved in a folder by `save`."""
     save: Callable[[nn.Module, Path], None]
     validate: Callable[[nn.Module], Validation]
+    teacher_nll: dict[str, np.ndarray] | None = None
+    """[rows] losses of each checkpoint out of sample; default: those in the source, on the rows it was trained on."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """The precision that the student is compared and validated in."""
     on_step: Callable[[int, int, int], None] = lambda stage, done, total: None
@@ -193,10 +195,13 @@ class Distillation:
         if rule == "constant":
             return constant_weight(len(self.rows), self.plan.kd_ratio)
         try:
-            losses = self.anchor_nll, self.source.nll(checkpoint)
+            losses = self.anchor_nll, self._nll(checkpoint)
             return checked_weight(rule, *losses) if callable(rule) else adaptive_weight(*losses)
         except ValueError as error:
             raise ModelError(f"{error}: a training has diverged. Lower its learning_rate and make that stage again") from error
+
+    def _nll(self, checkpoint: str) -> np.ndarray:
+        return self.source.nll(checkpoint) if self.teacher_nll is None else self.teacher_nll[checkpoint]
 
     def _train(self, stage: int, model: nn.Module, checkpoint: str | None, records: list[dict[str, Any]]) -> dict[str, Any]:
         """Train for a stage. Returns what the record of the stage has to say about it besides."""
@@ -245,7 +250,7 @@ class Distillation:
         write_jsonl(self.folder / "weights.jsonl", (line for record in guided for line in self._weight_lines(record)))
 
     def _weight_lines(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        teacher, weight = self.source.nll(record["chosen"]), self.weights(record["chosen"])
+        teacher, weight = self._nll(record["chosen"]), self.weights(record["chosen"])
         for place, row in enumerate(self.rows):
             anchor = None if self.anchor_nll is None else float(self.anchor_nll[place])
             yield {

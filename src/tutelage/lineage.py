@@ -59,18 +59,39 @@ def teacher_answers(space: Workspace) -> Inputs:
     return space.upstream("prepare", "teach") | space.settings("task.decoding", "task.max_new_tokens", "teacher.dtype")
 
 
+def cross_fit(space: Workspace) -> Inputs:
+    """The prepared rows, and how student and teacher are trained; the cache where the teacher is not trained again."""
+    names = [
+        "seed",
+        "student",
+        "anchor",
+        "trainer",
+        "distill.trainer",
+        "distill.num_stages",
+        "distill.epochs_per_stage",
+        "cross_fit",
+    ]
+    more = ["teacher", "teach"] if space.recipe.cross_fit.teacher else []
+    return space.upstream("prepare", "teach", *([] if more else ["cache"])) | space.settings(*names, "cross_fit", *more)
+
+
 def student(space: Workspace, method: str) -> Inputs:
     """One distilled student: what its method needs of the teacher and the anchor, and the distill section but its lists."""
     parts = find_method(method)
     stages = ["prepare", *(["teach", "cache"] if parts.schedule != "none" else [])]
     stages += ["anchor"] if parts.needs_anchor else []
+    stages += ["cross_fit"] if parts.weighting == "adaptive_cross_fit" else []
     stages += ["teacher_answers"] if parts.answers == "teacher" else []
     inputs = space.upstream(*stages) | space.settings("student", "trainer", "distill", "task.metric", "task.decoding")
     return {key: value for key, value in inputs.items() if not key.startswith(("distill.methods", "distill.seeds"))}
 
 
 def inputs_of(space: Workspace, name: str) -> Inputs:
-    """Inputs of a folder of the run: prepare, teach, anchor, cache, teacher_answers, or distill/METHOD/seed-K."""
+    """Inputs of a folder of the run: a stage's, or distill/METHOD/seed-K."""
     if name.startswith("distill/"):
         return student(space, name.split("/")[1])
-    return {"prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache, "teacher_answers": teacher_answers}[name](space)
+    made_from = {
+        "prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache, "cross_fit": cross_fit,
+        "teacher_answers": teacher_answers,
+    }  # fmt: skip
+    return made_from[name](space)

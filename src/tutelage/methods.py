@@ -26,8 +26,9 @@ class Method(NamedTuple):
     see `schedule.nearest`."""
     divergence: Literal["none", "forward_kl", "reverse_kl", "jsd", "skew_kl", "akl"] | Callable[..., Any]
     """See `divergences.py`. A function: (student logits, teacher logits, temperature) to [positions], in nats."""
-    weighting: Literal["none", "constant", "adaptive"] | Callable[..., Any]
-    """`none`: gold only. `constant`: `kd_ratio`. `adaptive`: AW, from the anchor's and the checkpoint's losses. A function:
+    weighting: Literal["none", "constant", "adaptive", "adaptive_cross_fit"] | Callable[..., Any]
+    """`none`: gold only. `constant`: `kd_ratio`. `adaptive`: AW, from the anchor's and the checkpoint's losses;
+    `adaptive_cross_fit`: the same from losses on rows that neither was trained on. A function:
     (anchor's losses, checkpoint's losses), both [rows] in nats, to [rows] weights in [0, 1]."""
     source: str
     """Where the method comes from."""
@@ -53,6 +54,9 @@ METHODS: dict[str, Method] = {
     "cd-aw": Method("in_order", "forward_kl", "adaptive", "checkpoints in fixed order with adaptive weighting"),
     "scd": Method("nearest", "forward_kl", "constant", "arXiv 2601.10114, without adaptive weighting"),
     "scd-aw": Method("nearest", "forward_kl", "adaptive", "arXiv 2601.10114, the whole method"),
+    "td-aw-cf": Method("best", "forward_kl", "adaptive_cross_fit", "td-aw with losses out of sample (cross-fitted)"),
+    "cd-aw-cf": Method("in_order", "forward_kl", "adaptive_cross_fit", "cd-aw with losses out of sample (cross-fitted)"),
+    "scd-aw-cf": Method("nearest", "forward_kl", "adaptive_cross_fit", "scd-aw with losses out of sample (cross-fitted)"),
     "random": Method("random", "forward_kl", "constant", "ablation of the schedule: a random checkpoint each stage"),
     "rkl": Method("best", "reverse_kl", "constant", "reverse KL as in MiniLLM, arXiv 2306.08543, on gold answers"),
     "jsd": Method("best", "jsd", "constant", "generalised JSD at 0.5 as in GKD, arXiv 2306.13649, on gold answers"),

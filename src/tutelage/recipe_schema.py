@@ -153,6 +153,15 @@ class Anchor(Section):
     """TrainingArguments for the anchor alone; default: the student's, with epochs = num_stages x epochs_per_stage."""
 
 
+class CrossFit(Section):
+    """Losses on training rows that the models were not trained on, for methods `*-aw-cf`."""
+
+    folds: int = Field(2, ge=2)
+    """Parts that the training rows are cut into; each is read by models trained on the others."""
+    teacher: bool = True
+    """Train the teacher for each fold too. False: its checkpoints' losses on the rows that they were trained on."""
+
+
 class Cache(Section):
     """One forward pass of every teacher checkpoint over the training rows, kept on disk."""
 
@@ -241,6 +250,7 @@ class Recipe(Section):
     teach: Teach = Teach()
     anchor: Anchor = Anchor()
     cache: Cache = Cache()
+    cross_fit: CrossFit = CrossFit()
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
 

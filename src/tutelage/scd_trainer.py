@@ -118,11 +118,10 @@ class SCDTrainer:
         """
         args = self.args
         plan = self._plan()
-        if find_method(args.method).answers == "teacher":
-            raise ConfigError(
-                f"method {args.method!r} trains on the teacher's own answers: run it with `tutelage run` or `compare`"
-            )
-        aw = find_method(args.method).needs_anchor
+        method = find_method(args.method)
+        if method.answers == "teacher" or method.weighting == "adaptive_cross_fit":
+            raise ConfigError(f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`")
+        aw = method.needs_anchor
         work = Work(
             self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
         )

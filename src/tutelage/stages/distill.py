@@ -18,7 +18,7 @@ from tutelage.artifacts import Work, read_json
 from tutelage.data import EncodedRow, pad_id_of
 from tutelage.distillation import Distillation, Plan, Validation
 from tutelage.errors import StaleArtifactError
-from tutelage.methods import find_method
+from tutelage.methods import Method, find_method
 from tutelage.models import load_trainable, merged, save_student
 from tutelage.records import read_jsonl
 from tutelage.teachers import CachedTeacher
@@ -50,6 +50,7 @@ def cell(space: Workspace, method: str, seed: int) -> None:
             source = CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16)
             best = taught["best"]
         plan = make_plan(space, method, seed)
+        anchor_nll, teacher_nll = _losses(space, parts, rows)
         with space.screen.steps(f"{method} seed {seed}") as on_step:
             job = Distillation(
                 plan,
@@ -59,10 +60,11 @@ def cell(space: Workspace, method: str, seed: int) -> None:
                 pad_id_of(space.tokenizer),
                 source,
                 best,
-                _anchor_losses(space, rows) if parts.needs_anchor else None,
+                anchor_nll,
                 load=lambda folder: load_trainable(recipe.student, folder, seed),
                 save=lambda model, folder: save_student(model, space.tokenizer, folder),
                 validate=lambda model: _validate(space, model),
+                teacher_nll=teacher_nll,
                 autocast=space.autocast,
                 on_step=lambda stage, done, total: on_step((stage - 1) * total + done, plan.num_stages * total),
                 on_stage=lambda record: _say(space, record),
@@ -83,6 +85,15 @@ def make_plan(space: Workspace, method: str, seed: int) -> Plan:
         **own,
         **section.schedule.model_dump(),
     )
+
+
+def _losses(space: Workspace, parts: Method, rows: Sequence[EncodedRow]) -> tuple[np.ndarray | None, dict[str, np.ndarray] | None]:
+    """What weights are made of: [rows] losses of the anchor; and of every checkpoint, where those are not the cache's."""
+    if parts.weighting != "adaptive_cross_fit":
+        return _anchor_losses(space, rows) if parts.needs_anchor else None, None
+    lines = list(read_jsonl(space.folder / "cross_fit" / "sample_loss.jsonl"))
+    teacher = {name: np.array([line["teacher"][name] for line in lines]) for name in lines[0]["teacher"]}
+    return np.array([line["anchor"] for line in lines]), teacher
 
 
 def _anchor_losses(space: Workspace, rows: Sequence[EncodedRow]) -> np.ndarray:

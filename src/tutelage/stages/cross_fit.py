@@ -1,0 +1,99 @@
+"""cross_fit: losses of student and teacher on training rows that they have not been trained on, for weights that compare skill.
+
+After some epochs a model has memorised its rows, and the ratio of two such losses says who memorised better. Here the rows are
+cut into folds; for each fold a student, and a teacher with its checkpoints, are trained on the other rows, as long as anchor and
+teacher are, and read the fold. The cost: as many more trainings of student and teacher as there are folds, each on (folds - 1) /
+folds of the rows; with `cross_fit.teacher: false` of the student alone.
+
+Writes cross_fit/sample_loss.jsonl: each training row's `fold`, the student's loss (`anchor`) and each checkpoint's (`teacher`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage import lineage
+from tutelage.artifacts import read_json, write_json
+from tutelage.data import Subset, pad_id_of
+from tutelage.errors import ModelError
+from tutelage.finetuning import fine_tune, spaced_steps
+from tutelage.hidden_store import HiddenStore
+from tutelage.methods import find_method
+from tutelage.models import load_trainable
+from tutelage.recipe_schema import Model
+from tutelage.records import write_jsonl
+from tutelage.trainer import training_arguments
+from tutelage.workspace import Workspace
+
+
+def run(space: Workspace) -> None:
+    """Do the stage, if a method of the recipe weighs by losses out of sample."""
+    if not any(find_method(name).weighting == "adaptive_cross_fit" for name in space.recipe.distill.methods):
+        return
+    with space.work("cross_fit", lineage.cross_fit(space)) as work:
+        if work is None:
+            return
+        rows, folds = space.encoded("train"), space.recipe.cross_fit.folds
+        names = [checkpoint["name"] for checkpoint in read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]]
+        fold_of = np.random.default_rng(space.recipe.seed).permutation(len(rows)) % folds
+        lines: list[dict[str, Any]] = [{"id": row.id, "fold": int(fold_of[place])} for place, row in enumerate(rows)]
+        for fold in range(folds):
+            places = np.flatnonzero(fold_of == fold)
+            losses = _fold(space, work.folder / f"fold-{fold}", places, np.flatnonzero(fold_of != fold), names)
+            for number, place in enumerate(places):
+                lines[place]["anchor"] = losses["anchor"][number]
+                lines[place]["teacher"] = {name: losses["teacher"][name][number] for name in names}
+        write_jsonl(work.folder / "sample_loss.jsonl", lines)
+        for fold in range(folds):
+            shutil.rmtree(work.folder / f"fold-{fold}")
+
+
+def _fold(space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """Losses on the rows at `places` of models trained on those at `others`; kept, so that a restart goes on with the next fold."""
+    kept = folder / "losses.json"
+    if kept.is_file():
+        return read_json(kept)
+    recipe = space.recipe
+    epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
+    (anchor,) = _losses(space, folder / "student", recipe.student, ("distill", "anchor"), epochs, places, others, 1)
+    if recipe.cross_fit.teacher:
+        teacher = _losses(space, folder / "teacher", recipe.teacher, ("teach",), None, places, others, len(names))
+    else:
+        teacher = [HiddenStore(space.folder / "cache" / name).nll()[places].tolist() for name in names]
+    found = {"anchor": anchor, "teacher": dict(zip(names, teacher, strict=True))}
+    write_json(kept, found)
+    return found
+
+
+def _losses(
+    space: Workspace, folder: Path, section: Model, trainer: Any, epochs: float | None, places: Any, others: Any, checkpoints: int
+) -> list[list[float]]:
+    """Losses on the rows at `places` after equally spaced parts of a training on the rows at `others`, the last at its end."""
+    rows, seed = space.encoded("train"), space.recipe.seed
+    args = training_arguments(folder, space.trainer_arguments(*trainer), seed=seed, epochs=epochs)
+    rest, fold = Subset(rows, others), Subset(rows, places)
+    steps = spaced_steps(args, len(rest), checkpoints)
+    if len(steps) != checkpoints:
+        raise ModelError(f"a fold's training has {steps[-1]} steps, too few for {checkpoints} checkpoints: use fewer folds")
+    with space.screen.steps(f"{folder.parent.name} {folder.name}") as on_step:
+        fine_tune(
+            load_trainable(section, None, seed),
+            args,
+            rest,
+            save_at=steps,
+            log=folder / "log.jsonl",
+            vocabulary=space.about["vocabulary"],
+            pad_id=pad_id_of(space.tokenizer),
+            fused=space.recipe.fused_loss,
+            on_step=on_step,
+        )
+    found = []
+    for step in steps:
+        model = space.load(section, folder / f"checkpoint-{step}")
+        found.append(space.evaluator.losses(model, fold).tolist())
+    shutil.rmtree(folder)
+    return found
