@@ -75,17 +75,14 @@ def run(plan: Plan) -> None:
             rows = _rows_of(outcome)
             results.append(outcome.cell, inputs[outcome.cell], rows)
             left = (time.monotonic() - began) / number * (len(missing) - number)
-            screen.say(
-                f"[{number}/{len(missing)}] {_in_words(outcome, rows)}" + (f"; about {left / 60:.0f} min left" * (left > 60))
-            )
+            ahead = f"; about {left / 60:.0f} min left" if left > 60 else ""
+            screen.say(f"[{number}/{len(missing)}] {_in_words(outcome, rows)}{ahead}")
 
 
 def make_cell(cell: Cell) -> None:
     """Train and score one student, in a process of its own."""
-    recipe = load_recipe(
-        Path(cell.run) / "recipe.yaml", [f"distill.methods=[{cell.method}]", f"distill.seeds=[{cell.seed}]"]
-    ).recipe
-    space = Workspace(recipe)
+    only = [f"distill.methods=[{cell.method}]", f"distill.seeds=[{cell.seed}]"]
+    space = Workspace(load_recipe(Path(cell.run) / "recipe.yaml", only).recipe)
     distill.cell(space, cell.method, cell.seed)
     evaluate.score(space, evaluate.student(space, cell.method, cell.seed))
 

@@ -262,6 +262,8 @@ def show(summary: dict[str, Any], form: str = "table") -> None:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
     print_table("methods on test rows, 95 % intervals", *grid(summary), form=form)
+    if form == "markdown":
+        print(f"\n{NOTE}")
     if form != "table":
         return
     for recipe in summary["recipes"]:

@@ -1,4 +1,4 @@
-"""What one teacher checkpoint says about every row, on disk: written shard by shard, checked, opened by memory map.
+"""What one teacher checkpoint says about every row, on disk: written shard by shard, checked, read at its place.
 
 A store is a folder:
 
