@@ -39,7 +39,6 @@ RUNS = 15
 """Runs that share one cache in the table's last column of hours: 5 methods x 3 seeds."""
 LORA_RANK = 16
 
-
 PEAK_SHARE = 0.4
 """Share of a card's peak that training reaches."""
 USABLE = 0.9

@@ -26,6 +26,13 @@ def test_t_grows_at_least_linearly_and_faster_while_the_divergence_falls():
     assert between.share == 1.0
 
 
+def test_a_divergence_that_jumps_from_next_to_nothing_does_no_harm():
+    between = Interpolation(steps=100)
+    between.update(1e-9, step=1)
+    between.update(1.0, step=2)
+    assert between.momentum < -1e6 and between.share == pytest.approx(0.4 + 0.6 * 0.02)
+
+
 def test_the_target_lies_between_in_logits():
     _, ask = question()
     student, count = torch.randn(int(ask.mask.sum()), VOCABULARY, requires_grad=True), int(ask.mask.sum())

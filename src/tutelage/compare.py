@@ -89,8 +89,7 @@ def make_cell(cell: Cell) -> None:
 
 def _trajectories(recipe: Recipe, plan: Plan) -> list[Workspace]:
     """A run for every teacher seed; the first is the recipe's own."""
-    first = recipe.seed if recipe.teach.seed is None else recipe.teach.seed
-    found = []
+    first, found = recipe.teacher_seed, []
     for seed in range(first, first + plan.teacher_seeds):
         changes: dict[str, Any] = {}
         if seed != first:
@@ -121,10 +120,9 @@ def _shared_stages(space: Workspace, methods: Sequence[str]) -> None:
 
 
 def _cells(space: Workspace, plan: Plan) -> list[Cell]:
-    recipe = space.recipe
-    trajectory = recipe.seed if recipe.teach.seed is None else recipe.teach.seed
+    name, run, trajectory = space.recipe.name, str(space.folder), space.recipe.teacher_seed
     # Seed by seed, so that a comparison that is stopped has all methods on fewer seeds.
-    return [Cell(recipe.name, str(space.folder), method, seed, trajectory) for seed in plan.seeds for method in plan.methods]
+    return [Cell(name, run, method, seed, trajectory) for seed in plan.seeds for method in plan.methods]
 
 
 def _rows_of(outcome: Outcome) -> list[dict[str, Any]]:

@@ -194,9 +194,11 @@ class Distillation:
         rule = self.plan.parts.weighting
         if rule == "constant":
             return constant_weight(len(self.rows), self.plan.kd_ratio)
+        losses = self.anchor_nll, self._nll(checkpoint)
+        if callable(rule):
+            return checked_weight(rule, *losses)
         try:
-            losses = self.anchor_nll, self._nll(checkpoint)
-            return checked_weight(rule, *losses) if callable(rule) else adaptive_weight(*losses)
+            return adaptive_weight(*losses)
         except ValueError as error:
             raise ModelError(f"{error}: a training has diverged. Lower its learning_rate and make that stage again") from error
 

@@ -237,7 +237,6 @@ class HeadLoss:
 
     def _inside(self, model: nn.Module, batch: dict[str, Tensor], ask: Question) -> Losses:
         """The head returns the loss [1, 1, 1] where the model expects logits, and leaves the parts in `ask.answer`."""
-
         weight, tied = self.layer.weight, [] if self._shares_its_weight() else None
 
         def head(hidden: Tensor) -> Tensor:

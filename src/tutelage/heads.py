@@ -14,8 +14,6 @@ from tutelage.data import IGNORED
 
 FAITHFUL_NATS = 1e-3
 """Largest mean KL between a model's own distribution and `head(hidden)`: bfloat16 rounding is far below, a missing cap is not."""
-
-
 BLOCK_BYTES = 1 << 22
 """Size of the block of a head's weight that a CPU multiplies at a time, in float32: it stays in the cache."""
 

@@ -61,16 +61,7 @@ def teacher_answers(space: Workspace) -> Inputs:
 
 def cross_fit(space: Workspace) -> Inputs:
     """The prepared rows, and how student and teacher are trained; the cache where the teacher is not trained again."""
-    names = [
-        "seed",
-        "student",
-        "anchor",
-        "trainer",
-        "distill.trainer",
-        "distill.num_stages",
-        "distill.epochs_per_stage",
-        "cross_fit",
-    ]
+    names = ("seed", "student", "anchor", "trainer", "distill.trainer", "distill.num_stages", "distill.epochs_per_stage")
     more = ["teacher", "teach"] if space.recipe.cross_fit.teacher else []
     return space.upstream("prepare", "teach", *([] if more else ["cache"])) | space.settings(*names, "cross_fit", *more)
 

@@ -254,6 +254,11 @@ class Recipe(Section):
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
 
+    @property
+    def teacher_seed(self) -> int:
+        """Seed of the teacher's training."""
+        return self.seed if self.teach.seed is None else self.teach.seed
+
     def trainer_arguments(self, *sections: Literal["teach", "anchor", "distill"]) -> dict[str, Any]:
         """TrainingArguments of one training: defaults, then `trainer`, then each named section's, later ones winning."""
         merged = TRAINER_DEFAULTS | self.trainer

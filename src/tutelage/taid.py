@@ -41,7 +41,8 @@ class Interpolation(TrainerCallback):
         if self.previous is not None:
             change = (self.previous - divergence) / (self.previous + 1e-15)
             self.momentum = BETA * self.momentum + (1 - BETA) * change
-            grown = self.share + ALPHA / (1 + math.exp(-self.momentum)) * (1 - self.share)
+            sigmoid = (1 + math.tanh(self.momentum / 2)) / 2  # in this form it cannot overflow
+            grown = self.share + ALPHA * sigmoid * (1 - self.share)
             self.share = min(END, max(grown, START + (END - START) * step / self.steps))
         self.previous = divergence
 
@@ -62,6 +63,5 @@ class Interpolation(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Beside the restart point's other files."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.NAME).write_text(
-            json.dumps(self.state()), encoding="utf-8"
-        )
+        kept = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.NAME
+        kept.write_text(json.dumps(self.state()), encoding="utf-8")

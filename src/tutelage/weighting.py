@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tutelage.errors import ModelError
+
 
 def adaptive_weight(anchor_nll: np.ndarray, teacher_nll: np.ndarray) -> np.ndarray:
     """Weight of the teacher on each sample; the rest of the sample's loss is cross-entropy on the gold answer.
@@ -36,10 +38,10 @@ def constant_weight(rows: int, kd_ratio: float) -> np.ndarray:
 
 
 def checked_weight(rule: Callable[..., np.ndarray], anchor_nll: np.ndarray, teacher_nll: np.ndarray) -> np.ndarray:
-    """[rows] weights of a function of the user's own. Raises ValueError for anything but one number in [0, 1] a row."""
+    """[rows] weights of a function of the user's own. Raises ModelError for anything but one number in [0, 1] a row."""
     weight = np.asarray(rule(anchor_nll, teacher_nll), dtype=np.float64)
     if weight.shape != anchor_nll.shape or not np.all((weight >= 0) & (weight <= 1)):
-        raise ValueError(
+        raise ModelError(
             f"the weighting {rule.__name__} must return {len(anchor_nll)} weights in [0, 1], one a row; found shape {weight.shape}"
             + (f", {np.nanmin(weight):.3g} to {np.nanmax(weight):.3g}" if weight.size else "")
         )

@@ -48,7 +48,7 @@ def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
 
 def _train(space: Workspace, folder: Path) -> list[Path]:
     recipe, rows = space.recipe, space.encoded("train")
-    seed = recipe.seed if recipe.teach.seed is None else recipe.teach.seed
+    seed = recipe.teacher_seed
     args = training_arguments(folder, space.trainer_arguments("teach"), seed=seed)
     steps = spaced_steps(args, len(rows), recipe.teach.num_checkpoints)
     folders = [folder / f"checkpoint-{step}" for step in steps]
