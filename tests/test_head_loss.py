@@ -177,3 +177,21 @@ def test_a_product_in_blocks_is_the_whole_product(monkeypatch, kind, block):
     weight, bias = weight.to(kind), bias.to(kind)
     expected = torch.nn.functional.linear(hidden, weight.float(), bias.float())
     torch.testing.assert_close(heads.Head(weight, bias)(hidden), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_shared_gradient_is_the_same_every_time_with_several_threads():
+    ids = torch.randint(0, 50, (64, 100), generator=torch.Generator().manual_seed(0))  # every id many times
+    weight = torch.randn(50, 64, requires_grad=True)
+    grad = torch.randn(64, 100, 64, generator=torch.Generator().manual_seed(1))
+    threads, found = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+        for _ in range(20):
+            head_loss._TiedEmbedding.apply(ids, weight, None, [torch.zeros(50, 64)]).backward(grad)
+            found.append(weight.grad)
+            weight.grad = None
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    expected = torch.zeros(50, 64, dtype=torch.float64).index_add_(0, ids.flatten(), grad.flatten(0, 1).double())
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-4)

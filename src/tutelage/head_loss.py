@@ -118,7 +118,15 @@ class _TiedEmbedding(torch.autograd.Function):
         (ids,), total = ctx.saved_tensors, ctx.tied.pop()
         if ctx.padding_id is not None:
             grad = grad.masked_fill((ids == ctx.padding_id)[..., None], 0.0)
-        return None, total.index_put_((ids,), grad.to(total.dtype), accumulate=True), None, None
+        return None, _add_rows(total, ids.flatten(), grad.flatten(0, -2).to(total.dtype)), None, None
+
+
+def _add_rows(total: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """total[ids] += rows, ids repeated or not, in an order that is the same every time: `index_add_` has one on a CPU and none on
+    a GPU, `index_put_` the other way round."""
+    if total.device.type == "cpu":
+        return total.index_add_(0, ids, rows)
+    return total.index_put_((ids,), rows, accumulate=True)
 
 
 def _forward(
