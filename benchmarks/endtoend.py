@@ -235,7 +235,7 @@ def live_teacher(space: Any) -> type:
     from tutelage.teachers import LiveTeacher
 
     class Live(LiveTeacher):
-        def __init__(self, folder: Path, checkpoints: list[str], rows: Any, *, bf16: bool) -> None:
+        def __init__(self, folder: Path, checkpoints: list[str], rows: Any, *, bf16: bool, heads: int) -> None:
             super().__init__(checkpoints, self._load, rows, space.about["vocabulary"], pad_id_of(space.tokenizer))
             self._models: dict[str, nn.Module] = {}
             self._losses: dict[str, np.ndarray] = {}

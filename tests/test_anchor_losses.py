@@ -8,8 +8,8 @@ import pytest
 from rows import encoded
 from tutelage.errors import StaleArtifactError
 from tutelage.evaluation import loss_records
+from tutelage.losses import of_anchor
 from tutelage.records import write_jsonl
-from tutelage.stages.distill import _anchor_losses
 
 
 def written(folder, rows, losses):
@@ -20,7 +20,7 @@ def written(folder, rows, losses):
 def test_losses_come_in_the_order_of_the_training_rows_and_what_follows_is_left(tmp_path):
     rows = encoded(4)
     space = written(tmp_path, [*rows, *encoded(2, "validation")], np.array([0.5, 1.0, 1.5, 2.0, 9.0, 9.0]))
-    assert _anchor_losses(space, rows).tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert of_anchor(space, "train", rows).tolist() == [0.5, 1.0, 1.5, 2.0]
 
 
 @pytest.mark.parametrize("kept", [slice(0, 3), slice(1, 4), slice(0, 0)], ids=["cut short", "another first row", "empty"])
@@ -28,4 +28,4 @@ def test_losses_of_other_or_fewer_rows_are_refused(tmp_path, kept):
     rows = encoded(4)
     part = rows[kept]
     with pytest.raises(StaleArtifactError, match="tutelage anchor RECIPE --force"):
-        _anchor_losses(written(tmp_path, part, np.ones(len(part))), rows)
+        of_anchor(written(tmp_path, part, np.ones(len(part))), "train", rows)

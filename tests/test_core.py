@@ -25,7 +25,7 @@ from tutelage.recipe_schema import TRAINER_DEFAULTS, Model
 from tutelage.records import read_jsonl
 from tutelage.teachers import CachedTeacher, LiveTeacher
 from tutelage.trainer import DistillTrainer, Guidance, training_arguments
-from tutelage.weighting import adaptive_weight
+from tutelage.weighting import AdaptiveWeighting, adaptive_weight
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "gemma2", "granite", "cohere")
 
@@ -196,7 +196,7 @@ def make_job(folder: Path, source, rows, *, kill_at: tuple[int, int] | None = No
         PAD,
         source,
         "checkpoint-3",
-        anchor,
+        AdaptiveWeighting(anchor, source.nll) if source else None,
         load=lambda path: load_model(section, path),
         save=lambda model, path: save_student(model, byte_tokenizer(), path),
         validate=validate,
@@ -243,7 +243,7 @@ def test_weights_on_file_follow_the_formula(tmp_path):
     for line in lines:
         assert line["weight"] == pytest.approx(line["anchor_nll"] / (line["anchor_nll"] + line["teacher_nll"]))
     of_stage_1 = [line["weight"] for line in lines if line["stage"] == 1]
-    assert of_stage_1 == pytest.approx(adaptive_weight(job.anchor_nll, source.nll(records[0]["chosen"])))
+    assert of_stage_1 == pytest.approx(adaptive_weight(job.adaptive.anchor, source.nll(records[0]["chosen"])))
 
 
 @pytest.mark.parametrize("kill_at", [(1, 2), (2, 1), (2, 9), (3, 6)])

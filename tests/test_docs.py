@@ -24,6 +24,7 @@ from tutelage.data import EncodedRow
 from tutelage.errors import ConfigError
 from tutelage.records import Prediction, SampleLoss, read_jsonl
 from tutelage.schedule import Candidate
+from tutelage.weighting import AdaptiveWeighting
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tutelage"
@@ -300,7 +301,7 @@ def written(tmp_path, monkeypatch) -> Path:
         pad_id=0,
         source=source,
         best="checkpoint-2",
-        anchor_nll=np.array([1.5, 1.0]),
+        adaptive=AdaptiveWeighting(np.array([1.5, 1.0]), source.nll),
         load=lambda folder: nn.Linear(1, 1),
         save=lambda model, folder: None,
         validate=lambda model: distillation.Validation(0.5, 1.0),

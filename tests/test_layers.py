@@ -12,11 +12,12 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "tutelage"
 
 LAYERS = (
-    "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui cells",
+    "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui cells methods",
     "tasks tasks.* sources columns entities shapes",
-    "schedule weighting divergences gradients objective theory methods rows charts page results resampling statistics",
+    "schedule weighting divergences gradients objective theory rows charts page results resampling statistics",
     "precision data token_store heads head_loss models hidden_store teachers caching taid trainer finetuning generation labels"
-    " evaluation probe distillation workspace lineage shrinking prediction scd_trainer demo demo.* comparison executors",
+    " evaluation probe mixtures losses"
+    " distillation workspace lineage shrinking prediction scd_trainer demo demo.* comparison executors",
     "stages stages.*",
     "compare cli __main__ __init__",
 )

@@ -109,16 +109,16 @@ class CacheBuilder:
         self, model: nn.Module, rows: Sequence[EncodedRow], faithful: bool, on_rows: Callable[[int], None] | None
     ) -> dict[str, Tensor]:
         """Tensors of one shard, read in batches of like length and put back in the order of the rows."""
-        order, pieces, nll = length_order(rows), [None] * len(rows), torch.zeros(len(rows))
+        order, pieces, nll = length_order(rows), [{} for _ in rows], torch.zeros(len(rows))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            (hidden, logits), losses = read_batch(model, self.collate([(p, rows[p]) for p in places]), self.vocabulary)
-            nll[places] = losses
+            (hidden, logits), (losses, means) = read_batch(model, self.collate([(p, rows[p]) for p in places]), self.vocabulary)
+            nll[places] = means
             lengths = [len(rows[place].answer) for place in places]
             kept = {"states": hidden.to(self.dtype)} if faithful else self._largest(logits)
-            for name, tensor in kept.items():
+            for name, tensor in (kept | {"token_nll": losses}).items():
                 for place, piece in zip(places, tensor.cpu().split(lengths), strict=True):
-                    pieces[place] = {**(pieces[place] or {}), name: piece}
+                    pieces[place][name] = piece
             if on_rows:
                 on_rows(len(places))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} | {"nll": nll}

@@ -6,6 +6,7 @@ where `distill` and `evaluate` put them, in the run folders: a cell that is ther
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from typing import Any
 from tutelage import lineage
 from tutelage.artifacts import digest, locked, read_json
 from tutelage.cells import Cell, ResultsFile
-from tutelage.config import check, dump_recipe, load_recipe
+from tutelage.config import check, dump_recipe, load_recipe, varied
 from tutelage.errors import ConfigError, problems
 from tutelage.executors import LocalExecutor, Outcome
 from tutelage.methods import find_method
@@ -43,6 +44,11 @@ def make_plan(recipes: Sequence[Recipe], methods: str, seeds: int, teacher_seeds
     """A checked plan. methods: names with commas. Raises ConfigError for what cannot be compared."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
     wrong = [problem for recipe in recipes[:1] for problem in check(_with(recipe, names, range(seeds)))]
+    for recipe, name in itertools.product(recipes, names):
+        try:
+            varied(recipe, name)
+        except ConfigError as error:
+            wrong.append(str(error))
     if not recipes:
         wrong.append("no recipe: name one file at least")
     twice = sorted({r.output_dir for r in recipes if [other.output_dir for other in recipes].count(r.output_dir) > 1})

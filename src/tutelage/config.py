@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tutelage.errors import ConfigError, problems
+from tutelage.methods import split_variant
 from tutelage.recipe_checks import check, cross_problems, refusal, trainer_argument_names, wrong
 from tutelage.recipe_schema import Recipe, Section
 from tutelage.recipe_yaml import REQUIRED, Dumper, Keys, Source, dotted, example, override, read
@@ -59,11 +60,39 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     if source.problems or recipe is None:
         count = len(source.problems)
         raise ConfigError(problems(f"{path} has {count} problem{'s' * (count != 1)}:", source.problems))
+    for method in recipe.distill.methods:
+        varied(recipe, method)
     origins = {}
     for keys, _, _ in _leaves(recipe):
         known = _get(given, keys) is not _ABSENT
         origins[dotted(keys)] = source.place(keys, source.path.name) if known else "default"
     return LoadedRecipe(recipe, origins, source.path)
+
+
+def varied(recipe: Recipe, method: str) -> Recipe:
+    """The recipe with the settings that a method's name carries: `td+kd_ratio=0.7` sets distill.kd_ratio.
+
+    Raises ConfigError for settings that cannot be, and for those that would change a method's budget: `num_stages` x
+    `epochs_per_stage` is the same for all methods of a run.
+    """
+    _, settings = split_variant(method)
+    if not settings:
+        return recipe
+    source = Source(Path(method), recipe.model_dump())
+    for text in settings:
+        if "/" in text:
+            source.problems.append(f"{text!r}: the name of a variant is the name of a folder, and `/` cannot be in it")
+        override(source, f"distill.{text}")
+    found = _validate(source)
+    if found is not None:
+        before, after = (r.distill.num_stages * r.distill.epochs_per_stage for r in (recipe, found))
+        if abs(before - after) > 1e-9:
+            source.problems.append(f"{after:g} epochs in all, and the others have {before:g}: every method gets the same steps")
+        if found.distill.methods != recipe.distill.methods or found.distill.seeds != recipe.distill.seeds:
+            source.problems.append("methods and seeds are those of the whole run; leave them out")
+    if source.problems:
+        raise ConfigError(problems(f"the method {method!r} cannot be:", source.problems))
+    return found
 
 
 def _fill_empty_sections(values: dict[str, Any]) -> None:

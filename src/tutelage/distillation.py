@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from transformers import TrainerCallback
 
 from tutelage import schedule
 from tutelage.artifacts import read_json, write_json
 from tutelage.data import EncodedRow
-from tutelage.errors import ModelError
 from tutelage.methods import Method, find_method
+from tutelage.mixtures import Gated, Gliding, row_means
 from tutelage.probe import Probe
 from tutelage.records import write_jsonl
 from tutelage.schedule import Candidate, Choice
 from tutelage.taid import Interpolation
 from tutelage.teachers import TeacherSource
+from tutelage.token_store import answer_lengths
 from tutelage.trainer import (
     DistillTrainer,
     Guidance,
@@ -37,7 +39,7 @@ from tutelage.trainer import (
     train,
     training_arguments,
 )
-from tutelage.weighting import adaptive_weight, checked_weight, constant_weight
+from tutelage.weighting import AdaptiveWeighting, constant_weight
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Plan:
     temperature: float = 1.0
     advance: bool = False
     reach: str = "reverse"
+    trust: float | None = None
+    glide: bool = False
     probe_rows: int | None = None
     keep: str = "best"
     keep_by: str = "score"
@@ -86,14 +90,14 @@ class Distillation:
     source: TeacherSource | None
     best: str | None
     """Name of T*."""
-    anchor_nll: np.ndarray | None
-    """[rows] losses of the anchor, for adaptive weighting; out of sample if `teacher_nll` is given."""
+    adaptive: AdaptiveWeighting | None
+    """Makes the weights, where the method's are adaptive."""
     load: Callable[[Path | None], nn.Module]
     """Gives the student to train: the untrained one for None, otherwise the one saved in a folder by `save`."""
     save: Callable[[nn.Module, Path], None]
     validate: Callable[[nn.Module], Validation]
-    teacher_nll: dict[str, np.ndarray] | None = None
-    """[rows] losses of each checkpoint out of sample; default: those in the source, on the rows it was trained on."""
+    anchor: TeacherSource | None = None
+    """The anchor as a second teacher, for weighting `gated`."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """The precision that the student is compared and validated in."""
     on_step: Callable[[int, int, int], None] = lambda stage, done, total: None
@@ -163,7 +167,7 @@ class Distillation:
             if callable(rule):
                 choice = schedule.own(rule, candidates, **seen)
             else:
-                choice = schedule.nearest(candidates, **seen, advance=plan.advance)
+                choice = schedule.nearest(candidates, **seen, advance=plan.advance, trust=plan.trust)
         else:
             choice = schedule.fixed(
                 rule, self.source.checkpoints, stage=stage, num_stages=plan.num_stages, best=self.best, seed=plan.seed
@@ -188,22 +192,22 @@ class Distillation:
         return self._compared
 
     def weights(self, checkpoint: str | None) -> np.ndarray:
-        """[rows] share of each row's loss that follows this checkpoint."""
+        """[rows] share of each row's loss that follows this checkpoint; where tokens have weights of their own [positions]."""
         if checkpoint is None:
             return constant_weight(len(self.rows), 0.0)
-        rule = self.plan.parts.weighting
-        if rule == "constant":
+        if self.plan.parts.weighting in ("constant", "gated"):
             return constant_weight(len(self.rows), self.plan.kd_ratio)
-        losses = self.anchor_nll, self._nll(checkpoint)
-        if callable(rule):
-            return checked_weight(rule, *losses)
-        try:
-            return adaptive_weight(*losses)
-        except ValueError as error:
-            raise ModelError(f"{error}: a training has diverged. Lower its learning_rate and make that stage again") from error
+        return self.adaptive.weights(checkpoint)
 
-    def _nll(self, checkpoint: str) -> np.ndarray:
-        return self.source.nll(checkpoint) if self.teacher_nll is None else self.teacher_nll[checkpoint]
+    def _followed(self, checkpoint: str) -> tuple[TeacherSource, list[TrainerCallback]]:
+        """The teachers as this stage follows them, and what moves their target."""
+        source, names, moving = self.source, list(self.source.checkpoints), []
+        if self.plan.glide and checkpoint in names[: names.index(self.best)]:
+            source = Gliding(source, names[names.index(checkpoint) + 1])
+            moving.append(source)
+        if self.plan.parts.weighting == "gated":
+            source = Gated(source, self.anchor, self.adaptive.weights(checkpoint))
+        return source, moving
 
     def _train(self, stage: int, model: nn.Module, checkpoint: str | None, records: list[dict[str, Any]]) -> dict[str, Any]:
         """Train for a stage. Returns what the record of the stage has to say about it besides."""
@@ -212,14 +216,15 @@ class Distillation:
         args = training_arguments(folder, plan.trainer, seed=plan.seed * 1000 + stage, epochs=plan.epochs_per_stage)
         total = steps_of(args, len(self.rows))
         every = plan.save_steps or total
-        guidance = between = None
+        guidance, between, moving = None, None, []
         if plan.parts.schedule == "interpolated":
             before = records[-1]["taid"] if records else {}
             between = Interpolation(total * plan.num_stages, **before, done=total * (stage - 1))
         if checkpoint is not None:
-            weights = self.weights(checkpoint)
-            guidance = Guidance(self.source, checkpoint, weights, plan.parts.divergence, plan.temperature, between)
+            source, moving = self._followed(checkpoint)
+            guidance = Guidance(source, checkpoint, self.weights(checkpoint), plan.parts.divergence, plan.temperature, between)
         callbacks = [
+            *moving,
             SaveAt(range(every, total, every)),
             JsonLog(self.folder / "log.jsonl", stage=stage, checkpoint=checkpoint),
             OnStep(lambda done, steps: self.on_step(stage, done, steps)),
@@ -247,14 +252,18 @@ class Distillation:
         return max(ranks)[2]
 
     def _write_weights(self, records: list[dict[str, Any]]) -> None:
-        """weights.jsonl: for every stage and row the two losses and the weight they gave."""
+        """weights.jsonl: for every stage and row the two losses and the weight they gave, a mean where tokens have their own."""
         guided = [record for record in records if record["chosen"] is not None]
         write_jsonl(self.folder / "weights.jsonl", (line for record in guided for line in self._weight_lines(record)))
 
     def _weight_lines(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        teacher, weight = self._nll(record["chosen"]), self.weights(record["chosen"])
+        checkpoint, losses = record["chosen"], self.adaptive
+        teacher = self.source.nll(checkpoint) if losses is None else losses.teacher(checkpoint)
+        weight = self.weights(checkpoint) if losses is None else losses.weights(checkpoint)
+        if len(weight) != len(self.rows):
+            weight = row_means(weight, answer_lengths(self.rows))
         for place, row in enumerate(self.rows):
-            anchor = None if self.anchor_nll is None else float(self.anchor_nll[place])
+            anchor = None if losses is None else float(losses.anchor[place])
             yield {
                 "id": row.id, "stage": record["stage"], "checkpoint": record["chosen"], "anchor_nll": anchor,
                 "teacher_nll": float(teacher[place]), "weight": float(weight[place]),

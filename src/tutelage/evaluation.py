@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,15 @@ class Exam:
     """The labels as token ids, without end-of-sequence."""
 
 
+class Losses(NamedTuple):
+    """Losses of a model on rows, in nats."""
+
+    rows: np.ndarray
+    """[rows] means over the answer's tokens, end-of-sequence included."""
+    tokens: np.ndarray
+    """[positions] of every answer token, row by row."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Everything about evaluation that does not depend on the model."""
@@ -65,9 +74,9 @@ class Evaluator:
         best = choose_labels(model, tokenizer, exam.prompts, exam.candidates, **how)
         return [row[place] for row, place in zip(exam.labels, best, strict=True)]
 
-    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> np.ndarray:
-        """[rows] l_i(M), in order."""
-        return sample_losses(
+    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> Losses:
+        """l_i(M), and those of the answer tokens, in order."""
+        return read_losses(
             model,
             rows,
             vocabulary=self.vocabulary,
@@ -79,7 +88,7 @@ class Evaluator:
     def predict(self, name: str, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Prediction]:
         """Answer, parsed answer, score and loss of a model on every example."""
         raw = self.answers(model, exam, on_rows)
-        losses = self.losses(model, exam.rows)
+        losses = self.losses(model, exam.rows).rows
         predictions = []
         for example, text, loss in zip(exam.examples, raw, losses, strict=True):
             parsed = self.task.parse(text, example)
@@ -95,12 +104,12 @@ class Evaluator:
         table |= {name: interval._asdict() for name, interval in bootstrap(losses, _mean_nll, resamples).items()}
         return table
 
-    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> tuple[float, float]:
-        """(primary score, mean loss in nats) on validation rows: what choices are made by."""
+    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> tuple[float, Losses]:
+        """Primary score and losses on validation rows: what choices are made by."""
         raw = self.answers(model, exam, on_rows)
         parsed = [self.task.parse(text, example) for text, example in zip(raw, exam.examples, strict=True)]
         score = self.task.metrics(parsed, exam.examples, resamples=100)[self.task.metric].value
-        return score, float(self.losses(model, exam.rows).mean())
+        return score, self.losses(model, exam.rows)
 
 
 def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,8 +117,13 @@ def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {"nll": draws @ rows[:, 0] / draws.sum(1)}
 
 
+def sample_losses(model: nn.Module, rows: Sequence[EncodedRow], *, vocabulary: int, pad_id: int, batch_size: int) -> np.ndarray:
+    """[rows] losses, nats a token, in the order of the rows."""
+    return read_losses(model, rows, vocabulary=vocabulary, pad_id=pad_id, batch_size=batch_size).rows
+
+
 @torch.no_grad()
-def sample_losses(
+def read_losses(
     model: nn.Module,
     rows: Sequence[EncodedRow],
     *,
@@ -117,19 +131,23 @@ def sample_losses(
     pad_id: int,
     batch_size: int,
     on_rows: OnRows | None = None,
-) -> np.ndarray:
-    """[rows] losses, nats a token, by a teacher-forced forward pass, batches sorted by length, results in the order of the rows."""
+) -> Losses:
+    """Losses in nats by a teacher-forced forward pass, batches sorted by length, results in the order of the rows."""
     training, collate, order = model.training, Collator(pad_id), length_order(rows)
     model.eval()
-    nll = np.zeros(len(rows))
+    nll, lengths = np.zeros(len(rows)), answer_lengths(rows)
+    ends = np.cumsum(lengths)
+    tokens = np.zeros(int(ends[-1]) if len(rows) else 0)
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        _, losses = read_batch(model, collate([(place, rows[place]) for place in places]), vocabulary)
-        nll[places] = losses.double().numpy()
+        _, (losses, means) = read_batch(model, collate([(place, rows[place]) for place in places]), vocabulary)
+        nll[places] = means.double().numpy()
+        for place, piece in zip(places, losses.double().split(lengths[places].tolist()), strict=True):
+            tokens[ends[place] - len(piece) : ends[place]] = piece
         if on_rows:
             on_rows(len(places))
     model.train(training)
-    return nll
+    return Losses(nll, tokens)
 
 
 def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[SampleLoss]:

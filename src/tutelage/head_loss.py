@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from tutelage.divergences import Divergence, divergence_function, log_probs
 from tutelage.gradients import GRADIENTS
 from tutelage.heads import answer_logits, head_of, in_place_of, vocabulary_product
-from tutelage.objective import Interpolated, Losses, Targets, divergence_of, mixed_loss, sample_means
+from tutelage.objective import Interpolated, Losses, Targets, divergence_of, mixed_loss, sample_means, weight_of_positions
 
 CHUNK_BYTES = 1 << 24
 """Size of a chunk's float32 logits on a CPU: two of them, the student's and the teacher's, fit into a last-level cache."""
@@ -41,7 +41,7 @@ class Question:
     mask: Tensor
     """[samples, answer columns] bool."""
     weight: Tensor
-    """[samples] share that follows the teacher."""
+    """[samples], or [samples, answer columns]: share that follows the teacher."""
     targets: Targets | None
     vocabulary: int
     divergence: str | Divergence = "forward_kl"
@@ -142,7 +142,7 @@ def _forward(
     weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
     bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
     ce, kd = hidden.new_zeros((2, len(hidden)), dtype=torch.float32)
-    kd_weight = ask.weight.float()[sample]
+    kd_weight = weight_of_positions(ask.weight, ask.mask, sample)
     size = max(1, (CHUNK_BYTES if hidden.device.type == "cpu" else GPU_CHUNK_BYTES) // (4 * ask.vocabulary))
     for start in range(0, len(hidden), size):
         stop = min(start + size, len(hidden))

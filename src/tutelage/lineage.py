@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 Inputs = dict[str, Any]
 FORMAT = 2
 """Of what `prepare` writes; a run folder of another format is stale."""
+OFF: dict[str, Any] = {
+    "distill.start": "student",
+    "distill.schedule.trust": None,
+    "distill.schedule.glide": False,
+    "distill.weighting.gamma": 1.0,
+    "distill.weighting.bias": 0.0,
+    "distill.weighting.calibrate": False,
+    "distill.weighting.smooth": 0.0,
+    "distill.weighting.per_token": False,
+    "teach.spacing": "steps",
+}
+"""Refinements that are off say nothing about a result: an option that is new in the library makes no finished result stale."""
 
 
 def prepare(space: Workspace) -> Inputs:
@@ -39,7 +51,7 @@ def teach(space: Workspace) -> Inputs:
 
         folders = list_checkpoints(space.recipe.teach.checkpoints, space.recipe.teacher)
         inputs |= {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in folders}
-    return inputs
+    return _on(inputs)
 
 
 def anchor(space: Workspace) -> Inputs:
@@ -54,6 +66,11 @@ def cache(space: Workspace) -> Inputs:
     return space.upstream("prepare", "teach") | space.settings("cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype")
 
 
+def anchor_cache(space: Workspace) -> Inputs:
+    """The prepared rows and the anchor."""
+    return space.upstream("prepare", "anchor") | space.settings("cache.dtype", "cache.shard_rows", "cache.top_k", "student.dtype")
+
+
 def teacher_answers(space: Workspace) -> Inputs:
     """The prepared rows, T*, and how answers are decoded."""
     return space.upstream("prepare", "teach") | space.settings("task.decoding", "task.max_new_tokens", "teacher.dtype")
@@ -63,18 +80,23 @@ def cross_fit(space: Workspace) -> Inputs:
     """The prepared rows, and how student and teacher are trained; the cache where the teacher is not trained again."""
     names = ("seed", "student", "anchor", "trainer", "distill.trainer", "distill.num_stages", "distill.epochs_per_stage")
     more = ["teacher", "teach"] if space.recipe.cross_fit.teacher else []
-    return space.upstream("prepare", "teach", *([] if more else ["cache"])) | space.settings(*names, "cross_fit", *more)
+    return space.upstream("prepare", "teach", *([] if more else ["cache"])) | _on(space.settings(*names, "cross_fit", *more))
 
 
 def student(space: Workspace, method: str) -> Inputs:
     """One distilled student: what its method needs of the teacher and the anchor, and the distill section but its lists."""
-    parts = find_method(method)
+    parts, its = find_method(method), space.varied(method)  # what it is made from is there for all methods of the run
     stages = ["prepare", *(["teach", "cache"] if parts.schedule != "none" else [])]
-    stages += ["anchor"] if parts.needs_anchor else []
-    stages += ["cross_fit"] if parts.weighting == "adaptive_cross_fit" else []
+    stages += ["anchor"] if parts.needs_anchor or its.recipe.distill.start == "anchor" else []
+    stages += ["anchor_cache"] if parts.weighting == "gated" else []
+    stages += ["cross_fit"] if parts.needs_cross_fit else []
     stages += ["teacher_answers"] if parts.answers == "teacher" else []
-    inputs = space.upstream(*stages) | space.settings("student", "trainer", "distill", "task.metric", "task.decoding")
-    return {key: value for key, value in inputs.items() if not key.startswith(("distill.methods", "distill.seeds"))}
+    inputs = space.upstream(*stages) | its.settings("student", "trainer", "distill", "task.metric", "task.decoding")
+    return {key: value for key, value in _on(inputs).items() if not key.startswith(("distill.methods", "distill.seeds"))}
+
+
+def _on(inputs: Inputs) -> Inputs:
+    return {key: value for key, value in inputs.items() if key not in OFF or value != OFF[key]}
 
 
 def inputs_of(space: Workspace, name: str) -> Inputs:
@@ -83,6 +105,6 @@ def inputs_of(space: Workspace, name: str) -> Inputs:
         return student(space, name.split("/")[1])
     made_from = {
         "prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache, "cross_fit": cross_fit,
-        "teacher_answers": teacher_answers,
+        "teacher_answers": teacher_answers, "anchor_cache": anchor_cache,
     }  # fmt: skip
     return made_from[name](space)

@@ -5,13 +5,20 @@ and how much of a sample's loss follows it (weighting). Rows, steps, stages, res
 
 A part may be a function of your own instead of a name; a method of your own is a line in METHODS, or an entry point of the group
 `tutelage.methods` (docs/your-own-method.md).
+
+A method may be named with settings of its own: `scd+schedule.advance=true` is `scd` with `distill.schedule.advance=true`, a
+student beside that of `scd` in the same run folder. Variants share teacher, anchor and cache.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, NamedTuple
+
+_SETTING = re.compile(r"\+(?=[a-z_.]+=)")
+"""Between the settings of a variant; the plus in 1e+3 is none."""
 
 GROUP = "tutelage.methods"
 """Entry points of packages that bring methods."""
@@ -20,15 +27,16 @@ GROUP = "tutelage.methods"
 class Method(NamedTuple):
     """One way to train the student."""
 
-    schedule: Literal["none", "best", "interpolated", "in_order", "nearest", "random"] | Callable[..., str]
+    schedule: Literal["none", "best", "interpolated", "in_order", "nearest", "random", "ensemble"] | Callable[..., str]
     """`none`: no teacher. `best`: always T*. `interpolated`: between the student and T*. `in_order`: oldest to newest. `nearest`:
-    SCD's choice. `random`: seeded. A function: (candidates, *, stage, num_stages, best, previous) to the name of a checkpoint,
-    see `schedule.nearest`."""
+    SCD's choice. `random`: seeded. `ensemble`: a mixture of all checkpoints, shares fitted on validation. A function: (candidates,
+    *, stage, num_stages, best, previous) to the name of a checkpoint, see `schedule.nearest`."""
     divergence: Literal["none", "forward_kl", "reverse_kl", "jsd", "skew_kl", "akl"] | Callable[..., Any]
     """See `divergences.py`. A function: (student logits, teacher logits, temperature) to [positions], in nats."""
-    weighting: Literal["none", "constant", "adaptive", "adaptive_cross_fit"] | Callable[..., Any]
+    weighting: Literal["none", "constant", "adaptive", "adaptive_cross_fit", "gated"] | Callable[..., Any]
     """`none`: gold only. `constant`: `kd_ratio`. `adaptive`: AW, from the anchor's and the checkpoint's losses;
-    `adaptive_cross_fit`: the same from losses on rows that neither was trained on. A function:
+    `adaptive_cross_fit`: the same from losses on rows that neither was trained on. `gated`: these weights mix the checkpoint with
+    the anchor, w : 1 - w, into one teacher, whom `kd_ratio` of the loss follows. A function:
     (anchor's losses, checkpoint's losses), both [rows] in nats, to [rows] weights in [0, 1]."""
     source: str
     """Where the method comes from."""
@@ -45,6 +53,11 @@ class Method(NamedTuple):
         """Whether weights are made of the anchor's losses."""
         return self.weighting == "adaptive" or callable(self.weighting)
 
+    @property
+    def needs_cross_fit(self) -> bool:
+        """Whether weights are made of losses out of sample."""
+        return self.weighting in ("adaptive_cross_fit", "gated")
+
 
 METHODS: dict[str, Method] = {
     "sft": Method("none", "none", "none", "plain fine-tuning on gold, with the stages and resets of the others"),
@@ -57,6 +70,8 @@ METHODS: dict[str, Method] = {
     "td-aw-cf": Method("best", "forward_kl", "adaptive_cross_fit", "td-aw with losses out of sample (cross-fitted)"),
     "cd-aw-cf": Method("in_order", "forward_kl", "adaptive_cross_fit", "cd-aw with losses out of sample (cross-fitted)"),
     "scd-aw-cf": Method("nearest", "forward_kl", "adaptive_cross_fit", "scd-aw with losses out of sample (cross-fitted)"),
+    "cd-mix": Method("in_order", "forward_kl", "gated", "checkpoints in fixed order, each mixed with the anchor row by row"),
+    "ens": Method("ensemble", "forward_kl", "constant", "the teacher's checkpoints as an ensemble, cf. arXiv 1704.00109"),
     "random": Method("random", "forward_kl", "constant", "ablation of the schedule: a random checkpoint each stage"),
     "rkl": Method("best", "reverse_kl", "constant", "reverse KL as in MiniLLM, arXiv 2306.08543, on gold answers"),
     "jsd": Method("best", "jsd", "constant", "generalised JSD at 0.5 as in GKD, arXiv 2306.13649, on gold answers"),
@@ -79,8 +94,16 @@ def method_names() -> list[str]:
     return list(dict.fromkeys([*METHODS, *_brought()]))
 
 
+def split_variant(name: str) -> tuple[str, list[str]]:
+    """Method and settings: `scd+schedule.advance=true` is ("scd", ["schedule.advance=true"])."""
+    base, *settings = _SETTING.split(name)
+    return base, settings
+
+
 def find_method(name: str) -> Method:
-    """A method by name. Raises KeyError for one that nobody has, TypeError for an entry point that is no `Method`."""
+    """A method by name, of a variant its base. Raises KeyError for one that nobody has, TypeError for an entry point that is no
+    `Method`."""
+    name, _ = split_variant(name)
     if name not in METHODS:
         method = _brought()[name].load()
         if not isinstance(method, Method):

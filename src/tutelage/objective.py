@@ -74,13 +74,14 @@ def mixed_loss(
     """The loss of a batch from the student's logits at its answer positions.
 
     student: [positions, vocabulary], positions in row-major order of answer_mask. gold: [positions] token ids.
-    answer_mask: [samples, answer columns] bool. weight: [samples] in [0, 1], the share that follows the teacher. denominator:
+    answer_mask: [samples, answer columns] bool. weight: [samples] in [0, 1], the share that follows the teacher, or of every
+    token [samples, answer columns]. denominator:
     samples in the optimizer step; default: those of this batch. temperature scales the divergence by its square, once, so that
     its gradient keeps its size beside the cross-entropy (Hinton et al. 2015).
     """
     counts = answer_mask.sum(1)
     sample = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    kd_weight = weight.to(torch.float32)[sample]
+    kd_weight = weight_of_positions(weight, answer_mask, sample)
     share = 1.0 / counts[sample].clamp_min(1)
 
     def chunk(rows: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,6 +101,11 @@ def mixed_loss(
         parts.append((ce, kd))
     ce, kd = (sample_means(torch.cat(values), answer_mask) for values in zip(*parts, strict=True))
     return Losses(total / (len(counts) if denominator is None else denominator), ce, kd)
+
+
+def weight_of_positions(weight: Tensor, answer_mask: Tensor, sample: Tensor) -> Tensor:
+    """[positions] float32. weight: [samples], or [samples, answer columns]; sample: [positions] number of each one's sample."""
+    return weight.float()[sample] if weight.ndim == 1 else weight.float()[answer_mask]
 
 
 def sample_means(values: Tensor, answer_mask: Tensor) -> Tensor:

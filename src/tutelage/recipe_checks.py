@@ -146,7 +146,7 @@ def _task_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _method_problems(recipe: Recipe) -> Iterator[Problem]:
-    from tutelage.methods import method_names
+    from tutelage.methods import method_names, split_variant
 
     for key, values in {"distill.methods": recipe.distill.methods, "distill.seeds": recipe.distill.seeds}.items():
         if not values:
@@ -154,13 +154,32 @@ def _method_problems(recipe: Recipe) -> Iterator[Problem]:
         for value in dict.fromkeys(v for v in values if values.count(v) > 1):
             yield Problem(key, f"{value} is there {values.count(value)} times; write it once")
     for name in dict.fromkeys(recipe.distill.methods):
-        if name not in method_names():
-            yield Problem("distill.methods", f"no method is called {name!r}; {_one_of(name, method_names())}")
+        base, _ = split_variant(name)
+        if base not in method_names():
+            yield Problem("distill.methods", f"no method is called {base!r}; {_one_of(base, method_names())}")
+    yield from _weighting_problems(recipe)
     of_teacher = [recipe.teach.seed] if recipe.teach.seed is not None else []
     for key, seeds in {"seed": [recipe.seed], "teach.seed": of_teacher, "distill.seeds": recipe.distill.seeds}.items():
         for seed in seeds:
             if not 0 <= seed < 2**32:
                 yield Problem(key, f"{seed} cannot seed a random generator; write a number from 0 to 4294967295")
+
+
+def _weighting_problems(recipe: Recipe) -> Iterator[Problem]:
+    from tutelage.methods import find_method, method_names, split_variant
+
+    how = recipe.distill.weighting
+    for name in ("calibrate", "smooth"):
+        if how.per_token and getattr(how, name):
+            hint = f"`{name}` is about rows, and `per_token` weighs tokens; use one of the two"
+            yield Problem(f"distill.weighting.{name}", hint, ("distill.weighting.per_token",))
+    known = [find_method(name) for name in recipe.distill.methods if split_variant(name)[0] in method_names()]
+    if recipe.teach.checkpoints and recipe.cross_fit.teacher and any(method.needs_cross_fit for method in known):
+        hint = (
+            "a teacher of yours cannot be trained on folds, since how it was trained is not known; write cross_fit.teacher: false"
+            " (the student's losses are then out of sample, the checkpoints' are not)"
+        )
+        yield Problem("cross_fit.teacher", hint, ("teach.checkpoints", "distill.methods"))
 
 
 def _given_model_problems(recipe: Recipe) -> Iterator[Problem]:

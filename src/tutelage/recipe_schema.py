@@ -138,6 +138,9 @@ class Teach(Section):
     """How many checkpoints are kept, at equal spacing; the last one is the end of training."""
     seed: int | None = None
     """Seed of the teacher's training. Default: the recipe's `seed`."""
+    spacing: Literal["steps", "loss"] = "steps"
+    """Where kept checkpoints lie: `steps`: equally far apart in steps. `loss`: each about as much lower in validation loss as the
+    one before; needs the disk for four times as many while the teacher trains."""
     best_by: Literal["score", "loss"] = "score"
     """T*, the best teacher: by validation score (ties: by loss) or by validation loss."""
     trainer: dict[str, Any] = {}
@@ -182,6 +185,26 @@ class Schedule(Section):
     """Only checkpoints after the last one followed; the last stage follows T*. Ends a stall."""
     reach: Literal["reverse", "forward"] = "reverse"
     """Distance to the student: `reverse` is the published KL(S || T_k), `forward` is KL(T_k || S)."""
+    trust: float | None = Field(None, gt=0)
+    """Trust region, nats: of the checkpoints within `trust` x stage of the student, the one nearest to T*; of none, the nearest."""
+    glide: bool = False
+    """Within a stage the target moves from the checkpoint followed to the next one: a mixture of both, its share growing."""
+
+
+class Weighting(Section):
+    """Refinements of adaptive weights: w = sigmoid(gamma x log(l(S_0) / l(T_k)) + bias)."""
+
+    gamma: float = Field(1.0, ge=0)
+    """Sharpness: 1 is the published weight, 0 the same weight for all rows."""
+    bias: float = 0.0
+    """Above 0 more of every row follows the teacher: 0.85 turns a weight of 0.5 into 0.7."""
+    calibrate: bool = False
+    """Choose gamma and bias so that log-ratios on training rows have the median and spread of those on validation rows, which no
+    model has memorised; wins over `gamma` and `bias`."""
+    smooth: float = Field(0.0, ge=0, le=1)
+    """Share of a row's loss that is the mean of its subdomain (its label where rows have none): one row's loss is noisy."""
+    per_token: bool = False
+    """A weight for every answer token instead of one for the row."""
 
 
 class Distill(Section):
@@ -199,8 +222,12 @@ class Distill(Section):
     """Constant weighting: loss = (1 - kd_ratio) CE + kd_ratio KD. Adaptive weighting does not use it."""
     temperature: float = Field(1.0, gt=0)
     """Divides teacher's and student's logits in the divergence (times temperature squared, once)."""
+    start: Literal["student", "anchor"] = "student"
+    """What the first stage starts from. `anchor`: the fine-tuned student, so that it has twice the training of other methods."""
     schedule: Schedule = Schedule()
     """Refinements of the choice of checkpoint."""
+    weighting: Weighting = Weighting()
+    """Refinements of adaptive weights."""
     probe_rows: int | None = Field(None, gt=0)
     """Seeded sample of training rows on which checkpoints are compared with the student. Default: 2 % of what a stage trains on,
     at least 16 and at most 256, so that choosing costs at most 2 % of a stage."""

@@ -27,11 +27,12 @@ from tutelage.evaluation import sample_losses
 from tutelage.finetuning import fine_tune, spaced_steps
 from tutelage.methods import find_method
 from tutelage.models import check_vocabularies, list_checkpoints, load_model, load_tokenizer, load_trainable, merged, save_student
-from tutelage.recipe_schema import TRAINER_DEFAULTS, Lora, Model
+from tutelage.recipe_schema import TRAINER_DEFAULTS, Lora, Model, Weighting
 from tutelage.rows import simple_examples
 from tutelage.teachers import CachedTeacher
 from tutelage.token_store import keys_of
 from tutelage.trainer import training_arguments
+from tutelage.weighting import AdaptiveWeighting
 
 
 @dataclass
@@ -49,6 +50,10 @@ class SCDConfig(TrainingArguments):
     temperature: float = field(default=1.0, metadata={"help": "Divides both models' logits in the divergence."})
     advance: bool = field(default=False, metadata={"help": "Only checkpoints after the last one followed compete."})
     reach: str = field(default="reverse", metadata={"help": "`reverse`: KL(S || T_k), as published; `forward`: KL(T_k || S)."})
+    trust: float | None = field(default=None, metadata={"help": "Trust region of the choice, in nats."})
+    glide: bool = field(default=False, metadata={"help": "The target moves to the next checkpoint within a stage."})
+    gamma: float = field(default=1.0, metadata={"help": "Sharpness of adaptive weights."})
+    bias: float = field(default=0.0, metadata={"help": "Bias of adaptive weights."})
     probe_rows: int | None = field(default=None, metadata={"help": "Training rows on which checkpoints are compared."})
     fused_loss: bool = field(default=True, metadata={"help": "Output head and loss in one, chunk by chunk."})
     keep: str = field(default="best", metadata={"help": "`best` stage by validation loss (needs eval_dataset), or `last`."})
@@ -117,19 +122,21 @@ class SCDTrainer:
         Raises StaleArtifactError if output_dir holds work of other settings.
         """
         args = self.args
-        plan = self._plan()
+        plan, how = self._plan(), Weighting(gamma=args.gamma, bias=args.bias)
         method = find_method(args.method)
-        if method.answers == "teacher" or method.weighting == "adaptive_cross_fit":
+        if method.answers == "teacher" or method.needs_cross_fit or method.schedule == "ensemble":
             raise ConfigError(f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`")
-        aw = method.needs_anchor
-        work = Work(
-            self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
-        )
-        anchor_nll = self._anchor_losses() if aw else None
+        settings = dataclasses.asdict(plan) | how.model_dump()
+        work = Work(self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in settings.items()})
+        anchor_nll = self._anchor_losses() if method.needs_anchor else None
         self._cache()
         work.prepare()
         names = [folder.name for folder in self.checkpoints]
-        source = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16))
+        source = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16), heads=2 if args.glide else 1)
+        adaptive = None
+        if method.needs_anchor:
+            rule = method.weighting if callable(method.weighting) else None
+            adaptive = AdaptiveWeighting(anchor_nll, source.nll, how, rule)
         job = Distillation(
             plan,
             work.folder,
@@ -138,7 +145,7 @@ class SCDTrainer:
             pad_id_of(self.tokenizer),
             source,
             self._best(),
-            anchor_nll,
+            adaptive,
             load=lambda folder: load_trainable(self.student, folder, args.seed),
             save=lambda model, folder: save_student(model, self.tokenizer, folder),
             validate=lambda model: Validation(None, _mean(self._losses(model, self.eval_rows))),

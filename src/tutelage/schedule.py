@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 from tutelage.errors import ModelError
 
+ENSEMBLE = "ensemble"
+"""Name of the mixture of all checkpoints, where one of them is named otherwise."""
+
 FAR_NATS = 0.05
 """A student further than this (nats an answer token) from a checkpoint it has already followed for a stage has not reached it."""
 
@@ -50,12 +53,14 @@ def nearest(
     best: str,
     previous: Candidate | None = None,
     advance: bool = False,
+    trust: float | None = None,
 ) -> Choice:
     """SCD's choice: k = argmin_k KL(T* || T_k) + KL(S || T_k); the older checkpoint wins a tie (arXiv 2601.10114).
 
     candidates: all checkpoints, oldest first. stage counts from 1. previous: the checkpoint of the stage before, as it was seen
     then. With `advance` only checkpoints after the previous one compete, and the last stage (or one after T* was reached)
-    follows T*.
+    follows T*. With `trust` (nats) those within trust x stage of the student compete, by their distance to T*; where none is, the
+    nearest to the student wins.
     """
     pool = list(candidates)
     if advance:
@@ -65,12 +70,25 @@ def nearest(
         if stage == num_stages or not pool:
             why = "last stage" if stage == num_stages else f"no checkpoint left between {previous.checkpoint} and T*"
             return Choice(best, f"advance: {why}, so it follows T*")
+    if trust is not None:
+        winner, reason = _within(pool, trust * stage)
+        return Choice(winner.checkpoint, reason, _stall(winner, previous, best))
     winner = min(pool, key=lambda c: c.total)
     reason = (
         f"smallest KL(T*||k) + KL with the student: {winner.kl_best:.4f} + {winner.kl_student:.4f} = {winner.total:.4f} nats"
         f" among {len(pool)} checkpoint{'s' if len(pool) > 1 else ''}"
     )
     return Choice(winner.checkpoint, reason, _stall(winner, previous, best))
+
+
+def _within(pool: Sequence[Candidate], nats: float) -> tuple[Candidate, str]:
+    """The best checkpoint in the student's trust region, and why."""
+    inside = [c for c in pool if c.kl_student <= nats]
+    if not inside:
+        winner = min(pool, key=lambda c: c.kl_student)
+        return winner, f"no checkpoint within {nats:.3f} nats of the student; the nearest, at {winner.kl_student:.4f}"
+    winner = min(inside, key=lambda c: c.kl_best)
+    return winner, f"nearest to T* ({winner.kl_best:.4f} nats) of {len(inside)} within {nats:.3f} nats of the student"
 
 
 def own(rule: Callable[..., str], candidates: Sequence[Candidate], **seen: Any) -> Choice:
@@ -95,7 +113,7 @@ def _stall(winner: Candidate, previous: Candidate | None, best: str) -> str | No
 
 
 def fixed(
-    schedule: Literal["best", "interpolated", "in_order", "random"],
+    schedule: Literal["best", "interpolated", "in_order", "random", "ensemble"],
     checkpoints: Sequence[str],
     *,
     stage: int,
@@ -107,8 +125,10 @@ def fixed(
 
     `best`: T* in every stage, and so `interpolated`, whose target moves towards it (`taid.py`). `in_order`: checkpoints oldest to
     newest, spread evenly over the stages, the last stage getting the newest. `random`: one drawn from (seed, stage), the same
-    whenever it is asked for.
+    whenever it is asked for. `ensemble`: all of them at once.
     """
+    if schedule == "ensemble":
+        return Choice(ENSEMBLE, f"a mixture of all {len(checkpoints)} checkpoints")
     if schedule in ("best", "interpolated"):
         return Choice(best, "T*, the best teacher on validation")
     if schedule == "in_order":

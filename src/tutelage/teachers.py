@@ -93,7 +93,7 @@ class LiveTeacher:
         found = np.zeros(len(rows))
         for start in range(0, len(rows), 16):
             items = [(place, rows[place]) for place in range(start, min(start + 16, len(rows)))]
-            _, nll = read_batch(self._loaded(checkpoint), collate(items), self.vocabulary)
+            _, (_, nll) = read_batch(self._loaded(checkpoint), collate(items), self.vocabulary)
             found[start : start + len(items)] = nll.double().numpy()
         return found
 
@@ -110,16 +110,20 @@ class LiveTeacher:
 class CachedTeacher:
     """Checkpoints from their stores: no teacher in memory, no teacher forward pass."""
 
-    def __init__(self, folder: Path, checkpoints: Sequence[str], rows: Sequence[EncodedRow], *, bf16: bool = False) -> None:
+    def __init__(
+        self, folder: Path, checkpoints: Sequence[str], rows: Sequence[EncodedRow], *, bf16: bool = False, heads: int = 1
+    ) -> None:
         """Open `folder/CHECKPOINT` for each name and check that it was made of these rows, in this order.
 
-        bf16: whether a CPU multiplies what is stored in bfloat16 as it is.
+        bf16: whether a CPU multiplies what is stored in bfloat16 as it is. heads: how many output heads stay in memory: as many as
+        checkpoints are asked about one batch.
         """
         self.folder, self.checkpoints, self.bf16 = folder, list(checkpoints), bf16
         self._stores = {name: HiddenStore(folder / name) for name in checkpoints}
         for store in self._stores.values():
             store.check(rows)
-        self._head: tuple[str, torch.device, Head] | None = None
+        self._heads: dict[tuple[str, torch.device], Head] = {}
+        self._most = heads
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """Stored states of the batch's rows, moved to the batch's device."""
@@ -137,16 +141,23 @@ class CachedTeacher:
         """[rows] as measured when the store was written."""
         return self._stores[checkpoint].nll()
 
+    def token_nll(self, checkpoint: str) -> np.ndarray:
+        """[positions] the same for every answer token, row by row."""
+        return self._stores[checkpoint].token_nll()
+
     def ahead(self, checkpoint: str) -> Callable[[Sequence[int]], None]:
         """Fetches stored rows into the page cache."""
         return self._stores[checkpoint].will_read
 
     def head(self, checkpoint: str, device: torch.device) -> Head:
-        """The checkpoint's head; the last one used stays loaded, and is shared by checkpoints whose head is the same."""
-        about = self._stores[checkpoint].about
-        if self._head is None or self._head[:2] != (about["head"], device):
-            self._head = about["head"], device, load_head(self.folder / about["head"]).to(device)
-        return self._head[2]
+        """The checkpoint's head; the last ones used stay loaded, and are shared by checkpoints whose head is the same."""
+        key = self._stores[checkpoint].about["head"], device
+        if key not in self._heads:
+            while len(self._heads) >= self._most:
+                del self._heads[next(iter(self._heads))]
+            self._heads[key] = load_head(self.folder / key[0]).to(device)
+        self._heads[key] = self._heads.pop(key)  # the one used last is the last to go
+        return self._heads[key]
 
 
 def save_head(head: Head, path: Path) -> None:
@@ -166,8 +177,11 @@ def load_head(path: Path) -> Head:
 
 
 @torch.no_grad()
-def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """((hidden [N, H], logits [N, V]), nll [B]) of a model at the answer positions of a batch; nll on the CPU in float32."""
+def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """((hidden [N, H], logits [N, V]), (losses [N], nll [B])) of a model at the answer positions of a batch.
+
+    Losses of tokens and their means over rows are in float32 on the CPU.
+    """
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     hidden, logits = answer_states(model, batch)
@@ -176,4 +190,4 @@ def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> t
     sample = torch.repeat_interleave(torch.arange(len(mask), device=device), mask.sum(1))
     losses = cross_entropy(logits, batch["targets"][mask])
     nll = torch.zeros(len(mask), device=device).index_add_(0, sample, losses) / mask.sum(1)
-    return (hidden, logits), nll.cpu()
+    return (hidden, logits), (losses.cpu(), nll.cpu())

@@ -27,7 +27,7 @@ from tutelage.head_loss import HeadLoss, Question
 from tutelage.heads import takes_logits_to_keep
 from tutelage.taid import Interpolation
 from tutelage.teachers import TeacherSource
-from tutelage.token_store import row_lengths
+from tutelage.token_store import answer_lengths, row_lengths
 
 WHOLE = "whole"
 """Empty file in a restart point, made after everything else is in it."""
@@ -40,7 +40,7 @@ class Guidance:
     source: TeacherSource
     checkpoint: str
     weight: np.ndarray
-    """[rows] in [0, 1]: share of each training row's loss that follows the teacher."""
+    """[rows] in [0, 1]: share of each training row's loss that follows the teacher; or [positions], of every answer token's."""
     divergence: str | Divergence = "forward_kl"
     temperature: float = 1.0
     interpolation: Interpolation | None = None
@@ -78,7 +78,10 @@ class DistillTrainer(Trainer):
         whole = not args.torch_compile and args.n_gpu <= 1
         self._head_loss = HeadLoss(model, keep=takes_logits_to_keep(model), fused=fused and whole)
         weight = torch.zeros(len(rows)) if guidance is None else torch.from_numpy(guidance.weight).float()
-        self._weight = weight.to(args.device)
+        self._weight, self._starts = weight.to(args.device), None
+        if len(weight) != len(rows):  # a weight for every token, row by row
+            lengths = torch.from_numpy(answer_lengths(rows)).to(args.device)
+            self._starts = lengths.cumsum(0) - lengths
         self._parts: list[Tensor] = []
         self.loss_is_scaled_for_ga = True  # divided by the samples of the whole optimizer step, see _get_num_items_in_batch
 
@@ -109,7 +112,7 @@ class DistillTrainer(Trainer):
         ask = Question(
             gold=inputs["targets"][mask],
             mask=mask,
-            weight=self._weight[inputs["row"]],
+            weight=self._weights(inputs["row"], mask),
             targets=targets,
             vocabulary=self.vocabulary,
             divergence=guidance.divergence if guidance else "forward_kl",
@@ -123,6 +126,13 @@ class DistillTrainer(Trainer):
         self._parts.append(torch.stack([losses.cross_entropy.mean(), losses.divergence.mean()]))
         # DDP averages gradients over ranks; the denominator already counts them all.
         return losses.total * self.accelerator.num_processes
+
+    def _weights(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """[samples], or with a weight for every token [samples, answer columns]."""
+        if self._starts is None:
+            return self._weight[rows]
+        place = self._starts[rows][:, None] + mask.cumsum(1) - 1
+        return torch.where(mask, self._weight[place.clamp(0, len(self._weight) - 1)], 0.0)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean cross-entropy and divergence since the last log, in nats."""

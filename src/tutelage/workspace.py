@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.artifacts import Work, fingerprint, read_json
-from tutelage.config import flatten
+from tutelage.config import flatten, varied
 from tutelage.lineage import inputs_of
 from tutelage.recipe_schema import Model, Recipe
 from tutelage.records import Example, read_jsonl
@@ -40,6 +40,11 @@ class Workspace:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.recipe.output_dir)
+
+    def varied(self, method: str) -> Workspace:
+        """This run as a method sees it whose name carries settings of its own."""
+        recipe = varied(self.recipe, method)
+        return self if recipe is self.recipe else replace(self, recipe=recipe)
 
     @property
     def bf16(self) -> bool:

@@ -24,15 +24,20 @@ STUDENT = {
 EOS, PAD = "<|end|>", "<|pad|>"
 
 
-def build_models(folder: Path, texts: Iterable[str], *, seed: int = 0, vocabulary: int = 2000) -> None:
-    """Write folder/teacher and folder/student (random Llamas, tied embeddings) with a byte-level BPE learned from `texts`."""
+SHAPES = {"teacher": TEACHER, "student": STUDENT}
+
+
+def build_models(
+    folder: Path, texts: Iterable[str], *, seed: int = 0, vocabulary: int = 2000, shapes: dict[str, dict[str, Any]] = SHAPES
+) -> None:
+    """Write a folder for each of `shapes` (random Llamas, tied embeddings) with a byte-level BPE learned from `texts`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     tokenizer = _tokenizer(texts, vocabulary)
-    for name, shape in (("teacher", TEACHER), ("student", STUDENT)):
+    for name, shape in shapes.items():
         torch.manual_seed(seed)
         config = LlamaConfig(
             **shape,

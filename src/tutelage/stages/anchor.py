@@ -1,6 +1,7 @@
 """anchor: the student after plain fine-tuning on the same rows, with as many steps as distillation gets; then frozen.
 
-Writes anchor/ (a whole model) and anchor/sample_loss.jsonl: its loss on every training and validation row.
+Writes anchor/ (a whole model) and anchor/sample_loss.jsonl: its loss on every training and validation row; those of the answer
+tokens are in token_loss.safetensors.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import itertools
 import shutil
 from pathlib import Path
 
+from safetensors.numpy import save_file
 from torch import nn
 
 from tutelage import lineage
@@ -20,6 +22,8 @@ from tutelage.records import write_jsonl
 from tutelage.trainer import training_arguments
 from tutelage.workspace import Workspace
 
+SPLITS = ("train", "validation")
+
 
 def run(space: Workspace) -> None:
     """Do the stage."""
@@ -29,11 +33,14 @@ def run(space: Workspace) -> None:
             return
         model = load_model(recipe.student, own) if own else _train(space, work.folder)
         save_student(model, space.tokenizer, work.folder)
-        splits = [space.encoded("train"), space.encoded("validation")]
+        splits = [space.encoded(split) for split in SPLITS]
         with space.autocast(), space.screen.progress("anchor losses", sum(map(len, splits))) as advance:
             losses = [space.evaluator.losses(model, rows, advance) for rows in splits]
-        records = itertools.chain.from_iterable(map(loss_records, splits, losses))
+        records = itertools.chain.from_iterable(loss_records(rows, found.rows) for rows, found in zip(splits, losses, strict=True))
         write_jsonl(work.folder / "sample_loss.jsonl", records)
+        save_file(
+            {split: found.tokens for split, found in zip(SPLITS, losses, strict=True)}, str(work.folder / "token_loss.safetensors")
+        )
         shutil.rmtree(work.folder / "trainer", ignore_errors=True)
 
 

@@ -5,34 +5,39 @@ cut into folds; for each fold a student, and a teacher with its checkpoints, are
 teacher are, and read the fold. The cost: as many more trainings of student and teacher as there are folds, each on (folds - 1) /
 folds of the rows; with `cross_fit.teacher: false` of the student alone.
 
-Writes cross_fit/sample_loss.jsonl: each training row's `fold`, the student's loss (`anchor`) and each checkpoint's (`teacher`).
+Writes cross_fit/sample_loss.jsonl: each training row's `fold`, the student's loss (`anchor`) and each checkpoint's (`teacher`); and
+token_loss.safetensors, the same for answer tokens.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from tutelage import lineage
-from tutelage.artifacts import read_json, write_json
-from tutelage.data import Subset, pad_id_of
+from tutelage.artifacts import read_json
+from tutelage.data import EncodedRow, Subset, pad_id_of
 from tutelage.errors import ModelError
 from tutelage.finetuning import fine_tune, spaced_steps
 from tutelage.hidden_store import HiddenStore
 from tutelage.methods import find_method
+from tutelage.mixtures import row_means
 from tutelage.models import load_trainable
 from tutelage.recipe_schema import Model
 from tutelage.records import write_jsonl
+from tutelage.token_store import answer_lengths
 from tutelage.trainer import training_arguments
 from tutelage.workspace import Workspace
 
 
 def run(space: Workspace) -> None:
     """Do the stage, if a method of the recipe weighs by losses out of sample."""
-    if not any(find_method(name).weighting == "adaptive_cross_fit" for name in space.recipe.distill.methods):
+    if not any(find_method(name).needs_cross_fit for name in space.recipe.distill.methods):
         return
     with space.work("cross_fit", lineage.cross_fit(space)) as work:
         if work is None:
@@ -40,39 +45,53 @@ def run(space: Workspace) -> None:
         rows, folds = space.encoded("train"), space.recipe.cross_fit.folds
         names = [checkpoint["name"] for checkpoint in read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]]
         fold_of = np.random.default_rng(space.recipe.seed).permutation(len(rows)) % folds
-        lines: list[dict[str, Any]] = [{"id": row.id, "fold": int(fold_of[place])} for place, row in enumerate(rows)]
+        lengths = answer_lengths(rows)
+        in_fold = np.repeat(fold_of, lengths)
+        tokens = {name: np.zeros(len(in_fold)) for name in ("anchor", *names)}
         for fold in range(folds):
-            places = np.flatnonzero(fold_of == fold)
-            losses = _fold(space, work.folder / f"fold-{fold}", places, np.flatnonzero(fold_of != fold), names)
-            for number, place in enumerate(places):
-                lines[place]["anchor"] = losses["anchor"][number]
-                lines[place]["teacher"] = {name: losses["teacher"][name][number] for name in names}
-        write_jsonl(work.folder / "sample_loss.jsonl", lines)
+            places, others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+            for name, losses in _fold(space, work.folder / f"fold-{fold}", places, others, names).items():
+                tokens[name][in_fold == fold] = losses
+        save_file(tokens, str(work.folder / "token_loss.safetensors"))
+        write_jsonl(work.folder / "sample_loss.jsonl", _lines(rows, fold_of, {n: row_means(t, lengths) for n, t in tokens.items()}))
         for fold in range(folds):
             shutil.rmtree(work.folder / f"fold-{fold}")
 
 
-def _fold(space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """Losses on the rows at `places` of models trained on those at `others`; kept, so that a restart goes on with the next fold."""
-    kept = folder / "losses.json"
+def _lines(rows: Sequence[EncodedRow], fold_of: np.ndarray, losses: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    for place, row in enumerate(rows):
+        teacher = {name: float(values[place]) for name, values in losses.items() if name != "anchor"}
+        yield {"id": row.id, "fold": int(fold_of[place]), "anchor": float(losses["anchor"][place]), "teacher": teacher}
+
+
+def _fold(space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """[positions] losses on the rows at `places`, row by row, of `anchor` and checkpoints trained on the rows at `others`.
+
+    They are kept, so that a restart goes on with the next fold.
+    """
+    kept = folder / "losses.safetensors"
     if kept.is_file():
-        return read_json(kept)
+        return load_file(str(kept))
     recipe = space.recipe
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
     (anchor,) = _losses(space, folder / "student", recipe.student, ("distill", "anchor"), epochs, places, others, 1)
     if recipe.cross_fit.teacher:
         teacher = _losses(space, folder / "teacher", recipe.teacher, ("teach",), None, places, others, len(names))
     else:
-        teacher = [HiddenStore(space.folder / "cache" / name).nll()[places].tolist() for name in names]
-    found = {"anchor": anchor, "teacher": dict(zip(names, teacher, strict=True))}
-    write_json(kept, found)
+        lengths = answer_lengths(space.encoded("train"))
+        theirs = np.repeat(np.isin(np.arange(len(lengths)), places), lengths)
+        teacher = [HiddenStore(space.folder / "cache" / name).token_nll()[theirs] for name in names]
+    found = {"anchor": anchor, **dict(zip(names, teacher, strict=True))}
+    draft = kept.with_suffix(".part")
+    save_file(found, str(draft))
+    draft.replace(kept)
     return found
 
 
 def _losses(
     space: Workspace, folder: Path, section: Model, trainer: Any, epochs: float | None, places: Any, others: Any, checkpoints: int
-) -> list[list[float]]:
-    """Losses on the rows at `places` after equally spaced parts of a training on the rows at `others`, the last at its end."""
+) -> list[np.ndarray]:
+    """[positions] losses on the rows at `places` after equal parts of a training on the rows at `others`, the last at its end."""
     rows, seed = space.encoded("train"), space.recipe.seed
     args = training_arguments(folder, space.trainer_arguments(*trainer), seed=seed, epochs=epochs)
     rest, fold = Subset(rows, others), Subset(rows, places)
@@ -94,6 +113,6 @@ def _losses(
     found = []
     for step in steps:
         model = space.load(section, folder / f"checkpoint-{step}")
-        found.append(space.evaluator.losses(model, fold).tolist())
+        found.append(space.evaluator.losses(model, fold).tokens)
     shutil.rmtree(folder)
     return found

@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from tutelage import lineage
+from tutelage import lineage, losses
 from tutelage.artifacts import Work, read_json
 from tutelage.data import EncodedRow, pad_id_of
 from tutelage.distillation import Distillation, Plan, Validation
-from tutelage.errors import StaleArtifactError
 from tutelage.methods import Method, find_method
+from tutelage.mixtures import Ensemble, mixture_shares
 from tutelage.models import load_trainable, merged, save_student
-from tutelage.records import read_jsonl
-from tutelage.teachers import CachedTeacher
-from tutelage.token_store import TokenStore
+from tutelage.teachers import CachedTeacher, TeacherSource
+from tutelage.token_store import TokenStore, answer_lengths
 from tutelage.workspace import Workspace
 
 
@@ -35,22 +33,22 @@ def run(space: Workspace) -> None:
 
 def cell(space: Workspace, method: str, seed: int) -> None:
     """Distil one student, unless it is there."""
-    recipe = space.recipe
-    parts = find_method(method)
-    with space.work(f"distill/{method}/seed-{seed}", lineage.student(space, method)) as work:
+    inputs, space = lineage.student(space, method), space.varied(method)
+    recipe, parts = space.recipe, find_method(method)
+    with space.work(f"distill/{method}/seed-{seed}", inputs) as work:
         if work is None:
             return
         rows = (
             space.encoded("train") if parts.answers == "gold" else TokenStore(space.folder / "teacher_answers/train.arrow", "train")
         )
-        source, best = None, None
-        if parts.schedule != "none":
-            taught = read_json(space.folder / "teach" / "checkpoints.json")
-            names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
-            source = CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16)
-            best = taught["best"]
+        source, best = _teacher(space, parts, rows)
         plan = make_plan(space, method, seed)
-        anchor_nll, teacher_nll = _losses(space, parts, rows)
+        adaptive, anchor = losses.weighting(space, parts, rows, source), None
+        if parts.weighting == "gated":
+            anchor = CachedTeacher(space.folder / "anchor_cache", ["anchor"], rows, bf16=space.bf16)
+        first = recipe.student
+        if recipe.distill.start == "anchor":
+            first = first.model_copy(update={"model_name_or_path": str(space.folder / "anchor"), "revision": None})
         with space.screen.steps(f"{method} seed {seed}") as on_step:
             job = Distillation(
                 plan,
@@ -60,11 +58,11 @@ def cell(space: Workspace, method: str, seed: int) -> None:
                 pad_id_of(space.tokenizer),
                 source,
                 best,
-                anchor_nll,
-                load=lambda folder: load_trainable(recipe.student, folder, seed),
+                adaptive,
+                load=lambda folder: load_trainable(first if folder is None else recipe.student, folder, seed),
                 save=lambda model, folder: save_student(model, space.tokenizer, folder),
                 validate=lambda model: _validate(space, model),
-                teacher_nll=teacher_nll,
+                anchor=anchor,
                 autocast=space.autocast,
                 on_step=lambda stage, done, total: on_step((stage - 1) * total + done, plan.num_stages * total),
                 on_stage=lambda record: _say(space, record),
@@ -87,31 +85,25 @@ def make_plan(space: Workspace, method: str, seed: int) -> Plan:
     )
 
 
-def _losses(space: Workspace, parts: Method, rows: Sequence[EncodedRow]) -> tuple[np.ndarray | None, dict[str, np.ndarray] | None]:
-    """What weights are made of: [rows] losses of the anchor; and of every checkpoint, where those are not the cache's."""
-    if parts.weighting != "adaptive_cross_fit":
-        return _anchor_losses(space, rows) if parts.needs_anchor else None, None
-    lines = list(read_jsonl(space.folder / "cross_fit" / "sample_loss.jsonl"))
-    teacher = {name: np.array([line["teacher"][name] for line in lines]) for name in lines[0]["teacher"]}
-    return np.array([line["anchor"] for line in lines]), teacher
-
-
-def _anchor_losses(space: Workspace, rows: Sequence[EncodedRow]) -> np.ndarray:
-    """[rows] losses of the anchor, which were written in the order of the rows, training rows first."""
-    lines = read_jsonl(space.folder / "anchor" / "sample_loss.jsonl")
-    losses = np.zeros(len(rows))
-    for place, row in enumerate(rows):
-        line = next(lines, {"id": "none"})
-        if row.id != line["id"]:
-            raise StaleArtifactError(
-                f"anchor/sample_loss.jsonl has row {line['id']} where {row.id} is: tutelage anchor RECIPE --force"
-            )
-        losses[place] = line["nll"]
-    return losses
+def _teacher(space: Workspace, parts: Method, rows: Sequence[EncodedRow]) -> tuple[TeacherSource | None, str | None]:
+    """The cached checkpoints as the method reads them, and the name of T*."""
+    if parts.schedule == "none":
+        return None, None
+    taught = read_json(space.folder / "teach" / "checkpoints.json")
+    names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
+    together = parts.schedule == "ensemble"
+    heads = len(names) if together else 2 if space.recipe.distill.schedule.glide else 1
+    source = CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16, heads=heads)
+    if together:
+        shares = mixture_shares({name: losses.validation_tokens(space, name) for name in names}, losses.validation_lengths(space))
+        space.screen.say("ensemble: shares fitted on validation: " + ", ".join(f"{n} {share:.2f}" for n, share in shares.items()))
+        source = Ensemble(source, shares, answer_lengths(rows))
+    return source, taught["best"]
 
 
 def _validate(space: Workspace, model: nn.Module) -> Validation:
-    return Validation(*space.evaluator.quick(model, space.exam("validation")))
+    score, found = space.evaluator.quick(model, space.exam("validation"))
+    return Validation(score, float(found.rows.mean()))
 
 
 def _say(space: Workspace, record: dict[str, Any]) -> None:

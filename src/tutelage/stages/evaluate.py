@@ -54,7 +54,7 @@ def score(space: Workspace, model: Candidate) -> None:
         exam, held_out, network = space.exam("test"), space.encoded("validation"), model.load()
         with space.screen.progress(f"score {model.name}", len(exam.examples)) as advance:
             predictions = space.evaluator.predict(model.name, network, exam, advance)
-        losses = space.evaluator.losses(network, held_out)
+        losses = space.evaluator.losses(network, held_out).rows
         write_jsonl(work.folder / "predictions.jsonl", predictions)
         write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))
         summary = space.evaluator.summary(predictions, exam.examples, space.recipe.evaluate.resamples)

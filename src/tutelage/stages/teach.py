@@ -1,13 +1,18 @@
 """teach: fine-tune the teacher and keep N checkpoints at equal spacing, or take the user's; then find T* on validation.
 
 Writes teach/checkpoint-STEP/ (Hugging Face layout, or PEFT adapters) and teach/checkpoints.json: name, folder, validation score
-and loss of each, and which is best.
+and loss of each, and which is best; teach/validation/ holds their losses on the answer tokens of the validation rows.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from tutelage import lineage
 from tutelage.artifacts import read_json, write_json
@@ -19,6 +24,8 @@ from tutelage.workspace import Workspace
 
 RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", WHOLE)
 """What a saved step needs to go on training, and a finished teacher does not."""
+FINER = 4
+"""Times as many checkpoints as are kept, among which those are chosen that are equally far apart in loss."""
 
 
 def run(space: Workspace) -> None:
@@ -30,6 +37,11 @@ def run(space: Workspace) -> None:
             return
         folders = given or _train(space, work.folder)
         found = [_validate(space, work.folder, folder) for folder in folders]
+        if given is None:
+            kept = evenly_falling([c["nll"] for c in found], recipe.teach.num_checkpoints)
+            for place in set(range(len(found))) - set(kept):
+                shutil.rmtree(folders[place], ignore_errors=True)
+            folders, found = [folders[place] for place in kept], [found[place] for place in kept]
         best = best_checkpoint(found, recipe.teach.best_by)
         write_json(work.folder / "checkpoints.json", {"best": best, "by": recipe.teach.best_by, "checkpoints": found})
         for folder in folders if given is None else []:
@@ -38,6 +50,21 @@ def run(space: Workspace) -> None:
                     path.unlink()
         seen = ", ".join(f"{c['name']} {c['score']:.3f}/{c['nll']:.3f}" for c in found)
         space.screen.say(f"teach: validation {space.task.metric} / loss in nats: {seen}; best is {best}")
+
+
+def evenly_falling(losses: Sequence[float], count: int) -> list[int]:
+    """Places of `count` checkpoints in training order between which the loss falls about evenly; the last one is always kept.
+
+    losses: of all checkpoints on the same rows, in training order. Every loss counts as the lowest up to there, so that a rise
+    late in training is not mistaken for progress.
+    """
+    lowest = np.minimum.accumulate(losses)
+    kept = [len(losses) - 1]
+    for part in range(1, count):
+        wanted = lowest[0] + (lowest[-1] - lowest[0]) * (part - 1) / max(1, count - 1)
+        free = [place for place in range(len(losses)) if place not in kept]
+        kept.append(min(free, key=lambda place: abs(lowest[place] - wanted)))
+    return sorted(kept)
 
 
 def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
@@ -50,7 +77,8 @@ def _train(space: Workspace, folder: Path) -> list[Path]:
     recipe, rows = space.recipe, space.encoded("train")
     seed = recipe.teacher_seed
     args = training_arguments(folder, space.trainer_arguments("teach"), seed=seed)
-    steps = spaced_steps(args, len(rows), recipe.teach.num_checkpoints)
+    finer = FINER if recipe.teach.spacing == "loss" else 1
+    steps = spaced_steps(args, len(rows), finer * recipe.teach.num_checkpoints)
     folders = [folder / f"checkpoint-{step}" for step in steps]
     if not (folders[-1] / WHOLE).exists():
         with space.screen.steps("teach") as on_step:
@@ -73,12 +101,14 @@ def _train(space: Workspace, folder: Path) -> list[Path]:
 def _validate(space: Workspace, folder: Path, checkpoint: Path) -> dict[str, Any]:
     """Score and loss of one checkpoint on the validation rows; kept, so that a restart does not measure it again."""
     kept = folder / "validation" / f"{checkpoint.name}.json"
+    kept.parent.mkdir(exist_ok=True)
     if kept.is_file():
         return read_json(kept)
     model = space.load(space.recipe.teacher, checkpoint)
     exam = space.exam("validation")
     with space.screen.progress(f"validate {checkpoint.name}", len(exam.examples)) as advance:
-        score, nll = space.evaluator.quick(model, exam, advance)
-    found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": nll}
+        score, losses = space.evaluator.quick(model, exam, advance)
+    found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": float(losses.rows.mean())}
+    save_file({"tokens": losses.tokens}, str(kept.with_suffix(".safetensors")))
     write_json(kept, found)
     return found
