@@ -104,6 +104,17 @@ def test_accumulation_does_not_change_the_gradient(tmp_path):
         assert torch.allclose(whole, pieces, atol=1e-6)
 
 
+def test_weights_of_tokens_find_their_tokens(tmp_path):
+    """The same weight on every token of a row gives the gradient of that weight on the row; another one gives another."""
+    rows = encoded(8)
+    source, weight = cached(tmp_path / "cache", teachers(), rows), np.linspace(0, 1, 8)
+    by_row = gradient_of_one_step(tmp_path / "a", 8, 1, Guidance(source, "checkpoint-2", weight))
+    tokens = np.repeat(weight, [len(row.answer) for row in rows])
+    assert torch.allclose(gradient_of_one_step(tmp_path / "b", 8, 1, Guidance(source, "checkpoint-2", tokens)), by_row, atol=1e-7)
+    moved = gradient_of_one_step(tmp_path / "c", 8, 1, Guidance(source, "checkpoint-2", np.roll(tokens, 1)))
+    assert not torch.allclose(moved, by_row, atol=1e-4)
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_cached_equals_live_in_loss_and_gradient(tmp_path, arch):
     rows, models = encoded(), teachers(arch)

@@ -17,7 +17,8 @@ LAYERS = (
     "schedule weighting divergences gradients objective theory rows charts page results resampling statistics",
     "precision data token_store heads head_loss models hidden_store teachers caching taid trainer finetuning generation labels"
     " evaluation probe mixtures losses"
-    " distillation workspace lineage shrinking prediction scd_trainer demo demo.* comparison executors",
+    " distillation workspace lineage shrinking prediction scd_trainer demo demo.* comparison executors"
+    " ray_executor tuning comparison_page",
     "stages stages.*",
     "compare cli __main__ __init__",
 )

@@ -25,15 +25,22 @@ class Cell:
     method: str
     seed: int
     teacher_seed: int
+    options: str = ""
+    """Settings that the method got by tuning, as in the name of a variant: `trainer.learning_rate=0.001`."""
+
+    @property
+    def name(self) -> str:
+        """The method with its settings."""
+        return f"{self.method}+{self.options}" if self.options else self.method
 
     @property
     def student(self) -> str:
         """Its folder below `distill` and `evaluate` of the run folder."""
-        return f"{self.method}/seed-{self.seed}"
+        return f"{self.name}/seed-{self.seed}"
 
     def __str__(self) -> str:
         """For messages and the names of logs."""
-        return f"{self.recipe} teacher-{self.teacher_seed} {self.method} seed-{self.seed}"
+        return f"{self.recipe} teacher-{self.teacher_seed} {self.name} seed-{self.seed}"
 
 
 class ResultsFile:
@@ -63,7 +70,7 @@ class ResultsFile:
         """The lines that count of every cell, in the order in which cells first came."""
         found: dict[Cell, list[dict[str, Any]]] = {}
         for row in self._read():
-            cell = Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
+            cell = Cell(**{name: row[name] for name in Cell.__dataclass_fields__ if name in row})
             known = found.setdefault(cell, [])
             if known and known[0]["attempt"] != row["attempt"]:
                 known.clear()

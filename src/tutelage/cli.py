@@ -94,6 +94,8 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Students a method: seeds 0, 1, ...")] = 3,
     teacher_seeds: Annotated[int, typer.Option(min=1, help="Teacher trajectories a recipe.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Students trained at a time on this machine.")] = 1,
+    tune: Annotated[bool, typer.Option("--tune", help="Find the learning rate first, by the recipe's `tune` section.")] = False,
+    executor: Annotated[Literal["local", "ray"], typer.Option(help="Here, or on a Ray cluster that is running.")] = "local",
     output: Annotated[Path | None, typer.Option("--output", help="Folder of the comparison; default: RUN/compare.")] = None,
     format: Annotated[Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")] = "table",
 ) -> None:
@@ -105,7 +107,7 @@ def compare(
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
     loaded = [load_recipe(file, overrides).recipe for file in files]
-    plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output)
+    plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor)
     run(plan)
     show(write_summary(plan.folder), format)
 

@@ -7,20 +7,21 @@ where `distill` and `evaluate` put them, in the run folders: a cell that is ther
 from __future__ import annotations
 
 import itertools
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
-from tutelage import lineage
+from tutelage import lineage, tuning
 from tutelage.artifacts import digest, locked, read_json
 from tutelage.cells import Cell, ResultsFile
 from tutelage.config import check, dump_recipe, load_recipe, varied
-from tutelage.errors import ConfigError, problems
-from tutelage.executors import LocalExecutor, Outcome
-from tutelage.methods import find_method
+from tutelage.errors import ConfigError, ModelError, problems
+from tutelage.executors import CellTask, Executor, LocalExecutor, Outcome
 from tutelage.recipe_schema import Recipe
 from tutelage.stages import anchor, cache, cross_fit, distill, evaluate, prepare, teach
 from tutelage.workspace import Workspace
@@ -38,13 +39,26 @@ class Plan:
     jobs: int
     folder: Path
     """Of the comparison."""
+    tune: bool = False
+    """Find the students' learning rate first, as the recipes' `tune` sections say."""
+    executor: Literal["local", "ray"] = "local"
 
 
-def make_plan(recipes: Sequence[Recipe], methods: str, seeds: int, teacher_seeds: int, jobs: int, folder: Path | None) -> Plan:
+def make_plan(
+    recipes: Sequence[Recipe],
+    methods: str,
+    seeds: int,
+    teacher_seeds: int = 1,
+    jobs: int = 1,
+    folder: Path | None = None,
+    *,
+    tune: bool = False,
+    executor: Literal["local", "ray"] = "local",
+) -> Plan:
     """A checked plan. methods: names with commas. Raises ConfigError for what cannot be compared."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
     wrong = [problem for recipe in recipes[:1] for problem in check(_with(recipe, names, range(seeds)))]
-    for recipe, name in itertools.product(recipes, names):
+    for recipe, name in itertools.product(recipes, [*names, *([recipe.tune.on for recipe in recipes] if tune else [])]):
         try:
             varied(recipe, name)
         except ConfigError as error:
@@ -59,38 +73,121 @@ def make_plan(recipes: Sequence[Recipe], methods: str, seeds: int, teacher_seeds
         wrong.append("several recipes have no folder in common: name one with --output")
     if wrong:
         raise ConfigError(problems("this cannot be compared:", wrong))
-    return Plan(recipes, names, range(seeds), teacher_seeds, jobs, folder or Path(recipes[0].output_dir) / "compare")
+    folder = folder or Path(recipes[0].output_dir) / "compare"
+    return Plan(recipes, names, range(seeds), teacher_seeds, jobs, folder, tune, executor)
 
 
 def run(plan: Plan) -> None:
     """Make all cells that lack a result, and record each. Raises what a stage before the cells raises."""
     spaces = [space for recipe in plan.recipes for space in _trajectories(recipe, plan)]
-    results = ResultsFile(plan.folder / "results.jsonl")
     with ExitStack() as held:
         for folder in [plan.folder, *(space.folder for space in spaces)]:
             held.enter_context(locked(folder))
+        own: dict[str, dict[str, float]] = {}
+        if plan.tune:
+            spaces, own = _tune(plan, spaces)
         for space in spaces:
             _shared_stages(space, plan.methods)
-        wanted = {cell: space for space in spaces for cell in _cells(space, plan)}
-        inputs = {cell: digest(lineage.student(space, cell.method)) for cell, space in wanted.items()}
-        done = results.done()
-        missing = [cell for cell in wanted if done.get(cell) != inputs[cell]]
-        screen, began = spaces[0].screen, time.monotonic()
-        screen.say(f"compare: {len(wanted)} cells, {len(wanted) - len(missing)} of them are there")
-        for number, outcome in enumerate(LocalExecutor(make_cell, plan.folder / "logs", plan.jobs).run(missing), start=1):
-            rows = _rows_of(outcome)
-            results.append(outcome.cell, inputs[outcome.cell], rows)
-            left = (time.monotonic() - began) / number * (len(missing) - number)
-            ahead = f"; about {left / 60:.0f} min left" if left > 60 else ""
-            screen.say(f"[{number}/{len(missing)}] {_in_words(outcome, rows)}{ahead}")
+        wanted = {cell: space for space in spaces for cell in _cells(space, plan, own.get(space.recipe.name, {}))}
+        _make(wanted, ResultsFile(plan.folder / "results.jsonl"), _executor(plan, make_cell, spaces), _rows_of, "compare")
 
 
 def make_cell(cell: Cell) -> None:
     """Train and score one student, in a process of its own."""
-    only = [f"distill.methods=[{cell.method}]", f"distill.seeds=[{cell.seed}]"]
+    space = train_cell(cell)
+    evaluate.score(space, evaluate.student(space, cell.name, cell.seed))
+
+
+def train_cell(cell: Cell) -> Workspace:
+    """Train one student, in a process of its own: what tuning looks at is validation."""
+    only = [f"distill.methods=[{json.dumps(cell.name)}]", f"distill.seeds=[{cell.seed}]"]
     space = Workspace(load_recipe(Path(cell.run) / "recipe.yaml", only).recipe)
-    distill.cell(space, cell.method, cell.seed)
-    evaluate.score(space, evaluate.student(space, cell.method, cell.seed))
+    distill.cell(space, cell.name, cell.seed)
+    return space
+
+
+def _make(
+    wanted: dict[Cell, Workspace],
+    results: ResultsFile,
+    executor: Executor,
+    rows_of: Callable[[Outcome], list[dict[str, Any]]],
+    what: str,
+) -> None:
+    """Run the cells that results.jsonl lacks, or has from other inputs, and append a line for each as it ends."""
+    inputs = {cell: digest(lineage.student(space, cell.name)) for cell, space in wanted.items()}
+    done = results.done()
+    missing = [cell for cell in wanted if done.get(cell) != inputs[cell]]
+    screen, began = next(iter(wanted.values())).screen, time.monotonic()
+    screen.say(f"{what}: {len(wanted)} cells, {len(wanted) - len(missing)} of them are there")
+    for number, outcome in enumerate(executor.run(missing), start=1):
+        rows = rows_of(outcome)
+        results.append(outcome.cell, inputs[outcome.cell], rows)
+        left = (time.monotonic() - began) / number * (len(missing) - number)
+        ahead = f"; about {left / 60:.0f} min left" if left > 60 else ""
+        screen.say(f"[{number}/{len(missing)}] {_in_words(outcome, rows)}{ahead}")
+
+
+def _executor(plan: Plan, task: CellTask, spaces: Sequence[Workspace]) -> Executor:
+    logs = plan.folder / "logs"
+    if plan.executor == "local":
+        return LocalExecutor(task, logs, plan.jobs)
+    from tutelage.ray_executor import RayExecutor
+
+    cell = plan.recipes[0].compare
+    folders = [plan.folder, *(space.folder for space in spaces)]
+    return RayExecutor(task, logs, folders, num_cpus=cell.num_cpus, num_gpus=cell.num_gpus)
+
+
+# --- learning rates ---
+
+
+def _tune(plan: Plan, spaces: Sequence[Workspace]) -> tuple[list[Workspace], dict[str, dict[str, float]]]:
+    """The runs with the learning rate that is best on validation, and by recipe those of methods that have their own.
+
+    The rate of `tune.on` comes first, since the anchor is trained with it too. Other trajectories take that of the recipe's own.
+    """
+    first = {space.recipe.name: space for space in reversed(spaces)}
+    for space in first.values():
+        _teacher_stages(space, [*plan.methods, space.recipe.tune.on])
+    shared = _best_rates(plan, {name: (space, [space.recipe.tune.on]) for name, space in first.items()})
+    found = [_with_rate(space, *shared[space.recipe.name].values()) for space in spaces]
+    each = {space.recipe.name: (space, list(plan.methods)) for space in reversed(found) if space.recipe.tune.each}
+    for space, methods in each.values():
+        _anchor_stages(space, methods)
+    return found, _best_rates(plan, each) if each else {}
+
+
+def _best_rates(plan: Plan, tried: dict[str, tuple[Workspace, list[str]]]) -> dict[str, dict[str, float]]:
+    """By recipe and method. tried: the runs of recipes, with the methods that are trained at each rate."""
+    cells = {cell: space for space, methods in tried.values() for cell in tuning.cells(space.recipe, methods, plan.seeds[0])}
+    path = plan.folder / tuning.TUNED
+    _make(cells, ResultsFile(path), _executor(plan, train_cell, [space for space, _ in tried.values()]), _validation_rows, "tune")
+    best: dict[str, dict[str, float]] = {name: {} for name in tried}
+    for found in tuning.tuned(path):
+        space, methods = tried.get(found.recipe, (None, []))
+        if found.method in methods:
+            best[found.recipe][found.method] = _say_rate(space, found)
+    return best
+
+
+def _say_rate(space: Workspace, found: tuning.Tuned) -> float:
+    if found.best is None:
+        raise ModelError(
+            f"{found.recipe}: {found.method} failed with every learning rate of tune.grid; what its cells said is in logs/"
+        )
+    space.screen.say(f"tune: {found.recipe} {found.method}: learning rate {found.best:g}, the best of {len(found.seen)}")
+    if len(found.seen) > 1 and found.best in (min(found.seen), max(found.seen)):
+        space.screen.warn(f"{found.best:g} is the end of tune.grid: a rate beyond it may be better; widen the grid")
+    return found.best
+
+
+def _with_rate(space: Workspace, rate: float) -> Workspace:
+    trainer = space.recipe.distill.trainer | {"learning_rate": rate}
+    section = space.recipe.distill.model_copy(update={"trainer": trainer})
+    return replace(space, recipe=space.recipe.model_copy(update={"distill": section}))
+
+
+# --- what cells share ---
 
 
 def _trajectories(recipe: Recipe, plan: Plan) -> list[Workspace]:
@@ -115,41 +212,64 @@ def _with(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> Recip
 
 def _shared_stages(space: Workspace, methods: Sequence[str]) -> None:
     """Everything that cells share, and the scores that they are compared with."""
-    stages = [prepare, teach, anchor]
-    if any(find_method(name).schedule != "none" or find_method(name).answers == "teacher" for name in methods):
-        stages += [cache, cross_fit]
-    for stage in stages:
-        stage.run(space)
-        (space.folder / "recipe.yaml").write_text(dump_recipe(space.recipe), encoding="utf-8")
+    _teacher_stages(space, methods)
+    _anchor_stages(space, methods)
     for model in evaluate.base_models(space):
         evaluate.score(space, model)
 
 
-def _cells(space: Workspace, plan: Plan) -> list[Cell]:
+def _teacher_stages(space: Workspace, methods: Sequence[str]) -> None:
+    """What does not depend on how students are trained."""
+    _stages(space, methods, [prepare, teach, cache])
+
+
+def _anchor_stages(space: Workspace, methods: Sequence[str]) -> None:
+    _stages(space, methods, [anchor, cross_fit])
+
+
+def _stages(space: Workspace, methods: Sequence[str], stages: Sequence[ModuleType]) -> None:
+    space = replace(space, recipe=_with(space.recipe, methods, space.recipe.distill.seeds))
+    for stage in stages:
+        stage.run(space)
+        (space.folder / "recipe.yaml").write_text(dump_recipe(space.recipe), encoding="utf-8")
+
+
+def _cells(space: Workspace, plan: Plan, rates: dict[str, float]) -> list[Cell]:
+    """rates: learning rates of methods that were tuned by themselves."""
     name, run, trajectory = space.recipe.name, str(space.folder), space.recipe.teacher_seed
+    own = {method: tuning.setting(rate) for method, rate in rates.items()}
     # Seed by seed, so that a comparison that is stopped has all methods on fewer seeds.
-    return [Cell(name, run, method, seed, trajectory) for seed in plan.seeds for method in plan.methods]
+    return [Cell(name, run, method, seed, trajectory, own.get(method, "")) for seed in plan.seeds for method in plan.methods]
+
+
+# --- what is kept of a cell ---
 
 
 def _rows_of(outcome: Outcome) -> list[dict[str, Any]]:
     """What results.jsonl keeps of a cell: a row for every metric on test, and for validation; or one with the error."""
     if outcome.error is not None:
-        return [{"status": "failed", "error": outcome.error, "seconds": round(outcome.seconds, 3)}]
+        return _validation_rows(outcome)
     run, student = Path(outcome.cell.run), outcome.cell.student
-    trained = read_json(run / "distill" / student / "manifest.json")
-    stages = read_json(run / "distill" / student / "stages.json")
+    scores = read_json(run / "evaluate" / student / "scores.json")
+    kept = _validation_rows(outcome)
+    fixed = {key: kept[0][key] for key in ("status", "seconds")}
+    return [*kept, *(fixed | {"split": "test", "metric": name, **score} for name, score in scores.items())]
+
+
+def _validation_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """A row for every metric of the kept student on validation, or one with the error."""
+    if outcome.error is not None:
+        return [{"status": "failed", "error": outcome.error, "seconds": round(outcome.seconds, 3)}]
+    folder = Path(outcome.cell.run) / "distill" / outcome.cell.student
+    trained, stages = read_json(folder / "manifest.json"), read_json(folder / "stages.json")
     kept = next(stage for stage in stages if stage["stage"] == trained["kept_stage"])["validation"]
-    fixed = {"status": "done", "seconds": trained["seconds"]}
-    rows = [{"split": "validation", "metric": name, "value": value} for name, value in kept.items() if value is not None]
-    rows += [
-        {"split": "test", "metric": name, **score} for name, score in read_json(run / "evaluate" / student / "scores.json").items()
-    ]
-    return [fixed | row for row in rows]
+    fixed = {"status": "done", "seconds": trained["seconds"], "split": "validation"}
+    return [{**fixed, "metric": name, "value": value} for name, value in kept.items() if value is not None]
 
 
 def _in_words(outcome: Outcome, rows: Sequence[dict[str, Any]]) -> str:
     if outcome.error is not None:
         return f"{outcome.cell}: FAILED, {outcome.error.splitlines()[0]}"
-    seen = [row for row in rows if row["split"] == "test" and "/" not in row["metric"]]
+    seen = [row for row in rows if row["split"] == rows[-1]["split"] and "/" not in row["metric"]]
     first, nll = seen[0], next(row for row in seen if row["metric"] == "nll")
     return f"{outcome.cell}: {first['metric']} {first['value']:.3f}, loss {nll['value']:.3f} nats, {rows[0]['seconds']:.0f} s"

@@ -31,6 +31,7 @@ from tutelage.statistics import (
 )
 from tutelage.tasks import make_task
 from tutelage.theory import split_risk
+from tutelage.tuning import TUNED, tuned
 from tutelage.ui import print_table
 
 SUMMARY = "summary.json"
@@ -106,6 +107,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     names = list(dict.fromkeys(cell.recipe for cell in good))
     recipes = [Recipe(name, [cell for cell in good if cell.recipe == name]) for name in names]
     summary = {
+        "tuning": _tuning(folder / TUNED),
         "recipes": [_recipe(recipe, good) for recipe in recipes],
         "failed": [{**asdict(cell), "error": rows[0]["error"]} for cell, rows in lines.items() if cell not in good],
     }
@@ -114,6 +116,15 @@ def write_summary(folder: Path) -> dict[str, Any]:
     summary["validation_foretells_test"] = _foretells(summary["cells"])
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def _tuning(path: Path) -> list[dict[str, Any]]:
+    """Learning rates that were tried, with what validation said, and the one that was chosen."""
+    found = []
+    for tried in tuned(path) if path.is_file() else []:
+        rates = [{"learning_rate": rate, **seen} for rate, seen in sorted(tried.seen.items())]
+        found.append({"recipe": tried.recipe, "method": tried.method, "chosen": tried.best, "rates": rates})
+    return found
 
 
 def _recipe(recipe: Recipe, results: dict[Cell, list[dict[str, Any]]]) -> dict[str, Any]:

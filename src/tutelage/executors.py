@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Protocol
 
 from tutelage.cells import Cell
 from tutelage.errors import UserError
@@ -34,6 +35,13 @@ class Outcome:
     seconds: float
     error: str | None = None
     """Last words of a cell that failed."""
+
+
+class Executor(Protocol):
+    """Runs cells somewhere."""
+
+    def run(self, cells: Iterable[Cell]) -> Iterator[Outcome]:
+        """The outcome of each cell as it ends."""
 
 
 @dataclass
@@ -72,7 +80,7 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.cell, self.place, self.began = cell, place, time.monotonic()
         self.pipe, theirs = context.Pipe(duplex=False)
-        self.log = executor.logs / f"{str(cell).replace(' ', '-').replace('/', '-')}.log"
+        self.log = log_of(cell, executor.logs)
         threads, gpus = max(1, (os.cpu_count() or 1) // executor.jobs), visible_gpus()
         device = gpus[place % len(gpus)] if gpus and executor.jobs > 1 else None
         arguments = (task, cell, theirs, self.log, threads, device)
@@ -105,26 +113,47 @@ def _run(task: CellTask, cell: Cell, pipe: Connection, log: Path, threads: int, 
     """In the cell's process: run the task, its words into the log; an error goes back in a line and into the log as a whole."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the comparison, which ends its cells
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with log.open("a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    print_to(log)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    try:
+
+    def with_threads(given: Cell) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        task(cell)
-    except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
-        pipe.send(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        task(given)
+
+    if (error := last_words(with_threads, cell)) is not None:
+        pipe.send(error)
 
 
 def _end_with_parent() -> None:
     """A killed comparison takes its cells with it: the next one must not meet them at work in the same folders."""
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
+
+
+def log_of(cell: Cell, logs: Path) -> Path:
+    """The file for what a cell prints."""
+    return logs / f"{str(cell).replace(' ', '-').replace('/', '-')}.log"
+
+
+def print_to(log: Path) -> None:
+    """From here on everything that this process prints, libraries in C included, is appended to a file."""
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def last_words(task: CellTask, cell: Cell) -> str | None:
+    """Run a cell in this process: None if it came to a good end, or its error in a line; the traceback is printed."""
+    try:
+        task(cell)
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return None
 
 
 def visible_gpus() -> list[str]:

@@ -146,7 +146,7 @@ def _task_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _method_problems(recipe: Recipe) -> Iterator[Problem]:
-    from tutelage.methods import method_names, split_variant
+    from tutelage.methods import find_method, method_names, split_variant
 
     for key, values in {"distill.methods": recipe.distill.methods, "distill.seeds": recipe.distill.seeds}.items():
         if not values:
@@ -157,6 +157,13 @@ def _method_problems(recipe: Recipe) -> Iterator[Problem]:
         base, _ = split_variant(name)
         if base not in method_names():
             yield Problem("distill.methods", f"no method is called {base!r}; {_one_of(base, method_names())}")
+    if split_variant(recipe.tune.on)[0] not in method_names():
+        yield Problem("tune.on", f"no method is called {recipe.tune.on!r}; {_one_of(recipe.tune.on, method_names())}")
+    elif find_method(recipe.tune.on).needs_anchor or find_method(recipe.tune.on).needs_cross_fit:
+        hint = f"{recipe.tune.on} weighs by the anchor, which is trained with the rate that is looked for; write td, or another"
+        yield Problem("tune.on", f"{hint} method with constant weights")
+    if not recipe.tune.grid or min(recipe.tune.grid) <= 0:
+        yield Problem("tune.grid", f"found {shown(recipe.tune.grid)}, want learning rates above 0, e.g. [2.0e-5, 1.0e-4]")
     yield from _weighting_problems(recipe)
     of_teacher = [recipe.teach.seed] if recipe.teach.seed is not None else []
     for key, seeds in {"seed": [recipe.seed], "teach.seed": of_teacher, "distill.seeds": recipe.distill.seeds}.items():

@@ -257,6 +257,26 @@ class Evaluate(Section):
     """Bootstrap resamples behind each 95 % interval."""
 
 
+class Tune(Section):
+    """Learning rates tried by `tutelage compare --tune`, judged on validation; the best is that of all students."""
+
+    on: str = "td"
+    """Method that is trained with each; the best is then shared by all methods (the paper's protocol)."""
+    grid: list[float] = [2e-5, 5e-5, 1e-4, 2e-4, 5e-4]
+    """Learning rates to try."""
+    each: bool = False
+    """Try the grid with every method, and give each its own best: a shared one may favour the method it was found with."""
+
+
+class Compare(Section):
+    """What a cell of `tutelage compare --executor ray` takes of a node."""
+
+    num_cpus: float = Field(1, gt=0)
+    """Processors; a cell computes with as many threads."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs; parts of one are allowed."""
+
+
 class Recipe(Section):
     """A whole run: one section per stage, plus what the stages share."""
 
@@ -280,6 +300,8 @@ class Recipe(Section):
     cross_fit: CrossFit = CrossFit()
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
+    tune: Tune = Tune()
+    compare: Compare = Compare()
 
     @property
     def teacher_seed(self) -> int:

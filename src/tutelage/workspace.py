@@ -22,6 +22,7 @@ from tutelage.ui import Screen
 if TYPE_CHECKING:
     from torch import nn
 
+    from tutelage.caching import CacheBuilder
     from tutelage.data import Encoder
     from tutelage.evaluation import Evaluator, Exam
     from tutelage.token_store import TokenStore
@@ -140,6 +141,25 @@ class Workspace:
             self.about["max_new_tokens"],
             self.recipe.task.decoding,
             self.recipe.evaluate.batch_size,
+        )
+
+    def cache_builder(self, folder: Path) -> CacheBuilder:
+        """Writes what a model says about the training rows into a store in `folder`."""
+        import torch
+
+        from tutelage.caching import CacheBuilder
+        from tutelage.data import pad_id_of
+
+        section = self.recipe.cache
+        return CacheBuilder(
+            folder,
+            self.encoded("train"),
+            vocabulary=self.about["vocabulary"],
+            pad_id=pad_id_of(self.tokenizer),
+            dtype=getattr(torch, section.dtype),
+            batch_size=section.batch_size,
+            shard_rows=section.shard_rows,
+            top_k=section.top_k,
         )
 
     @property

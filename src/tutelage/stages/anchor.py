@@ -1,7 +1,8 @@
 """anchor: the student after plain fine-tuning on the same rows, with as many steps as distillation gets; then frozen.
 
 Writes anchor/ (a whole model) and anchor/sample_loss.jsonl: its loss on every training and validation row; those of the answer
-tokens are in token_loss.safetensors.
+tokens are in token_loss.safetensors. For methods that learn from teacher and anchor also anchor_cache/, the anchor read like a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tutelage import lineage
 from tutelage.data import pad_id_of
 from tutelage.evaluation import loss_records
 from tutelage.finetuning import fine_tune, spaced_steps
+from tutelage.methods import find_method
 from tutelage.models import load_model, load_trainable, merged, save_student
 from tutelage.records import write_jsonl
 from tutelage.trainer import training_arguments
@@ -27,6 +29,12 @@ SPLITS = ("train", "validation")
 
 def run(space: Workspace) -> None:
     """Do the stage."""
+    _anchor(space)
+    if any(find_method(name).weighting == "gated" for name in space.recipe.distill.methods):
+        _states(space)
+
+
+def _anchor(space: Workspace) -> None:
     recipe, own = space.recipe, space.recipe.anchor.model_name_or_path
     with space.work("anchor", lineage.anchor(space)) as work:
         if work is None:
@@ -42,6 +50,17 @@ def run(space: Workspace) -> None:
             {split: found.tokens for split, found in zip(SPLITS, losses, strict=True)}, str(work.folder / "token_loss.safetensors")
         )
         shutil.rmtree(work.folder / "trainer", ignore_errors=True)
+
+
+def _states(space: Workspace) -> None:
+    with space.work("anchor_cache", lineage.anchor_cache(space)) as work:
+        if work is None:
+            return
+        model = space.load(space.recipe.student, space.folder / "anchor")
+        with space.screen.progress("cache anchor", len(space.encoded("train"))) as advance:
+            note = space.cache_builder(work.folder).build("anchor", model, {"checkpoint": "anchor"}, advance)
+        if note:
+            space.screen.warn(note)
 
 
 def _train(space: Workspace, folder: Path) -> nn.Module:

@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from tutelage import lineage
 from tutelage.artifacts import read_json
-from tutelage.caching import CacheBuilder, each_checkpoint, foretell
-from tutelage.data import pad_id_of
+from tutelage.caching import each_checkpoint, foretell
 from tutelage.evaluation import loss_records
 from tutelage.hidden_store import HiddenStore
 from tutelage.methods import find_method
@@ -30,8 +27,6 @@ def run(space: Workspace) -> None:
         _states(space)
     if any(method.answers == "teacher" for method in methods):
         _answers(space)
-    if any(method.weighting == "gated" for method in methods):
-        _anchor(space)
 
 
 def _states(space: Workspace) -> None:
@@ -42,7 +37,7 @@ def _states(space: Workspace) -> None:
         rows = space.encoded("train")
         checkpoints = read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]
         space.screen.say(foretell(rows, recipe.teacher, len(checkpoints), space.about["vocabulary"], section.dtype, space.folder))
-        builder = _builder(space, work.folder)
+        builder = space.cache_builder(work.folder)
         folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
         for folder, model in each_checkpoint(space.load, recipe.teacher, pending):
@@ -53,32 +48,6 @@ def _states(space: Workspace) -> None:
         for folder in folders:
             store = work.folder / folder.name
             write_jsonl(store / "sample_loss.jsonl", loss_records(rows, HiddenStore(store).nll()))
-
-
-def _builder(space: Workspace, folder: Path) -> CacheBuilder:
-    section = space.recipe.cache
-    return CacheBuilder(
-        folder,
-        space.encoded("train"),
-        vocabulary=space.about["vocabulary"],
-        pad_id=pad_id_of(space.tokenizer),
-        dtype=getattr(torch, section.dtype),
-        batch_size=section.batch_size,
-        shard_rows=section.shard_rows,
-        top_k=section.top_k,
-    )
-
-
-def _anchor(space: Workspace) -> None:
-    """anchor_cache/anchor: the anchor read like a checkpoint, for methods that learn from both."""
-    with space.work("anchor_cache", lineage.anchor_cache(space)) as work:
-        if work is None:
-            return
-        model = space.load(space.recipe.student, space.folder / "anchor")
-        with space.screen.progress("cache anchor", len(space.encoded("train"))) as advance:
-            note = _builder(space, work.folder).build("anchor", model, {"checkpoint": "anchor"}, advance)
-        if note:
-            space.screen.warn(note)
 
 
 def _answers(space: Workspace) -> None:
