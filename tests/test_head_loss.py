@@ -73,12 +73,12 @@ def test_fused_equals_plain_with_a_weight_for_every_token():
     of_tokens = torch.rand(ask.mask.shape, generator=torch.Generator().manual_seed(0))
     ask.weight = of_tokens
     assert_fused_equals_plain(model, batch, ask)
-    _, losses, by_token = losses_and_gradients(model, batch, ask, fused=True)
+    _, _, by_token = losses_and_gradients(model, batch, ask, fused=True)
     ask.weight = torch.tensor([0.0, 0.3, 1.0])
     _, _, by_row = losses_and_gradients(model, batch, ask, fused=True)
     assert any((by_token[name] - by_row[name]).abs().max() > 1e-4 for name in by_row)
     ask.weight = ask.weight[:, None].expand(ask.mask.shape)  # the same weight for all tokens of a row is the row's
-    _, again, expanded = losses_and_gradients(model, batch, ask, fused=True)
+    _, _, expanded = losses_and_gradients(model, batch, ask, fused=True)
     assert all(torch.equal(expanded[name], by_row[name]) for name in by_row)
 
 

@@ -62,11 +62,11 @@ def test_the_best_rate_on_validation_is_everyones(tmp_path, command):
 
 def test_each_method_may_have_its_own(tmp_path, command):
     recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "each": True})
-    assert command("compare", recipe, "--methods", "sft,scd-aw", "--seeds", 1, "--tune") == 0, command.err
+    assert command("compare", recipe, "--methods", "sft,td,scd-aw", "--seeds", 1, "--tune") == 0, command.err
     tried = rates(tmp_path)
     assert len(tried) == 6
     summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
-    assert set(summary["recipes"][0]["methods"]) == {"sft", "scd-aw"}
+    assert set(summary["recipes"][0]["methods"]) == {"sft", "td", "scd-aw"}
     for cell in summary["cells"]:
         own = {rate: seen for (method, rate), seen in tried.items() if method == cell["method"]}
         assert cell["options"] == f"trainer.learning_rate={max(own, key=own.__getitem__):g}"

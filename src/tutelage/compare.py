@@ -148,7 +148,7 @@ def _tune(plan: Plan, spaces: Sequence[Workspace]) -> tuple[list[Workspace], dic
     """
     first = {space.recipe.name: space for space in reversed(spaces)}
     for space in first.values():
-        _teacher_stages(space, [*plan.methods, space.recipe.tune.on])
+        _teacher_stages(space, list(dict.fromkeys([*plan.methods, space.recipe.tune.on])))
     shared = _best_rates(plan, {name: (space, [space.recipe.tune.on]) for name, space in first.items()})
     found = [_with_rate(space, *shared[space.recipe.name].values()) for space in spaces]
     each = {space.recipe.name: (space, list(plan.methods)) for space in reversed(found) if space.recipe.tune.each}

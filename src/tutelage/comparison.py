@@ -154,8 +154,15 @@ def _method(recipe: Recipe, name: str, results: dict[Cell, list[dict[str, Any]]]
         "seeds": len(cells),
         **_estimates(recipe, *recipe.tables(cells)),
         "gap_closed": _gap_closed(recipe, name),
+        "validation": _validation([row for cell in cells for row in results[cell] if row["split"] == "validation"]),
         "seconds": float(np.mean([results[cell][0]["seconds"] for cell in cells])),
     }
+
+
+def _validation(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over seeds of what choices are made by."""
+    names = dict.fromkeys(row["metric"] for row in rows)
+    return {name: float(np.mean([row["value"] for row in rows if row["metric"] == name])) for name in names}
 
 
 def _gap_closed(recipe: Recipe, name: str) -> dict[str, Any]:
