@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from project import Command, make_project
+from tutelage import finetuning
 from tutelage.evaluation import Evaluator
 from tutelage.records import read_jsonl
-from tutelage.stages import cross_fit
 from tutelage.weighting import adaptive_weight
 
 
@@ -20,16 +20,16 @@ def command(monkeypatch, capsys):
 
 
 def test_no_row_is_read_by_a_model_that_was_trained_on_it(tmp_path, command, monkeypatch):
-    trained, train, read = [], cross_fit.fine_tune, []
+    trained, train, read = [], finetuning.fine_tune, []
 
     def fine_tune(model, args, rows, **more):
         trained.append({row.id for row in rows})
         return train(model, args, rows, **more)
 
-    monkeypatch.setattr(cross_fit, "fine_tune", fine_tune)
     recipe = make_project(tmp_path, distill={"methods": ["td-aw-cf"]})
     for stage in ("prepare", "teach", "anchor", "cache"):
         assert command(stage, recipe) == 0
+    monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     losses = Evaluator.losses
 
     def reading(self, model, rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,9 +21,10 @@ from tutelage.ui import Screen
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import TrainingArguments
 
     from tutelage.caching import CacheBuilder
-    from tutelage.data import Encoder
+    from tutelage.data import EncodedRow, Encoder
     from tutelage.evaluation import Evaluator, Exam
     from tutelage.token_store import TokenStore
 
@@ -142,6 +143,35 @@ class Workspace:
             self.recipe.task.decoding,
             self.recipe.evaluate.batch_size,
         )
+
+    def fine_tuned(
+        self,
+        label: str,
+        section: Model,
+        args: TrainingArguments,
+        rows: Sequence[EncodedRow],
+        *,
+        seed: int,
+        save_at: Sequence[int],
+        log: Path,
+    ) -> nn.Module:
+        """The model of a section of the recipe after plain fine-tuning on these rows, see `finetuning.fine_tune`."""
+        from tutelage.data import pad_id_of
+        from tutelage.finetuning import fine_tune
+        from tutelage.models import load_trainable
+
+        with self.screen.steps(label) as on_step:
+            return fine_tune(
+                load_trainable(section, None, seed),
+                args,
+                rows,
+                save_at=save_at,
+                log=log,
+                vocabulary=self.about["vocabulary"],
+                pad_id=pad_id_of(self.tokenizer),
+                fused=self.recipe.fused_loss,
+                on_step=on_step,
+            )
 
     def cache_builder(self, folder: Path) -> CacheBuilder:
         """Writes what a model says about the training rows into a store in `folder`."""

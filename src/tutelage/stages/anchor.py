@@ -15,11 +15,10 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from tutelage import lineage
-from tutelage.data import pad_id_of
 from tutelage.evaluation import loss_records
-from tutelage.finetuning import fine_tune, spaced_steps
+from tutelage.finetuning import spaced_steps
 from tutelage.methods import find_method
-from tutelage.models import load_model, load_trainable, merged, save_student
+from tutelage.models import load_model, merged, save_student
 from tutelage.records import write_jsonl
 from tutelage.trainer import training_arguments
 from tutelage.workspace import Workspace
@@ -67,16 +66,6 @@ def _train(space: Workspace, folder: Path) -> nn.Module:
     recipe, plan, rows = space.recipe, space.recipe.distill, space.encoded("train")
     epochs, given = plan.num_stages * plan.epochs_per_stage, space.trainer_arguments("distill", "anchor")
     args = training_arguments(folder / "trainer", given, seed=recipe.seed, epochs=epochs)
-    with space.screen.steps("anchor") as on_step:
-        model = fine_tune(
-            load_trainable(recipe.student, None, recipe.seed),
-            args,
-            rows,
-            save_at=spaced_steps(args, len(rows), plan.num_stages)[:-1],
-            log=folder / "log.jsonl",
-            vocabulary=space.about["vocabulary"],
-            pad_id=pad_id_of(space.tokenizer),
-            fused=recipe.fused_loss,
-            on_step=on_step,
-        )
+    saves = spaced_steps(args, len(rows), plan.num_stages)[:-1]
+    model = space.fine_tuned("anchor", recipe.student, args, rows, seed=recipe.seed, save_at=saves, log=folder / "log.jsonl")
     return merged(model).eval()

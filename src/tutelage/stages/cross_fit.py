@@ -21,17 +21,15 @@ from safetensors.numpy import load_file, save_file
 
 from tutelage import lineage
 from tutelage.artifacts import read_json
-from tutelage.data import EncodedRow, Subset, pad_id_of
+from tutelage.data import EncodedRow, Subset
 from tutelage.errors import ModelError
-from tutelage.finetuning import fine_tune, spaced_steps
 from tutelage.hidden_store import HiddenStore
 from tutelage.methods import find_method
 from tutelage.mixtures import row_means
-from tutelage.models import load_trainable
 from tutelage.recipe_schema import Model
 from tutelage.records import write_jsonl
 from tutelage.token_store import answer_lengths
-from tutelage.trainer import training_arguments
+from tutelage.trainer import steps_of, training_arguments
 from tutelage.workspace import Workspace
 
 
@@ -74,9 +72,11 @@ def _fold(space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray
         return load_file(str(kept))
     recipe = space.recipe
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
-    (anchor,) = _losses(space, folder / "student", recipe.student, ("distill", "anchor"), epochs, places, others, 1)
+    (anchor,) = _losses(space, folder / "student", recipe.student, ("distill", "anchor"), epochs, places, others, [1.0])
     if recipe.cross_fit.teacher:
-        teacher = _losses(space, folder / "teacher", recipe.teacher, ("teach",), None, places, others, len(names))
+        whole = steps_of(training_arguments(folder, space.trainer_arguments("teach"), seed=0), len(space.encoded("train")))
+        shares = [int(name.removeprefix("checkpoint-")) / whole for name in names]
+        teacher = _losses(space, folder / "teacher", recipe.teacher, ("teach",), None, places, others, shares)
     else:
         lengths = answer_lengths(space.encoded("train"))
         theirs = np.repeat(np.isin(np.arange(len(lengths)), places), lengths)
@@ -89,27 +89,25 @@ def _fold(space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray
 
 
 def _losses(
-    space: Workspace, folder: Path, section: Model, trainer: Any, epochs: float | None, places: Any, others: Any, checkpoints: int
+    space: Workspace,
+    folder: Path,
+    section: Model,
+    trainer: Any,
+    epochs: float | None,
+    places: Any,
+    others: Any,
+    shares: list[float],
 ) -> list[np.ndarray]:
-    """[positions] losses on the rows at `places` after equal parts of a training on the rows at `others`, the last at its end."""
+    """[positions] losses on the rows at `places` after these shares of a training on the rows at `others`."""
     rows, seed = space.encoded("train"), space.recipe.seed
     args = training_arguments(folder, space.trainer_arguments(*trainer), seed=seed, epochs=epochs)
     rest, fold = Subset(rows, others), Subset(rows, places)
-    steps = spaced_steps(args, len(rest), checkpoints)
-    if len(steps) != checkpoints:
-        raise ModelError(f"a fold's training has {steps[-1]} steps, too few for {checkpoints} checkpoints: use fewer folds")
-    with space.screen.steps(f"{folder.parent.name} {folder.name}") as on_step:
-        fine_tune(
-            load_trainable(section, None, seed),
-            args,
-            rest,
-            save_at=steps,
-            log=folder / "log.jsonl",
-            vocabulary=space.about["vocabulary"],
-            pad_id=pad_id_of(space.tokenizer),
-            fused=space.recipe.fused_loss,
-            on_step=on_step,
-        )
+    total = steps_of(args, len(rest))
+    steps = [max(1, round(total * share)) for share in shares]
+    if len(set(steps)) != len(shares):
+        raise ModelError(f"a fold's training has {total} steps, too few for {len(shares)} checkpoints: use fewer folds")
+    label = f"{folder.parent.name} {folder.name}"
+    space.fine_tuned(label, section, args, rest, seed=seed, save_at=steps, log=folder / "log.jsonl")
     found = []
     for step in steps:
         model = space.load(section, folder / f"checkpoint-{step}")

@@ -16,9 +16,8 @@ from safetensors.numpy import save_file
 
 from tutelage import lineage
 from tutelage.artifacts import read_json, write_json
-from tutelage.data import pad_id_of
-from tutelage.finetuning import fine_tune, spaced_steps
-from tutelage.models import list_checkpoints, load_trainable
+from tutelage.finetuning import spaced_steps
+from tutelage.models import list_checkpoints
 from tutelage.trainer import WHOLE, training_arguments
 from tutelage.workspace import Workspace
 
@@ -81,18 +80,7 @@ def _train(space: Workspace, folder: Path) -> list[Path]:
     steps = spaced_steps(args, len(rows), finer * recipe.teach.num_checkpoints)
     folders = [folder / f"checkpoint-{step}" for step in steps]
     if not (folders[-1] / WHOLE).exists():
-        with space.screen.steps("teach") as on_step:
-            fine_tune(
-                load_trainable(recipe.teacher, None, seed),
-                args,
-                rows,
-                save_at=steps,
-                log=folder / "log.jsonl",
-                vocabulary=space.about["vocabulary"],
-                pad_id=pad_id_of(space.tokenizer),
-                fused=recipe.fused_loss,
-                on_step=on_step,
-            )
+        space.fine_tuned("teach", recipe.teacher, args, rows, seed=seed, save_at=steps, log=folder / "log.jsonl")
     for path in folders:
         space.tokenizer.save_pretrained(str(path))
     return folders
