@@ -98,6 +98,37 @@ def interval_plot(scores: Mapping[str, Interval | None], *, may_leave: str) -> d
     return {"lines": lines, "ticks": axis.ticks(6)}
 
 
+def forest(scores: Mapping[str, Interval], **limits: float) -> dict[str, Any]:
+    """One line a model, in order, on an axis they share: where its value and the ends of its interval lie.
+
+    limits: `floor` and `ceiling` that the metric never passes; an interval that does is cut there (`cut_low`, `cut_high`). A model
+    so far from the others that it would squeeze them together is named instead of drawn: its `off` is "low" or "high".
+    """
+    axis = _axis_of_most([[number for number in score if math.isfinite(number)] for score in scores.values()], limits)
+    lines = []
+    for model, score in scores.items():
+        value, low, high = (axis.at(number) if math.isfinite(number) else None for number in score)
+        lines.append({
+            "model": model, "score": score, "value": value, "low": low, "high": high,
+            "off": "low" if score.value < axis.low else "high" if score.value > axis.high else None,
+            "cut_low": score.low < axis.low, "cut_high": score.high > axis.high,
+        })  # fmt: skip
+    return {"lines": lines, "ticks": axis.ticks(5)}
+
+
+def _axis_of_most(models: Sequence[Sequence[float]], limits: Mapping[str, float]) -> Axis:
+    """An axis for [models] of value, low and high, without those that are further off than twice the span of the middle half."""
+    known = [ends for ends in models if ends]
+    values = sorted(ends[0] for ends in known)
+    quarter = len(values) // 4  # none are left out of three
+    inner = [ends for ends in known if values[quarter] <= ends[0] <= values[-1 - quarter]]
+    low, high = min(map(min, inner), default=0.0), max(map(max, inner), default=1.0)
+    reach = 2 * (high - low) or max(abs(high), 1.0) / 10
+    near = [number for ends in known if low - reach <= ends[0] <= high + reach for number in ends]
+    floor, ceiling = limits.get("floor", -math.inf), limits.get("ceiling", math.inf)
+    return axis_around([min(max(number, floor), ceiling) for number in near], 1, 99, **limits)
+
+
 def line_chart(values: Sequence[float], marked: Sequence[bool], **limits: float) -> dict[str, Any]:
     """Values at equal distances, joined by lines; 132 pixels of drawing above a foot for names. At least one value."""
     upward = axis_around(values, 124, 20, share=0.1, **limits)
@@ -138,6 +169,17 @@ def scatter(across: np.ndarray, upward: np.ndarray, ends: tuple[float, float], *
     ]
     powers = range(math.ceil(low - 1e-9), math.floor(high) + 1)
     ticks = [{"x": x_axis.at(power), "y": y_axis.at(power), "text": f"{10.0**power:g}"} for power in powers]
+    return {"points": points, "ticks": ticks, "height": height, "left": left}
+
+
+def linear_scatter(
+    across: Sequence[float], upward: Sequence[float], marked: Sequence[bool], names: Sequence[str], *, most: float, height: float
+) -> dict[str, Any]:
+    """Pairs of numbers >= 0 on two equal linear axes from 0 to a little above `most` > 0, with the points' names; as `scatter`."""
+    left = 13.0
+    x_axis, y_axis = Axis(0.0, 1.12 * most, left), Axis(0.0, 1.12 * most, height, 0)
+    points = [Point(x_axis.at(x), y_axis.at(y), name, mark) for x, y, mark, name in zip(across, upward, marked, names, strict=True)]
+    ticks = [{"x": x.at, "y": y.at, "text": x.text} for x, y in zip(x_axis.ticks(4), y_axis.ticks(4), strict=True)]
     return {"points": points, "ticks": ticks, "height": height, "left": left}
 
 

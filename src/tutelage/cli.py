@@ -102,6 +102,7 @@ def compare(
     """Methods against each other: the same teacher, anchor, rows and steps for all, several seeds. Continues where it stopped."""
     from tutelage.compare import make_plan, run
     from tutelage.comparison import show, write_summary
+    from tutelage.comparison_page import write_page
     from tutelage.config import load_recipe
 
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
@@ -109,7 +110,9 @@ def compare(
     loaded = [load_recipe(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor)
     run(plan)
-    show(write_summary(plan.folder), format)
+    summary = write_summary(plan.folder)
+    write_page(summary, plan.folder / "index.html")
+    show(summary, format)
 
 
 @app.command("show")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,16 @@ METRICS = {"nll": "loss (nats)", "f1": "F1", "entity_f1": "entity F1", "macro_f1
 NO_VALUE = "–"
 
 
-def render(**sections: Any) -> str:
-    """The whole page as HTML."""
+def render(template: str = "report.html.jinja", more: Sequence[Callable[..., Any]] = (), **sections: Any) -> str:
+    """The whole page as HTML. more: further filters of the template, by the names of the functions."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters = (number, signed, span, signed_span, percent, duration, model_name, metric_name, role, lower_is_better, words, ticked)
-    environment.filters.update({function.__name__: function for function in filters})
-    return environment.get_template("report.html.jinja").render(**sections)
+    own = (number, signed, span, signed_span, percent, duration, model_name, metric_name, role, lower_is_better, words, ticked)
+    environment.filters.update({function.__name__: function for function in (*own, *more)})
+    return environment.get_template(template).render(**sections)
 
 
 def number(value: float | None, digits: int = 3) -> str:

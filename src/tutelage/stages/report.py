@@ -34,6 +34,7 @@ INPUTS = (
     "distill/*/*/weights.jsonl",
     "distill/*/*/manifest.json",
     "*/manifest.json",
+    "compare/index.html",
 )
 BINS, POINTS, SLICES, EXAMPLES = 20, 400, 30, 4
 LEAST_NATS = 1e-3
@@ -70,6 +71,7 @@ def build_report(run: Path, *, title: str) -> Path:
     sections = {
         "missing": {part: need for part, need in NEEDS.items() if not any(run.glob(need[0]))},
         "verdict": verdict(results),
+        "comparison": (run / "compare" / "index.html").is_file(),
         "scores": score_table(results),
         "gap": gap_table(results),
         "teacher": trajectory(results),
