@@ -295,6 +295,39 @@ def test_sft_needs_no_teacher_and_methods_differ(tmp_path):
     assert not torch.equal(heads["sft"], heads["td"]) and not torch.equal(heads["td"], heads["scd-aw"])
 
 
+def test_stages_without_restart_are_one_training(tmp_path):
+    """Whole-batch steps have no order: four stages of one step, each with a new trainer, are one stage of four."""
+    rows = encoded()
+    trainer = {"per_device_train_batch_size": len(rows), "learning_rate": 0.01, "use_cpu": True, "warmup_steps": 0.5}
+    given = {"method": "sft", "keep": "last", "trainer": trainer}
+    found = {}
+    for name, plan in {
+        "whole": {"num_stages": 1, "epochs_per_stage": 4.0, "restart": False},
+        "parts": {"num_stages": 4, "epochs_per_stage": 1.0, "restart": False},
+        "plain": {"num_stages": 1, "epochs_per_stage": 4.0},
+        "restarts": {"num_stages": 4, "epochs_per_stage": 1.0},
+    }.items():
+        job = make_job(tmp_path / name, None, rows, **given, **plan)
+        found[name] = torch.cat([value.flatten() for value in weights_of(job.run()[0]).values()])
+        job.clean()
+        assert not list((tmp_path / name).glob("optimizer-*"))
+    torch.testing.assert_close(found["parts"], found["whole"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(found["plain"], found["whole"])
+    assert (found["restarts"] - found["whole"]).abs().max() > 1e-3
+
+
+def test_stages_without_restart_go_on_after_a_kill(tmp_path):
+    rows = encoded()
+    plan = {"method": "sft", "num_stages": 3, "epochs_per_stage": 1.0, "restart": False, "keep": "last"}
+    whole = weights_of(make_job(tmp_path / "whole", None, rows, **plan).run()[0])
+
+    with pytest.raises(Killed):
+        make_job(tmp_path / "cut", None, rows, kill_at=(2, 2), **plan).run()
+    again = weights_of(make_job(tmp_path / "cut", None, rows, **plan).run()[0])
+    for name, value in whole.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_the_best_stage_is_kept_and_the_scaffolding_goes(tmp_path):
     rows = encoded()
     source = cached(tmp_path / "cache", teachers(), rows)

@@ -34,7 +34,9 @@ from tutelage.trainer import (
     Guidance,
     JsonLog,
     OnStep,
+    Part,
     SaveAt,
+    save_optimizer,
     steps_of,
     train,
     training_arguments,
@@ -49,6 +51,7 @@ class Plan:
     method: str = "scd-aw"
     num_stages: int = 4
     epochs_per_stage: float = 2.0
+    restart: bool = True
     kd_ratio: float = 0.5
     temperature: float = 1.0
     advance: bool = False
@@ -121,6 +124,8 @@ class Distillation:
         """Remove what only a restart needs; with `keep_stages` the students at the starts of the stages stay."""
         for path in [*self.folder.glob("trainer-*"), self.end(self.plan.num_stages)]:
             shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("optimizer-*.pt"):
+            path.unlink()
         if not self.plan.keep_stages:
             for path in self.folder.glob("stage-*-start"):
                 shutil.rmtree(path)
@@ -128,6 +133,10 @@ class Distillation:
     def end(self, stage: int) -> Path:
         """Folder of the student after a stage, which is where the next one starts."""
         return self.folder / (f"stage-{stage + 1}-start" if stage < self.plan.num_stages else f"stage-{stage}-end")
+
+    def _optimizer(self, stage: int) -> Path:
+        """File of the optimizer's state after a stage, where stages go on from each other."""
+        return self.folder / f"optimizer-{stage}.pt"
 
     def _records(self) -> list[dict[str, Any]]:
         """Records of the stages that are done. A stage is done when stages.json says so, which is written after its student."""
@@ -141,7 +150,7 @@ class Distillation:
         return model
 
     def _stage(self, stage: int, model: nn.Module, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """One stage: choose, weigh, train with a fresh optimizer and learning-rate schedule, validate, save."""
+        """One stage: choose, weigh, train, validate, save."""
         began = time.monotonic()
         decision = self.folder / f"trainer-{stage}" / "choice.json"
         if decision.is_file():  # a stage that was interrupted keeps the checkpoint it had chosen
@@ -238,8 +247,11 @@ class Distillation:
             guidance=guidance,
             fused=plan.fused_loss,
             callbacks=callbacks,
+            part=None if plan.restart else Part(total * (stage - 1), total * plan.num_stages, self._optimizer(stage - 1)),
         )
         train(trainer)
+        if not plan.restart:
+            save_optimizer(trainer, self._optimizer(stage))
         return {"taid": between.state()} if between else {}
 
     def _kept(self, records: list[dict[str, Any]]) -> int:

@@ -19,6 +19,7 @@ FORMAT = 2
 """Of what `prepare` writes; a run folder of another format is stale."""
 OFF: dict[str, Any] = {
     "distill.start": "student",
+    "distill.restart": True,
     "distill.schedule.trust": None,
     "distill.schedule.glide": False,
     "distill.weighting.gamma": 1.0,

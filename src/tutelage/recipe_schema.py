@@ -215,9 +215,12 @@ class Distill(Section):
     seeds: list[int] = [0]
     """One student per method and seed."""
     num_stages: int = Field(4, gt=0)
-    """N: stages of training; optimizer and learning-rate schedule start anew in each."""
+    """N: stages of training, each with a checkpoint to follow."""
     epochs_per_stage: float = Field(2.0, gt=0)
     """T: passes over the training rows in one stage."""
+    restart: bool = True
+    """Optimizer and learning-rate schedule start anew in each stage, as published. false: one schedule over all stages, and the
+    optimizer goes on where the stage before left it."""
     kd_ratio: float = Field(0.5, ge=0, le=1)
     """Constant weighting: loss = (1 - kd_ratio) CE + kd_ratio KD. Adaptive weighting does not use it."""
     temperature: float = Field(1.0, gt=0)

@@ -46,6 +46,7 @@ class SCDConfig(TrainingArguments):
     method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
     num_stages: int = field(default=4, metadata={"help": "N: stages; optimizer and schedule start anew in each."})
     epochs_per_stage: float = field(default=2.0, metadata={"help": "T: passes over the rows in a stage."})
+    restart: bool = field(default=True, metadata={"help": "Optimizer and learning-rate schedule start anew in each stage."})
     kd_ratio: float = field(default=0.5, metadata={"help": "Constant weighting: loss = (1 - kd_ratio) CE + kd_ratio KD."})
     temperature: float = field(default=1.0, metadata={"help": "Divides both models' logits in the divergence."})
     advance: bool = field(default=False, metadata={"help": "Only checkpoints after the last one followed compete."})

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from tutelage.data import IGNORED, Collator, EncodedRow, LengthGroupedSampler, RowDataset
 from tutelage.divergences import Divergence
+from tutelage.errors import ConfigError
 from tutelage.head_loss import HeadLoss, Question
 from tutelage.heads import takes_logits_to_keep
 from tutelage.taid import Interpolation
@@ -47,6 +49,18 @@ class Guidance:
     """TAID's target between student and teacher."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A training that goes on from the one before it: one learning-rate schedule over all of them, one optimizer."""
+
+    done: int
+    """Optimizer steps before this training."""
+    total: int
+    """Of all of them together."""
+    optimizer: Path
+    """What `save_optimizer` wrote after the training before; not read at the first one."""
+
+
 class DistillTrainer(Trainer):
     """Trains on encoded rows with the mixed loss of `objective.py`; without guidance on gold alone."""
 
@@ -61,6 +75,7 @@ class DistillTrainer(Trainer):
         guidance: Guidance | None = None,
         fused: bool = True,
         callbacks: Sequence[TrainerCallback] = (),
+        part: Part | None = None,
     ) -> None:
         """vocabulary: entries of the tokenizer; logits beyond it (padding of the embedding) are cut off. fused: compute head and
         loss in one where that is the same (`head_loss.py`)."""
@@ -73,7 +88,7 @@ class DistillTrainer(Trainer):
             callbacks=[*([guidance.interpolation] if guidance and guidance.interpolation else []), *callbacks],
         )
         self.remove_callback(PrinterCallback)
-        self.vocabulary, self.guidance = vocabulary, guidance
+        self.vocabulary, self.guidance, self.part = vocabulary, guidance, part
         # A compiled or replicated (DataParallel) model cannot have its head replaced for the length of a forward pass.
         whole = not args.torch_compile and args.n_gpu <= 1
         self._head_loss = HeadLoss(model, keep=takes_logits_to_keep(model), fused=fused and whole)
@@ -90,6 +105,30 @@ class DistillTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         return LengthGroupedSampler(row_lengths(self.train_dataset.rows), self.args.train_batch_size, self.args.seed)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """The learning-rate schedule; of a part that of the whole, at its place, with the optimizer's state from before."""
+        part = self.part
+        if part is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError("distill.restart=false keeps the optimizer between stages, which FSDP and DeepSpeed cut into pieces")
+        scheduler = super().create_scheduler(part.total, optimizer)
+        if not isinstance(scheduler, LambdaLR):
+            raise ConfigError(
+                f"distill.restart=false needs a schedule that is a function of the step (linear, cosine, constant, ...);"
+                f" {self.args.lr_scheduler_type} is none"
+            )
+        if part.done:
+            before = torch.load(part.optimizer, map_location=self.args.device, weights_only=True)
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": before["state"]})
+            scheduler.last_epoch = part.done
+            scheduler._last_lr = [
+                rate * share(part.done) for rate, share in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            ]
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+                group["lr"] = rate
+        return scheduler
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Samples in the optimizer step over all micro-batches and ranks: the one denominator of the loss."""
@@ -211,6 +250,14 @@ def steps_of(args: TrainingArguments, rows: int) -> int:
     batches = -(-rows // (args.train_batch_size * args.world_size))
     updates = max(1, -(-batches // args.gradient_accumulation_steps))
     return int(-(-args.num_train_epochs * updates // 1))
+
+
+def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
+    """Keep the optimizer's state for the training that goes on from this one; a name that exists is a whole file."""
+    if trainer.args.should_save:
+        draft = path.with_suffix(".part")
+        torch.save(trainer.optimizer.state_dict(), draft)
+        draft.replace(path)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
