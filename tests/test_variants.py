@@ -42,6 +42,12 @@ def test_settings_are_those_of_distill_and_checked_like_them(tmp_path):
             varied(recipe, name)
 
 
+def test_a_method_may_bring_settings_and_a_name_wins_over_them(tmp_path):
+    recipe = load_recipe(make_project(tmp_path)).recipe
+    assert recipe.distill.restart and not varied(recipe, "ccd-aw").distill.restart
+    assert varied(recipe, "ccd-aw+restart=true").distill.restart
+
+
 def test_a_wrong_variant_is_said_before_anything_runs(tmp_path, command):
     assert command("compare", make_project(tmp_path), "--methods", "td,td+kd_ration=1") == 2
     assert "did you mean `kd_ratio`" in command.err and not (tmp_path / "run").exists()

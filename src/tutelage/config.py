@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tutelage.errors import ConfigError, problems
-from tutelage.methods import split_variant
+from tutelage.methods import find_method, method_names, split_variant
 from tutelage.recipe_checks import check, cross_problems, refusal, trainer_argument_names, wrong
 from tutelage.recipe_schema import Recipe, Section
 from tutelage.recipe_yaml import REQUIRED, Dumper, Keys, Source, dotted, example, override, read
@@ -70,12 +70,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
 
 
 def varied(recipe: Recipe, method: str) -> Recipe:
-    """The recipe with the settings that a method's name carries: `td+kd_ratio=0.7` sets distill.kd_ratio.
+    """The recipe with the settings of a method and those that its name carries: `td+kd_ratio=0.7` sets distill.kd_ratio.
 
     Raises ConfigError for settings that cannot be, and for those that would change a method's budget: `num_stages` x
     `epochs_per_stage` is the same for all methods of a run.
     """
-    _, settings = split_variant(method)
+    base, settings = split_variant(method)
+    settings = [*(find_method(base).settings if base in method_names() else ()), *settings]
     if not settings:
         return recipe
     source = Source(Path(method), recipe.model_dump())

@@ -42,6 +42,8 @@ class Method(NamedTuple):
     """Where the method comes from."""
     answers: Literal["gold", "teacher"] = "gold"
     """What cross-entropy is taken on: `teacher`: T*'s own greedy answers."""
+    settings: tuple[str, ...] = ()
+    """Of the `distill` section, as the name of a variant has them: `restart=false`. Those in a variant's name win over them."""
 
     @property
     def looks(self) -> bool:
@@ -72,6 +74,9 @@ METHODS: dict[str, Method] = {
     "scd-aw-cf": Method("nearest", "forward_kl", "adaptive_cross_fit", "scd-aw with losses out of sample (cross-fitted)"),
     "cd-mix": Method("in_order", "forward_kl", "gated", "checkpoints in fixed order, each mixed with the anchor row by row"),
     "ens": Method("ensemble", "forward_kl", "constant", "the teacher's checkpoints as an ensemble, cf. arXiv 1704.00109"),
+    "ccd-aw": Method(
+        "in_order", "forward_kl", "adaptive_cross_fit", "cd-aw-cf as one training without restarts", settings=("restart=false",)
+    ),
     "random": Method("random", "forward_kl", "constant", "ablation of the schedule: a random checkpoint each stage"),
     "rkl": Method("best", "reverse_kl", "constant", "reverse KL as in MiniLLM, arXiv 2306.08543, on gold answers"),
     "jsd": Method("best", "jsd", "constant", "generalised JSD at 0.5 as in GKD, arXiv 2306.13649, on gold answers"),

@@ -274,9 +274,9 @@ class Tune(Section):
 class Compare(Section):
     """What a cell of `tutelage compare --executor ray` takes of a node."""
 
-    num_cpus: float = Field(1, gt=0)
+    num_cpus: float = Field(1.0, gt=0)
     """Processors; a cell computes with as many threads."""
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
     """GPUs; parts of one are allowed."""
 
 

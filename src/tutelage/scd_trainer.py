@@ -125,7 +125,7 @@ class SCDTrainer:
         args = self.args
         plan, how = self._plan(), Weighting(gamma=args.gamma, bias=args.bias)
         method = find_method(args.method)
-        if method.answers == "teacher" or method.needs_cross_fit or method.schedule == "ensemble":
+        if method.answers == "teacher" or method.needs_cross_fit or method.schedule == "ensemble" or method.settings:
             raise ConfigError(f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`")
         settings = dataclasses.asdict(plan) | how.model_dump()
         work = Work(self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in settings.items()})
