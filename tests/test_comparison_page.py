@@ -68,6 +68,7 @@ def summary(scores, *, half=0.02, p=0.2, seeds=3, name="clinic", needed=("more_s
     return {
         "recipes": [{
             "name": name, "task": "classification", "metric": "accuracy", "rows": 100, "base": base, "methods": methods,
+            "best": dict.fromkeys(("score", "nll"), order[0]),
             "two_by_two": parts,
         }],
         "failed": [],
@@ -127,7 +128,8 @@ def test_settled(read):
 
 def test_unsettled_says_how_many_seeds_more(read):
     page = read(summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, p=0.3))
-    assert "scd leads by score and by loss, but nothing is settled." in headline(page)
+    assert "Validation chooses scd; that it is first on test is not settled." in headline(page)
+    assert "first of 3 on test" in page.text
     assert "differs from none of the 2 others (smallest p 0.300): the order may be luck" in page.text
     assert "By score: at least 5 more seeds of each method" in page.text
     assert "whether the student beats its teacher is not settled" in page.text
@@ -137,18 +139,18 @@ def test_settled_against_some(read):
     found = summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, p=0.3)
     found["recipes"][0]["methods"]["sft"]["nll_against_best"]["p_holm"] = 0.01
     page = read(found)
-    assert "first place is not settled" in headline(page)
+    assert "that it is first on test is not settled" in headline(page)
     assert "it is ahead of sft ; td may be as good" in page.text
 
 
 def test_a_small_p_is_not_enough_where_the_interval_holds_0():
     methods = summary({"td": 0.79, "scd": 0.8}, p=0.01)["recipes"][0]["methods"]
-    assert race(methods, "score")["state"] == "open"
+    assert race(methods, "score", "scd")["state"] == "open"
 
 
 def test_an_interval_without_0_is_not_enough_where_holm_says_no():
     methods = summary({"td": 0.7, "scd": 0.8}, p=0.06, needed=("settled", 0))["recipes"][0]["methods"]
-    found = race(methods, "score")
+    found = race(methods, "score", "scd")
     assert found["state"] == "open" and found["needs"]["corrected"] == ["td"] and found["needs"]["more"] is None
 
 
@@ -210,21 +212,34 @@ def test_a_share_that_rests_on_one_seed_says_so():
 
 def test_one_seed_claims_nothing_of_methods(read):
     page = read(summary({"td": 0.7, "scd": 0.9}, p=0.001, seeds=1))
-    assert "With one seed in common, scd is ahead by score and by loss: a lead to follow, not a result." in " ".join(
-        headline(page).split()
-    )
+    assert "With one seed in common, validation chooses scd: a lead to follow, not a result." in " ".join(headline(page).split())
     assert "on these rows it is ahead of td after Holm" in page.text
     assert "beats its teacher" not in page.text and "on these rows this one trained student is ahead of its teacher" in page.text
     assert "train again with other seeds, three at least" in page.text
     assert "0.900* [0.880, 0.920]" in page.text
 
 
-def test_first_by_score_and_by_loss_differ(read):
+def test_validation_may_choose_what_test_does_not_put_first(read):
+    found = summary({"td": 0.9, "scd": 0.7}, p=0.004)
+    methods = found["recipes"][0]["methods"]
+    for key in ("score", "nll"):
+        found["recipes"][0]["best"][key] = "scd"
+        methods["td"][f"{key}_against_best"] = methods["scd"].pop(f"{key}_against_best") | {"best": "scd"}
+        methods["td"][f"{key}_against_best"]["difference"] = interval(0.2 if key == "score" else -0.2, 0.02)
+    page = read(found)
+    assert "Validation chooses scd; that it is first on test is not settled." in headline(page)
+    assert page.text.count("rank 2 of 2 on test") == 2
+    assert page.text.count("td is ahead of it, which validation did not show") == 2
+    assert race(methods, "nll", "scd")["ahead"] == ["td"]
+
+
+def test_choices_by_score_and_by_loss_differ(read):
     found = summary({"td": 0.79, "scd": 0.8})
     methods = found["recipes"][0]["methods"]
+    found["recipes"][0]["best"]["nll"] = "td"
     methods["td"]["nll_rank"], methods["scd"]["nll_rank"] = 1, 2
     methods["scd"]["nll_against_best"] = methods["td"].pop("nll_against_best") | {"best": "td"}
-    assert "scd leads by score, td leads by loss; neither is settled." in " ".join(headline(read(found)).split())
+    assert "Validation chooses scd by score, td by loss; neither is settled on test." in " ".join(headline(read(found)).split())
 
 
 def test_no_seed_in_common_is_not_a_win(read):
@@ -232,7 +247,7 @@ def test_no_seed_in_common_is_not_a_win(read):
     for key in ("score", "nll"):
         del found["recipes"][0]["methods"]["td"][f"{key}_against_best"]
     page = read(found)
-    assert "is first" not in headline(page)
+    assert "that it is first on test is not settled" in headline(page)
     assert "td has no seed in common with it and is not tested" in page.text
 
 

@@ -1,8 +1,8 @@
 """summary.json worked out again from the files that docs/artifacts.md names, in plain Python and NumPy.
 
 Two made-up comparisons, of random answers and losses: `plain` is scored by accuracy, `rare` by macro-F1. Nothing here but
-`write_summary` itself comes from the package, and each formula is written down anew; where a bootstrap is behind a number, own
-draws come within its Monte Carlo error.
+`write_summary` itself comes from the package, and each formula is written down anew; where resampling is behind a number
+(macro-F1), own draws come within its Monte Carlo error.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fake_comparison import cell_lines, read_lines, write_lines, write_run
 from tutelage.comparison import write_summary
 
-LABELS = ("red", "green", "blue")
-ROWS, HELD_OUT, SEEDS = 240, 60, (0, 1, 2)
+ROWS, SEEDS = 240, (0, 1, 2)
 # Share of right answers that each model tends to.
 SKILLS = {"teacher": 0.93, "anchor": 0.6, "sft": 0.62, "td": 0.72, "td-aw": 0.74, "scd": 0.8, "scd-aw": 0.84, "jsd": 0.7}
 METHODS = tuple(SKILLS)[2:]
-MONTE_CARLO = 0.12  # of a half width: four standard errors of an end that 2,000 draws give
 
 
 def students(method: str) -> list[str]:
@@ -33,61 +32,10 @@ def students(method: str) -> list[str]:
     return [f"{method}/seed-{seed}" for seed in (SEEDS[:1] if method == "jsd" else SEEDS)]
 
 
-def write_lines(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_model(run: Path, model: str, rows: list[dict], ease: np.ndarray, rng: np.random.Generator) -> None:
-    """Random predictions and losses of one model; its seed's luck moves all of them."""
-    luck = 0.04 * rng.standard_normal() if "/" in model else 0.0
-    share = SKILLS[model.split("/")[0]] + luck
-    predictions, losses = [], []
-    for row, easy in zip(rows, ease, strict=True):
-        right = 0.6 * easy + 0.4 * rng.random() < share
-        nll = float(rng.gamma(1.0, 0.2 if right else 1.0))
-        wrong = [None, *(label for label in LABELS if label != row["answer"])]
-        said = row["answer"] if right else wrong[rng.integers(3)]
-        if row["split"] == "test":
-            line = {"id": row["id"], "model": model, "split": "test", "gold": row["answer"], "raw": said or "?"}
-            predictions.append({**line, "prediction": said, "score": float(right), "nll": nll})
-        else:
-            losses.append({"id": row["id"], "split": "validation", "nll": nll, "tokens": 2})
-    rng.shuffle(predictions)  # rows are joined by id, not by place
-    write_lines(run / "evaluate" / model / "predictions.jsonl", predictions)
-    write_lines(run / "evaluate" / model / "validation_loss.jsonl", losses)
-
-
-def write_run(run: Path, name: str, metric: str, rng: np.random.Generator) -> None:
-    splits = ["test"] * ROWS + ["validation"] * HELD_OUT
-    rows = [
-        {"id": f"{split}-{n}", "split": split, "prompt": f"thing {n}", "answer": LABELS[int(3 * rng.random() ** 2)]}
-        for n, split in enumerate(splits)
-    ]
-    write_lines(run / "prepare" / "rows.jsonl", [{**row, "answers": [row["answer"]]} for row in rows])
-    about = {"labels": list(LABELS), "choice": False}
-    (run / "prepare" / "data.json").write_text(json.dumps(about), encoding="utf-8")
-    recipe = {
-        "name": name, "output_dir": str(run), "task": {"type": "classification", "metric": metric},
-        "data": {"dataset": "somewhere", "template": "{text}:"},
-        "teacher": {"model_name_or_path": "big"}, "student": {"model_name_or_path": "small"},
-    }  # fmt: skip
-    (run / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    ease = rng.random(len(rows))
-    for model in ("teacher", "anchor", *(student for method in METHODS for student in students(method))):
-        write_model(run, model, rows, ease, rng)
-
-
-def cell_lines(run: Path, name: str, student: str, attempt: int = 1, **row: object) -> list[dict]:
-    method, seed = student.split("/seed-")
-    cell = {"recipe": name, "run": str(run), "method": method, "seed": int(seed), "teacher_seed": 0}
-    kept = row or {"status": "done", "seconds": 10.0 * (int(seed) + 1)}
-    fixed = {**cell, "inputs": "abc", "attempt": attempt, **kept}
-    return [fixed] if row else [{**fixed, "split": "test", "metric": key, "value": 0.0, "low": 0.0, "high": 0.0} for key in "ab"]
+def shares(rng: np.random.Generator) -> dict[str, float]:
+    """Of right answers; a seed's luck moves its student's."""
+    found = {name: SKILLS[name] for name in ("teacher", "anchor")}
+    return found | {student: SKILLS[name] + 0.04 * rng.standard_normal() for name in METHODS for student in students(name)}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +44,7 @@ def comparison(tmp_path_factory) -> tuple[Path, dict]:
     folder, rng = tmp_path_factory.mktemp("comparison"), np.random.default_rng(3)
     lines = []
     for name, metric in (("plain", "accuracy"), ("rare", "macro_f1")):
-        write_run(folder / name, name, metric, rng)
+        write_run(folder / name, name, metric, shares(rng), rng, ROWS)
         lines += cell_lines(folder / name, name, "td/seed-1", status="failed", error="no room", seconds=999.0)
         for method in METHODS:
             for student in students(method):
@@ -145,51 +93,40 @@ def column(run: Path, models: list[str], key: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class About:
-    """A sum of means, one for each group [seeds, rows], with what docs/artifacts.md makes its interval of (K, D/S and f)."""
+    """A mean over seeds of a mean over rows [seeds, rows], with what docs/artifacts.md makes of it."""
 
     value: float
-    errors: np.ndarray
-    """Standard errors sqrt(K + D/S) for K as found, and for others within Monte Carlo error of V - N."""
-    freedoms: np.ndarray
+    error: float
+    freedom: float
 
     @property
-    def halves(self) -> tuple[float, float]:
-        """The least and the greatest half width of the 95 % interval."""
-        found = stats.t.ppf(0.975, self.freedoms) * self.errors
-        return (1 - MONTE_CARLO) * float(found.min()), (1 + MONTE_CARLO) * float(found.max())
+    def half(self) -> float:
+        return float(stats.t.ppf(0.975, self.freedom)) * self.error
 
     @property
-    def p_values(self) -> tuple[float, float]:
-        found = np.maximum(2 * stats.t.sf(abs(self.value) / self.errors, self.freedoms), 2 / 2001)
-        return 0.8 * float(found.min()) - 0.005, 1.2 * float(found.max()) + 0.005
+    def p_value(self) -> float:
+        return 2 * float(stats.t.sf(abs(self.value) / self.error, self.freedom))
 
 
-COUNTS = np.random.default_rng(99).multinomial(ROWS, np.full(ROWS, 1 / ROWS), size=2000) / ROWS
+def about(y: np.ndarray) -> About:
+    seeds, rows = y.shape
+    mean = y.mean(axis=0)
+    kept, part = mean.var(ddof=1) / rows, 0.0
+    if seeds > 1:
+        noise = sum((y[s] - mean).var(ddof=1) for s in range(seeds)) / rows / (seeds * (seeds - 1))
+        part = max(y.mean(axis=1).var(ddof=1) / seeds, noise * stats.chi2.ppf(0.1, seeds - 1) / (seeds - 1))
+        kept = max(kept - noise, 0.0)
+    shares = {rows - 1: kept / (kept + part), max(seeds - 1, 1): part / (kept + part)}  # by degrees of freedom
+    freedom = 1 / sum(share ** (2 - 1 / free) / free for free, share in shares.items())
+    return About(float(y.mean()), math.sqrt(kept + part), max(freedom, 1.0))
 
 
-def about(*groups: np.ndarray) -> About:
-    """Groups of one seed are fixed models."""
-    seen = [COUNTS @ group.T for group in groups]
-    over_seeds, seeds_part, doubt, noise = sum(values.mean(axis=1) for values in seen).var(), 0.0, 0.0, 0.0
-    for group, values in zip(groups, seen, strict=True):
-        size = len(group)
-        if size > 1:
-            own = sum((values[:, s] - values.mean(axis=1)).var() for s in range(size)) / (size * (size - 1))
-            least = own * size * stats.chi2.ppf(0.1, size - 1) / (size - 1)
-            part = max(group.mean(axis=1).var(ddof=1), least) / size
-            noise, seeds_part, doubt = noise + own, seeds_part + part, doubt + part**2 / (size - 1)
-    # A variance of 2,000 draws has a standard error of 3 %; two of them, and three standard errors.
-    kept = np.maximum(over_seeds - noise + 0.15 * over_seeds * np.linspace(-1, 1, 41), 0.0)
-    freedoms = (kept + seeds_part) ** 2 / (kept**2 / (ROWS - 1) + doubt)
-    return About(float(sum(group.mean() for group in groups)), np.sqrt(kept + seeds_part), np.maximum(freedoms, 1.0))
-
-
-def assert_interval(seen: dict, *groups: np.ndarray) -> None:
-    expected = about(*groups)
-    least, most = expected.halves
-    assert seen["value"] == pytest.approx(expected.value, abs=1e-12)
-    assert least <= seen["value"] - seen["low"] <= most
-    assert least <= seen["high"] - seen["value"] <= most
+def assert_interval(seen: dict, y: np.ndarray, least: float = -math.inf, most: float = math.inf) -> None:
+    """least, most: what the metric can be."""
+    expected = about(y)
+    low, high = max(expected.value - expected.half, least), min(expected.value + expected.half, most)
+    assert (seen["value"], seen["low"], seen["high"]) == pytest.approx((expected.value, low, high), abs=1e-9)
+    assert seen["rows_only"] is (len(y) == 1)
 
 
 def recipes(comparison: tuple[Path, dict]) -> list[tuple[Path, dict]]:
@@ -218,55 +155,75 @@ def test_scores_losses_and_seconds(comparison):
 
 def test_intervals(comparison):
     for run, recipe in recipes(comparison):
-        for key in ("score", "nll")[recipe["metric"] != "accuracy" :]:
-            for name, seen in recipe["methods"].items():
-                if name != "jsd":
-                    assert_interval(seen[key], column(run, students(name), key))
-            draws = np.random.default_rng(5).integers(ROWS, size=(4000, ROWS))
-            for name in ("teacher", "anchor"):  # one model: percentiles over rows alone
-                seen, values = recipe["base"][name][key], column(run, [name], key)[0]
-                low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-                assert (seen["low"], seen["high"]) == pytest.approx((low, high), abs=MONTE_CARLO * (high - low))
-                assert seen["rows_only"]
+        for key, most in {"score": 1.0, "nll": math.inf}.items():
+            if key == "nll" or recipe["metric"] == "accuracy":
+                for name, seen in recipe["methods"].items():
+                    assert_interval(seen[key], column(run, students(name), key), 0.0, most)
+                for name in ("teacher", "anchor"):
+                    assert_interval(recipe["base"][name][key], column(run, [name], key), 0.0, most)
 
 
 def test_the_interval_of_a_score_that_is_no_mean_of_rows(comparison):
     run, recipe = next(found for found in recipes(comparison) if found[1]["metric"] == "macro_f1")
     rows, rng = by_row(run, "anchor"), np.random.default_rng(6)
-    low, high = np.quantile([macro_f1([rows[n] for n in rng.integers(ROWS, size=ROWS)]) for _ in range(500)], [0.025, 0.975])
-    seen = recipe["base"]["anchor"]["score"]
-    assert (seen["low"], seen["high"]) == pytest.approx((low, high), abs=0.2 * (high - low))
+    draws = [macro_f1([rows[n] for n in rng.integers(ROWS, size=ROWS)]) for _ in range(800)]
+    seen, half = recipe["base"]["anchor"]["score"], 1.97 * float(np.std(draws))  # t with 239 degrees of freedom
+    assert (seen["low"], seen["high"]) == pytest.approx((seen["value"] - half, seen["value"] + half), abs=0.12 * half)
 
 
-def test_differences_from_the_best_and_their_p_values(comparison):
+def test_differences_from_the_best_on_validation_and_their_p_values(comparison):
+    held_out = validation(comparison[0] / "compare" / "results.jsonl")
     for run, recipe in recipes(comparison):
         methods = recipe["methods"]
-        for key, better in (("score", max), ("nll", min)):
-            best = better(methods, key=lambda name: methods[name][key]["value"])
-            assert f"{key}_against_best" not in methods[best] and methods[best][f"{key}_rank"] == 1
-            against = {name: seen[f"{key}_against_best"] for name, seen in methods.items() if name != best}
-            assert set(METHODS) - {best} == set(against) and {seen["best"] for seen in against.values()} == {best}
-            assert holm({name: seen["p_value"] for name, seen in against.items()}) == pytest.approx(
-                {name: seen["p_holm"] for name, seen in against.items()}
-            )
-            if key == "nll" or recipe["metric"] == "accuracy":
-                for name, seen in against.items():
-                    check_difference(run, key, name, best, seen)
+        for key in ("score", "nll"):
+            seen = {name: held_out[recipe["name"], name] for name in METHODS}
+            assert methods["td"]["validation"] == pytest.approx(seen["td"])
+            order = sorted((name for name in METHODS if name != "jsd"), key=lambda name: standing(seen[name], key))
+            assert recipe["best"][key] == order[0] and f"{key}_against_best" not in methods[order[0]]
+            against = {name: found[f"{key}_against_best"] for name, found in methods.items() if name != order[0]}
+            assert set(METHODS) - {order[0]} == set(against) and {found["best"] for found in against.values()} == {order[0]}
+            p_values = {name: found["p_value"] for name, found in against.items() if name != "jsd"}
+            corrected = holm(p_values) | {"jsd": None}  # one seed has no place among tests of three
+            assert {name: found["p_holm"] for name, found in against.items()} == pytest.approx(corrected)
+            for name, found in against.items():
+                check_verdict(found)
+                if key == "nll" or recipe["metric"] == "accuracy":
+                    check_difference(run, key, name, order[0], found)
+
+
+def validation(path: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """Mean score and loss of every method on validation, by recipe and method."""
+    found: dict = defaultdict(lambda: defaultdict(list))
+    for line in read_lines(path):
+        if line.get("split") == "validation":
+            found[line["recipe"], line["method"]][line["metric"]].append(line["value"])
+    return {key: {metric: float(np.mean(values)) for metric, values in seen.items()} for key, seen in found.items()}
+
+
+def standing(seen: dict[str, float], key: str) -> tuple[float, float]:
+    """The best is the smallest."""
+    score, nll = -round(seen["score"], 12), seen["nll"]
+    return (score, nll) if key == "score" else (nll, score)
+
+
+def check_verdict(found: dict) -> None:
+    settled = found["p_holm"] is not None and found["p_holm"] <= 0.05
+    assert (found["seeds_needed"]["verdict"] == "settled") is settled
+    assert (found["seeds_needed"]["verdict"] == "seed_variance_unknown") is found["difference"]["rows_only"]
 
 
 def check_difference(run: Path, key: str, name: str, best: str, seen: dict) -> None:
-    shared = [seed for seed in (SEEDS[:1] if "jsd" in (name, best) else SEEDS)]
+    shared = SEEDS[:1] if "jsd" in (name, best) else SEEDS
     mine, theirs = (column(run, [f"{method}/seed-{seed}" for seed in shared], key) for method in (name, best))
+    assert_interval(seen["difference"], mine - theirs)
     if len(shared) > 1:
-        assert_interval(seen["difference"], mine - theirs)
-        least, most = about(mine - theirs).p_values
-        assert seen["test"] == "hierarchical_bootstrap" and least <= seen["p_value"] <= most
-        return
-    assert seen["difference"]["value"] == pytest.approx((mine - theirs).mean()) and seen["difference"]["rows_only"]
-    if key == "score":  # swapping answers row by row is tossing a coin for each row that only one has right
+        assert seen["test"] == "crossed_t" and seen["p_value"] == pytest.approx(about(mine - theirs).p_value, abs=1e-9)
+    elif key == "score":  # McNemar
         only, other = int((mine > theirs).sum()), int((mine < theirs).sum())
-        tail = sum(math.comb(only + other, n) for n in range(min(only, other) + 1)) / 2 ** (only + other)
-        assert seen["p_value"] == pytest.approx(min(1.0, 2 * tail), abs=0.04)
+        assert seen["test"] == "mcnemar_exact"
+        assert seen["p_value"] == pytest.approx(stats.binomtest(only, only + other).pvalue)
+    else:
+        assert seen["test"] == "randomisation"
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
@@ -284,7 +241,7 @@ def test_ranks(comparison):
         for key, sign in (("score", -1), ("nll", 1)):
             values = {name: sign * seen[key]["value"] for name, seen in recipe["methods"].items()}
             for name, seen in recipe["methods"].items():
-                rank = 1 + sum(other < values[name] for other in values.values())
+                rank = float(stats.rankdata(np.round(list(values.values()), 12))[list(values).index(name)])
                 assert seen[f"{key}_rank"] == rank
                 found[key, name].append(rank)
     for (key, name), ranks in found.items():
@@ -312,13 +269,14 @@ def test_the_2_by_2(comparison):
 def test_shares_of_the_gap(comparison):
     run, recipe = next(found for found in recipes(comparison) if found[1]["metric"] == "accuracy")
     teacher = column(run, ["teacher"], "score")
+    assert recipe["methods"]["sft"]["gap_closed"] is None
     for name in ("td", "td-aw", "scd", "scd-aw"):
         sft, mine, seen = (*(column(run, students(each), "score") for each in ("sft", name)), recipe["methods"][name]["gap_closed"])
         assert seen["from"] == "sft"
         assert seen["share"] == pytest.approx((mine.mean() - sft.mean()) / (teacher.mean() - sft.mean()))
         for end, side in (("low", -1), ("high", 1)):  # Fieller: at an end, what is left over is just told from 0
-            left = about(mine - sft + seen[end] * sft, -seen[end] * teacher)
-            assert left.halves[0] <= -side * left.value <= left.halves[1]
+            left = about(mine - sft - seen[end] * (teacher - sft))
+            assert left.value == pytest.approx(-side * left.half, abs=1e-6)
 
 
 def test_cells_and_what_validation_foretells(comparison):

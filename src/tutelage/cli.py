@@ -109,8 +109,7 @@ def compare(
     overrides = [word for word in recipes if word not in files]
     loaded = [load_recipe(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor)
-    run(plan)
-    summary = write_summary(plan.folder)
+    summary = write_summary(plan.folder, run(plan))
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
 

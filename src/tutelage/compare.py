@@ -77,8 +77,11 @@ def make_plan(
     return Plan(recipes, names, range(seeds), teacher_seeds, jobs, folder, tune, executor)
 
 
-def run(plan: Plan) -> None:
-    """Make all cells that lack a result, and record each. Raises what a stage before the cells raises."""
+def run(plan: Plan) -> dict[Cell, str]:
+    """Make all cells that lack a result, and record each. Returns the plan's cells with fingerprints of what they are made from.
+
+    Raises what a stage before the cells raises.
+    """
     spaces = [space for recipe in plan.recipes for space in _trajectories(recipe, plan)]
     with ExitStack() as held:
         for folder in [plan.folder, *(space.folder for space in spaces)]:
@@ -89,7 +92,7 @@ def run(plan: Plan) -> None:
         for space in spaces:
             _shared_stages(space, plan.methods)
         wanted = {cell: space for space in spaces for cell in _cells(space, plan, own.get(space.recipe.name, {}))}
-        _make(wanted, ResultsFile(plan.folder / "results.jsonl"), _executor(plan, make_cell, spaces), _rows_of, "compare")
+        return _make(wanted, ResultsFile(plan.folder / "results.jsonl"), _executor(plan, make_cell, spaces), _rows_of, "compare")
 
 
 def make_cell(cell: Cell) -> None:
@@ -112,8 +115,11 @@ def _make(
     executor: Executor,
     rows_of: Callable[[Outcome], list[dict[str, Any]]],
     what: str,
-) -> None:
-    """Run the cells that results.jsonl lacks, or has from other inputs, and append a line for each as it ends."""
+) -> dict[Cell, str]:
+    """Run the cells that results.jsonl lacks, or has from other inputs, and append a line for each as it ends.
+
+    Returns the fingerprints of what the cells are made from.
+    """
     inputs = {cell: digest(lineage.student(space, cell.name)) for cell, space in wanted.items()}
     done = results.done()
     missing = [cell for cell in wanted if done.get(cell) != inputs[cell]]
@@ -125,6 +131,7 @@ def _make(
         left = (time.monotonic() - began) / number * (len(missing) - number)
         ahead = f"; about {left / 60:.0f} min left" if left > 60 else ""
         screen.say(f"[{number}/{len(missing)}] {_in_words(outcome, rows)}{ahead}")
+    return inputs
 
 
 def _executor(plan: Plan, task: CellTask, spaces: Sequence[Workspace]) -> Executor:

@@ -97,7 +97,7 @@ def _first_line(error: str | None) -> str:
 def _recipe(recipe: Numbers, cells: Sequence[Numbers]) -> dict[str, Any]:
     """Everything that the page says of one data set."""
     methods, base = recipe["methods"], recipe["base"]
-    races = {key: race(methods, key) for key in KEYS} if methods else {}
+    races = {key: race(methods, key, recipe["best"][key]) for key in KEYS} if methods else {}
     mine = [cell for cell in cells if cell["recipe"] == recipe["name"]]
     return {
         **{key: recipe[key] for key in ("name", "task", "metric", "rows")},
@@ -108,23 +108,25 @@ def _recipe(recipe: Numbers, cells: Sequence[Numbers]) -> dict[str, Any]:
         "firsts": {key: _row(races[key]["first"], methods, races) for key in races},
         "plots": {key: _plot(recipe, key) for key in KEYS},
         "rows_of": {key: [_row(name, methods, races) for name in races[key]["order"]] for key in races},
-        "gap_from": next((seen["gap_closed"]["from"] for seen in methods.values()), "anchor"),
+        "gap_from": next((seen["gap_closed"]["from"] for seen in methods.values() if seen["gap_closed"]), "anchor"),
         "effects": _effects(recipe),
         "split": _split(mine),
     }
 
 
-def race(methods: Mapping[str, Numbers], key: str) -> dict[str, Any]:
-    """Who is first by `score` or by `nll`, and what of that is settled.
+def race(methods: Mapping[str, Numbers], key: str, chosen: str | None) -> dict[str, Any]:
+    """How the method that validation chose stands by `score` or by `nll` on test, and what of that is settled.
 
-    `behind`: methods that differ from the first over seeds and rows after Holm's correction. `behind_here`: the same with one seed
-    each, so of the trained models alone. `open`: the rest. `untested`: no seed in common with the first. `state`: settled (all
-    others are behind), partly, open (none is), one_seed (only one seed was tested), or alone (one method).
+    chosen: its name; without one the first on test stands in. `behind`: methods that it is ahead of over seeds and rows after Holm's
+    correction; `ahead`: those that are ahead of it. `behind_here`: different with one seed each, so of the trained models alone.
+    `open`: the rest. `untested`: no seed in common with it. `state`: settled (all others are behind), partly, open (none is),
+    one_seed (only one seed was tested), or alone (one method).
     """
     order = sorted(methods, key=lambda name: methods[name][f"{key}_rank"])
-    first, *others = order
-    pairs = {name: _pair(methods[name].get(f"{key}_against_best")) for name in others}
-    groups: dict[str, list[str]] = {"behind": [], "behind_here": [], "open": [], "untested": []}
+    first = chosen or order[0]
+    others = [name for name in order if name != first]
+    pairs = {name: _pair(methods[name].get(f"{key}_against_best"), 1 if key == "score" else -1) for name in others}
+    groups: dict[str, list[str]] = {"behind": [], "ahead": [], "behind_here": [], "open": [], "untested": []}
     for name, pair in pairs.items():
         groups[pair["verdict"]].append(name)
     tested = [pair for pair in pairs.values() if pair["verdict"] != "untested"]
@@ -134,20 +136,20 @@ def race(methods: Mapping[str, Numbers], key: str) -> dict[str, Any]:
     return {
         "first": first, "order": order, "others": others, "pairs": pairs, **groups,
         "state": state if others else "alone",
-        "level": [name for name in others if methods[name][key]["value"] == methods[first][key]["value"]],
+        "rank": methods[first][f"{key}_rank"],
         "smallest_p": min((pair["p"] for pair in tested), default=None),
         "needs": _needs({name: pairs[name] for name in groups["open"]}),
     }  # fmt: skip
 
 
-def _pair(against: Numbers | None) -> dict[str, Any]:
-    """A method's difference from the first, and what may be said of it."""
-    if against is None:
+def _pair(against: Numbers | None, sign: int) -> dict[str, Any]:
+    """A method's difference from the chosen one, and what may be said of it. sign: -1 where less is better."""
+    if against is None or against["p_holm"] is None:
         return {"verdict": "untested", "rows_only": True}
     difference = _interval(against["difference"])
     rows_only, p = against["difference"]["rows_only"], against["p_holm"]
     settled = p < ALPHA and (difference.low > 0 or difference.high < 0)
-    verdict = ("behind_here" if rows_only else "behind") if settled else "open"
+    verdict = ("behind_here" if rows_only else "ahead" if sign * difference.value > 0 else "behind") if settled else "open"
     return {
         "verdict": verdict, "difference": difference, "rows_only": rows_only, "p": p, "needed": against["seeds_needed"],
         "alone": against["p_value"],
@@ -176,11 +178,11 @@ def against_teacher(recipe: Numbers, name: str, key: str, cells: Sequence[Number
     seen, teacher = recipe["methods"][name], recipe["base"]["teacher"]
     mine, theirs, sign = _interval(seen[key]), _interval(teacher[key]), 1 if key == "score" else -1
     found = {"mine": mine, "theirs": theirs, "by": "apart", "interval": None, "rows_only": seen[key]["rows_only"]}
-    share, paired = seen["gap_closed"], seen.get(f"{key}_against_teacher")
+    share, paired = seen["gap_closed"] or {"share": None}, seen.get(f"{key}_against_teacher")
     if paired:
         found |= {"by": "difference", "interval": _interval(paired["difference"]), "rows_only": paired["difference"]["rows_only"]}
         low, high = sorted(sign * end for end in found["interval"][1:])
-    elif key == "score" and None not in (share["share"], share["low"], share["high"]):
+    elif key == "score" and share["share"] is not None and None not in (share["low"], share["high"]):
         interval = Interval(share["share"], share["low"], share["high"])
         found |= {"by": "share", "interval": interval, "rows_only": _in_common(cells, name, share["from"]) < 2}
         low, high = interval.low - 1, interval.high - 1
@@ -206,7 +208,7 @@ def _plot(recipe: Numbers, key: str) -> dict[str, Any]:
     limits = {"floor": 0.0, "ceiling": 1.0} if key == "score" else {"floor": 0.0}
     plot = forest({str(place): _interval(seen[key]) for place, (_, _, seen) in enumerate(named)}, **limits)
     for line, (name, role, seen) in zip(plot["lines"], named, strict=True):
-        line |= {"name": name, "role": role, "rows_only": seen[key]["rows_only"], "first": role == "distilled" and name == order[0]}
+        line |= {"name": name, "role": role, "rows_only": seen[key]["rows_only"], "first": role == "distilled" and name == (recipe["best"][key] or order[0])}
     return plot
 
 
@@ -221,8 +223,8 @@ def _row(name: str, methods: Mapping[str, Numbers], races: Mapping[str, Numbers]
         **{key: _interval(seen[key]) for key in KEYS},
         "rows_only": {key: seen[key]["rows_only"] for key in KEYS},
         "ranks": [seen["score_rank"], seen["nll_rank"]],
-        "gap": None if gap["share"] is None else _interval({**gap, "value": gap["share"]}),
-        "is_baseline": name == gap["from"],
+        "gap": None if gap is None or gap["share"] is None else _interval({**gap, "value": gap["share"]}),
+        "is_baseline": gap is None,
         "pair": {key: races[key]["pairs"].get(name) for key in KEYS},
     }
 

@@ -1,27 +1,45 @@
 """Statistics of a comparison, methods x seeds x test rows: intervals, paired tests, corrections, ranks, forecasts.
 
 Everything that has an interval takes tables [seeds, rows] of scores, or [seeds, rows, k] and a statistic for metrics that are no
-means of rows (entity F1, macro-F1), over the same test rows; how seeds and rows are treated is in `resampling.py`.
+means of rows (entity F1, macro-F1), over the same test rows; or what `resampling.take_samples` made of them, so that tables that
+are met often are resampled once. How rows, seeds and trajectories are treated is in `resampling.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tutelage.records import Interval
-from tutelage.resampling import MAX_DRAWS, RESAMPLES, Estimate, Statistic, checked_tables, contrast, evaluate, freedom, sample_cells
+from tutelage.resampling import (
+    MAX_DRAWS,
+    RESAMPLES,
+    ROUNDING,
+    Estimate,
+    Grid,
+    Sample,
+    Statistic,
+    contrast,
+    degrees,
+    evaluate,
+    take_samples,
+)
 from tutelage.theory import SMALLEST_GAP
 
 Z95 = 1.959963984540054
 """Half width of a two-sided 95 % interval in standard errors, of a normal distribution."""
 
+ALPHA = 0.05
+"""Chance of one false difference or more among those that are tested together."""
 _MOST_SEEDS = 1000
+
+Scores = ArrayLike | Sample
+"""A table, or what was made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +47,8 @@ class Difference(Estimate):
     """First minus second, in the unit of the score."""
 
     p_value: float
-    """Two-sided, in (0, 1]. With several seeds about training both again and other rows; with one seed about other rows."""
-    test: Literal["hierarchical_bootstrap", "mcnemar_exact", "randomisation"]
+    """Two-sided, in [0, 1]. With several seeds about training both again and other rows; with one seed about other rows."""
+    test: Literal["crossed_t", "mcnemar_exact", "randomisation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +81,10 @@ class SeedsNeeded:
     """How many seeds would settle a difference, if it and its variances stay what they are."""
 
     verdict: Literal["settled", "more_seeds", "rows_too_few", "seed_variance_unknown"]
-    """`rows_too_few`: no number of seeds up to 1,000 does on these rows. `seed_variance_unknown`: one seed tells nothing of it."""
+    """`rows_too_few`: no number of seeds up to 1,000 does on these rows, under these teacher trajectories.
+    `seed_variance_unknown`: one seed tells nothing of it."""
     total: int | None
-    """Smallest number of seeds in total; None where the verdict is neither `settled` nor `more_seeds`."""
+    """Smallest number of seeds in total (under every trajectory); None where the verdict is neither `settled` nor `more_seeds`."""
     more: int | None
     """The same less the seeds there are; 0 where settled."""
 
@@ -87,47 +106,46 @@ class PredictionTable:
 
 
 def hierarchical_bootstrap(
-    scores: ArrayLike, statistic: Statistic | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    scores: Scores, statistic: Statistic | None = None, *, grid: Grid | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
     """One method's score, the mean over its seeds, with a 95 % interval for other seeds and other test rows.
 
     scores: [seeds, rows], of which the mean is taken; with a statistic [seeds, rows, k], k numbers a row that hold all that the
     statistic needs (counts of matched, predicted and gold entities, say). Finite, the same rows in the same order for every seed.
-    One seed: rows alone are resampled and the result says `rows_only`. Raises ValueError for other shapes, no rows, or a
+    grid: teacher trajectory and seed of every line, where there are several trajectories; the interval is then for others of both.
+    One line: rows alone are resampled and the result says `rows_only`. Raises ValueError for other shapes, no rows, or a
     statistic without a value on all rows.
     """
-    tables = checked_tables({"scores": scores}, statistic)
-    (cell,) = sample_cells(tables, statistic, resamples, seed)
-    return contrast([cell], [1.0], tables[0].shape[1], seed)[0]
+    return contrast(_samples(statistic, resamples, seed, scores=scores), [1.0], grid)
 
 
 def paired_difference(
-    first: ArrayLike,
-    second: ArrayLike,
+    first: Scores,
+    second: Scores,
     statistic: Statistic | None = None,
     *,
+    grid: Grid | None = None,
     same_seeds: bool = True,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
     """First method minus second on the same rows, with a 95 % interval and a two-sided p-value.
 
-    first, second: as in `hierarchical_bootstrap`. same_seeds: row s of both tables is the same seed, so the difference is taken
-    seed by seed; False: seeds of their own, any number each. A table of one seed is taken as one fixed model (a teacher), compared
-    with every seed of the other; nothing is then said about training that model again.
+    first, second, grid: as in `hierarchical_bootstrap`. same_seeds: line s of both tables is the same seed, so the difference is
+    taken seed by seed; False: seeds of their own, any number each. A table of one seed is taken as one fixed model (a teacher),
+    compared with every seed of the other; nothing is then said about training that model again.
 
-    The p-value. Several seeds: twice the smaller tail at 0 of the same draws that give the interval, so that both agree. A
-    permutation over rows alone would call the luck of a seed a difference, and one over three seeds alone cannot get below 0.25;
-    these draws carry the doubt about both (simulated nulls with three seeds and more: 3 to 6 % rejected at 0.05). One seed each:
-    McNemar's exact test where both are 0/1 scores, else a randomisation test which swaps the two methods' answers row by row (of
-    a mean, the sign-flip test); as exact as they are, they compare these two trained models, not the methods.
+    The p-value. Several seeds: Student's t with the error and the degrees of freedom that give the interval, so that both agree. A
+    permutation over rows alone would call the luck of a seed a difference, and one over three seeds alone cannot get below 0.25
+    (simulated nulls with three seeds and more: 3 to 6 % rejected at 0.05). One seed each: McNemar's exact test where both are 0/1
+    scores, else a randomisation test which swaps the two methods' answers row by row (of a mean, the sign-flip test); as exact as
+    they are, they compare these two trained models, not the methods.
     """
-    tables = checked_tables({"first": first, "second": second}, statistic)
-    cells = sample_cells(tables, statistic, resamples, seed)
-    estimate, draws = contrast(cells, [1.0, -1.0], tables[0].shape[1], seed, same_seeds)
+    samples = _samples(statistic, resamples, seed, first=first, second=second)
+    estimate = contrast(samples, [1.0, -1.0], grid, same_seeds)
     if not estimate.rows_only:
-        return _difference(estimate, _tail(draws), "hierarchical_bootstrap")
-    one, other = tables[0][0], tables[1][0]
+        return _difference(estimate, estimate.two_sided(), "crossed_t")
+    (one, other), statistic = (sample.table[0] for sample in samples), samples[0].statistic
     if statistic is None and np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all():
         p_value = mcnemar_exact(int((one > other).sum()), int((one < other).sum()))
         return _difference(estimate, p_value, "mcnemar_exact")
@@ -135,33 +153,33 @@ def paired_difference(
 
 
 def gap_closed_interval(
-    sft: ArrayLike,
-    teacher: ArrayLike,
-    student: ArrayLike,
+    sft: Scores,
+    teacher: Scores,
+    student: Scores,
     statistic: Statistic | None = None,
     *,
+    grid: Grid | None = None,
     same_seeds: bool = True,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> GapClosed:
     """Share of the gap from plain fine-tuning to the teacher that a student closes, with a 95 % interval.
 
-    Arguments as in `paired_difference`; the teacher may have one seed. The interval is Fieller's, on the joint resamples: all
-    shares r for which the interval of (student - sft) - r (teacher - sft) holds 0. Unlike percentiles of the ratio it stays right
-    when the gap is barely known, and it is bounded exactly where the gap's own interval leaves 0 out.
+    Arguments as in `paired_difference`; the teacher may have one seed. The interval is Fieller's: all shares r for which the
+    interval of (student - sft) - r (teacher - sft) holds 0. Unlike percentiles of the ratio it stays right when the gap is barely
+    known, and it is bounded exactly where the gap's own interval leaves 0 out.
     """
-    tables = checked_tables({"sft": sft, "teacher": teacher, "student": student}, statistic)
-    cells, rows = sample_cells(tables, statistic, resamples, seed), tables[0].shape[1]
-    gap, _ = contrast(cells, [-1.0, 1.0, 0.0], rows, seed, same_seeds)
+    samples = _samples(statistic, resamples, seed, sft=sft, teacher=teacher, student=student)
+    gap = contrast(samples, [-1.0, 1.0, 0.0], grid, same_seeds)
     if gap.interval.value < SMALLEST_GAP:
         return GapClosed(None, None, None, gap)
-    low_score, high_score, mine = (cell.values.mean() for cell in cells)
+    low_score, high_score, mine = (sample.values.mean() for sample in samples)
     share = float((mine - low_score) / (high_score - low_score))
     if not gap.settled:
         return GapClosed(share, None, None, gap)
 
     def left_over(ratio: float) -> Interval:
-        return contrast(cells, [ratio - 1.0, -ratio, 1.0], rows, seed, same_seeds)[0].interval
+        return contrast(samples, [ratio - 1.0, -ratio, 1.0], grid, same_seeds).interval
 
     low = _crossing(lambda ratio: left_over(ratio).low, share, -1.0)
     high = _crossing(lambda ratio: left_over(ratio).high, share, 1.0)
@@ -169,48 +187,50 @@ def gap_closed_interval(
 
 
 def two_by_two(
-    best_constant: ArrayLike,
-    best_adaptive: ArrayLike,
-    scheduled_constant: ArrayLike,
-    scheduled_adaptive: ArrayLike,
+    best_constant: Scores,
+    best_adaptive: Scores,
+    scheduled_constant: Scores,
+    scheduled_adaptive: Scores,
     statistic: Statistic | None = None,
     *,
+    grid: Grid | None = None,
     same_seeds: bool = True,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> TwoByTwo:
     """The 2 x 2 factorial of schedule by weighting, from the four cells' tables on the same rows (td, td-aw, scd, scd-aw).
 
-    Arguments as in `paired_difference`; all three effects come from the same joint resamples.
+    Arguments as in `paired_difference`; all three effects come from the same rows and seeds.
     """
-    names = {"best_constant": best_constant, "best_adaptive": best_adaptive}
-    names |= {"scheduled_constant": scheduled_constant, "scheduled_adaptive": scheduled_adaptive}
-    tables = checked_tables(names, statistic)
-    cells, rows = sample_cells(tables, statistic, resamples, seed), tables[0].shape[1]
+    named = {"best_constant": best_constant, "best_adaptive": best_adaptive}
+    named |= {"scheduled_constant": scheduled_constant, "scheduled_adaptive": scheduled_adaptive}
+    samples = _samples(statistic, resamples, seed, **named)
     effects = [
-        contrast(cells, weights, rows, seed, same_seeds)[0]
+        contrast(samples, weights, grid, same_seeds)
         for weights in ((-0.5, -0.5, 0.5, 0.5), (-0.5, 0.5, -0.5, 0.5), (1.0, -1.0, -1.0, 1.0))
     ]
     return TwoByTwo(*effects)
 
 
-def seeds_needed(difference: Estimate) -> SeedsNeeded:
-    """The smallest number of seeds in total for which the 95 % half width would be below the difference found.
+def seeds_needed(difference: Estimate, settled: bool, level: float = ALPHA) -> SeedsNeeded:
+    """The smallest number of seeds in total for which an interval at `level` would leave 0 out.
 
-    Seeds' variance shrinks with their number, the rows' does not: where the rows alone leave 0 open, no number of seeds will do.
-    A forecast from variances that few seeds know badly: a guide to what to run next, not a promise.
+    settled: whether there are enough already, which a test says after correction. level: what p must come to, 0.05 of one
+    difference alone; of several, Holm's part of it (`holm_levels`). The seeds' variance shrinks with their number, that of rows and
+    teacher trajectories does not: where those alone leave 0 open, no number of seeds will do. A forecast from variances that few
+    seeds know badly: a guide to what to run next, not a promise.
     """
-    if difference.settled:
+    if settled:
         return SeedsNeeded("settled", difference.seeds, 0)
     if difference.seed_deviation is None:
         return SeedsNeeded("seed_variance_unknown", None, None)
     from scipy.special import stdtrit
 
     totals = np.arange(difference.seeds + 1, _MOST_SEEDS + 1)
-    row_part, seed_part = difference.row_error**2, difference.seed_deviation**2 / totals
-    degrees = freedom(row_part, seed_part, seed_part**2 / (totals - 1), difference.rows)
-    half_widths = stdtrit(degrees, 0.975) * np.sqrt(row_part + seed_part)
-    enough = np.flatnonzero(half_widths < abs(difference.interval.value))
+    row_part, seed_part, fixed = difference.row_error**2, difference.seed_deviation**2 / totals, difference.trajectory_error**2
+    freedom = degrees(row_part, difference.rows, (seed_part, totals), (fixed, difference.trajectories))
+    error = np.sqrt(row_part + seed_part + fixed)
+    enough = np.flatnonzero(stdtrit(freedom, 1 - level / 2) * error < abs(difference.interval.value))
     if not len(enough):
         return SeedsNeeded("rows_too_few", None, None)
     total = int(totals[enough[0]])
@@ -245,8 +265,8 @@ def randomisation_test(
     swapped = [differences(rng.integers(2, size=(min(step, resamples - at), rows))) for at in range(0, resamples, step)]
     values = np.abs(np.concatenate(swapped))
     values = values[np.isfinite(values)]
-    # Equal up to rounding is as extreme: sums in another order differ in their last digits.
-    return float((1 + (values >= found - 1e-12).sum()) / (1 + len(values)))
+    # Equal up to rounding is as extreme.
+    return float((1 + (values >= found - ROUNDING).sum()) / (1 + len(values)))
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
@@ -264,12 +284,21 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
+def holm_levels(p_values: ArrayLike, alpha: float = ALPHA) -> np.ndarray:
+    """[tests] what each p-value is compared with by Holm's method, as long as all smaller ones are below theirs."""
+    order = np.argsort(p_values, kind="stable")
+    levels = np.empty(len(order))
+    levels[order] = alpha / np.arange(len(order), 0, -1)
+    return levels
+
+
 def mean_ranks(scores: ArrayLike) -> np.ndarray:
     """[methods] mean rank over data sets, 1 = best, from scores [methods, data sets], higher is better; ties share their mean.
 
-    Raises ValueError where a score is missing (NaN): a method without a data set has no rank to compare; leave either out.
+    Scores that differ by rounding alone are ties. Raises ValueError where a score is missing (NaN): a method without a data set
+    has no rank to compare; leave either out.
     """
-    found = np.asarray(scores, dtype=np.float64)
+    found = np.round(np.asarray(scores, dtype=np.float64), 12)
     if found.ndim != 2 or not found.size or np.isnan(found).any():
         raise ValueError(f"ranks need a score of every method on every data set, [methods, data sets]; found {found}")
     above = (found[None] > found[:, None]).sum(axis=1)
@@ -307,15 +336,15 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
-def _tail(draws: np.ndarray) -> float:
-    """Two-sided p-value for 0 from draws about the value found; the value found counts as a draw, so it is never 0."""
-    smaller = min((draws <= 0).sum(), (draws >= 0).sum())
-    return min(1.0, 2 * (float(smaller) + 1) / (len(draws) + 1))
+def _samples(statistic: Statistic | None, resamples: int, seed: int, **scores: Scores) -> list[Sample]:
+    """Of tables that were not sampled yet, all of them with the same resamples."""
+    if all(isinstance(given, Sample) for given in scores.values()):
+        return list(scores.values())
+    return take_samples(scores, statistic, resamples=resamples, seed=seed)
 
 
 def _difference(estimate: Estimate, p_value: float, test: str) -> Difference:
-    fields = (estimate.interval, estimate.seeds, estimate.rows, estimate.row_error, estimate.seed_deviation)
-    return Difference(*fields, p_value, test)
+    return Difference(**{field.name: getattr(estimate, field.name) for field in fields(estimate)}, p_value=p_value, test=test)
 
 
 def _crossing(end: Callable[[float], float], start: float, side: float) -> float | None:
