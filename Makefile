@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TASK ?=
 
-.PHONY: demo test check fmt clean
+.PHONY: demo test evidence-quick check fmt clean
 
 demo: $(VENV)/.made
 	$(BIN)/tutelage demo runs/demo $(foreach task,$(TASK),--task $(task))
 
 test: $(VENV)/.made
 	$(BIN)/python -m pytest
+
+# Planted truths: fails if a mechanism of the method stops doing what the theory says. About five minutes.
+evidence-quick: $(VENV)/.made
+	$(BIN)/python -m benchmarks.planted
 
 check: $(VENV)/.made
 	$(BIN)/ruff check src tests benchmarks

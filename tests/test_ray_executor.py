@@ -226,6 +226,18 @@ def test_ctrl_c_ends_the_cells(cluster, tmp_path):
     assert not ray.is_initialized()
 
 
+def test_a_killed_comparison_takes_its_cells_with_it(cluster, tmp_path):
+    words = f"import pathlib, {__name__} as t; path = pathlib.Path({str(tmp_path)!r})"
+    run = "list(t.executor(path, t.sleep).run([t.Cell('r', str(path), 'a', 0, 0)]))"
+    driver = subprocess.Popen([sys.executable, "-c", f"{words}; {run}"])
+    try:
+        wait_for(tmp_path / "asleep")
+    finally:
+        driver.kill()
+        driver.wait()
+    assert gone(int((tmp_path / "asleep").read_text()))
+
+
 def test_a_cell_whose_node_dies_is_tried_on_another(cluster, tmp_path):
     doomed = next(iter(cluster.worker_nodes))
     (tmp_path / "doomed").write_text(doomed.node_id)

@@ -216,13 +216,13 @@ def test_one_model_under_several_trajectories_is_no_more_models():
 def test_trajectories_and_seeds_by_hand():
     # Level of trajectories 0.2, 0.4, of seeds -0.1, 0, 0.1; rows all alike. Variances of the mean: 0.02 / 2 and 0.01 / 3, so the
     # error is sqrt(0.01333). Shares 0.75 and 0.25, degrees of freedom 1 / (0.75^(2 - 1/1) / 1 + 0.25^(2 - 1/2) / 2) = 1 / 0.8125,
-    # 1.231; t(1.231) = 8.221.
+    # 1.231; t(1.231) = 8.254.
     levels = np.array([[0.2], [0.4]]) + np.array([[-0.1, 0.0, 0.1]])
     found = hierarchical_bootstrap(np.repeat(levels.reshape(-1, 1), 30, axis=1), grid=grid_of(2, 3))
     assert found.interval.value == pytest.approx(0.3)
     assert found.error == pytest.approx(math.sqrt(0.01 + 0.01 / 3))
     assert found.freedom == pytest.approx(1 / 0.8125)
-    assert found.interval.high == pytest.approx(0.3 + 8.221 * found.error, abs=0.002)
+    assert found.interval.high == pytest.approx(0.3 + 8.254 * found.error, abs=0.002)
     assert (found.trajectory_error, found.seed_deviation) == pytest.approx((0.1, 0.1))
 
 

@@ -35,7 +35,7 @@ def students(method: str) -> list[str]:
 def shares(rng: np.random.Generator) -> dict[str, float]:
     """Of right answers; a seed's luck moves its student's."""
     found = {name: SKILLS[name] for name in ("teacher", "anchor")}
-    return found | {student: SKILLS[name] + 0.04 * rng.standard_normal() for name in METHODS for student in students(name)}
+    return found | {student: SKILLS[name] + 0.02 * rng.standard_normal() for name in METHODS for student in students(name)}
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ and the variance of its mean over T trajectories, S seeds and R rows is a sum of
 - trajectories: the same the other way round.
 What differs with every seed and row is in both the rows' part and the seeds', so it is taken off the rows'; likewise for
 trajectories. What differs with every seed under every trajectory is in both of theirs and taken off their sum, which stays at
-least the greater of the two. The whole has Student's t with Satterthwaite's degrees of freedom, a little fewer (`degrees`): S-1 where
-seeds dominate, R-1 where rows do. With one seed under several trajectories the interval is about other trajectories and rows alone.
+least the greater of the two. The whole has Student's t with Satterthwaite's degrees of freedom, or a little fewer (`degrees`):
+S-1 where seeds dominate, R-1 where rows do. With one seed under several trajectories the interval is about other trajectories and
+rows alone.
 
 Simulated scores are covered by nominal 95 % intervals in 91 to 98 %: normal, 0/1 and skewed losses; 2, 3, 5 and 10 seeds; 2 x 3,
 3 x 3 and 5 x 3 trajectories and seeds; every effect absent or dominant.
