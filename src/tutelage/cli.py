@@ -114,6 +114,74 @@ def compare(
     show(summary, format)
 
 
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+StudentName = Annotated[str | None, typer.Option(help="METHOD/seed-K; default: the best on validation.")]
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
+) -> None:
+    """A run at work, live: stage, time left, losses, scores, the checkpoint followed and why. From files alone."""
+    from tutelage.watching import watch
+
+    watch(run, once, interval)
+
+
+@app.command("ls")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path("runs"),
+    format: Annotated[Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")] = "table",
+) -> None:
+    """Runs as a table: task, models, method, score, share of the gap, date, state, size."""
+    from tutelage.runs import show_runs
+
+    show_runs(folder, format)
+
+
+@app.command()
+def clean(run: RunFolder, yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
+    """What of a run can be deleted and made again, with sizes. Nothing is deleted without --yes."""
+    from tutelage.runs import clean
+
+    clean(run, yes)
+
+
+@app.command()
+def explain(
+    id: Annotated[str, typer.Argument(help="A row's id.")],
+    run: Annotated[Path, typer.Option("--run", help="The run folder.")],
+) -> None:
+    """One row's story: losses by checkpoint, weight in each stage, answers of every model."""
+    from tutelage.explaining import explain
+
+    explain(run, id)
+
+
+@app.command()
+def card(run: RunFolder, student: StudentName = None) -> None:
+    """Write a student's model card (README.md beside it): method, scores with intervals, where it loses, how to use it."""
+    from tutelage.cards import write_card
+
+    print(write_card(run, student))
+
+
+@app.command()
+def push(
+    run: RunFolder,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository of the Hugging Face Hub.")],
+    student: StudentName = None,
+    public: Annotated[bool, typer.Option("--public", help="Open to all; private without it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent; touch no network.")] = False,
+) -> None:
+    """Upload a student with its card."""
+    from tutelage.cards import push
+
+    push(run, student, repo, not public, dry_run)
+
+
 @app.command("show")
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """The resolved recipe: each value with where it comes from (default, file, override)."""
