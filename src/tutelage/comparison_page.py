@@ -117,10 +117,10 @@ def _recipe(recipe: Numbers, cells: Sequence[Numbers]) -> dict[str, Any]:
 def race(methods: Mapping[str, Numbers], key: str, chosen: str | None) -> dict[str, Any]:
     """How the method that validation chose stands by `score` or by `nll` on test, and what of that is settled.
 
-    chosen: its name; without one the first on test stands in. `behind`: methods that it is ahead of over seeds and rows after Holm's
-    correction; `ahead`: those that are ahead of it. `behind_here`: different with one seed each, so of the trained models alone.
-    `open`: the rest. `untested`: no seed in common with it. `state`: settled (all others are behind), partly, open (none is),
-    one_seed (only one seed was tested), or alone (one method).
+    chosen: its name; without one the first on test stands in. `behind`: methods that it is ahead of over seeds and rows after
+    Holm's correction; `ahead`: those that are ahead of it. `behind_here`: different with one seed each, so of the trained models
+    alone. `open`: the rest. `untested`: no seed in common with it. `state`: settled (all others are behind), partly, open (none
+    is), one_seed (only one seed was tested), or alone (one method).
     """
     order = sorted(methods, key=lambda name: methods[name][f"{key}_rank"])
     first = chosen or order[0]
@@ -206,9 +206,11 @@ def _plot(recipe: Numbers, key: str) -> dict[str, Any]:
     named = [*((name, name, recipe["base"][name]) for name in ("teacher", "anchor") if name in recipe["base"])]
     named += [(name, "distilled", recipe["methods"][name]) for name in order]
     limits = {"floor": 0.0, "ceiling": 1.0} if key == "score" else {"floor": 0.0}
+    first = recipe["best"][key] or next(iter(order), None)
     plot = forest({str(place): _interval(seen[key]) for place, (_, _, seen) in enumerate(named)}, **limits)
     for line, (name, role, seen) in zip(plot["lines"], named, strict=True):
-        line |= {"name": name, "role": role, "rows_only": seen[key]["rows_only"], "first": role == "distilled" and name == (recipe["best"][key] or order[0])}
+        is_first = role == "distilled" and name == first
+        line |= {"name": name, "role": role, "rows_only": seen[key]["rows_only"], "first": is_first}
     return plot
 
 

@@ -1,0 +1,64 @@
+"""Would the schedule stall: what it would choose for the untrained student, and for the one that fine-tuning has made of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tutelage.data import pad_id_of
+from tutelage.doctor.checks import Check
+from tutelage.errors import UserError
+from tutelage.methods import find_method
+from tutelage.probe import Probe
+from tutelage.schedule import nearest
+from tutelage.teachers import CachedTeacher
+from tutelage.workspace import Workspace
+
+ROWS = 64
+
+
+def foresee_stall(space: Workspace) -> Check | None:
+    """The published choice at both ends of the student's road, once teacher, cache and anchor are there and no student is yet.
+
+    The anchor has had as many steps on gold as the student gets. A schedule that gives it the checkpoint it gave the untrained
+    student, and has it still far from there, would hardly move on. None where there is nothing to judge.
+    """
+    section = space.recipe.distill.schedule
+    looks = any(find_method(name).schedule == "nearest" for name in space.recipe.distill.methods)
+    if not looks or section.advance or not (space.folder / "cache" / "manifest.json").is_file():
+        return None
+    try:
+        space.upstream("teach", "cache", "anchor")
+        start, end, best, names = _seen(space)
+    except UserError:
+        return None  # other checks say what is missing
+    options = {"num_stages": space.recipe.distill.num_stages, "best": best, "trust": section.trust}
+    first = nearest(start, stage=1, **options)
+    before = next(candidate for candidate in start if candidate.checkpoint == first.chosen)
+    second = nearest(end, stage=2, previous=before, **options)
+    numbers = {"untrained": first.chosen, "anchor": second.chosen, "checkpoints": names, "best": best}
+    numbers["kl_student"] = {c.checkpoint: c.kl_student for c in end}
+    if second.stall:
+        text = f"the schedule would stall, as it gives untrained and fine-tuned student the same checkpoint: {second.stall}"
+        return Check("stall", "payoff", "look", text, numbers, "distill.schedule.advance=true")
+    text = f"the schedule would give the untrained student {first.chosen} and the fine-tuned one {second.chosen}"
+    return Check("stall", "payoff", "passed", text, numbers)
+
+
+def _seen(space: Workspace) -> tuple[list, list, str, list[str]]:
+    """Candidates as the untrained student and as the anchor see them; T*; names of all checkpoints."""
+    from tutelage.artifacts import read_json
+
+    taught, rows = read_json(space.folder / "teach" / "checkpoints.json"), space.encoded("train")
+    names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
+    places = np.sort(np.random.default_rng(0).permutation(len(rows))[:ROWS])
+    probe = Probe(
+        [(int(place), rows[place]) for place in places],
+        CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16),
+        taught["best"],
+        space.about["vocabulary"],
+        pad_id_of(space.tokenizer),
+        space.recipe.distill.schedule.reach,
+    )
+    with space.autocast():
+        seen = [probe.compare(space.load(space.recipe.student, folder)) for folder in (None, space.folder / "anchor")]
+    return *seen, taught["best"], names

@@ -1,0 +1,369 @@
+"""diagnose: when and where each student wins or loses against T*, from what the run folder holds. No model, no torch.
+
+Writes diagnose/slices.json (two models on every slice), rows.jsonl (every test row: its slices, its scores) and summary.json
+(calibration, cascades, what weighting and schedule did, the losses that weights were made of). docs/artifacts.md names every key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tutelage.artifacts import MANIFEST, Work, read_json, write_json
+from tutelage.calibration import cascades, limits, reliability, router, sequence_probability
+from tutelage.effects import contrasts, effect_of
+from tutelage.records import read_jsonl, write_jsonl
+from tutelage.scored_rows import Scored, check_scored, parameters, read_scored, text_of
+from tutelage.slice_search import ALPHA, FEWEST_ROWS, Prompts, members, read_prompts, search
+from tutelage.slices import MEASURES, MOST_VALUES, Answers, Slice, by_amount, by_value, measure_slices
+from tutelage.tasks.metrics import entity_counts
+from tutelage.theory import split_risk
+from tutelage.ui import print_table
+
+if TYPE_CHECKING:
+    from tutelage.workspace import Workspace
+
+INPUTS = (
+    "prepare/rows.jsonl",
+    "prepare/tokens/test.index.safetensors",
+    "teach/checkpoints.json",
+    "evaluate/**/predictions.jsonl",
+    "distill/*/*/stages.json",
+    "distill/*/*/weights.jsonl",
+    "anchor/sample_loss.jsonl",
+    "cache/*/sample_loss.jsonl",
+)
+RESAMPLES = 1000
+NO_CONFIDENCE = (
+    "predictions.jsonl holds no `confidence`, the probability of a model's own answer: calibration is bounded, not measured, and"
+    " cascades go by what prompts foretell"
+)
+
+
+def run(space: Workspace | Path) -> None:
+    """Do the stage, on a run or on the folder of one. Raises DataError where there are no scored rows to compare."""
+    folder = space if isinstance(space, Path) else space.folder
+    check_scored(folder)
+    if not isinstance(space, Path):
+        with space.work("diagnose", _inputs(folder), rebuild_stale=True) as work:
+            if work is not None:
+                diagnose(folder)
+        return
+    work, began = Work(folder / "diagnose", _inputs(folder), rebuild_stale=True), time.monotonic()
+    if work.prepare():
+        diagnose(folder)
+        work.finish(time.monotonic() - began)
+
+
+def diagnose(folder: Path) -> None:
+    """Write the three files, whatever is there already. Errors as in `run`."""
+    scored = read_scored(folder)
+    texts = [text_of(row["prompt"]) for row in scored.rows]
+    known = {key: [row.get(key) for row in scored.rows] for key in ("language", "subdomain")}
+    prompts = read_prompts(texts, known) if len(texts) >= FEWEST_ROWS else None
+    if prompts is None:
+        scored.notes.append(f"no slices are looked for in {len(texts)} test rows; {FEWEST_ROWS} are needed")
+    slices = given_slices(scored, texts)
+    compared = compare(scored, slices, prompts)
+    write_json(folder / "diagnose" / "slices.json", _about(scored, slices) | {"pairs": compared})
+    write_jsonl(folder / "diagnose" / "rows.jsonl", row_lines(scored, slices, compared, prompts))
+    write_json(folder / "diagnose" / "summary.json", summarise(folder, scored, compared, prompts))
+
+
+def _inputs(folder: Path) -> dict[str, str]:
+    from tutelage import __version__
+
+    paths = sorted({path for pattern in INPUTS for path in folder.glob(pattern)})
+    hashes = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in paths}
+    return {"tutelage": __version__, **hashes}
+
+
+# --- slices -----------------------------------------------------------------------------------------------------------------
+
+
+def given_slices(scored: Scored, texts: Sequence[str]) -> list[Slice]:
+    """Slices by everything that is known of a row before a student sees it."""
+    found = []
+    for key in ("subdomain", "language"):
+        found += by_value(key, [row.get(key) for row in scored.rows])
+    gold = [line["gold"] for line in scored.lines["teacher"]]
+    if all(isinstance(one, str) for one in gold):
+        found += by_value("label", gold)
+    elif any(pair and not isinstance(pair, str) for one in gold for pair in one):
+        found += _entity_slices(scored, gold)
+    answers = scored.tokens.get("answers", [len(row["answer"]) for row in scored.rows])
+    found += by_amount("answer_length", answers)
+    found += by_amount("prompt_length", scored.tokens.get("prompts", [len(text) for text in texts]))
+    sure = scored.confidence("teacher")
+    if sure is not None:
+        return found + by_amount("teacher_certainty", sure)
+    # Where the teacher's loss is high a student easily has the lower one, whatever the two are: shown, and not tested.
+    return found + by_amount("teacher_loss", scored.answers["teacher"].nll, tested=False)
+
+
+def _entity_slices(scored: Scored, gold: Sequence[Sequence[Sequence[str]]]) -> list[Slice]:
+    """Rows with gold entities of a type, scored by these entities alone; and the rows without any entity."""
+    counts = {
+        name: [entity_counts(line["prediction"] or [], line["gold"]) for line in lines] for name, lines in scored.lines.items()
+    }
+    seen = [{kind for kind, _ in one} for one in gold]
+    kinds = [kind for kind, _ in Counter(kind for row in seen for kind in row).most_common(MOST_VALUES)]
+    found = []
+    for kind in kinds:
+        places = np.array([place for place, row in enumerate(seen) if kind in row])
+        scores = {name: np.array([_f1(table[place][kind]) for place in places]) for name, table in counts.items()}
+        found.append(Slice("entity_type", kind, places, disjoint=False, scores=scores))
+    without = np.array([place for place, row in enumerate(seen) if not row], dtype=int)
+    return found + ([Slice("entity_type", None, without, disjoint=False)] if len(without) else [])
+
+
+def _f1(counts: tuple[int, int, int]) -> float:
+    matched, predicted, gold = counts
+    return 2 * matched / (predicted + gold)
+
+
+def compare(scored: Scored, slices: Sequence[Slice], prompts: Prompts | None) -> list[dict[str, Any]]:
+    """Each student against T*: on all rows, on each given slice, and on those found in the prompts."""
+    teacher, pairs = scored.answers["teacher"], []
+    measured = measure_slices(scored.students, teacher, slices, resamples=RESAMPLES)
+    for name, student in scored.students.items():
+        searched = search(student, teacher, prompts, resamples=RESAMPLES) if prompts else {"found": [], "tried": []}
+        pairs.append({"student": name, "teacher": "teacher", **measured[name], **searched})
+    return pairs
+
+
+def _about(scored: Scored, slices: Sequence[Slice]) -> dict[str, Any]:
+    keys = list(dict.fromkeys(one.key for one in slices))
+    unit = "tokens" if scored.tokens else "characters"
+    units = {"answer_length": unit, "prompt_length": unit, "teacher_loss": "nats a token", "teacher_certainty": "probability"}
+    partitions = []
+    for key in keys:
+        mine = [one for one in slices if one.key == key]
+        disjoint, tested = all(one.disjoint for one in mine), all(one.tested for one in mine)
+        partitions.append({"key": key, "unit": units.get(key), "disjoint": disjoint, "tested": tested, "slices": len(mine)})
+    return {"rows": len(scored.rows), "split": "test", "resamples": RESAMPLES, "partitions": partitions}
+
+
+def row_lines(
+    scored: Scored, slices: Sequence[Slice], pairs: Sequence[Mapping[str, Any]], prompts: Prompts | None
+) -> Iterator[dict[str, Any]]:
+    """One line a test row: slices it is in, and every model's score, loss and, against the teacher, outcome."""
+    own: list[dict[str, Any]] = [{} for _ in scored.rows]
+    for one in slices:
+        for place in one.places.tolist():
+            if one.disjoint:
+                own[place][one.key] = one.value
+            elif one.value is not None:
+                own[place].setdefault(one.key, []).append(one.value)
+    found: list[dict[str, list[str]]] = [{} for _ in scored.rows]
+    for pair in pairs:
+        for line in pair["found"]:
+            for place in np.flatnonzero(members(line, prompts)).tolist():
+                found[place].setdefault(pair["student"], []).append(line["name"])
+    sure = {name: scored.confidence(name) for name in scored.answers}
+    for place, row in enumerate(scored.rows):
+        half = None if prompts is None else "searched" if prompts.find[place] else "judged"
+        models = {name: _row_of(name, place, scored.answers, sure[name]) for name in scored.answers}
+        yield {"id": row["id"], "half": half, "slices": own[place], "found": found[place], "models": models}
+
+
+def _row_of(name: str, place: int, answers: Mapping[str, Answers], sure: np.ndarray | None) -> dict[str, Any]:
+    mine, teacher = answers[name], answers["teacher"]
+    line: dict[str, Any] = {"score": float(mine.score[place]), "nll": float(mine.nll[place])}
+    if sure is not None:
+        line["confidence"] = float(sure[place])
+    if name != "teacher":
+        apart = mine.score[place] - teacher.score[place]
+        line["outcome"] = "win" if apart > 0 else "loss" if apart < 0 else "tie"
+        line["side"] = "sfs" if mine.nll[place] < teacher.nll[place] else "tfs"
+    return line
+
+
+# --- summary ----------------------------------------------------------------------------------------------------------------
+
+
+def summarise(folder: Path, scored: Scored, pairs: Sequence[Mapping[str, Any]], prompts: Prompts | None) -> dict[str, Any]:
+    """summary.json: what is not a matter of slices, and the slices that tell most."""
+    notes = list(scored.notes)
+    if any(scored.confidence(name) is None for name in scored.answers if name != "student"):
+        notes.append(NO_CONFIDENCE)
+    return {
+        "rows": len(scored.rows),
+        "notes": notes,
+        "calibration": {name: _calibration(scored, name) for name in scored.answers if name != "student"},
+        "pairs": {pair["student"]: _outcome(pair) for pair in pairs},
+        "cascades": _cascades(folder, scored, prompts),
+        "effects": _effects(scored),
+        "training": _training(folder),
+    }
+
+
+def _outcome(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair in short: all rows, and the slices on which one of the two is surely ahead, the greatest differences first."""
+    found: dict[str, Any] = {"whole": pair["whole"], "found": [line["name"] for line in pair["found"]]}
+    for measure in MEASURES:
+        sign = 1 if measure == "score" else -1
+        sure = [line for line in pair["slices"] if (line[measure]["p_holm"] or 1.0) <= ALPHA]
+        sure.sort(key=lambda line: -abs(line[measure]["difference"]))
+        for name, side in (("student_ahead", 1), ("teacher_ahead", -1)):
+            mine = [line for line in sure if side * sign * line[measure]["difference"] > 0]
+            found.setdefault(name, {})[measure] = [{"key": line["key"], "value": line["value"]} for line in mine]
+    return found
+
+
+def _calibration(scored: Scored, name: str) -> dict[str, Any] | None:
+    """Measured where confidences were recorded, bounded where they were not; None where answers' lengths are unknown as well."""
+    right, sure = scored.answers[name].score >= 1.0, scored.confidence(name)
+    if sure is not None:
+        return reliability(sure, right)
+    if "answers" not in scored.tokens:
+        return None
+    same = [line["raw"].strip() == row["answer"].strip() for line, row in zip(scored.lines[name], scored.rows, strict=True)]
+    return limits(sequence_probability(scored.answers[name].nll, scored.tokens["answers"]), right, np.array(same))
+
+
+def _cascades(folder: Path, scored: Scored, prompts: Prompts | None) -> dict[str, Any]:
+    """Each student in front of the teacher. The signal is its confidence, or else what prompts foretell of the two scores."""
+    teacher, students = scored.answers["teacher"].score, {name: one.score for name, one in scored.students.items()}
+    sure = {name: scored.confidence(name) for name in students}
+    signals = {name: values for name, values in sure.items() if values is not None}
+    others = [name for name in students if name not in signals]
+    if others and prompts is not None:
+        gains = np.stack([students[name] - teacher for name in others], axis=1)
+        signals |= dict(zip(others, router(prompts.topics, gains).T, strict=True))
+    if not signals:
+        return {}
+    asked = parameters(folder, "teacher")
+    costs = {name: mine / asked if asked and (mine := parameters(folder, name)) else None for name in signals}
+    found = cascades({name: students[name] for name in signals}, teacher, signals, costs, resamples=RESAMPLES)
+    return {
+        name: {"signal": "prompts" if sure[name] is None else "confidence", "student_cost": costs[name], **one}
+        for name, one in found.items()
+    }
+
+
+def _effects(scored: Scored) -> list[dict[str, Any]]:
+    """What adaptive weights and schedules did, for every two methods of the run that differ in that alone."""
+    by_method: dict[str, dict[int, Answers]] = {}
+    for name, answers in scored.students.items():
+        method, _, seed = name.rpartition("/seed-")
+        if method and seed.isdecimal():
+            by_method.setdefault(method, {})[int(seed)] = answers
+    found = []
+    for contrast in contrasts(list(by_method)):
+        plain, changed = by_method[contrast.plain], by_method[contrast.changed]
+        pairs = {seed: (plain[seed], changed[seed]) for seed in plain.keys() & changed.keys()}
+        if pairs:
+            teacher, anchor = scored.answers["teacher"], scored.answers.get("anchor")
+            found.append(effect_of(contrast, pairs, anchor, teacher, scored.ids))
+    return found
+
+
+def show(folder: Path) -> None:
+    """Print diagnose/: every student against T*, the slices on which they surely differ, and what was found in the prompts."""
+    result = read_json(folder / "diagnose" / "slices.json")
+    head = ["student", "score", "teacher", "difference", "wins", "losses", "loss (nats)", "advantage", "deficit"]
+    print_table(f"{result['rows']:,} test rows, 95 % intervals", head, [_whole_line(pair) for pair in result["pairs"]])
+    lines = [line for pair in result["pairs"] for line in _slice_lines(pair)]
+    if lines:
+        print_table("slices on which a student and T* surely differ (Holm)", ["student", "slice", "rows", "score", "nats"], lines)
+    for note in read_json(folder / "diagnose" / "summary.json")["notes"]:
+        print(note)
+
+
+def _whole_line(pair: Mapping[str, Any]) -> list[str]:
+    score, nll = pair["whole"]["score"], pair["whole"]["nll"]
+    values = [f"{score['student']:.3f}", f"{score['teacher']:.3f}", _span(score), str(score["wins"]), str(score["losses"])]
+    return [pair["student"], *values, _span(nll), f"{nll['advantage']['value']:.3f}", f"{nll['deficit']['value']:.3f}"]
+
+
+def _slice_lines(pair: Mapping[str, Any]) -> list[list[str]]:
+    sure = [line for line in pair["slices"] if any((line[key]["p_holm"] or 1.0) <= ALPHA for key in MEASURES)]
+    named = [(f"{line['key']} {line['value'] if line['value'] is not None else '(none)'}", line) for line in sure]
+    named += [(f"found: {line['name']}", line) for line in pair["found"]]
+    return [[pair["student"], name, str(line["rows"]), _span(line["score"]), _span(line["nll"])] for name, line in named]
+
+
+def _span(record: Mapping[str, float]) -> str:
+    return f"{record['difference']:+.3f} [{record['low']:+.3f}, {record['high']:+.3f}]"
+
+
+# --- losses on the training rows --------------------------------------------------------------------------------------------
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """The anchor against each checkpoint on the training rows, and of each student its stages."""
+    about = {row["id"]: row for row in read_jsonl(folder / "prepare" / "rows.jsonl") if row["split"] == "train"}
+    anchor = _losses(folder / "anchor" / "sample_loss.jsonl")
+    checkpoints = {}
+    for path in sorted(folder.glob("cache/*/sample_loss.jsonl")):
+        teacher = _losses(path)
+        ids = [id for id in teacher if id in anchor and id in about]
+        if ids:
+            checkpoints[path.parent.name] = asdict(split_risk([anchor[id] for id in ids], [teacher[id] for id in ids]))
+    students = {}
+    for path in sorted(folder.glob("distill/*/*/stages.json")):
+        name = f"{path.parent.parent.name}/{path.parent.name}"
+        students[name] = {"stages": [_stage(record) for record in read_json(path)]}
+        manifest = path.parent / MANIFEST
+        students[name]["kept_stage"] = read_json(manifest).get("kept_stage") if manifest.is_file() else None
+        students[name] |= _weights(path.parent / "weights.jsonl", about, students[name]["stages"])
+    return {"checkpoints": checkpoints, "students": students}
+
+
+def _losses(path: Path) -> dict[str, float]:
+    lines = read_jsonl(path) if path.is_file() else ()
+    return {line["id"]: line["nll"] for line in lines if line["split"] == "train"}
+
+
+def _stage(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record.get(key) for key in ("stage", "chosen", "validation")}
+
+
+def _weights(path: Path, about: Mapping[str, Mapping[str, Any]], stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Adds to each stage the split of the losses that its weights were made of; returns mean weights by slice of the training rows.
+
+    Nothing for constant weights: their file says only what the other files do.
+    """
+    lines = read_jsonl(path) if path.is_file() else iter(())
+    first = next(lines, None)
+    if first is None or first["anchor_nll"] is None:
+        return {}
+    by_stage: dict[int, list[dict[str, Any]]] = {}
+    for line in chain([first], lines):
+        by_stage.setdefault(line["stage"], []).append(line)
+    for stage in stages:
+        mine = by_stage.get(stage["stage"], [])
+        if mine:
+            stage["train"] = asdict(split_risk([line["anchor_nll"] for line in mine], [line["teacher_nll"] for line in mine]))
+            weights = np.array([line["weight"] for line in mine])
+            low, middle, high = np.quantile(weights, [0.05, 0.5, 0.95]).tolist()
+            stage["weight"] = {"mean": float(weights.mean()), "p05": low, "median": middle, "p95": high}
+    ids = [line["id"] for line in next(iter(by_stage.values()))]
+    keys = {key: [(about.get(id) or {}).get(key) for id in ids] for key in ("subdomain", "language", "answer")}
+    slices = [
+        one for key, values in keys.items() for one in by_value("label" if key == "answer" else key, values) if _repeats(values)
+    ]
+    tables = {number: np.array([line["weight"] for line in mine]) for number, mine in by_stage.items()}
+    return {
+        "weights": [
+            {
+                "key": one.key, "value": one.value, "rows": len(one.places),
+                "by_stage": {str(number): float(table[one.places].mean()) for number, table in tables.items()},
+            }
+            for one in slices
+        ]
+    }  # fmt: skip
+
+
+def _repeats(values: Sequence[str | None]) -> bool:
+    """Whether values are kinds that rows share, as labels are, not texts of their own."""
+    return len(set(values)) <= max(2, len(values) // 5)

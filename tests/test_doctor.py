@@ -1,0 +1,452 @@
+"""The doctor finds planted faults, each with the line to change, and is silent on a sound recipe; run folders stay as they are."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from project import LABELS, make_project, write_rows
+from tiny import byte_tokenizer, tiny_model
+from tutelage.artifacts import Work, write_json
+from tutelage.config import load_recipe
+from tutelage.doctor import Check, examine_file, exit_code, to_json
+from tutelage.doctor.near import near_pairs
+from tutelage.doctor.payoff import histogram
+from tutelage.records import write_jsonl
+from tutelage.ui import Screen
+from tutelage.workspace import Workspace
+
+SIZES = {"train": 150, "validation": 60, "test": 60}
+WORDS = [
+    *("river", "lamp", "cloud", "table", "stone", "window", "garden", "winter", "paper"),
+    *("basket", "mirror", "bridge", "forest", "candle", "engine", "pocket"),
+]
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Sentences of the same build that are far from one another."""
+    draw = random.Random(seed)
+    return [" ".join(["the", *draw.sample(WORDS, 6), str(draw.randint(100, 999))]) for _ in range(count)]
+
+
+def rows(split: str) -> list[dict]:
+    numbers = {"train": 0, "validation": 1, "test": 2}
+    return [
+        {"id": f"{split}-{n}", "text": text, "label": LABELS[n % 3]} for n, text in enumerate(texts(SIZES[split], numbers[split]))
+    ]
+
+
+def sound(folder: Path, **changes) -> Path:
+    path = make_project(folder, **changes)
+    for split in SIZES:
+        write_rows(folder / "data" / f"{split}.jsonl", rows(split))
+    return path
+
+
+def changed(folder: Path, split: str, change) -> Path:
+    """A sound project whose rows of a split went through `change`."""
+    path = sound(folder)
+    write_rows(folder / "data" / f"{split}.jsonl", change(rows(split)))
+    return path
+
+
+def line_of(path: Path, start: str, after: int = 0) -> str:
+    """FILE:LINE of the line that begins so, or of one after it."""
+    lines = path.read_text().splitlines()
+    return f"{path.name}:{next(n for n, text in enumerate(lines, 1) if text.startswith(start)) + after}"
+
+
+def found(path: Path, *overrides: str, name: str) -> Check:
+    checks = examine_file(path, overrides)
+    own = [check for check in checks if check.name == name]
+    assert own, [(check.name, check.status) for check in checks]
+    return own[0]
+
+
+def test_a_sound_recipe_passes_and_nothing_is_written(tmp_path):
+    checks = examine_file(sound(tmp_path))
+    assert {check.name: check.status for check in checks if check.status not in ("passed", "skipped")} == {}
+    assert exit_code(checks) == 0
+    assert not (tmp_path / "run").exists()
+    areas = {check.area for check in checks if check.status == "passed"}
+    assert areas == {"data", "models", "budget"}
+    assert {check.name for check in checks if check.status == "skipped"} == {"trajectory", "payoff"}
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_test_in_training_fail(tmp_path):
+    shout = [{**row, "id": f"again-{row['id']}", "text": row["text"].upper() + "!"} for row in rows("test")[:2]]
+    check = found(changed(tmp_path, "train", lambda own: own + shout), name="leaks")
+    assert (check.status, check.change, check.numbers["places"]) == ("fail", "data.overlap=drop", 2)
+
+
+def test_rows_that_are_almost_training_rows_are_shown(tmp_path):
+    near = [{**row, "id": f"near-{row['id']}", "text": row["text"][:-1] + "x"} for row in rows("test")[:6]]
+    check = found(changed(tmp_path, "train", lambda own: own + near), name="near leaks")
+    assert check.status == "look" and check.numbers["test_near_train"] == 6
+    assert "6 of 60 test rows (10%)" in check.text
+    assert check.change.startswith("data.dataset=") and check.line == line_of(tmp_path / "recipe.yaml", "  dataset:")
+
+
+def test_one_prompt_with_two_answers_is_shown(tmp_path):
+    again = {**rows("train")[0], "id": "again", "label": "green"}
+    check = found(changed(tmp_path, "train", lambda own: [*own, again]), name="contradictions")
+    assert check.status == "look" and check.numbers["train"] == {"repeated": 1, "contradicting": 2}
+    assert "train-0 says 'red', again says 'green'" in check.text
+
+
+def test_a_class_too_small_to_learn_is_shown(tmp_path):
+    check = found(
+        changed(tmp_path, "train", lambda own: [*own, {"text": "the one odd thing", "label": "mauve"}]), name="small classes"
+    )
+    assert check.status == "look" and "'mauve' (1)" in check.text and check.change.startswith("data.dataset=")
+
+
+def test_a_lopsided_label_set_asks_for_another_metric(tmp_path):
+    def lopsided(own):
+        return [{**row, "label": row["label"] if n % 10 == 0 else "red"} for n, row in enumerate(own)]
+
+    check = found(changed(tmp_path, "train", lopsided), name="label shares")
+    assert (check.status, check.change) == ("look", "task.metric=macro_f1")
+
+
+def test_few_rows_are_shown(tmp_path):
+    check = found(changed(tmp_path, "test", lambda own: own[:10]), name="sizes")
+    assert check.status == "look" and "10 test rows" in check.text
+    assert check.numbers["uncertainty_points"]["test"] == pytest.approx(24.8)  # 1.96 x sqrt(0.8 x 0.2 / 10)
+
+
+def test_a_row_that_does_not_fit_fails_with_the_length_that_would(tmp_path):
+    long = {"text": "x" * 300, "label": "red"}
+    check = found(changed(tmp_path, "train", lambda own: [*own, long]), "data.max_length=100", name="lengths")
+    assert check.status == "fail"
+    assert check.change == "data.max_length=306"  # 300 bytes, a colon, a space, three letters and the end
+    assert check.line is None  # an override, not a line of the file
+
+
+def test_an_entity_that_is_not_in_its_text_fails(tmp_path):
+    path = sound(tmp_path, task={"type": "ner"})
+    for split in SIZES:
+        own = [{"text": row["text"], "entities": [["thing", row["text"].split()[1]]]} for row in rows(split)]
+        if split == "validation":
+            own[3]["entities"] = [["thing", "dragon"]]
+        write_rows(tmp_path / "data" / f"{split}.jsonl", own)
+    check = found(path, name="entities")
+    assert check.status == "fail" and "dragon" in check.text and check.change == "data.dataset=MENDED_FOLDER"
+
+
+def test_an_entity_that_a_written_prompt_does_not_hold_is_shown(tmp_path):
+    path = sound(tmp_path, task={"type": "ner"}, data={"template": None})
+    for split in SIZES:
+        own = [{"prompt": f"{row['text']} ->", "completion": f"thing: {row['text'].split()[1]}"} for row in rows(split)]
+        own[0]["completion"] = "thing: dragon" if split == "test" else own[0]["completion"]
+        write_rows(tmp_path / "data" / f"{split}.jsonl", own)
+    check = found(path, name="entities")
+    assert check.status == "look" and check.numbers == {"entities": 270, "not_found": 1}
+
+
+def test_korean_rows_without_a_language_are_shown(tmp_path):
+    def korean(own):
+        return [{**row, "text": f"안녕하세요 오늘은 {row['text'][-3:]}번 손님입니다 {n * 7919}"} for n, row in enumerate(own)]
+
+    path = sound(tmp_path)
+    for split in SIZES:
+        write_rows(tmp_path / "data" / f"{split}.jsonl", korean(rows(split)))
+    check = found(path, name="languages")
+    assert (check.status, check.change) == ("look", "task.language=ko")
+    assert found(path, "task.language=ko", name="languages").status == "passed"
+
+
+def test_answers_longer_than_what_is_generated(tmp_path):
+    check = found(sound(tmp_path), "task.max_new_tokens=3", name="answer lengths")
+    # With the space in front `red` has 4 tokens, `blue` 5, `green` 6.
+    assert (check.status, check.change) == ("fail", "task.max_new_tokens=11")
+
+
+# --- models -------------------------------------------------------------------------------------------------------------------
+
+
+def test_another_vocabulary_fails(tmp_path):
+    path, folder = sound(tmp_path), tmp_path / "models" / "student"
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["extra"])
+    tokenizer.save_pretrained(folder)
+    check = found(path, name="vocabularies")
+    assert check.status == "fail" and "'extra'" in check.text
+    assert check.change.startswith("student.model_name_or_path=") and check.line == line_of(path, "student:", 1)
+
+
+def test_another_end_of_sequence_fails(tmp_path):
+    path, place = sound(tmp_path), tmp_path / "models" / "student" / "tokenizer_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"eos_token": "<|pad|>"}))
+    check = found(path, name="end of sequence")
+    assert check.status == "fail" and check.change.startswith("student.model_name_or_path=")
+
+
+def test_embeddings_smaller_than_the_tokenizer_fail(tmp_path):
+    path = sound(tmp_path)
+    tiny_model(1, vocab_size=250, eos_token_id=None, pad_token_id=None).save_pretrained(tmp_path / "models" / "student")
+    check = found(path, name="padded sizes")
+    assert check.status == "fail" and check.numbers == {"vocabulary": 258, "teacher": 258, "student": 250}
+
+
+def test_chat_prompts_without_a_chat_template_fail(tmp_path):
+    path = sound(tmp_path)
+    assert found(path, "data.chat_template=true", name="chat template").change == "data.chat_template=false"
+
+
+def test_too_few_positions_fail(tmp_path):
+    path = sound(tmp_path)
+    tiny_model(1, max_position_embeddings=20).save_pretrained(tmp_path / "models" / "student")
+    check = found(path, name="positions")
+    assert (check.status, check.change) == ("fail", "data.max_length=20")
+
+
+def test_a_student_that_is_larger_than_its_teacher_is_shown(tmp_path):
+    path = sound(tmp_path)
+    models = [tmp_path / "models" / name for name in ("student", "teacher")]
+    check = found(
+        path, f"teacher.model_name_or_path={models[0]}", f"student.model_name_or_path={models[1]}", name="sizes of models"
+    )
+    assert check.status == "look" and check.change.startswith("student.model_name_or_path=")
+
+
+def test_half_precision_weights_are_shown(tmp_path):
+    check = found(sound(tmp_path), "student.dtype=bfloat16", name="precision")
+    assert (check.status, check.change) == ("look", "student.dtype=float32")
+
+
+def test_weights_that_give_no_finite_gradient_fail(tmp_path):
+    path = sound(tmp_path)
+    model = tiny_model(1, hidden=16, layers=2)
+    model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "models" / "student")
+    checks = {check.name: check for check in examine_file(path)}
+    assert checks["gradient of the student"].status == "fail"
+
+
+def test_a_training_argument_that_transformers_refuses_names_its_line(tmp_path):
+    check = found(sound(tmp_path), "trainer.lr_scheduler_type=cosin", name="training arguments")
+    assert (check.status, check.change) == ("fail", "trainer.lr_scheduler_type=...")
+
+
+def test_checkpoints_of_another_model_fail(tmp_path):
+    path, folder = sound(tmp_path), tmp_path / "own" / "checkpoint-1"
+    tiny_model(3, hidden=64, layers=4).save_pretrained(folder)
+    write = yaml.safe_load(path.read_text())
+    write["teach"] = {"checkpoints": str(tmp_path / "own")}
+    path.write_text(yaml.safe_dump(write))
+    check = found(path, name="checkpoints")
+    assert check.status == "fail" and "hidden_size" in check.text and check.change == "teach.checkpoints=FOLDER"
+
+
+def test_mistakes_in_the_recipe_are_checks_with_their_lines(tmp_path):
+    path = tmp_path / "bank.yaml"
+    path.write_text("task: {type: clasification}\ndata: {train: t.jsonl}\nteacher: {model_name_or_path: a}\nstudent: {}\n")
+    checks = examine_file(path)
+    assert [check.status for check in checks] == ["fail", "fail"] and exit_code(checks) == 2
+    assert {check.change for check in checks} == {"task.type=...", "student.model_name_or_path=..."}
+    assert checks[0].line.endswith("bank.yaml:1")
+
+
+# --- what finished stages tell --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def space(tmp_path) -> Workspace:
+    """A run whose rows are prepared."""
+    from tutelage.stages import prepare
+
+    made = Workspace(load_recipe(sound(tmp_path)).recipe, Screen())
+    prepare.run(made)
+    return made
+
+
+def write_stage(space: Workspace, name: str, files) -> None:
+    """A finished stage of this recipe without its work. files: called with the folder."""
+    from tutelage.lineage import inputs_of
+
+    work = Work(space.folder / name, inputs_of(space, name))
+    work.prepare()
+    files(work.folder)
+    work.finish(1.0)
+
+
+def teach(space: Workspace, *levels: float, train=(2.0, 1.5, 1.0, 0.5), spread: float = 0.3) -> None:
+    """A teacher whose checkpoints have these mean validation losses."""
+    from safetensors.numpy import save_file
+
+    lengths = space.encoded("validation").answer_lengths
+    noise = np.random.default_rng(0).uniform(1 - spread, 1 + spread, (len(levels), len(lengths)))
+
+    def files(folder):
+        checkpoints = []
+        for number, level in enumerate(levels):
+            name, own = f"checkpoint-{number + 1}", level * noise[0 if spread == 0 else number]
+            save = folder / "validation" / f"{name}.safetensors"
+            save.parent.mkdir(exist_ok=True)
+            save_file({"tokens": np.repeat(own, lengths)}, str(save))
+            checkpoints.append({"name": name, "folder": name, "score": 1 - level / 3, "nll": float(own.mean())})
+        best = min(checkpoints, key=lambda c: c["nll"])["name"]
+        write_json(folder / "checkpoints.json", {"best": best, "by": "loss", "checkpoints": checkpoints})
+        write_jsonl(folder / "log.jsonl", [{"step": n, "ce": value} for n, value in enumerate(train)])
+
+    write_stage(space, "teach", files)
+
+
+def anchor(space: Workspace, validation, train: float = 0.3) -> None:
+    """An anchor with these losses."""
+    losses = {"train": np.full(SIZES["train"], train), "validation": np.broadcast_to(validation, SIZES["validation"])}
+    lines = [
+        {"id": row.id, "split": split, "nll": float(nll), "tokens": 5}
+        for split, own in losses.items()
+        for row, nll in zip(space.encoded(split), own, strict=True)
+    ]
+    write_stage(space, "anchor", lambda folder: write_jsonl(folder / "sample_loss.jsonl", lines))
+
+
+def judged(space: Workspace) -> dict[str, Check]:
+    from tutelage.doctor.payoff import check_payoff
+    from tutelage.doctor.trajectory import check_trajectory
+
+    return {check.name: check for check in [*check_trajectory(space), *check_payoff(space, None)]}
+
+
+def test_a_good_trajectory_passes(space):
+    teach(space, 1.0, 0.6, 0.4, 0.39)
+    checks = judged(space)
+    assert [checks[name].status for name in ("distinct", "T*", "overfitting", "payoff")] == ["passed"] * 3 + ["skipped"]
+
+
+def test_a_first_checkpoint_that_is_the_best_asks_for_a_lower_learning_rate(space):
+    teach(space, 0.4, 0.6, 0.9)
+    checks = judged(space)
+    assert (checks["T*"].status, checks["T*"].change) == ("look", "teach.trainer.learning_rate=0.0009")  # 0.3 x 0.003
+    assert (checks["overfitting"].status, checks["overfitting"].change) == ("look", "teach.trainer.num_train_epochs=0.67")
+    assert "falls from 2.000 to 0.500" in checks["overfitting"].text
+
+
+def test_a_teacher_that_was_stopped_on_its_way(space):
+    teach(space, 1.6, 0.8, 0.4)
+    assert (judged(space)["T*"].status, judged(space)["T*"].change) == ("look", "teach.trainer.num_train_epochs=4")
+
+
+def test_checkpoints_that_say_the_same(space):
+    teach(space, 1.0, 0.5, 0.5, 0.5, spread=0)
+    check = judged(space)["distinct"]
+    assert (check.status, check.change) == ("look", "teach.num_checkpoints=2")
+    assert list(check.numbers["mean_difference"].values()) == pytest.approx([0.5, 0, 0])
+
+
+def test_a_teacher_far_ahead_is_worth_following(space):
+    teach(space, 0.8, 0.3)
+    anchor(space, np.tile([0.1, 1.5], 30))
+    checks = judged(space)
+    assert checks["verdict"].status == "passed" and "Distil, with scd-aw" in checks["verdict"].text
+    assert checks["headroom"].numbers["gate_nll"] < checks["headroom"].numbers["teacher_nll"]
+    masses = checks["SFS and TFS"].numbers
+    assert masses["sfs_mass"] + masses["tfs_mass"] == 1 and masses["sfs_mass_low"] < masses["sfs_mass"] < masses["sfs_mass_high"]
+    assert sum(checks["weights"].numbers["validation"]["histogram"]) == SIZES["validation"]
+
+
+def test_a_teacher_that_is_not_ahead_is_not_worth_following(space):
+    teach(space, 0.8, 0.5)
+    anchor(space, 0.3)
+    check = judged(space)["verdict"]
+    assert (check.status, check.change) == ("look", "distill.methods=[sft]") and "Just fine-tune" in check.text
+
+
+def test_few_rows_that_tell_nothing_ask_for_more(space):
+    teach(space, 0.8, 0.5)
+    anchor(space, np.linspace(0.0, 1.0, SIZES["validation"]))
+    assert "Get more rows" in judged(space)["verdict"].text
+
+
+def test_equal_weights_leave_adaptive_weighting_nothing_to_do(space):
+    teach(space, 0.8, 0.3, spread=0.01)
+    anchor(space, 0.9)
+    check = judged(space)["weights"]
+    assert (check.status, check.change) == ("look", "distill.methods=[scd]")
+
+
+def test_losses_known_by_heart_make_no_weights(space):
+    teach(space, 0.8, 0.3)
+    anchor(space, np.linspace(0.1, 1.9, SIZES["validation"]), train=0.001)
+    lines = [{"id": row.id, "split": "train", "nll": 0.002, "tokens": 5} for row in space.encoded("train")]
+    write_jsonl(space.folder / "cache" / "checkpoint-2" / "sample_loss.jsonl", lines)
+    check = judged(space)["weights"]
+    assert (check.status, check.change) == ("look", "distill.methods=[scd-aw-cf]") and "by heart" in check.text
+
+
+def test_a_stall_of_the_run_is_told(space):
+    teach(space, 0.8, 0.3)
+    anchor(space, 0.9)
+    seen = {"chosen": "checkpoint-1", "candidates": [{"checkpoint": "checkpoint-1"}], "validation": {"score": 0.1, "nll": 1.0}}
+    stages = [{"stage": 1, "stall": None, **seen}, {"stage": 2, "stall": "chosen again", **seen}]
+    write_json(space.folder / "distill" / "scd-aw" / "seed-0" / "stages.json", stages)
+    check = judged(space)["stall"]
+    assert (check.status, check.change) == ("look", "distill.schedule.advance=true") and "1 of 2 stages" in check.text
+
+
+def test_the_schedule_is_asked_ahead_once_teacher_cache_and_anchor_are_there(tmp_path):
+    import importlib
+
+    made = Workspace(load_recipe(make_project(tmp_path)).recipe, Screen())
+    for stage in ("prepare", "teach", "anchor", "cache"):
+        importlib.import_module(f"tutelage.stages.{stage}").run(made)
+    check = judged(made)["stall"]
+    assert check.status in ("passed", "look")
+    assert {check.numbers["untrained"], check.numbers["anchor"]} <= set(check.numbers["checkpoints"])
+    assert all(nats >= 0 for nats in check.numbers["kl_student"].values())
+    assert not (tmp_path / "run" / "distill").exists()
+
+
+def test_a_trial_foretells_time_disk_and_memory_and_leaves_the_run_alone(tmp_path):
+    checks = {check.name: check for check in examine_file(sound(tmp_path), probe=24)}
+    assert not (tmp_path / "run").exists()
+    times = checks["time"].numbers["foretold"]
+    assert all(times[stage] > 0 for stage in ("prepare", "teach", "anchor", "cache", "distill", "evaluate"))
+    disk = checks["disk"].numbers
+    # float32 states of 32 numbers: a space, 3, 4 or 5 letters, and the end; and a head of 258 x 32.
+    positions = 50 * (5 + 6 + 7)
+    assert disk["cache"] == 2 * (positions * 32 * 4 + 258 * 32 * 4)
+    assert disk["teach while training"] > disk["teach"] > 0
+    assert checks["memory"].numbers["teach"] > 0
+    assert checks["verdict"].text.startswith("By a first sight of a few steps")
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_near_pairs_of_ten_thousand_texts_are_found_and_no_others():
+    draw = random.Random(3)
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    earlier = ["".join(draw.choices(alphabet, k=80)) for _ in range(8000)]
+    later = ["".join(draw.choices(alphabet, k=80)) for _ in range(1990)] + [text[:-2] + "##" for text in earlier[:10]]
+    pairs = near_pairs(earlier, later)
+    assert [(late, early) for late, early, _ in pairs] == [(1990 + n, n) for n in range(10)]
+    assert pairs[0][2] == pytest.approx(74 / 78)  # of 76 shingles each, 74 are in both
+
+
+def test_near_pairs_of_equal_texts_stay_linear():
+    assert len(near_pairs(["the same words again and again"] * 3000, ["the same words again and again"] * 3000)) == 3000
+
+
+def test_the_entropy_of_weights():
+    assert histogram(np.full(50, 0.55)) == ([0] * 5 + [50] + [0] * 4, 0.0)
+    assert histogram(np.arange(10) / 10 + 0.05)[1] == pytest.approx(1.0)
+
+
+def test_checks_as_json_and_exit_codes():
+    passed, look, fail = (Check("n", "data", status, "t") for status in ("passed", "look", "fail"))
+    assert [exit_code(checks) for checks in ([], [passed], [passed, look], [look, fail])] == [0, 0, 1, 2]
+    assert json.loads(to_json([look]))[0] == {
+        "name": "n", "area": "data", "status": "look", "text": "t", "numbers": {}, "change": None, "line": None,
+    }  # fmt: skip
