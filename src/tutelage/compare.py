@@ -86,6 +86,8 @@ def run(plan: Plan) -> dict[Cell, str]:
     with ExitStack() as held:
         for folder in [plan.folder, *(space.folder for space in spaces)]:
             held.enter_context(locked(folder))
+        if plan.executor == "ray":  # before anything is trained: is there a cluster, and does every node see the folders?
+            _executor(plan, make_cell, spaces).check()
         own: dict[str, dict[str, float]] = {}
         if plan.tune:
             spaces, own = _tune(plan, spaces)
