@@ -26,15 +26,25 @@ ray = pytest.importorskip("ray", reason='needs Ray: pip install "tutelage[ray]"'
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
-@pytest.fixture(scope="module")
-def cluster():
+def started(tries=3):
+    """A cluster of one node. Ray gives its head 30 s to come up, which a machine at work may need more than once."""
     from ray.cluster_utils import Cluster
 
+    try:
+        return Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **SMALL})
+    except Exception:
+        if tries == 1:
+            raise
+        return started(tries - 1)
+
+
+@pytest.fixture(scope="module")
+def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where workers find this module
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 starves workers on a busy machine
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **SMALL})
+        cluster = started()
         try:
             patch.setenv("RAY_ADDRESS", cluster.address)
             cluster.add_node(num_cpus=1, **SMALL)
