@@ -177,11 +177,12 @@ def gain_on_changed(run: Run) -> float:
 def the_schedule(seeds: Seeds) -> Claim:
     """This student cannot have the members: T*'s targets make it memorise, the group-only checkpoint has nothing to memorise."""
     # What memorising costs is the loss beyond that of a student which knows the groups and nothing else. Gold is half of the target
-    # under either schedule and has the members in it, so no more than about half of this cost is the schedule's to avoid.
+    # under either schedule and has the members in it, so no more than about half of this cost is the schedule's to avoid. A mean
+    # place of 0.5 leaves room for two of four stages with the second checkpoint; always following T* gives 1 to 3.
     return Claim(
         "the published schedule stays within the student's reach, and that pays where T* is out of it",
         [
-            Check("place of the checkpoint that scd follows (0 to 3)", each(seeds, "planted", mean_place), "at most", 1.0),
+            Check("place of the checkpoint that scd follows (0 to 3)", each(seeds, "planted", mean_place), "at most", 0.5),
             Check("share of what memorising costs td that scd avoids, knowledge", each(seeds, "planted", avoided), "at least", FEW),
         ],
     )
@@ -263,7 +264,8 @@ def memory(seeds: Seeds) -> Claim:
     def weight(method: str, name: str) -> list[float]:
         return each(seeds, "memorised", lambda run: run.weights[method][name])
 
-    # 0.5 would say that the anchor, which guesses members, is as good as the teacher, which knows them.
+    # 0.5 would say that the anchor, which guesses members, is as good as the teacher, which knows them. With equal weights
+    # the two students' losses would be equal; the bound is the one of claim 3.
     better = each(seeds, "memorised", lambda run: run.loss("td-aw", "knowledge") - run.loss("td-aw-cf", "knowledge"))
     return Claim(
         "memory turns adaptive weights round; cross-fitted ones stay right",
@@ -271,7 +273,7 @@ def memory(seeds: Seeds) -> Claim:
             Check("mean weight of td-aw, knowledge", weight("td-aw", "knowledge"), "at most", 0.5),
             Check("mean weight of td-aw-cf, knowledge", weight("td-aw-cf", "knowledge"), "at least", MOST),
             Check("mean weight of td-aw-cf, changed", weight("td-aw-cf", "changed"), "at most", FEW),
-            Check("loss of td-aw less td-aw-cf, knowledge", better, "at least", 0.0),
+            Check("loss of td-aw less td-aw-cf, knowledge", better, "at least", HARM / 2),
         ],
     )
 

@@ -205,6 +205,7 @@ BROKEN = {
         lambda r: replace(r, weights={**r.weights, "td-aw-cf": r.weights["td-aw"]}),
         [7],
     ),
+    "losses out of sample that change nothing": ("memorised", lambda r: with_losses(r, td_aw_cf=(3.0, 0.1, 0.1)), [7]),
     "never moving on": ("reachable", lambda r: replace(r, followed={"scd": [0] * 4}), [8]),
     "moving on too late": ("reachable", lambda r: with_losses(r, scd=(2.2, 0.12, 0.1)), [8]),
 }
