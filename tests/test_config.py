@@ -176,3 +176,17 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_recipe_of_ours_loads(path):
     assert load_recipe(path).recipe.name
+
+
+def test_a_run_folder_stands_for_its_recipe_wherever_it_lies_now(recipe_file, tmp_path):
+    run = tmp_path / "moved"
+    (run / "prepare").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(dump_recipe(load_recipe(recipe_file()).recipe), encoding="utf-8")
+    assert load_recipe(run).recipe.output_dir == str(run)
+
+
+def test_a_folder_with_a_recipe_that_is_no_run_keeps_its_own_output_dir(recipe_file, tmp_path):
+    given = load_recipe(recipe_file()).recipe
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "recipe.yaml").write_text(dump_recipe(given), encoding="utf-8")
+    assert load_recipe(tmp_path / "project").recipe.output_dir == given.output_dir

@@ -29,19 +29,21 @@ STAGES = {
     "cross_fit": "For methods *-aw-cf: losses of student and teacher on rows that they were not trained on.",
     "distill": "Train the student on the checkpoints, stage by stage.",
     "evaluate": "Score every model on the test rows.",
+    "diagnose": "When and where each student wins or loses against its teacher.",
     "report": "Write report/index.html from what is in the run folder.",
 }
 """In the order in which `run` goes through them; each is `tutelage.stages.NAME` with `run(workspace)`."""
+ON_THEIR_OWN = ("diagnose", "report")
+"""Stages whose commands are written out below: they have more to say than that the stage is done."""
 
 app = typer.Typer(
     help="Distil a fine-tuned LLM into a small, fast model for one domain task.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML), or the run folder of one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Values that win over the file.")]
 Force = Annotated[bool, typer.Option("--force", help="Make the result again, deleting the one that is there.")]
 
@@ -84,7 +86,21 @@ def _add_stage(name: str, text: str) -> None:
 
 
 for _name, _text in STAGES.items():
-    _add_stage(_name, _text)
+    if _name not in ON_THEIR_OWN:
+        _add_stage(_name, _text)
+
+
+@app.command()
+def report(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    lang: Annotated[Literal["en", "ko", "ja"] | None, typer.Option(help="Language of the page; default: report.lang.")] = None,
+    force: Force = False,
+) -> None:
+    """Write report/index.html, one file that needs nothing else, from what is in the run folder."""
+    space = _workspace(recipe, [*(overrides or []), *([f"report.lang={lang}"] if lang else [])], force)
+    _go(space, ["report"])
+    space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
 
 
 @app.command()

@@ -191,7 +191,7 @@ def pieces(recipe: dict[str, Any]) -> list[str]:
     found += ["cross_fit"] if any(method.needs_cross_fit for method in methods) else []
     students = [f"{name}/seed-{seed}" for name in names for seed in seeds]
     models = [*BASE_MODELS, *students]
-    return [*found, *(f"distill/{name}" for name in students), *(f"evaluate/{name}" for name in models), "report"]
+    return [*found, *(f"distill/{name}" for name in students), *(f"evaluate/{name}" for name in models), "diagnose", "report"]
 
 
 def last_part(path: Any) -> Any:

@@ -280,6 +280,13 @@ class Compare(Section):
     """GPUs; parts of one are allowed."""
 
 
+class Report(Section):
+    """The page that shows what a run came to."""
+
+    lang: Literal["en", "ko", "ja"] = "en"
+    """Language of the page's own words; rows and answers stay as they are."""
+
+
 class Recipe(Section):
     """A whole run: one section per stage, plus what the stages share."""
 
@@ -305,6 +312,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     tune: Tune = Tune()
     compare: Compare = Compare()
+    report: Report = Report()
 
     @property
     def teacher_seed(self) -> int:

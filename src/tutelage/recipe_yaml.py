@@ -106,7 +106,12 @@ class Source:
 
 
 def read(path: Path) -> Source:
-    """The file's values and lines. ConfigError where there is nothing that could be judged key by key."""
+    """The file's values and lines; of a run folder, those of its recipe.yaml, with the folder where it lies now.
+
+    ConfigError where there is nothing that could be judged key by key.
+    """
+    folder = path if (path / "recipe.yaml").is_file() else None
+    path = folder / "recipe.yaml" if folder else path
     source = Source(path, {})
     try:
         loader = _Loader(path.read_text(encoding="utf-8-sig"))
@@ -127,6 +132,8 @@ def read(path: Path) -> Source:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: a recipe is a mapping of sections (`task:`, `data:`, ...); found {shown(values)}")
     source.values = _plain(values)
+    if folder and (folder / "prepare").is_dir():
+        source.values["output_dir"] = str(folder)
     return source
 
 
