@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from tiny import save_pair
+from tutelage.cells import Cell
+from tutelage.executors import Outcome
 
 LABELS = ("red", "green", "blue")
 
@@ -46,6 +49,21 @@ def make_project(folder: Path, **changes: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
     return path
+
+
+class Inline:
+    """In place of `executors.LocalExecutor`: cells in this process, one after another."""
+
+    def __init__(self, task: Any, logs: Path, jobs: int = 1) -> None:
+        self.task = task
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
+        for cell in cells:
+            try:
+                self.task(cell)
+                yield Outcome(cell, 0.0)
+            except Exception as error:
+                yield Outcome(cell, 0.0, f"{type(error).__name__}: {error}")
 
 
 class Command:

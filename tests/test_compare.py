@@ -7,36 +7,17 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from project import Command, make_project
+from project import Command, Inline, make_project
 from tutelage import compare
 from tutelage.cells import Cell, ResultsFile
-from tutelage.executors import LocalExecutor, Outcome
+from tutelage.executors import LocalExecutor
 from tutelage.records import read_jsonl
 
 METHODS = "sft,td,td-aw,scd,scd-aw"
-
-
-@dataclass
-class Inline:
-    """An executor without processes."""
-
-    task: object
-    logs: Path
-    jobs: int = 1
-
-    def run(self, cells):
-        for cell in cells:
-            try:
-                compare.make_cell(cell)
-                yield Outcome(cell, 0.0)
-            except Exception as error:
-                yield Outcome(cell, 0.0, f"{type(error).__name__}: {error}")
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from project import Command, make_project
+from project import Command, Inline, make_project
 from tutelage import compare
 from tutelage.cells import Cell, ResultsFile
-from tutelage.executors import LocalExecutor, Outcome
+from tutelage.executors import LocalExecutor
 from tutelage.records import read_jsonl
 
 
@@ -64,18 +64,6 @@ def test_a_killed_comparison_takes_its_cells_with_it(tmp_path):
 WORDS = ("--methods", "sft,scd", "--seeds", 1)
 ONE_THREAD = "import os; os.cpu_count = lambda: 1; from tutelage.cli import main; main()"
 """The command on one thread a cell, as in this process."""
-
-
-class Inline:
-    """An executor without processes."""
-
-    def __init__(self, task, logs, jobs):
-        self.task = task
-
-    def run(self, cells):
-        for cell in cells:
-            self.task(cell)
-            yield Outcome(cell, 0.0)
 
 
 def project(folder):

@@ -7,25 +7,9 @@ import json
 import pytest
 import yaml
 
-from project import Command, make_project
+from project import Command, Inline, make_project
 from tutelage import compare
 from tutelage.cells import ResultsFile
-from tutelage.executors import Outcome
-
-
-class Inline:
-    """An executor without processes."""
-
-    def __init__(self, task, logs, jobs=1):
-        self.task = task
-
-    def run(self, cells):
-        for cell in cells:
-            try:
-                self.task(cell)
-                yield Outcome(cell, 0.0)
-            except Exception as error:
-                yield Outcome(cell, 0.0, f"{type(error).__name__}: {error}")
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from tutelage.guessing import Guess, guess_rows
 from tutelage.recipe_schema import Recipe
 from tutelage.recipe_yaml import Dumper
 from tutelage.records import SPLITS, Example
-from tutelage.rows import Rows, load_rows
-from tutelage.rows import _normalised as normalised
+from tutelage.rows import Rows, load_rows, normalised
 from tutelage.sources import ENDINGS, Row, find_files, read_rows
 from tutelage.tasks import template_for
 

@@ -147,16 +147,17 @@ def check_vocabularies(teacher: Any, student: Any) -> int:
 
 def hidden_size(model: Model) -> int | None:
     """Width of what enters the model's output head, from its config; None where the config does not say or is not here."""
-    config = _config_of(model)
+    config = config_of(model)
     return getattr(config, "hidden_size", None)
 
 
 def longest_context(model: Model) -> int | None:
     """Most tokens the model has positions for, from its config; None if there is no limit or it is not known yet."""
-    return getattr(_config_of(model), "max_position_embeddings", None)
+    return getattr(config_of(model), "max_position_embeddings", None)
 
 
-def _config_of(model: Model) -> Any:
+def config_of(model: Model) -> Any:
+    """The text part of a model's transformers configuration; None where it cannot be read."""
     from transformers import AutoConfig
 
     try:

@@ -201,7 +201,7 @@ def _hold_out(raw: dict[str, list[tuple[Row, str]]], drafts: dict[str, Example],
     """Move a seeded share of the training rows to validation; rows of equal prompts stay together. Returns the note."""
     groups: dict[str, list[str]] = {}
     for _, where in raw["train"]:
-        key = _normalised(_text(drafts[where].prompt)) if where in drafts else where
+        key = normalised(prompt_text(drafts[where].prompt)) if where in drafts else where
         groups.setdefault(key, []).append(where)
     keys, total = list(groups), len(raw["train"])
     random.Random(f"{recipe.seed}/hold out").shuffle(keys)
@@ -320,7 +320,7 @@ def _apart(examples: dict[str, list[Example]], drop: bool, found: _Problems, not
     later: dict[str, Example] = {}
     kept: dict[str, list[Example]] = {}
     for split in reversed(SPLITS):  # a row that goes, goes from the earlier split: test rows all stay
-        keys = [_normalised(_text(example.prompt)) for example in examples[split]]
+        keys = [normalised(prompt_text(example.prompt)) for example in examples[split]]
         twins = [(example, later.get(key)) for key, example in zip(keys, examples[split], strict=True)]
         kept[split] = [example for example, twin in twins if twin is None or not drop]
         for example, twin in twins if not drop else []:
@@ -356,11 +356,13 @@ def _distinct(examples: dict[str, list[Example]]) -> dict[str, list[Example]]:
     return {split: [named(example) for example in rows] for split, rows in examples.items()}
 
 
-def _text(prompt: str | list[dict[str, str]]) -> str:
+def prompt_text(prompt: str | list[dict[str, str]]) -> str:
+    """A prompt as one text: of chat messages their contents, a line each."""
     return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """What two texts are compared by to be called the same: letters, digits, marks and symbols, case and width aside."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     # Vowel signs (Hindi, Thai) and symbols (+, emoji) tell texts apart: only punctuation, spaces and controls go.
     return "".join(letter for letter in folded if unicodedata.category(letter)[0] not in "PZC") or folded

@@ -310,19 +310,19 @@ def _item(what: str, paths: list[Path], again: str, recipe: dict[str, Any], lost
     there = tuple(path for path in paths if path.exists() or path.is_symlink())
     if there:
         linked = next((f"{path.name} is a link, and what it leads to is not ours" for path in there if path.is_symlink()), None)
-        given = next((f"the recipe takes {name} from there" for path in there for name in _nameddig(recipe, path)), None)
+        given = next((f"the recipe takes {name} from there" for path in there for name in _named_by(recipe, path)), None)
         yield Item(what, there, sum(map(size_of, there)), again, lost or linked or given)
 
 
-def _nameddig(recipe: Any, path: Path) -> Iterator[str]:
+def _named_by(recipe: Any, path: Path) -> Iterator[str]:
     """Files and folders that the recipe names and that are, or lie in, `path`: the user's own."""
     if isinstance(recipe, dict):
         for key, value in recipe.items():
             if key != "output_dir":
-                yield from _nameddig(value, path)
+                yield from _named_by(value, path)
     elif isinstance(recipe, list):
         for value in recipe:
-            yield from _nameddig(value, path)
+            yield from _named_by(value, path)
     elif isinstance(recipe, str) and recipe and "\n" not in recipe and len(recipe) < 1000 and os.path.lexists(recipe):
         named, own = Path(recipe).resolve(), path.resolve()
         if own == named or own in named.parents:

@@ -11,8 +11,7 @@ from tutelage.doctor.checks import Check
 from tutelage.doctor.fit_checks import Fitted
 from tutelage.errors import ModelError
 from tutelage.methods import find_method
-from tutelage.models import _config_of as config_of
-from tutelage.models import check_vocabularies, device, list_checkpoints, load_tokenizer
+from tutelage.models import check_vocabularies, config_of, device, list_checkpoints, load_tokenizer
 from tutelage.precision import bf16_pays
 from tutelage.recipe_schema import Model, Recipe
 

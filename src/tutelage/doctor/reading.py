@@ -10,9 +10,7 @@ from tutelage.doctor.checks import Check
 from tutelage.errors import ConfigError, DataError
 from tutelage.recipe_schema import Recipe
 from tutelage.records import SPLITS, Example
-from tutelage.rows import Rows, load_rows
-from tutelage.rows import _normalised as normalised
-from tutelage.rows import _text as prompt_text
+from tutelage.rows import Rows, load_rows, normalised, prompt_text
 
 __all__ = ["SPLITS", "data_line", "normalised", "own_texts", "prompt_text", "read"]
 
