@@ -75,6 +75,7 @@ def test_a_cell_that_fails_is_recorded_and_made_again(tmp_path, command, monkeyp
 def test_more_trajectories_share_the_anchor(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1, "--teacher-seeds", 2) == 0
+    assert "give --seeds 2 or more" in command.err
     summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
     assert summary["recipes"][0]["methods"]["td"]["seeds"] == 2
     assert {cell["teacher_seed"] for cell in summary["cells"]} == {0, 1}

@@ -17,8 +17,9 @@ from fake_run import CHECKPOINTS, make_fake_run, write
 from tutelage import runs
 from tutelage.artifacts import digest, locked
 from tutelage.errors import DataError, RunLockedError
-from tutelage.outside import amount, md, visible, weight, worker
+from tutelage.outside import amount, md, weight, worker
 from tutelage.runs import NEEDED, RESTART_ONLY, clean, describe, find_runs, show_runs
+from tutelage.ui import visible
 
 STUDENTS = ("scd-aw/seed-0", "td/seed-0")
 HOSTILE = "[bold]x\x1b[31m\u202egnp.exe\r\n"

@@ -29,7 +29,6 @@ from tutelage.outside import (
     parameters,
     read_or_none,
     recipe_of,
-    visible,
     written,
 )
 from tutelage.page import duration, metric_name, model_name, number, signed_span, span
@@ -40,6 +39,7 @@ from tutelage.statistics import holm, mcnemar_exact
 from tutelage.tasks import TASKS, template_for
 from tutelage.tasks.metrics import bootstrap, entity_counts
 from tutelage.theory import gap_closed
+from tutelage.ui import visible
 
 TASK_TYPES = {"classification": "text-classification", "ner": "token-classification", "qa": "question-answering"}
 """Our tasks by the Hub's names."""

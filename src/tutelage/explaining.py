@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError
-from tutelage.outside import dig, is_run, read_or_none, visible
+from tutelage.outside import dig, is_run, read_or_none
 from tutelage.page import number, words
 from tutelage.records import read_jsonl
 from tutelage.results import BASE_MODELS
-from tutelage.ui import print_table
+from tutelage.ui import print_table, visible
 
 ALMOST = 0.1
 """A weight below this, or above 1 minus this, is said to follow almost one side alone."""
@@ -154,7 +154,7 @@ def explain(run: Path, id: str) -> None:
         print(visible(sentence))
     for title, head, lines in (*_loss_table(story), *_weight_table(story), *_answer_table(story)):
         print(f"\n{title}")
-        print_table("", head, [[visible(cell) for cell in line] for line in lines])
+        print_table("", head, lines)
 
 
 def _prompt(prompt: str | list[dict[str, str]]) -> str:

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from tutelage.artifacts import MANIFEST, STARTED
 from tutelage.errors import DataError
 from tutelage.methods import find_method
 from tutelage.results import BASE_MODELS
+from tutelage.ui import visible
 
 if TYPE_CHECKING:
     import psutil
@@ -31,25 +31,6 @@ ORDER = (
     *("diagnose", "report"),
 )
 """First folders of the pieces of work, in the order in which a run does them."""
-_JOINERS = "\u200c\u200d"  # part of Persian words and of emoji, and harmless
-
-
-def visible(text: Any, *, lines: bool = False) -> str:
-    """Text from data as a terminal may show it: control characters as symbols (␛), what turns or hides text as its code point.
-
-    lines: keep line breaks and tabs.
-    """
-    return "".join(letter if lines and letter in "\n\t" else _symbol(letter) for letter in str(text))
-
-
-def _symbol(letter: str) -> str:
-    code, kind = ord(letter), unicodedata.category(letter)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    hidden = kind in ("Cc", "Cs", "Zl", "Zp") or (kind == "Cf" and letter not in _JOINERS)
-    return f"⟨U+{code:04X}⟩" if hidden else letter
 
 
 def amount(count: int) -> str:

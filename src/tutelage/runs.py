@@ -18,11 +18,11 @@ from typing import Any
 
 from tutelage.artifacts import MANIFEST, digest, locked
 from tutelage.errors import DataError
-from tutelage.outside import DEPTHS, begun, dig, is_run, newest_change, read_or_none, recipe_of, visible, weight, worker
+from tutelage.outside import DEPTHS, begun, dig, is_run, newest_change, read_or_none, recipe_of, weight, worker
 from tutelage.records import Interval
 from tutelage.results import Results, Student
 from tutelage.theory import gap_closed
-from tutelage.ui import print_table
+from tutelage.ui import print_table, visible
 
 NO_VALUE = "–"
 QUIET_SECONDS = 120
@@ -216,7 +216,7 @@ def show_runs(folder: Path, form: str = "table") -> None:
         print(json.dumps([_plain(run) for run in runs], indent=2, ensure_ascii=False))
         return
     head = ["run", "task", "teacher → student", "method", "score", "gap closed", "date", "size", "state"]
-    lines = [[visible(cell) for cell in _cells(run, folder)] for run in runs]
+    lines = [_cells(run, folder) for run in runs]
     if form == "csv":
         lines = [[f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell for cell in line] for line in lines]
     print_table(f"{len(runs)} runs in {visible(folder)}", head, lines, form)
@@ -272,7 +272,7 @@ def clean(run: Path, do: bool = False) -> list[Item]:
     with locked(run):
         items = list(removable(run))
         doomed = [item for item in items if item.kept is None]
-        lines = [[visible(i.what), weight(i.size), visible(i.again if i.kept is None else f"stays: {i.kept}")] for i in items]
+        lines = [[i.what, weight(i.size), i.again if i.kept is None else f"stays: {i.kept}"] for i in items]
         total = weight(sum(item.size for item in doomed))
         print_table(f"{visible(run)}: can be made again", ["what", "size", "comes back by"], [*lines, ["in all", total, ""]])
         if do:

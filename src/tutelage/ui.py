@@ -6,10 +6,12 @@ import csv
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-Advance = Callable[[int, str], None]
+_JOINERS = "\u200c\u200d"  # part of Persian words and of emoji, and harmless
 
 
 class Screen:
@@ -60,8 +62,30 @@ class Screen:
             yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
+def visible(text: Any, *, lines: bool = False) -> str:
+    """Text from data as a terminal may show it: control characters as symbols (␛), what turns or hides text as its code point.
+
+    lines: keep line breaks and tabs.
+    """
+    return "".join(letter if lines and letter in "\n\t" else _symbol(letter) for letter in str(text))
+
+
+def _symbol(letter: str) -> str:
+    code, kind = ord(letter), unicodedata.category(letter)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    hidden = kind in ("Cc", "Cs", "Zl", "Zp") or (kind == "Cf" and letter not in _JOINERS)
+    return f"⟨U+{code:04X}⟩" if hidden else letter
+
+
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], form: str = "table") -> None:
-    """A table on standard output. form: `table` is ruled on a terminal and tab-separated elsewhere; markdown, latex, csv."""
+    """A table on standard output, with text from data made `visible`.
+
+    form: `table` is ruled on a terminal and tab-separated elsewhere; markdown, latex, csv.
+    """
+    rows = [[visible(cell) for cell in row] for row in rows]
     if form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([head, *rows])
     elif form == "table" and not sys.stdout.isatty():

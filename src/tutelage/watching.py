@@ -28,7 +28,6 @@ from tutelage.outside import (
     read_or_none,
     recipe_of,
     sparkline,
-    visible,
     weight,
     worker,
     written,
@@ -36,6 +35,7 @@ from tutelage.outside import (
 from tutelage.page import duration, number, percent, span
 from tutelage.recipe_schema import TRAINER_DEFAULTS
 from tutelage.results import BASE_MODELS, as_interval
+from tutelage.ui import visible
 
 if TYPE_CHECKING:
     from rich.columns import Columns
