@@ -101,8 +101,8 @@ def test_commands_are_found_in_text(text, expected):
 
 
 def tree() -> dict[str, int | None]:
-    """Every path in the README's tree, relative to the root; its layer for what is in the package."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Every path in the tree of docs/code.md, relative to the root; its layer for what is in the package."""
+    text = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
     block = next(body for _, body in FENCE.findall(text) if body.startswith("src/tutelage/"))
     found, layer = {}, None
     for line in block.splitlines():
@@ -118,12 +118,12 @@ def tree() -> dict[str, int | None]:
     return found
 
 
-def test_every_module_is_in_the_readmes_tree():
+def test_every_module_is_in_the_tree():
     modules = {name_of(path) for path in SOURCE.rglob("*.py") if path.stat().st_size}  # empty package files say nothing
     assert modules - tree().keys() == set()
 
 
-def test_every_file_in_the_readmes_tree_exists():
+def test_every_file_in_the_tree_exists():
     assert [name for name in tree() if not any(ROOT.glob(name))] == []
 
 

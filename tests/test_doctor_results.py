@@ -162,3 +162,18 @@ def test_the_schedule_is_asked_ahead_once_teacher_cache_and_anchor_are_there(tmp
     assert {check.numbers["untrained"], check.numbers["anchor"]} <= set(check.numbers["checkpoints"])
     assert all(nats >= 0 for nats in check.numbers["kl_student"].values())
     assert not (tmp_path / "run" / "distill").exists()
+
+
+def test_what_was_foretold_is_shown_beside_what_it_took(space):
+    from tutelage.doctor.foretold import beside_truth, in_words, keep
+
+    assert keep(space.recipe, [Check("time", "budget", "skipped", "no trial")]) is None and beside_truth(space.recipe) == []
+    keep(space.recipe, [Check("time", "budget", "passed", "", {"foretold": {"prepare": 4.0, "teach": 120.0, "cache": 0.0}})])
+    assert [(one.stage, one.foretold, one.true is None) for one in beside_truth(space.recipe)] == [
+        ("prepare", 4.0, False),
+        ("teach", 120.0, True),
+    ]
+    teach(space, 1.0, 0.5)
+    told = beside_truth(space.recipe)
+    assert told[1].true == 1.0
+    assert in_words(told).startswith("foretold 2 min, took ") and in_words(told).endswith("teach 1 s for 2 min)")

@@ -72,9 +72,17 @@ def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -
     """All stages: from raw rows to a distilled student, its scores and a report. Continues where a killed run stopped."""
     space = _workspace(recipe, overrides, force)
     _go(space, list(STAGES))
+    _show(space)
+
+
+def _show(space: Workspace) -> None:
+    """What a whole run came to."""
+    from tutelage.doctor.foretold import beside_truth, in_words
     from tutelage.stages.evaluate import show_scores
 
     show_scores(space.folder)
+    if told := beside_truth(space.recipe):
+        space.screen.say(in_words(told))
     space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
 
 
@@ -138,15 +146,17 @@ StudentName = Annotated[str | None, typer.Option(help="METHOD/seed-K; default: t
 def doctor(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    probe: Annotated[
-        int | None, typer.Option(min=8, help="Rows of a short trial: foretells time, memory, disk and payoff.")
-    ] = None,
+    probe: Annotated[int | None, typer.Option(min=8, help="Rows of a short trial: foretells time, memory, disk, payoff.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON.")] = False,
 ) -> None:
     """Minutes before hours: what will fail, what to look at, whether distillation can pay. Exit code 0, 1 (look), 2 (will fail)."""
+    from tutelage.config import load_recipe
     from tutelage.doctor import examine_file, exit_code, show, to_json, verdict
+    from tutelage.doctor.foretold import keep
 
     checks = examine_file(recipe, overrides or [], probe=probe, say=lambda text: print(text, file=sys.stderr))
+    if probe and exit_code(checks) < 2:
+        keep(load_recipe(recipe, overrides or []).recipe, checks)
     if as_json:
         print(to_json(checks))
     else:
@@ -293,7 +303,6 @@ def demo(
 ) -> None:
     """Write a small clinic data set and two tiny models, and distil one into the other: the whole road in minutes."""
     from tutelage.demo.setup import DEFAULT_TASKS, prepare, recipe_for
-    from tutelage.stages.evaluate import show_scores
 
     tasks = task or list(DEFAULT_TASKS)
     prepare(folder, tasks)
@@ -301,8 +310,7 @@ def demo(
         recipe, overrides = recipe_for(folder, name)
         space = _workspace(recipe, overrides, force=False)
         _go(space, list(STAGES))
-        show_scores(space.folder)
-        space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
+        _show(space)
 
 
 @app.callback(invoke_without_command=True)

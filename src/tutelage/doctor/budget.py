@@ -8,12 +8,12 @@ from typing import Any
 
 from tutelage.doctor.checks import Check
 from tutelage.doctor.fit_checks import Fitted
+from tutelage.doctor.foretold import STAGES, duration, taken
 from tutelage.doctor.trial import Trial
 from tutelage.hidden_store import bytes_on_disk
 from tutelage.methods import find_method
 from tutelage.models import device, hidden_size
 from tutelage.recipe_schema import Recipe
-from tutelage.results import read_results
 from tutelage.trainer import steps_of, training_arguments
 
 WITHIN = 0.3
@@ -24,25 +24,13 @@ def check_budget(recipe: Recipe, fitted: Fitted, trial: Trial, prepare_seconds: 
     """What the run will take, stage by stage."""
     seconds, disk = foretell_seconds(recipe, fitted, trial) | {"prepare": prepare_seconds}, foretell_disk(recipe, fitted, trial)
     truth = taken(recipe)
-    stages = [name for name in ("prepare", "teach", "anchor", "cache", "cross_fit", "distill", "evaluate") if seconds.get(name)]
-    lines = [f"in all about {_time(sum(seconds.values()))}, from {trial.steps} timed steps of each model"]
+    stages = [name for name in STAGES if seconds.get(name)]
+    lines = [f"in all about {duration(sum(seconds.values()))}, from {trial.steps} timed steps of each model"]
     for name in stages:
-        true = f", took {_time(truth[name])} ({seconds[name] / truth[name] - 1:+.0%})" if truth.get(name) else ""
-        lines.append(f"{name}: {_time(seconds[name])}{true}")
+        true = f", took {duration(truth[name])} ({seconds[name] / truth[name] - 1:+.0%})" if truth.get(name) else ""
+        lines.append(f"{name}: {duration(seconds[name])}{true}")
     times = Check("time", "budget", "passed", "\n".join(lines), {"foretold": seconds, "true": truth})
     return [times, _disk(recipe, disk), _memory(recipe, fitted, trial)]
-
-
-def taken(recipe: Recipe) -> dict[str, float]:
-    """Seconds of every stage that is done as a whole, from the manifests; those of the recipe's cells and models added up."""
-    folder, plan = Path(recipe.output_dir), recipe.distill
-    manifests = read_results(folder).manifests if folder.is_dir() else {}
-    cells = [f"{method}/seed-{seed}" for method in plan.methods for seed in plan.seeds]
-    parts = {name: [name] for name in ("prepare", "teach", "anchor", "cache", "cross_fit")}
-    parts |= {"distill": [f"distill/{cell}" for cell in cells]}
-    parts |= {"evaluate": [f"evaluate/{model}" for model in ("teacher", "student", "anchor", *cells)]}
-    whole = {stage: own for stage, own in parts.items() if all(name in manifests for name in own)}
-    return {stage: round(sum(manifests[name]["seconds"] for name in own), 2) for stage, own in whole.items()}
 
 
 def foretell_seconds(recipe: Recipe, fitted: Fitted, trial: Trial) -> dict[str, float]:
@@ -158,10 +146,3 @@ def _memory(recipe: Recipe, fitted: Fitted, trial: Trial) -> Check:
 
 def _bytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
