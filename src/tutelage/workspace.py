@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from tutelage.data import EncodedRow, Encoder
     from tutelage.evaluation import Evaluator, Exam
     from tutelage.token_store import TokenStore
+
+
+_TOLD_ONLY = re.compile(r"(^|\.)trainer\.(report_to|run_name|logging_\w+)$")
+"""Training arguments about what is told of a training and to whom: another tracker makes no result stale."""
 
 
 @dataclass
@@ -61,7 +66,7 @@ class Workspace:
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """Values of the recipe under these dotted names, flat: what a stage's result depends on."""
-        flat = flatten(self.recipe)
+        flat = {key: value for key, value in flatten(self.recipe).items() if not _TOLD_ONLY.search(key)}
         return {k: v for k, v in flat.items() if any(k == s or k.startswith(s + ".") for s in sections)}
 
     def upstream(self, *folders: str) -> dict[str, str]:
