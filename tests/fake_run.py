@@ -129,7 +129,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.hidden = tag == "style"
+        self.hidden = tag in ("style", "script")
 
     def handle_endtag(self, tag):
         self.hidden = False

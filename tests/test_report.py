@@ -1,8 +1,11 @@
 """The report of a made-up run folder: its numbers, what it does with hostile text, and with parts that are not there."""
 
+import base64
+import hashlib
 import html
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -33,8 +36,11 @@ def losses(run: Path, model: str) -> np.ndarray:
 
 
 def test_every_section_is_there(page):
-    assert page.sections == ["scores", "gap", "split", "slices", "teacher", "schedule", "weights", "made"]
-    assert "Not in this report" not in page.text
+    # A run that has not been diagnosed, without models and logs; test_report_insight.py has the whole page.
+    expected = ["scores", "gap", "teacher", "schedule", "split", "slices", "weights", "learning", "rows", "made"]
+    assert page.sections == expected
+    assert [attrs["href"] for tag, attrs in page.tags if tag == "a"][:-1] == [f"#{name}" for name in expected]
+    assert "diagnose/slices.json is missing. tutelage diagnose RECIPE writes it" in page.text
     assert page.text.count("Clinic <notes>") >= 1
     assert "Distillation report" in page.text
 
@@ -93,7 +99,9 @@ def test_how_it_was_made(page):
 
 
 def test_text_from_data_is_inert(page):
-    assert not [tag for tag, _ in page.tags if tag in ("script", "img", "iframe", "object", "embed", "base", "form")]
+    ours = [attrs.get("id") for tag, attrs in page.tags if tag == "script"]
+    assert ours == ["rows-words", "rows-data", None]
+    assert not [tag for tag, _ in page.tags if tag in ("img", "iframe", "object", "embed", "base", "form")]
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert page.text.count(INJECTION) >= 2  # as an id and as a subdomain, to be read
     assert "{{ 7 * 7 }}" in page.text
@@ -102,15 +110,15 @@ def test_text_from_data_is_inert(page):
 
 def test_nothing_is_loaded(page):
     links = [attrs.get("href") for tag, attrs in page.tags if tag == "a"]
-    assert links == ["https://arxiv.org/abs/2601.10114"]
+    assert [link for link in links if not link.startswith("#")] == ["https://arxiv.org/abs/2601.10114"]
+    policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    script = re.search(r"<script>(.*)</script>", page.source, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     loads = [(tag, name) for tag, attrs in page.tags for name in attrs if name in ("src", "srcset", "xlink:href", "poster", "data")]
     assert loads == [] and not [tag for tag, _ in page.tags if tag == "link"]
     assert "url(" not in page.source and "@import" not in page.source
     assert len(page.source.encode()) < 1_000_000
-
-
-def test_prompts_stay_in_the_run_folder(page):
-    assert "secret prompt" not in page.source
 
 
 def test_answers_carry_their_language(page):

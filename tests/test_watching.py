@@ -185,7 +185,7 @@ def test_pieces_are_those_that_the_methods_need():
         "prepare",
         "teach",
         "anchor",
-            "diagnose",
+        "diagnose",
         "report",
     ]
     assert pieces({}) == []

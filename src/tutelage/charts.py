@@ -199,3 +199,93 @@ def histogram(values: np.ndarray, *, bins: int, height: float) -> list[Bar]:
     most = max(int(counts.max()), 1)
     width = 100.0 / bins
     return [Bar(round(k * width, 3), round(width, 3), round(height * int(n) / most, 2), int(n)) for k, n in enumerate(counts)]
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], borders: Sequence[float], *, height: float, most: int
+) -> dict[str, Any]:
+    """Lines of (step, value > 0) on a logarithmic axis, at least one of at least two points; borders: steps marked by a line.
+
+    A series of more than `most` points is averaged into as many. `lines` are points for an SVG polyline in a box 100 wide.
+    """
+    thin = {name: _thinned(np.array(points, dtype=np.float64), most) for name, points in series.items()}
+    values = np.concatenate([points[:, 1] for points in thin.values()])
+    last = max(float(points[-1, 0]) for points in thin.values())
+    low = float(values.min()) / 1.15
+    ends = (math.log10(low), math.log10(max(float(values.max()) * 1.15, 2 * low)))
+    across, upward = Axis(0.0, last), Axis(*ends, height, 4)
+    lines = {name: _polyline(points[:, 0], np.log10(points[:, 1]), across, upward) for name, points in thin.items()}
+    marks = [across.at(step) for step in borders]
+    sides = itertools.pairwise([across.start, *marks, across.end])
+    return {
+        "lines": lines, "ticks": _logarithmic_ticks(upward), "steps": across.ticks(4), "borders": marks,
+        "middles": [(left + right) / 2 for left, right in sides], "height": height,
+        "ends": {name: float(points[-1, 1]) for name, points in thin.items()},
+    }  # fmt: skip
+
+
+def _thinned(points: np.ndarray, most: int) -> np.ndarray:
+    """[n, 2] points, neighbours averaged until at most `most` are left."""
+    if len(points) <= most:
+        return points
+    return np.stack([part.mean(axis=0) for part in np.array_split(points, most)])
+
+
+def _logarithmic_ticks(axis: Axis) -> list[Tick]:
+    """Powers of ten inside a logarithmic axis, with 2 and 5 times them where these alone would be fewer than three."""
+    powers = range(math.floor(axis.low), math.ceil(axis.high) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        values = [factor * 10.0**power for power in powers for factor in factors]
+        inside = [value for value in values if axis.low <= math.log10(value) <= axis.high]
+        if len(inside) > 2:
+            break
+    return [Tick(axis.at(math.log10(value)), f"{value:g}") for value in inside]
+
+
+def _polyline(xs: Iterable[float], ys: Iterable[float], across: Axis, upward: Axis) -> str:
+    """Points for an SVG polyline or polygon in a box 100 wide."""
+    return " ".join(f"{across.at(x):.2f},{upward.at(y):.1f}" for x, y in zip(xs, ys, strict=True))
+
+
+def reliability_diagram(bins: Sequence[Mapping[str, Any]], *, height: float) -> dict[str, Any]:
+    """How often answers are right by how sure the model was: a mark a bin, its area by its rows, with its interval.
+
+    bins: as in `calibration.reliability`, at least one. Both axes run from 0 to 1.
+    """
+    across, upward = Axis(0.0, 1.0, 0.0, 98.0), Axis(0.0, 1.0, height, 6)
+    most = max(one["rows"] for one in bins)
+    points = [
+        {
+            "x": across.at(one["confidence"]), "y": upward.at(one["accuracy"]["value"]),
+            "low": upward.at(one["accuracy"]["low"]), "high": upward.at(one["accuracy"]["high"]),
+            "r": round(2.5 + 6.5 * math.sqrt(one["rows"] / most), 1), "rows": one["rows"],
+        }
+        for one in bins
+    ]  # fmt: skip
+    return {"points": points, "across": across.ticks(5), "upward": upward.ticks(5), "height": height, "top": upward.end}
+
+
+def cascade_chart(points: Sequence[Mapping[str, Any]], marks: Sequence[float], *, height: float) -> dict[str, Any]:
+    """Score against the share of rows that go on to the teacher, with the band of its difference from the teacher's score.
+
+    points: as in `calibration.cascades`, the last one with all rows sent on: the teacher's own score. marks: shares to be pointed
+    at. `line`, `perfect` and `band` are points for SVG in a box 100 wide.
+    """
+    teacher = points[-1]["score"]
+    shares, scores = [one["share"] for one in points], [one["score"] for one in points]
+    low, high = ([teacher + one["against_teacher"][end] for one in points] for end in ("low", "high"))
+    perfect = [one["perfect"] for one in points]
+    across = Axis(0.0, 1.0, 1.0, 99.0)
+    upward = axis_around([*low, *high, *perfect], height, 6, floor=math.inf, ceiling=1.0)
+    places = [shares.index(share) for share in marks]
+    return {
+        "line": _polyline(shares, scores, across, upward),
+        "perfect": _polyline(shares, perfect, across, upward),
+        "band": _polyline([*shares, *reversed(shares)], [*low, *reversed(high)], across, upward),
+        "teacher": upward.at(teacher),
+        "marks": [Point(across.at(shares[place]), upward.at(scores[place]), f"{scores[place]:.3f}") for place in places],
+        "ends": [Point(across.at(shares[place]), upward.at(scores[place])) for place in (0, -1)],
+        "across": [Tick(across.at(n / 4), f"{25 * n}") for n in range(5)],
+        "upward": upward.ticks(4),
+        "height": height,
+    }

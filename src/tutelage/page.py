@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.records import Interval
+from tutelage.wording import Say, close_up, install, say_in
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROLES = {"teacher": "teacher", "student": "untrained", "anchor": "anchor"}
 """Model name: its colour and mark in the charts; every other model is `distilled`."""
 NAMES = {"teacher": "Teacher", "student": "Untrained student", "anchor": "Plain fine-tuning"}
-METRICS = {"nll": "loss (nats)", "f1": "F1", "entity_f1": "entity F1", "macro_f1": "macro-F1", "token_f1": "token F1"}
+METRICS = {
+    "nll": "loss (nats)", "f1": "F1", "entity_f1": "entity F1", "macro_f1": "macro-F1", "token_f1": "token F1",
+    "accuracy": "accuracy", "exact_match": "exact match", "precision": "precision", "recall": "recall", "score": "score",
+    "invalid_rate": "invalid rate", "unparsable_rate": "unparsable rate", "empty_rate": "empty rate",
+}  # fmt: skip
+"""Name in scores.json: what a reader calls it; any other is read with its underscores as spaces."""
+TERMS = ("train", "validation", "test", "classification", "ner", "qa")
+"""Words of the artefacts that stand on the page: splits and tasks."""
 NO_VALUE = "–"
 
 
-def render(template: str = "report.html.jinja", more: Sequence[Callable[..., Any]] = (), **sections: Any) -> str:
-    """The whole page as HTML. more: further filters of the template, by the names of the functions."""
+def render(template: str = "report.html.jinja", more: Sequence[Callable[..., Any]] = (), lang: str = "en", **sections: Any) -> str:
+    """The whole page as HTML. more: further filters of the template, by the names of the functions.
+
+    lang: a code of wording.LANGUAGES; the templates find it as `lang`. Raises UserError for another one.
+    """
+    return close_up(page_environment(more, lang).get_template(template).render(**sections), lang)
+
+
+def page_environment(more: Sequence[Callable[..., Any]] = (), lang: str = "en") -> Environment:
+    """Where the templates live: their filters, escaping, and the words of a language."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    own = (number, signed, span, signed_span, percent, duration, model_name, metric_name, role, lower_is_better, words, ticked)
-    environment.filters.update({function.__name__: function for function in (*own, *more)})
-    return environment.get_template(template).render(**sections)
+    install(environment, lang)
+    plain = (number, signed, span, signed_span, role, lower_is_better, ticked, capital, *more)
+    environment.filters.update({function.__name__: function for function in plain})
+    worded = (percent, duration, model_name, metric_name, term, words)
+    environment.filters.update({function.__name__: partial(function, say=say_in(lang)) for function in worded})
+    return environment
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -63,38 +84,49 @@ def _with_ends(score: Interval | None, write: Any) -> str:
     return write(score.value) + ends
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, say: Say = str) -> str:
     """A share as whole percent: 0.684 is 68 %; what is neither nothing nor all is not rounded to it."""
     if share is None or not math.isfinite(share):
         return NO_VALUE
     whole = round(100 * share)
-    if whole == 0 and share > 0:
-        return "< 1 %"
-    if whole == 100 and share < 1:
-        return "> 99 %"
-    return f"{whole} %".replace("-", "−")
+    text = "< 1" if whole == 0 and share > 0 else "> 99" if whole == 100 and share < 1 else f"{whole}".replace("-", "−")
+    return say("%(number)s %%") % {"number": text}
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, say: Say = str) -> str:
     """8.4 s, 3 min 20 s, 1 h 12 min."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return say("%(seconds)s s") % {"seconds": f"{seconds:.1f}"}
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 60:
+        return say("%(minutes)d min %(seconds)02d s") % {"minutes": minutes, "seconds": rest}
+    return say("%(hours)d h %(minutes)02d min") % {"hours": minutes // 60, "minutes": minutes % 60}
 
 
-def model_name(name: str) -> str:
+def model_name(name: str, say: Say = str) -> str:
     """What a reader calls a model of scores.json: "SCD+AW, seed 0" for scd-aw/seed-0."""
     if name in NAMES:
-        return NAMES[name]
-    method, _, seed = name.partition("/")
+        return say(NAMES[name])
+    method, _, folder = name.partition("/")
     known = method.upper().replace("-AW", "+AW")
-    return f"{known}, {seed.replace('-', ' ')}" if seed else known
+    if folder.startswith("seed-"):
+        return say("%(method)s, seed %(seed)s") % {"method": known, "seed": folder.removeprefix("seed-").replace("-", " ")}
+    return f"{known}, {folder.replace('-', ' ')}" if folder else known
 
 
-def metric_name(name: str | None) -> str:
+def metric_name(name: str | None, say: Say = str) -> str:
     """What a reader calls a metric: "entity F1" for entity_f1."""
-    return METRICS.get(name or "score", (name or "score").replace("_", " "))
+    return say(METRICS.get(name or "score", (name or "score").replace("_", " ")))
+
+
+def term(word: str, say: Say = str) -> str:
+    """A split or a task in the page's language; what is none of them stays as it is."""
+    return say(word) if word in TERMS else word
+
+
+def capital(text: str) -> str:
+    """With its first letter large, the others as they are: "Entity F1"."""
+    return text[:1].upper() + text[1:]
 
 
 def lower_is_better(name: str) -> bool:
@@ -107,12 +139,13 @@ def role(name: str) -> str:
     return ROLES.get(name, "distilled")
 
 
-def words(value: Any, most: int = 90) -> str:
+def words(value: Any, most: int = 90, say: Say = str) -> str:
     """An answer as one line of text, cut with an ellipsis; lists as their items, [type, surface] as "type: surface"."""
     if value is None:
-        return "(unreadable)"
+        return say("(unreadable)")
     if isinstance(value, list | tuple):
-        text = "; ".join(": ".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in value) or "(none)"
+        items = (": ".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in value)
+        text = "; ".join(items) or say("(none)")
     else:
         text = str(value)
     text = " ".join(text.split())

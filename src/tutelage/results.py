@@ -61,6 +61,10 @@ class Results:
     """Rows of the scored split by id, as `prepare` wrote them."""
     manifests: dict[str, dict[str, Any]]
     """Manifest of every finished piece of work by its folder, in the order in which they were finished."""
+    slices: dict[str, Any]
+    """diagnose/slices.json."""
+    summary: dict[str, Any]
+    """diagnose/summary.json."""
 
     @property
     def models(self) -> list[str]:
@@ -109,9 +113,9 @@ def read_results(folder: Path) -> Results:
     recipe, text = _recipe(folder / "recipe.yaml")
     scores = _json(folder / "evaluate" / "scores.json") or {}
     predictions: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in _lines(folder / "evaluate" / "predictions.jsonl"):
+    for row in read_lines(folder / "evaluate" / "predictions.jsonl"):
         predictions.setdefault(row["model"], {})[row["id"]] = row
-    rows = _lines(folder / "prepare" / "rows.jsonl")
+    rows = read_lines(folder / "prepare" / "rows.jsonl")
     return Results(
         folder=folder,
         recipe=recipe,
@@ -122,7 +126,17 @@ def read_results(folder: Path) -> Results:
         students=[_student(path.parent) for path in sorted(folder.glob("distill/*/*/stages.json"))],
         rows={row["id"]: row for row in rows if row["split"] == scores.get("split", "test")},
         manifests=_manifests(folder),
+        slices=_json(folder / "diagnose" / "slices.json") or {},
+        summary=_json(folder / "diagnose" / "summary.json") or {},
     )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none if there is no such file. Raises DataError for one that cannot be read."""
+    try:
+        return list(read_jsonl(path)) if path.is_file() else []
+    except ValueError as error:
+        raise _unreadable(path, error) from error
 
 
 def as_interval(value: Any) -> Interval | None:
@@ -137,7 +151,7 @@ def as_interval(value: Any) -> Interval | None:
 
 def _student(folder: Path) -> Student:
     by_stage: dict[int, list[float]] = {}
-    for row in _lines(folder / "weights.jsonl"):
+    for row in read_lines(folder / "weights.jsonl"):
         by_stage.setdefault(row["stage"], []).append(row["weight"])
     weights = {stage: np.array(values) for stage, values in sorted(by_stage.items())}
     kept = (_json(folder / MANIFEST) or {}).get("kept_stage")
@@ -167,13 +181,6 @@ def _json(path: Path) -> Any:
     """The value in a JSON file; None if there is no such file."""
     try:
         return read_json(path) if path.is_file() else None
-    except ValueError as error:
-        raise _unreadable(path, error) from error
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return list(read_jsonl(path)) if path.is_file() else []
     except ValueError as error:
         raise _unreadable(path, error) from error
 
