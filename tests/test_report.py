@@ -238,6 +238,7 @@ def test_numbers_as_written():
         "100 %",
     ]
     assert [duration(seconds) for seconds in (8.44, 200, 4320)] == ["8.4 s", "3 min 20 s", "1 h 12 min"]
+    assert number(0.0175) == number(0.8225 - 0.805) == number(0.84 - 0.8225) == "0.018"  # the differences are not 0.0175
 
 
 def test_entity_scores_by_type_and_what_is_paired(tmp_path):

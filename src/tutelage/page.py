@@ -57,7 +57,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """0.794; a true minus sign; a dash for what is not known."""
     if value is None or not math.isfinite(value):
         return NO_VALUE
-    text = f"{value:.{digits}f}"
+    text = f"{round(value, 10):.{digits}f}"  # 0.0175 however it was computed: sums differ in their last digits
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
