@@ -165,15 +165,16 @@ def test_the_schedule_is_asked_ahead_once_teacher_cache_and_anchor_are_there(tmp
 
 
 def test_what_was_foretold_is_shown_beside_what_it_took(space):
-    from tutelage.doctor.foretold import beside_truth, in_words, keep
+    from tutelage.foretold import beside_truth, in_words, keep
 
-    assert keep(space.recipe, [Check("time", "budget", "skipped", "no trial")]) is None and beside_truth(space.recipe) == []
-    keep(space.recipe, [Check("time", "budget", "passed", "", {"foretold": {"prepare": 4.0, "teach": 120.0, "cache": 0.0}})])
-    assert [(one.stage, one.foretold, one.true is None) for one in beside_truth(space.recipe)] == [
+    students = space.recipe.distill.students
+    assert beside_truth(space.folder, students) == []
+    keep(space.folder, {"prepare": 4.0, "teach": 120.0, "cache": 0.0})
+    assert [(one.stage, one.foretold, one.true is None) for one in beside_truth(space.folder, students)] == [
         ("prepare", 4.0, False),
         ("teach", 120.0, True),
     ]
     teach(space, 1.0, 0.5)
-    told = beside_truth(space.recipe)
+    told = beside_truth(space.folder, students)
     assert told[1].true == 1.0
     assert in_words(told).startswith("foretold 2 min, took ") and in_words(told).endswith("teach 1 s for 2 min)")

@@ -77,11 +77,11 @@ def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -
 
 def _show(space: Workspace) -> None:
     """What a whole run came to."""
-    from tutelage.doctor.foretold import beside_truth, in_words
+    from tutelage.foretold import beside_truth, in_words
     from tutelage.stages.evaluate import show_scores
 
     show_scores(space.folder)
-    if told := beside_truth(space.recipe):
+    if told := beside_truth(space.folder, space.recipe.distill.students):
         space.screen.say(in_words(told))
     space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
 
@@ -152,11 +152,12 @@ def doctor(
     """Minutes before hours: what will fail, what to look at, whether distillation can pay. Exit code 0, 1 (look), 2 (will fail)."""
     from tutelage.config import load_recipe
     from tutelage.doctor import examine_file, exit_code, show, to_json, verdict
-    from tutelage.doctor.foretold import keep
+    from tutelage.foretold import keep
 
     checks = examine_file(recipe, overrides or [], probe=probe, say=lambda text: print(text, file=sys.stderr))
-    if probe and exit_code(checks) < 2:
-        keep(load_recipe(recipe, overrides or []).recipe, checks)
+    told = next((check.numbers["foretold"] for check in checks if "foretold" in check.numbers), None)
+    if told:
+        keep(Path(load_recipe(recipe, overrides or []).recipe.output_dir), told)
     if as_json:
         print(to_json(checks))
     else:

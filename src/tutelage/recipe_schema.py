@@ -250,6 +250,11 @@ class Distill(Section):
     def _one_is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, list) else [value]
 
+    @property
+    def students(self) -> list[str]:
+        """Every student of the run, METHOD/seed-K."""
+        return [f"{method}/seed-{seed}" for method in self.methods for seed in self.seeds]
+
 
 class Evaluate(Section):
     """Scores every model on the test rows, once."""

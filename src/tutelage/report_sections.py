@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.charts import curves, interval_plot, line_chart, staircase
+from tutelage.foretold import beside_truth
 from tutelage.methods import find_method, method_names
 from tutelage.outside import parameters, read_log, weight
 from tutelage.records import Interval
@@ -291,7 +292,7 @@ def _line(values: Sequence[float | None], marked: Sequence[bool]) -> dict[str, A
 
 
 def how_it_was_made(results: Results) -> dict[str, Any]:
-    """Seconds by piece of work, versions, the command that repeats the run, and the recipe as resolved."""
+    """Seconds taken and foretold, versions, fingerprints, the command that repeats the run, and the recipe as resolved."""
     versions: dict[str, list[str]] = {}
     for manifest in results.manifests.values():
         for name, version in (manifest.get("versions") or {}).items():
@@ -303,8 +304,22 @@ def how_it_was_made(results: Results) -> dict[str, Any]:
     command = f"tutelage run {shlex.quote(f'{folder}/recipe.yaml')}" if folder else None
     return {
         "seconds": seconds,
-        "total": sum(seconds.values()),
+        "told": beside_truth(results.folder, _students(results.recipe)),
+        "prints": _fingerprints(results.manifests),
         "versions": versions,
         "command": command,
         "recipe": results.recipe_text,
     }
+
+
+def _students(recipe: dict[str, Any]) -> list[str]:
+    plan = recipe.get("distill") or {}
+    return [f"{method}/seed-{seed}" for method in plan.get("methods", ()) for seed in plan.get("seeds", ())]
+
+
+def _fingerprints(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Hashes of the data files and models that the run was made from, by file name or model."""
+    made_from = manifests.get("prepare", {}).get("inputs") or {}
+    files = {Path(name).name: found for name, found in (made_from.get("data files") or {}).items()}
+    models = {name: made_from[name] for name in ("teacher model", "student model") if made_from.get(name)}
+    return {**files, **models}

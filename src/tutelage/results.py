@@ -125,7 +125,7 @@ def read_results(folder: Path) -> Results:
         taught=_json(folder / "teach" / "checkpoints.json") or {},
         students=[_student(path.parent) for path in sorted(folder.glob("distill/*/*/stages.json"))],
         rows={row["id"]: row for row in rows if row["split"] == scores.get("split", "test")},
-        manifests=_manifests(folder),
+        manifests=read_manifests(folder),
         slices=_json(folder / "diagnose" / "slices.json") or {},
         summary=_json(folder / "diagnose" / "summary.json") or {},
     )
@@ -158,7 +158,8 @@ def _student(folder: Path) -> Student:
     return Student(f"{folder.parent.name}/{folder.name}", _json(folder / "stages.json") or [], weights, kept)
 
 
-def _manifests(folder: Path) -> dict[str, dict[str, Any]]:
+def read_manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Manifest of every finished piece of work by its folder, in the order in which they were finished; not the report's."""
     paths = [path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{MANIFEST}")]
     found = {path.parent.relative_to(folder).as_posix(): _json(path) for path in sorted(paths)}
     stages = {name: m for name, m in found.items() if isinstance(m, dict) and _finite(m.get("seconds")) and name != "report"}

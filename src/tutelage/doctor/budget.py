@@ -8,8 +8,8 @@ from typing import Any
 
 from tutelage.doctor.checks import Check
 from tutelage.doctor.fit_checks import Fitted
-from tutelage.doctor.foretold import STAGES, duration, taken
 from tutelage.doctor.trial import Trial
+from tutelage.foretold import STAGES, duration, taken
 from tutelage.hidden_store import bytes_on_disk
 from tutelage.methods import find_method
 from tutelage.models import device, hidden_size
@@ -23,7 +23,7 @@ WITHIN = 0.3
 def check_budget(recipe: Recipe, fitted: Fitted, trial: Trial, prepare_seconds: float) -> list[Check]:
     """What the run will take, stage by stage."""
     seconds, disk = foretell_seconds(recipe, fitted, trial) | {"prepare": prepare_seconds}, foretell_disk(recipe, fitted, trial)
-    truth = taken(recipe)
+    truth = taken(Path(recipe.output_dir), recipe.distill.students)
     stages = [name for name in STAGES if seconds.get(name)]
     lines = [f"in all about {duration(sum(seconds.values()))}, from {trial.steps} timed steps of each model"]
     for name in stages:

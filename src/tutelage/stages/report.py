@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 INPUTS = (
     "recipe.yaml",
+    "doctor/foretold.json",
     "prepare/rows.jsonl",
     "teach/checkpoints.json",
     "teach/log.jsonl",

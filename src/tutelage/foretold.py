@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tutelage.artifacts import write_json
-from tutelage.doctor.checks import Check
 from tutelage.outside import read_or_none
-from tutelage.recipe_schema import Recipe
-from tutelage.results import read_results
+from tutelage.results import BASE_MODELS, read_manifests
 
 FILE = Path("doctor") / "foretold.json"
 STAGES = ("prepare", "teach", "anchor", "cache", "cross_fit", "distill", "evaluate")
@@ -26,31 +24,25 @@ class Told(NamedTuple):
     """None until the whole of it is done."""
 
 
-def keep(recipe: Recipe, checks: Sequence[Check]) -> Path | None:
-    """Write what these checks foretell into the run folder; returns the file, None where there was no trial."""
-    time = next((check for check in checks if check.name == "time" and "foretold" in check.numbers), None)
-    if time is None:
-        return None
-    path = Path(recipe.output_dir) / FILE
+def keep(folder: Path, seconds: dict[str, float]) -> None:
+    """Write what was foretold, by stage, into a run folder."""
+    path = folder / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"seconds": time.numbers["foretold"]})
-    return path
+    write_json(path, {"seconds": seconds})
 
 
-def beside_truth(recipe: Recipe) -> list[Told]:
-    """What `keep` kept, stage by stage, with what the stages took; empty where nothing was foretold."""
-    said = (read_or_none(Path(recipe.output_dir) / FILE) or {}).get("seconds", {})
-    truth = taken(recipe) if said else {}
+def beside_truth(folder: Path, students: Sequence[str]) -> list[Told]:
+    """What `keep` kept, stage by stage, with what the stages took; empty where nothing was foretold. Students as in `taken`."""
+    said = (read_or_none(folder / FILE) or {}).get("seconds", {})
+    truth = taken(folder, students) if said else {}
     return [Told(stage, said[stage], truth.get(stage)) for stage in STAGES if said.get(stage)]
 
 
-def taken(recipe: Recipe) -> dict[str, float]:
-    """Seconds of every stage that is done as a whole, from the manifests; those of the recipe's cells and models added up."""
-    folder, plan = Path(recipe.output_dir), recipe.distill
-    manifests = read_results(folder).manifests if folder.is_dir() else {}
-    cells = [f"{method}/seed-{seed}" for method in plan.methods for seed in plan.seeds]
-    parts = {name: [name] for name in STAGES} | {"distill": [f"distill/{cell}" for cell in cells]}
-    parts |= {"evaluate": [f"evaluate/{model}" for model in ("teacher", "student", "anchor", *cells)]}
+def taken(folder: Path, students: Sequence[str]) -> dict[str, float]:
+    """Seconds of every stage that is done as a whole, from the manifests; those of models added up. students: METHOD/seed-K, ..."""
+    manifests = read_manifests(folder)
+    parts = {name: [name] for name in STAGES} | {"distill": [f"distill/{name}" for name in students]}
+    parts |= {"evaluate": [f"evaluate/{name}" for name in (*BASE_MODELS, *students)]}
     whole = {stage: own for stage, own in parts.items() if all(name in manifests for name in own)}
     return {stage: round(sum(manifests[name]["seconds"] for name in own), 2) for stage, own in whole.items()}
 
