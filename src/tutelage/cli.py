@@ -151,7 +151,7 @@ def doctor(
 ) -> None:
     """Minutes before hours: what will fail, what to look at, whether distillation can pay. Exit code 0, 1 (look), 2 (will fail)."""
     from tutelage.config import load_recipe
-    from tutelage.doctor import examine_file, exit_code, show, to_json, verdict
+    from tutelage.doctor import examine_file, exit_code, show, to_json
     from tutelage.foretold import keep
 
     checks = examine_file(recipe, overrides or [], probe=probe, say=lambda text: print(text, file=sys.stderr))
@@ -162,7 +162,6 @@ def doctor(
         print(to_json(checks))
     else:
         show(checks)
-        print(verdict(checks))
     raise typer.Exit(exit_code(checks))
 
 

@@ -60,7 +60,8 @@ def check_payoff(space: Workspace, probed: Pair | None) -> list[Check]:
         text = f"{why}. `tutelage anchor RECIPE` after `teach` tells, or a first sight: --probe 200"
         return [Check("payoff", "payoff", "skipped", text)]
     score = _score_gap(space) if not pair.probed else None
-    found = [_headroom(pair, score), _subdomains(pair), _weights(pair, space.recipe)]
+    # After a few steps the two models are still much alike: weights are judged once both are trained.
+    found = [_headroom(pair, score), _subdomains(pair), None if pair.probed else _weights(pair, space.recipe)]
     found.append(_stalls(space) or (None if pair.probed else foresee_stall(space)))
     checks = [check for check in found if check]
     return [*checks, verdict(pair, space.recipe, score, checks)]
@@ -225,7 +226,9 @@ def verdict(pair: Pair, recipe: Recipe, score: dict[str, Any] | None, checks: Se
     if "weights" in looks:
         plan = looks["weights"].partition("[")[2].rstrip("]")
     keep = "constant weights will do"
-    if "-aw" in plan:
+    if pair.probed:
+        plan, keep = "scd-aw", "whether its weights have something to do shows once both models are trained"
+    elif "-aw" in plan:
         keep = f"adaptive weights keep what the student knows better ({split.sfs_mass:.0%} of the rows)"
     text = f"{first}Distil, with {plan}{' and schedule.advance' if 'stall' in looks else ''}: {ahead}; {keep}."
     status, change = ("passed", None) if taught else ("look", f"distill.methods=[{plan}]")
