@@ -131,7 +131,9 @@ def cases(shape: Shape, count: int) -> list[tuple[str, Callable | None, dict[str
     prompts, labels, ids = random_prompts(shape.vocabulary, 1, count), random_labels(shape.vocabulary, 2), Ids(shape.vocabulary)
     one, every = [[labels[len(prompt) % LABELS]] for prompt in prompts], [labels] * len(prompts)
     decoding = {
-        "tutelage": lambda model: generate_answers(model, ids, prompts, max_new_tokens=LONGEST_ANSWER, batch_size=BATCH),
+        "tutelage": lambda model: [
+            answer.text for answer in generate_answers(model, ids, prompts, max_new_tokens=LONGEST_ANSWER, batch_size=BATCH)
+        ],
         "generate": lambda model: by_generate(model, prompts),
     }
     choosing = {

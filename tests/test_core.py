@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rows import PAD, VOCABULARY, cached, encoded, teachers
 from tiny import byte_tokenizer, tiny_model
 from tutelage.data import IGNORED, Collator, EncodedRow
-from tutelage.distillation import Distillation, Plan, Validation
+from tutelage.distillation import Distillation, Plan, Validation, ValidationRow
 from tutelage.errors import StaleArtifactError
 from tutelage.evaluation import loss_records, sample_losses
 from tutelage.heads import answer_logits, answer_states, head_error, head_of
@@ -196,7 +196,8 @@ def make_job(folder: Path, source, rows, *, kill_at: tuple[int, int] | None = No
 
     def validate(model):
         losses = sample_losses(model, rows, vocabulary=VOCABULARY, pad_id=PAD, batch_size=4)
-        return Validation(None, float(losses.mean()))
+        lines = [ValidationRow(row.id, float(loss), None) for row, loss in zip(rows, losses, strict=True)]
+        return Validation(None, float(losses.mean()), lines)
 
     anchor = np.linspace(0.1, 3.0, len(rows))
     return Distillation(
@@ -268,6 +269,23 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(tmp_path, kill_at):
     assert [r["chosen"] for r in again] == [r["chosen"] for r in records]
     expected, found = weights_of(whole), weights_of(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+    lines = [(tmp_path / name / "validation_rows.jsonl").read_text() for name in ("whole", "killed")]
+    assert lines[0] == lines[1]
+
+
+def test_losses_of_validation_rows_are_kept_by_stage_and_a_stage_done_again_replaces_its_own(tmp_path):
+    rows = encoded(10)
+    _, records = make_job(tmp_path / "run", None, rows, method="sft").run()
+    path = tmp_path / "run" / "validation_rows.jsonl"
+    lines = list(read_jsonl(path))
+    assert [(line["stage"], line["id"]) for line in lines] == [(stage, row.id) for stage in (1, 2, 3) for row in rows]
+    for record in records:
+        mine = [line["nll"] for line in lines if line["stage"] == record["stage"]]
+        assert record["validation"] == {"score": None, "nll": pytest.approx(np.mean(mine))}
+    # killed between a stage's lines and its record in stages.json
+    (tmp_path / "run" / "stages.json").write_text(json.dumps(records[:1]))
+    make_job(tmp_path / "run", None, rows, method="sft").run()
+    assert list(read_jsonl(path)) == lines
 
 
 def test_resuming_inside_a_stage_starts_at_the_saved_step(tmp_path):

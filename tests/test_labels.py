@@ -27,6 +27,11 @@ ARCHITECTURES = [
 ]
 
 
+def chosen(*args, **how):
+    """The places alone."""
+    return [winner.place for winner in choose_labels(*args, **how)]
+
+
 @torch.no_grad()
 def naive_scores(model, prompt, candidates, vocabulary=258):
     """Each candidate by its own full forward pass over prompt + candidate."""
@@ -47,7 +52,7 @@ def test_label_scores_equal_full_unpadded_passes(arch, config):
         scores = label_scores(model, tokenizer, PROMPTS, [LABELS] * len(PROMPTS), batch_size=batch_size)
         torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
     best = [row.index(max(row)) for row in expected]
-    assert choose_labels(model, tokenizer, PROMPTS, [LABELS] * len(PROMPTS), batch_size=3) == best
+    assert chosen(model, tokenizer, PROMPTS, [LABELS] * len(PROMPTS), batch_size=3) == best
 
 
 def test_each_prompt_may_have_its_own_candidates():
@@ -58,7 +63,7 @@ def test_each_prompt_may_have_its_own_candidates():
     assert [len(row) for row in scores] == [1, 2, 5, 3, 2]
     for got, wanted in zip(scores, expected, strict=True):
         assert got == pytest.approx(wanted, abs=1e-4)
-    assert choose_labels(model, byte_tokenizer(), PROMPTS, own, batch_size=3)[4] == 0, "the first among equals"
+    assert chosen(model, byte_tokenizer(), PROMPTS, own, batch_size=3)[4] == 0, "the first among equals"
 
 
 @pytest.mark.parametrize(("rows", "positions"), [(1, 512), (3, 512), (64, 20), (64, 1)])
@@ -104,7 +109,7 @@ def test_progress_and_training_modes_and_no_prompts():
 
 def test_rows_without_tokens_or_candidates_are_named_together():
     with pytest.raises(DataError) as caught:
-        choose_labels(tiny_model(), byte_tokenizer(), [[], [65], [66]], [[[65]], [], [[65], []]], batch_size=2)
+        chosen(tiny_model(), byte_tokenizer(), [[], [65], [66]], [[[65]], [], [[65], []]], batch_size=2)
     assert "row 0: the prompt has no tokens" in str(caught.value)
     assert "row 1: there are no candidates" in str(caught.value)
     assert "row 2: candidate 1 has no tokens" in str(caught.value)
@@ -142,7 +147,20 @@ def test_the_choice_is_the_best_of_all_scores(seed, sharpness):
     candidates = [candidates_that_share_beginnings(draw) for _ in prompts]
     expected = first_best(label_scores(model, byte_tokenizer(), prompts, candidates, batch_size=12))
     for batch_size in (1, 5, 12):
-        assert choose_labels(model, byte_tokenizer(), prompts, candidates, batch_size=batch_size) == expected
+        assert chosen(model, byte_tokenizer(), prompts, candidates, batch_size=batch_size) == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_winners_probability_is_that_of_its_score(seed):
+    """Of all its tokens, read in whatever order: its mean, times their number, the end included."""
+    draw, model = random.Random(seed), tiny_model(seed, ("llama", "gemma2", "gpt2")[seed % 3], tie_word_embeddings=False)
+    candidates = [candidates_that_share_beginnings(draw) for _ in PROMPTS]
+    scores = label_scores(model, byte_tokenizer(), PROMPTS, candidates, batch_size=5)
+    for batch_size in (1, 3, 5):
+        winners = choose_labels(model, byte_tokenizer(), PROMPTS, candidates, batch_size=batch_size)
+        for winner, own, row in zip(winners, candidates, scores, strict=True):
+            assert winner.log_prob == pytest.approx(row[winner.place] * (len(own[winner.place]) + 1), abs=1e-4)
+            assert winner.log_prob <= 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -154,9 +172,9 @@ def test_equal_scores_go_to_the_first(seed):
         blank.lm_head.weight.zero_()  # every token is as likely as any other, so all means are equal
         twins.lm_head.weight[98] = twins.lm_head.weight[97]  # a and b are the same token by two ids
         twins.model.embed_tokens.weight[98] = twins.model.embed_tokens.weight[97]
-    assert choose_labels(blank, byte_tokenizer(), PROMPTS, candidates, batch_size=3) == [0] * 5
-    chosen = choose_labels(twins, byte_tokenizer(), PROMPTS, candidates, batch_size=3)
-    for place, own in zip(chosen, candidates, strict=True):
+    assert chosen(blank, byte_tokenizer(), PROMPTS, candidates, batch_size=3) == [0] * 5
+    places = chosen(twins, byte_tokenizer(), PROMPTS, candidates, batch_size=3)
+    for place, own in zip(places, candidates, strict=True):
         same = [[97 if token == 98 else token for token in answer] for answer in own]
         assert place == same.index(same[place])
 
@@ -169,7 +187,9 @@ def test_scores_that_are_no_numbers_choose_without_end(bad):
         output.logits.fill_(bad)
 
     model.register_forward_hook(spoil)
-    assert choose_labels(model, byte_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=5) == [0] * 5
+    winners = choose_labels(model, byte_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=5)
+    assert [winner.place for winner in winners] == [0] * 5
+    assert all(math.isnan(winner.log_prob) for winner in winners)
 
 
 def test_77_labels_cost_less_than_three_times_one_where_the_model_is_sure():
@@ -179,13 +199,13 @@ def test_77_labels_cost_less_than_three_times_one_where_the_model_is_sure():
     prompts = random_prompts(vocabulary, 0, 32)
     true = [len(prompt) % len(own) for prompt in prompts]
     tokens = {
-        "one": count_tokens(model, lambda m: choose_labels(m, ids, prompts, [[own[place]] for place in true], batch_size=16)),
+        "one": count_tokens(model, lambda m: chosen(m, ids, prompts, [[own[place]] for place in true], batch_size=16)),
         "all": count_tokens(model, lambda m: label_scores(m, ids, prompts, [own] * 32, batch_size=16)),
     }
-    tokens["choose"] = count_tokens(model, lambda m: choose_labels(m, ids, prompts, [own] * 32, batch_size=16))
+    tokens["choose"] = count_tokens(model, lambda m: chosen(m, ids, prompts, [own] * 32, batch_size=16))
     assert tokens["choose"] < 1.5 * tokens["one"]
     assert tokens["all"] > 5 * tokens["one"]
-    assert choose_labels(model, ids, prompts, [own] * 32, batch_size=16) == true
+    assert chosen(model, ids, prompts, [own] * 32, batch_size=16) == true
 
 
 def test_at_worst_every_candidate_is_read_once():
@@ -195,7 +215,7 @@ def test_at_worst_every_candidate_is_read_once():
     own = [[first, 7, 8] for first in range(20, 97)]  # nothing shared
     shapes = []
     model.register_forward_pre_hook(lambda _, __, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True)
-    choose_labels(model, byte_tokenizer(), PROMPTS, [own] * 5, batch_size=5)
+    chosen(model, byte_tokenizer(), PROMPTS, [own] * 5, batch_size=5)
     assert sum(rows for rows, _ in shapes[1:]) == 5 * 77
     assert len(shapes[1:]) <= math.ceil(5 * 77 / labels.SCORED_ROWS) + math.ceil(math.log2(77))
 

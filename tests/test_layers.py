@@ -15,8 +15,8 @@ LAYERS = (
     "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui cells methods",
     "tasks tasks.* sources columns entities shapes",
     "schedule weighting divergences gradients objective theory rows charts page results resampling statistics slices slice_search"
-    " calibration effects scored_rows outside watching runs explaining card_text cards foretold wording browsing report_sections training_rows"
-    " report_insight",
+    " calibration effects scored_rows outside watching runs explaining card_text cards foretold wording browsing report_sections"
+    " report_insight training_rows",
     "precision data token_store heads head_loss models hidden_store teachers caching taid trainer finetuning generation labels"
     " evaluation probe mixtures losses"
     " distillation workspace lineage shrinking prediction scd_trainer demo demo.* comparison executors"

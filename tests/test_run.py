@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from project import Command, make_project, run_to_the_end
 from tutelage import probe
-from tutelage.records import read_jsonl
+from tutelage.records import read_jsonl, write_jsonl
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_scores_have_every_model_metric_and_interval(finished):
 def test_predictions_and_losses_have_their_documented_keys(finished):
     predictions = list(read_jsonl(finished / "run/evaluate/predictions.jsonl"))
     assert len(predictions) == 4 * 6
-    assert set(predictions[0]) == {"id", "model", "split", "gold", "raw", "prediction", "score", "nll"}
+    assert set(predictions[0]) == {"id", "model", "split", "gold", "raw", "prediction", "score", "nll", "confidence"}
     anchor = list(read_jsonl(finished / "run/anchor/sample_loss.jsonl"))
     assert set(anchor[0]) == {"id", "split", "nll", "tokens"}
     assert {line["split"] for line in anchor} == {"train", "validation"}
@@ -64,6 +66,12 @@ def test_stages_and_weights_agree_with_each_other_and_with_the_losses_on_file(fi
         folder = finished / "run/cache" / line["checkpoint"]
         teacher = {entry["id"]: entry["nll"] for entry in read_jsonl(folder / "sample_loss.jsonl")}[line["id"]]
         assert line["weight"] == pytest.approx(anchor[line["id"]] / (anchor[line["id"]] + teacher), rel=1e-6)
+    held = list(read_jsonl(finished / CELL / "validation_rows.jsonl"))
+    assert [(line["stage"], line["id"]) for line in held] == [(n, f"validation-{row}") for n in (1, 2) for row in range(6)]
+    for record in stages:
+        for key in ("nll", "score"):
+            values = [line[key] for line in held if line["stage"] == record["stage"]]
+            assert record["validation"][key] == pytest.approx(sum(values) / 6)
     assert (finished / CELL / "stage-1-start/config.json").exists() and (finished / CELL / "stage-2-start/config.json").exists()
 
 
@@ -132,9 +140,32 @@ def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeyp
     assert [answer["id"] for answer in answers] == [f"test-{n}" for n in range(6)]
     for answer in answers:
         assert (answer["raw"], answer["prediction"]) == (expected[answer["id"]]["raw"], expected[answer["id"]]["prediction"])
+        assert answer["confidence"] == pytest.approx(expected[answer["id"]]["confidence"], rel=1e-4)
     monkeypatch.setattr("sys.stdin", io.StringIO('{"text": "a new thing"}\n'))
     assert command("predict", finished / CELL, "--input", "-") == 0
-    assert set(json.loads(command.out)) == {"id", "prediction", "raw"}
+    assert set(json.loads(command.out)) == {"id", "prediction", "raw", "confidence"}
+
+
+def test_a_run_scored_before_confidences_stays_as_it_is_and_can_be_scored_again(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("run", recipe) == 0
+    student = tmp_path / CELL / "model.safetensors"
+    written = student.stat().st_mtime_ns
+    places = sorted((tmp_path / "run/evaluate").glob("**/predictions.jsonl"))
+    now = {path: path.read_text() for path in places}
+    for path in places:
+        old = [{key: value for key, value in line.items() if key != "confidence"} for line in read_jsonl(path)]
+        write_jsonl(path, old)
+    assert command("evaluate", recipe) == 0 and command.err.count("done already") == 4
+    assert {line["confidence"] for line in read_jsonl(tmp_path / "run/evaluate/predictions.jsonl")} == {None}
+    assert command("diagnose", tmp_path / "run") == 0
+    assert "`tutelage evaluate RECIPE --force`" in " ".join(command.out.split())
+    assert command("evaluate", recipe, "--force") == 0
+    assert {path: path.read_text() for path in places} == now and student.stat().st_mtime_ns == written
+    assert command("diagnose", tmp_path / "run") == 0 and "--force" not in command.out
+    summary = json.loads((tmp_path / "run/diagnose/summary.json").read_text())
+    assert all(one["from"] == "confidence" for one in summary["calibration"].values())
+    assert [one["stage"] for one in summary["training"]["students"]["scd-aw/seed-0"]["rows_by_stage"]["stages"]] == [1, 2]
 
 
 @pytest.mark.parametrize("killed_in", ["teach", "anchor", "cache", "distill", "evaluate"])
@@ -214,3 +245,17 @@ def test_decoding_by_labels_never_leaves_the_label_set(tmp_path, command):
     assert command("run", make_project(tmp_path, task={"decoding": "labels"})) == 0
     scores = json.loads((tmp_path / "run/evaluate/scores.json").read_text())
     assert all(table["invalid_rate"]["value"] == 0 for table in scores["models"].values())
+    lengths = load_file(str(tmp_path / "run/prepare/tokens/test.index.safetensors"))["answers"].tolist()
+    tokens = {f"test-{n}": length for n, length in enumerate(lengths)}
+    lines = list(read_jsonl(tmp_path / "run/evaluate/predictions.jsonl"))
+    right = [line for line in lines if line["score"] == 1]
+    assert right and all(0 <= line["confidence"] <= 1 for line in lines)
+    for line in right:  # the loss on gold tells how sure the model was of it, the end included
+        assert line["confidence"] == pytest.approx(math.exp(-line["nll"] * tokens[line["id"]]), rel=1e-3)
+
+
+def test_a_training_that_diverged_is_told_as_such(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("prepare", recipe) == 0
+    assert command("teach", recipe, "teach.trainer.learning_rate=1.0e+30") == 2
+    assert "loss is no number on 6 of 6 rows" in command.err and "Lower the learning_rate" in command.err

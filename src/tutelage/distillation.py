@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -24,7 +24,7 @@ from tutelage.data import EncodedRow
 from tutelage.methods import Method, find_method
 from tutelage.mixtures import Gated, Gliding, row_means
 from tutelage.probe import Probe
-from tutelage.records import write_jsonl
+from tutelage.records import read_jsonl, write_jsonl
 from tutelage.schedule import Candidate, Choice
 from tutelage.taid import Interpolation
 from tutelage.teachers import TeacherSource
@@ -73,12 +73,27 @@ class Plan:
         return find_method(self.method)
 
 
+class ValidationRow(NamedTuple):
+    """A student on one validation row."""
+
+    id: str
+    nll: float
+    """Mean over the answer's tokens, nats."""
+    score: float | None
+    """The row's own, in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Validation:
     """A student on the validation rows."""
 
     score: float | None
     nll: float | None
+    rows: Sequence[ValidationRow] = ()
+
+    def summary(self) -> dict[str, float | None]:
+        """What the record of a stage says of it."""
+        return {"score": self.score, "nll": self.nll}
 
 
 @dataclass
@@ -162,7 +177,9 @@ class Distillation:
         with self.autocast():
             validation = self.validate(model)
         self.save(model, self.end(stage))
-        return {"stage": stage, **chosen, **more, "seconds": round(time.monotonic() - began, 3), "validation": asdict(validation)}
+        self._write_validation(stage, validation.rows)
+        seconds = round(time.monotonic() - began, 3)
+        return {"stage": stage, **chosen, **more, "seconds": seconds, "validation": validation.summary()}
 
     def _choose(self, stage: int, model: nn.Module, records: list[dict[str, Any]]) -> dict[str, Any]:
         plan, rule = self.plan, self.plan.parts.schedule
@@ -253,6 +270,18 @@ class Distillation:
         if not plan.restart:
             save_optimizer(trainer, self._optimizer(stage))
         return {"taid": between.state()} if between else {}
+
+    def _write_validation(self, stage: int, rows: Sequence[ValidationRow]) -> None:
+        """validation_rows.jsonl: a line for every row, after those of the stages before this one.
+
+        Written whole, before stages.json says that the stage is done: a stage that is trained again replaces its lines.
+        """
+        path = self.folder / "validation_rows.jsonl"
+        if not rows:
+            return
+        before = [line for line in read_jsonl(path) if line["stage"] < stage] if path.is_file() else []
+        new = [{"id": row.id, "stage": stage, "nll": row.nll, "score": row.score} for row in rows]
+        write_jsonl(path, [*before, *new])
 
     def _kept(self, records: list[dict[str, Any]]) -> int:
         """The stage whose student is kept: the last, or the best on validation (the later one of equals)."""

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from tutelage.data import Collator, EncodedRow, Encoder, pad_id_of
-from tutelage.generation import generate_answers
+from tutelage.errors import ModelError
+from tutelage.generation import Answer, generate_answers
 from tutelage.labels import choose_labels
 from tutelage.records import Example, Prediction, SampleLoss
 from tutelage.tasks.base import BaseTask
@@ -35,6 +36,16 @@ class Exam:
     """Of each row, what it may be answered with; empty lists where answers are free text."""
     candidates: list[list[list[int]]]
     """The labels as token ids, without end-of-sequence."""
+
+
+class Checked(NamedTuple):
+    """A model on validation rows: what choices are made by."""
+
+    score: float
+    """The task's own metric over all rows."""
+    scores: list[float]
+    """[rows] each row's own score in [0, 1]."""
+    losses: Losses
 
 
 class Losses(NamedTuple):
@@ -65,18 +76,21 @@ class Evaluator:
         encoded = {label: self.encoder.answer(label)[:-1] for label in {label for row in labels for label in row}}
         return Exam(examples, rows, prompts, labels, [[encoded[label] for label in row] for row in labels])
 
-    def answers(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[str]:
-        """Raw answers in the order of the examples: greedy text, or the likeliest of the row's labels."""
+    def answers(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Answer]:
+        """Raw answers in the order of the examples: greedy text, or the likeliest of the row's labels.
+
+        The probability of a label is that of its text, among all texts.
+        """
         how = {"batch_size": self.batch_size, "on_batch": on_rows}
         tokenizer = self.encoder.tokenizer
         if self.decoding == "generate":
             return generate_answers(model, tokenizer, exam.prompts, max_new_tokens=self.max_new_tokens, **how)
         best = choose_labels(model, tokenizer, exam.prompts, exam.candidates, **how)
-        return [row[place] for row, place in zip(exam.labels, best, strict=True)]
+        return [Answer(row[place], log_prob) for row, (place, log_prob) in zip(exam.labels, best, strict=True)]
 
     def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> Losses:
-        """l_i(M), and those of the answer tokens, in order."""
-        return read_losses(
+        """l_i(M), and those of the answer tokens, in order. Raises ModelError where they are no numbers."""
+        found = read_losses(
             model,
             rows,
             vocabulary=self.vocabulary,
@@ -84,16 +98,24 @@ class Evaluator:
             batch_size=self.batch_size,
             on_rows=on_rows,
         )
+        wrong = np.flatnonzero(~np.isfinite(found.rows))
+        if len(wrong):
+            raise ModelError(
+                f"the model's loss is no number on {len(wrong):,} of {len(rows):,} rows, first on {rows[int(wrong[0])].id}: its"
+                " training diverged, or its dtype is too narrow. Lower the learning_rate of its training, or load it in float32"
+            )
+        return found
 
     def predict(self, name: str, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Prediction]:
-        """Answer, parsed answer, score and loss of a model on every example."""
-        raw = self.answers(model, exam, on_rows)
+        """Answer, parsed answer, score, loss and confidence of a model on every example."""
+        answers = self.answers(model, exam, on_rows)
         losses = self.losses(model, exam.rows).rows
         predictions = []
-        for example, text, loss in zip(exam.examples, raw, losses, strict=True):
-            parsed = self.task.parse(text, example)
+        for example, answer, loss in zip(exam.examples, answers, losses, strict=True):
+            parsed = self.task.parse(answer.text, example)
             score, gold = self.task.score(parsed, example), self.task.gold(example)
-            predictions.append(Prediction(example.id, name, example.split, gold, text, parsed, score, float(loss)))
+            row = (example.id, name, example.split, gold, answer.text, parsed, score, float(loss))
+            predictions.append(Prediction(*row, confidence=answer.confidence))
         return predictions
 
     def summary(self, predictions: Sequence[Prediction], examples: Sequence[Example], resamples: int = 1000) -> dict[str, Any]:
@@ -104,12 +126,13 @@ class Evaluator:
         table |= {name: interval._asdict() for name, interval in bootstrap(losses, _mean_nll, resamples).items()}
         return table
 
-    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> tuple[float, Losses]:
-        """Primary score and losses on validation rows: what choices are made by."""
-        raw = self.answers(model, exam, on_rows)
-        parsed = [self.task.parse(text, example) for text, example in zip(raw, exam.examples, strict=True)]
+    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> Checked:
+        """Score and losses on validation rows, and the score of every row."""
+        answers = self.answers(model, exam, on_rows)
+        parsed = [self.task.parse(answer.text, example) for answer, example in zip(answers, exam.examples, strict=True)]
         score = self.task.metrics(parsed, exam.examples, resamples=100)[self.task.metric].value
-        return score, self.losses(model, exam.rows)
+        scores = [self.task.score(one, example) for one, example in zip(parsed, exam.examples, strict=True)]
+        return Checked(score, scores, self.losses(model, exam.rows))
 
 
 def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,6 @@
-"""What a model answers in its own words: greedy text for batches of prompts. Also what every decoding shares: batching and padding.
+"""What a model answers in its own words: greedy text for batches of prompts, and the probability it gave each answer.
+
+Also what every decoding shares: batching and padding.
 
 Prompts are token ids, padded on the left, with attention mask and positions; results come in the order given. Answers out of a
 closed set are the business of `labels.py`, turning rows into ids that of `data.py`, judging the answers that of `tasks/`.
@@ -6,13 +8,14 @@ closed set are the business of `labels.py`, turning rows into ids that of `data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from tutelage.data import pad_id_of
 from tutelage.errors import DataError, problems
@@ -23,6 +26,26 @@ DROP_FROM = 0.25
 copies it anyway to append to it, so waiting longer saves next to nothing, and at every single row it would copy B times."""
 
 
+class Answer(NamedTuple):
+    """What a model answered, and how sure it was."""
+
+    text: str
+    log_prob: float
+    """Nats, at most 0: of all tokens that it wrote, end-of-sequence included, summed. NaN where its logits were no numbers."""
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability in [0, 1] that the model gave the whole of its answer; None where that is no number."""
+        return None if math.isnan(self.log_prob) else math.exp(self.log_prob)
+
+
+class _Written(NamedTuple):
+    """Token ids of an answer, without its end, and the sum of their log-probabilities, with it."""
+
+    ids: list[int]
+    log_prob: float
+
+
 def generate_answers(
     model: nn.Module,
     tokenizer: Any,
@@ -31,18 +54,19 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
-) -> list[str]:
+) -> list[Answer]:
     """Greedy answers to `prompts` (token ids), decoded without special tokens and stripped, in the order given.
 
     Each token is the likeliest of the tokenizer's entries; entries that only the model's matrix has are never written. An answer
     ends before the first end-of-sequence token (the tokenizer's, or any of the model's own generation config), or after
-    `max_new_tokens`. Sampling, penalties and forced tokens of that config do not apply. on_batch gets the number of prompts
-    answered since its last call. A model that returns no key-value cache is decoded by its own `generate`, with the same result.
-    Raises DataError for prompts without tokens.
+    `max_new_tokens`. Its log-probability is over the tokenizer's entries alone, in float32, of the tokens that were written: with
+    the end where it came to one, without where it was cut off. Sampling, penalties and forced tokens of that config do not
+    apply. on_batch gets the number of prompts answered since its last call. A model that returns no key-value cache is decoded
+    by its own `generate`, with the same result. Raises DataError for prompts without tokens.
     """
     check_tokens(prompts)
     ends, vocabulary, cached = _end_ids(model, tokenizer), len(tokenizer), True
-    answers = [""] * len(prompts)
+    answers = [Answer("", 0.0)] * len(prompts)
     with at_rest(model) as plain:
         for places in length_batches(prompts, batch_size):
             inputs = pad_left([prompts[place] for place in places], pad_id_of(tokenizer), plain.device)
@@ -50,8 +74,8 @@ def generate_answers(
             if written is None:
                 cached = False
                 written = _generate(plain, inputs, vocabulary, ends, max_new_tokens, pad_id_of(tokenizer))
-            for place, ids in zip(places, written, strict=True):
-                answers[place] = _decode(tokenizer, ids, ends)
+            for place, (ids, log_prob) in zip(places, written, strict=True):
+                answers[place] = Answer(_decode(tokenizer, ids), log_prob)
             if on_batch:
                 on_batch(len(places))
     return answers
@@ -59,8 +83,8 @@ def generate_answers(
 
 def _greedy(
     model: nn.Module, inputs: dict[str, Tensor], vocabulary: int, ends: list[int], max_new_tokens: int
-) -> list[list[int]] | None:
-    """Token ids that each row of a batch writes before its end; None if the model keeps no cache.
+) -> list[_Written] | None:
+    """What each row of a batch writes; None if the model keeps no cache.
 
     `model.generate` carries finished rows to the end of the longest answer; here they leave the batch.
     """
@@ -71,14 +95,19 @@ def _greedy(
         return None
     mask, position = inputs["attention_mask"], inputs["position_ids"][:, -1:]
     written: list[list[int]] = [[] for _ in mask]
+    totals = [0.0] * len(written)
     rows = list(range(len(written)))  # that are in the batch
     writing = set(rows)  # and of these, that have not ended
     for left in reversed(range(max_new_tokens)):
-        tokens = output.logits[:, -1, :vocabulary].float().argmax(-1).to(mask.device)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
+        tokens, log_probs = _likeliest(output.logits[:, -1, :vocabulary])
+        tokens = tokens.to(mask.device)
+        for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
+            if row not in writing:
+                continue
+            totals[row] += log_prob
             if token in ends:
                 writing.discard(row)
-            elif row in writing:
+            else:
                 written[row].append(token)
         if not writing or not left:
             break
@@ -98,13 +127,34 @@ def _greedy(
             use_cache=True,
             **keep,
         )
-    return written
+    return [_Written(ids, total) for ids, total in zip(written, totals, strict=True)]
+
+
+def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] the likeliest of the entries, the first among equals, and its log-probability. logits: [B, entries]."""
+    logits = logits.float()
+    tokens = logits.argmax(-1, keepdim=True)
+    return tokens[:, 0], (logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True))[:, 0]
+
+
+class _Recorder(LogitsProcessor):
+    """Changes nothing: keeps, a step, the log-probability of the token that greedy `generate` is about to write."""
+
+    def __init__(self, vocabulary: int) -> None:
+        """vocabulary: entries that have a probability."""
+        self.vocabulary = vocabulary
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores: [B, entries]. All logits of all steps, which `output_logits` would keep, are not needed."""
+        self.steps.append(_likeliest(scores[:, : self.vocabulary])[1])
+        return scores
 
 
 def _generate(
     model: Any, inputs: dict[str, Tensor], vocabulary: int, ends: list[int], max_new_tokens: int, pad_id: int
-) -> list[list[int]]:
-    """The same by transformers' own loop, ends and padding included."""
+) -> list[_Written]:
+    """The same by transformers' own loop."""
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -114,7 +164,16 @@ def _generate(
         pad_token_id=pad_id,
         suppress_tokens=list(range(vocabulary, model.config.get_text_config().vocab_size)) or None,
     )
-    return model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
+    recorder = _Recorder(vocabulary)
+    texts = model.generate(**inputs, generation_config=config, logits_processor=[recorder])[:, inputs["input_ids"].shape[1] :]
+    log_probs = torch.stack(recorder.steps, dim=1).tolist()
+    return [_until_end(*row, ends) for row in zip(texts.tolist(), log_probs, strict=True)]
+
+
+def _until_end(ids: list[int], log_probs: list[float], ends: list[int]) -> _Written:
+    """A row without what comes after its first end."""
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return _Written(ids[:stop], sum(log_probs[: stop + 1]))
 
 
 def cache_of(output: Any) -> Any:
@@ -169,10 +228,9 @@ def _end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
     return sorted({end for end in [tokenizer.eos_token_id, *own] if end is not None})
 
 
-def _decode(tokenizer: Any, ids: list[int], ends: list[int]) -> str:
-    """Text up to the first end; spaces in front of punctuation stay, as surfaces of entities must."""
-    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    return tokenizer.decode(ids[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    """Text of an answer; spaces in front of punctuation stay, as surfaces of entities must."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
 def check_tokens(prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]] | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,14 @@ Answers = list[list[list[int]]]
 """For each prompt its candidates as token ids, end-of-sequence included."""
 
 
+class Winner(NamedTuple):
+    """The likeliest of a prompt's candidates."""
+
+    place: int
+    log_prob: float
+    """Nats, at most 0: of all its tokens, end-of-sequence included, summed. NaN where the logits were no numbers."""
+
+
 def choose_labels(
     model: nn.Module,
     tokenizer: Any,
@@ -40,8 +48,8 @@ def choose_labels(
     *,
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
-) -> list[int]:
-    """Place of the likeliest of each prompt's own candidates: the best of `label_scores`, the first among equals.
+) -> list[Winner]:
+    """The likeliest of each prompt's own candidates: the best of `label_scores`, the first among equals.
 
     Exact, by branch and bound. Log-probabilities are never above 0, so (sum of the tokens known so far) / (number of tokens) is
     the most that a candidate can still reach. The first tokens are known once the prompt is read; the candidate with the best
@@ -52,7 +60,7 @@ def choose_labels(
     number more passes. Arguments and errors are those of `label_scores`.
     """
     check_tokens(prompts, candidates)
-    chosen = [0] * len(prompts)
+    chosen = [Winner(0, math.nan)] * len(prompts)
     with at_rest(model) as plain:
         for places in length_batches(prompts, batch_size):
             read = _Read(plain, tokenizer, [prompts[place] for place in places])
@@ -217,9 +225,10 @@ class _Race:
         """To be called when all that was asked for has come: the best full score."""
         self.best = max([self.best, *map(self.bound, filter(self._is_read, range(len(self.answers))))])
 
-    def winner(self) -> int:
+    def winner(self) -> Winner:
         """The first candidate whose score is the best."""
-        return next(place for place in range(len(self.answers)) if self._is_read(place) and self.can_win(place))
+        place = next(place for place in range(len(self.answers)) if self._is_read(place) and self.can_win(place))
+        return Winner(place, self.totals[place])
 
     def _is_read(self, place: int) -> bool:
         return self.known[place] == len(self.answers[place])

@@ -69,8 +69,9 @@ class Predictor:
         while chunk := list(itertools.islice(rows, self.rows_ahead)):
             examples = [self._example(row, where) for row, where in chunk]
             answers = self.evaluator.answers(self.model, self.evaluator.exam(examples))
-            for example, raw in zip(examples, answers, strict=True):
-                yield {"id": example.id, "prediction": self.task.parse(raw, example), "raw": raw}
+            for example, answer in zip(examples, answers, strict=True):
+                parsed = self.task.parse(answer.text, example)
+                yield {"id": example.id, "prediction": parsed, "raw": answer.text, "confidence": answer.confidence}
 
     def _example(self, row: dict[str, Any], where: str) -> Example:
         return example_from_row(

@@ -67,6 +67,8 @@ class Prediction:
     """The row's own score in [0, 1]."""
     nll: float | None
     """Nats per gold answer token, as in `SampleLoss`."""
+    confidence: float | None = None
+    """Probability in [0, 1] that the model gave the whole of its own answer, end-of-sequence included; None if not recorded."""
 
 
 class Interval(NamedTuple):

@@ -7,7 +7,7 @@ is finished; files that are there and cannot be read are refused.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,9 @@ class Results:
     """Rows of the scored split by id, as `prepare` wrote them."""
     manifests: dict[str, dict[str, Any]]
     """Manifest of every finished piece of work by its folder, in the order in which they were finished."""
-    slices: dict[str, Any]
+    slices: dict[str, Any] = field(default_factory=dict)
     """diagnose/slices.json."""
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(default_factory=dict)
     """diagnose/summary.json."""
 
     @property

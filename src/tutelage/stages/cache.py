@@ -58,7 +58,7 @@ def _answers(space: Workspace) -> None:
         exam, encoder = space.exam("train"), space.encoder
         teacher = space.load(space.recipe.teacher, space.best_teacher)
         with space.screen.progress("teacher's answers", len(exam.examples)) as advance:
-            answers = space.evaluator.answers(teacher, exam, advance)
+            answers = [answer.text for answer in space.evaluator.answers(teacher, exam, advance)]
         rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(exam.rows, answers, strict=True))
         write_tokens(work.folder / "train.arrow", rows)
         lines = zip(exam.examples, answers, strict=True)

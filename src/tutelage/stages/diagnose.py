@@ -1,7 +1,7 @@
 """diagnose: when and where each student wins or loses against T*, from what the run folder holds. No model, no torch.
 
 Writes diagnose/slices.json (two models on every slice), rows.jsonl (every test row: its slices, its scores) and summary.json
-(calibration, cascades, what weighting and schedule did, the losses that weights were made of). docs/artifacts.md names every key.
+(calibration, cascades, what weighting and schedule did, losses on training rows and by stage). docs/artifacts.md names every key.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.artifacts import MANIFEST, Work, read_json, write_json
+from tutelage.artifacts import Work, read_json, write_json
 from tutelage.calibration import cascades, limits, reliability, router, sequence_probability
 from tutelage.effects import contrasts, effect_of
-from tutelage.records import read_jsonl, write_jsonl
+from tutelage.records import write_jsonl
 from tutelage.scored_rows import Scored, check_scored, parameters, read_scored, text_of
 from tutelage.slice_search import ALPHA, FEWEST_ROWS, Prompts, members, read_prompts, search
 from tutelage.slices import MEASURES, MOST_VALUES, Answers, Slice, by_amount, by_value, measure_slices
 from tutelage.tasks.metrics import entity_counts
-from tutelage.theory import split_risk
+from tutelage.training_rows import training
 from tutelage.ui import print_table
 
 if TYPE_CHECKING:
@@ -38,13 +36,14 @@ INPUTS = (
     "evaluate/**/predictions.jsonl",
     "distill/*/*/stages.json",
     "distill/*/*/weights.jsonl",
+    "distill/*/*/validation_rows.jsonl",
     "anchor/sample_loss.jsonl",
     "cache/*/sample_loss.jsonl",
 )
 RESAMPLES = 1000
 NO_CONFIDENCE = (
-    "predictions.jsonl holds no `confidence`, the probability of a model's own answer: calibration is bounded, not measured, and"
-    " cascades go by what prompts foretell"
+    "no `confidence`, the probability of a model's own answer, is recorded of %s: calibration is bounded, not measured, and"
+    " cascades go by what prompts foretell; `tutelage evaluate RECIPE --force` scores all models again and records it"
 )
 
 
@@ -193,8 +192,9 @@ def _row_of(name: str, place: int, answers: Mapping[str, Answers], sure: np.ndar
 def summarise(folder: Path, scored: Scored, pairs: Sequence[Mapping[str, Any]], prompts: Prompts | None) -> dict[str, Any]:
     """summary.json: what is not a matter of slices, and the slices that tell most."""
     notes = list(scored.notes)
-    if any(scored.confidence(name) is None for name in scored.answers if name != "student"):
-        notes.append(NO_CONFIDENCE)
+    unsure = [name for name in scored.answers if name != "student" and scored.confidence(name) is None]
+    if unsure:
+        notes.append(NO_CONFIDENCE % (", ".join(unsure[:3]) + (f" and {len(unsure) - 3} more models" if len(unsure) > 3 else "")))
     return {
         "rows": len(scored.rows),
         "notes": notes,
@@ -202,7 +202,7 @@ def summarise(folder: Path, scored: Scored, pairs: Sequence[Mapping[str, Any]], 
         "pairs": {pair["student"]: _outcome(pair) for pair in pairs},
         "cascades": _cascades(folder, scored, prompts),
         "effects": _effects(scored),
-        "training": _training(folder),
+        "training": training(folder),
     }
 
 
@@ -294,76 +294,3 @@ def _slice_lines(pair: Mapping[str, Any]) -> list[list[str]]:
 
 def _span(record: Mapping[str, float]) -> str:
     return f"{record['difference']:+.3f} [{record['low']:+.3f}, {record['high']:+.3f}]"
-
-
-# --- losses on the training rows --------------------------------------------------------------------------------------------
-
-
-def _training(folder: Path) -> dict[str, Any]:
-    """The anchor against each checkpoint on the training rows, and of each student its stages."""
-    about = {row["id"]: row for row in read_jsonl(folder / "prepare" / "rows.jsonl") if row["split"] == "train"}
-    anchor = _losses(folder / "anchor" / "sample_loss.jsonl")
-    checkpoints = {}
-    for path in sorted(folder.glob("cache/*/sample_loss.jsonl")):
-        teacher = _losses(path)
-        ids = [id for id in teacher if id in anchor and id in about]
-        if ids:
-            checkpoints[path.parent.name] = asdict(split_risk([anchor[id] for id in ids], [teacher[id] for id in ids]))
-    students = {}
-    for path in sorted(folder.glob("distill/*/*/stages.json")):
-        name = f"{path.parent.parent.name}/{path.parent.name}"
-        students[name] = {"stages": [_stage(record) for record in read_json(path)]}
-        manifest = path.parent / MANIFEST
-        students[name]["kept_stage"] = read_json(manifest).get("kept_stage") if manifest.is_file() else None
-        students[name] |= _weights(path.parent / "weights.jsonl", about, students[name]["stages"])
-    return {"checkpoints": checkpoints, "students": students}
-
-
-def _losses(path: Path) -> dict[str, float]:
-    lines = read_jsonl(path) if path.is_file() else ()
-    return {line["id"]: line["nll"] for line in lines if line["split"] == "train"}
-
-
-def _stage(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: record.get(key) for key in ("stage", "chosen", "validation")}
-
-
-def _weights(path: Path, about: Mapping[str, Mapping[str, Any]], stages: list[dict[str, Any]]) -> dict[str, Any]:
-    """Adds to each stage the split of the losses that its weights were made of; returns mean weights by slice of the training rows.
-
-    Nothing for constant weights: their file says only what the other files do.
-    """
-    lines = read_jsonl(path) if path.is_file() else iter(())
-    first = next(lines, None)
-    if first is None or first["anchor_nll"] is None:
-        return {}
-    by_stage: dict[int, list[dict[str, Any]]] = {}
-    for line in chain([first], lines):
-        by_stage.setdefault(line["stage"], []).append(line)
-    for stage in stages:
-        mine = by_stage.get(stage["stage"], [])
-        if mine:
-            stage["train"] = asdict(split_risk([line["anchor_nll"] for line in mine], [line["teacher_nll"] for line in mine]))
-            weights = np.array([line["weight"] for line in mine])
-            low, middle, high = np.quantile(weights, [0.05, 0.5, 0.95]).tolist()
-            stage["weight"] = {"mean": float(weights.mean()), "p05": low, "median": middle, "p95": high}
-    ids = [line["id"] for line in next(iter(by_stage.values()))]
-    keys = {key: [(about.get(id) or {}).get(key) for id in ids] for key in ("subdomain", "language", "answer")}
-    slices = [
-        one for key, values in keys.items() for one in by_value("label" if key == "answer" else key, values) if _repeats(values)
-    ]
-    tables = {number: np.array([line["weight"] for line in mine]) for number, mine in by_stage.items()}
-    return {
-        "weights": [
-            {
-                "key": one.key, "value": one.value, "rows": len(one.places),
-                "by_stage": {str(number): float(table[one.places].mean()) for number, table in tables.items()},
-            }
-            for one in slices
-        ]
-    }  # fmt: skip
-
-
-def _repeats(values: Sequence[str | None]) -> bool:
-    """Whether values are kinds that rows share, as labels are, not texts of their own."""
-    return len(set(values)) <= max(2, len(values) // 5)

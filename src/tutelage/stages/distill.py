@@ -1,6 +1,7 @@
 """distill: one student for every method and seed, each with the same rows, steps, stages and resets.
 
-Writes distill/METHOD/seed-K/: the student (plain `save_pretrained`), stages.json, weights.jsonl, log.jsonl, probe.json.
+Writes distill/METHOD/seed-K/: the student (plain `save_pretrained`), stages.json, validation_rows.jsonl,
+weights.jsonl, log.jsonl, probe.json.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import nn
 from tutelage import lineage, losses
 from tutelage.artifacts import Work, read_json
 from tutelage.data import EncodedRow, pad_id_of
-from tutelage.distillation import Distillation, Plan, Validation
+from tutelage.distillation import Distillation, Plan, Validation, ValidationRow
 from tutelage.methods import Method, find_method
 from tutelage.mixtures import Ensemble, mixture_shares
 from tutelage.models import load_trainable, merged, save_student
@@ -102,8 +103,10 @@ def _teacher(space: Workspace, parts: Method, rows: Sequence[EncodedRow]) -> tup
 
 
 def _validate(space: Workspace, model: nn.Module) -> Validation:
-    score, found = space.evaluator.quick(model, space.exam("validation"))
-    return Validation(score, float(found.rows.mean()))
+    exam = space.exam("validation")
+    score, scores, losses = space.evaluator.quick(model, exam)
+    rows = zip(exam.examples, losses.rows.tolist(), scores, strict=True)
+    return Validation(score, float(losses.rows.mean()), [ValidationRow(example.id, *row) for example, *row in rows])
 
 
 def _say(space: Workspace, record: dict[str, Any]) -> None:

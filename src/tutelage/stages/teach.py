@@ -95,7 +95,7 @@ def _validate(space: Workspace, folder: Path, checkpoint: Path) -> dict[str, Any
     model = space.load(space.recipe.teacher, checkpoint)
     exam = space.exam("validation")
     with space.screen.progress(f"validate {checkpoint.name}", len(exam.examples)) as advance:
-        score, losses = space.evaluator.quick(model, exam, advance)
+        score, _, losses = space.evaluator.quick(model, exam, advance)
     found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": float(losses.rows.mean())}
     save_file({"tokens": losses.tokens}, str(kept.with_suffix(".safetensors")))
     write_json(kept, found)
