@@ -76,6 +76,14 @@ def test_a_validation_row_has_the_means_of_its_own_tokens(tmp_path):
     assert losses == {**dict(zip(CHECKPOINTS, (2.0, 3.0, 4.0, 5.0), strict=True)), "td/seed-0": 0.5}
 
 
+def test_a_validation_row_has_its_loss_after_each_stage(tmp_path, capsys):
+    run = explained_run(tmp_path)
+    lines = [{"id": id, "stage": stage, "nll": 1.5 / stage, "score": 0.0} for stage in (1, 2) for id in ("v0", VALIDATION)]
+    write_jsonl(run / "distill/scd/seed-0/validation_rows.jsonl", lines)
+    explain(run, VALIDATION)
+    assert "scd/seed-0\t1.500\t0.750" in capsys.readouterr().out
+
+
 def test_the_story_in_words(tmp_path):
     story = row_story(explained_run(tmp_path), TRAIN)
     for student in story["weights"]:

@@ -30,8 +30,9 @@ def row_story(run: Path, id: str) -> dict[str, Any]:
     """What a run knows of a row: JSON-able.
 
     `row` (as in prepare/rows.jsonl), `best` (name of T*), `losses` (checkpoint or model: nats an answer token), `cross_fit` (the
-    same from models that were not trained on the row; with `fold`), `weights` (student: its lines of weights.jsonl), `answers`
-    (model: its line of predictions.jsonl). Raises DataError where there is no such row, with the ids that are nearest.
+    same from models that were not trained on the row; with `fold`), `weights` (student: its lines of weights.jsonl), `stages`
+    (student: its lines of validation_rows.jsonl), `answers` (model: its line of predictions.jsonl). Raises DataError where there
+    is no such row, with the ids that are nearest.
     """
     row = _row(run, id)
     checkpoints, models = _losses(run, row)
@@ -40,9 +41,8 @@ def row_story(run: Path, id: str) -> dict[str, Any]:
         "best": dig(read_or_none(run / "teach/checkpoints.json"), "best"),
         "losses": checkpoints | models,
         "cross_fit": next(_lines_of(run / "cross_fit/sample_loss.jsonl", id), None),
-        "weights": {
-            _student(path): lines for path in _sorted(run, "distill/*/*/weights.jsonl") if (lines := [*_lines_of(path, id)])
-        },
+        "weights": _by_student(run, "weights.jsonl", id),
+        "stages": _by_student(run, "validation_rows.jsonl", id),
         "answers": _answers(run, id),
     }
 
@@ -81,8 +81,10 @@ def _sorted(run: Path, pattern: str) -> list[Path]:
     return sorted(run.glob(pattern))
 
 
-def _student(path: Path) -> str:
-    return f"{path.parent.parent.name}/{path.parent.name}"
+def _by_student(run: Path, file: str, id: str) -> dict[str, list[dict[str, Any]]]:
+    """Lines of the row in a file that each student has, of the students that have some."""
+    paths = {f"{path.parent.parent.name}/{path.parent.name}": path for path in _sorted(run, f"distill/*/*/{file}")}
+    return {student: lines for student, path in paths.items() if (lines := [*_lines_of(path, id)])}
 
 
 def _losses(run: Path, row: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -152,7 +154,7 @@ def explain(run: Path, id: str) -> None:
     print()
     for sentence in sentences(story):
         print(visible(sentence))
-    for title, head, lines in (*_loss_table(story), *_weight_table(story), *_answer_table(story)):
+    for title, head, lines in (*_loss_table(story), *_weight_table(story), *_stage_table(story), *_answer_table(story)):
         print(f"\n{title}")
         print_table("", head, lines)
 
@@ -242,6 +244,17 @@ def _weight(line: dict[str, Any] | None) -> str:
     return f"{line['weight']:.3f} of {line['checkpoint'].removeprefix('checkpoint-')}" if line else ""
 
 
+def _stage_table(story: dict[str, Any]) -> Iterator[Table]:
+    """What the row cost each student after each stage."""
+    stages = sorted({line["stage"] for lines in story["stages"].values() for line in lines})
+    rows = []
+    for student, lines in story["stages"].items():
+        by_stage = {line["stage"]: line["nll"] for line in lines}
+        rows.append([student, *(number(by_stage.get(stage)) for stage in stages)])
+    if rows:
+        yield "loss after each stage", ["student", *(f"stage {stage}" for stage in stages)], rows
+
+
 def _answer_table(story: dict[str, Any]) -> Iterator[Table]:
     if not story["answers"]:
         return
@@ -249,5 +262,6 @@ def _answer_table(story: dict[str, Any]) -> Iterator[Table]:
     for name, line in story["answers"].items():
         read, raw = (words(line.get(key), 60) for key in ("prediction", "raw"))
         plain = isinstance(line.get("prediction"), list) or read == raw
-        rows.append([name, number(line.get("score"), 2), number(line.get("nll")), read if plain else f"{read}, wrote: {raw}"])
-    yield "answers", ["model", "score", "loss", "answer"], rows
+        numbers = [number(line.get("score"), 2), number(line.get("nll")), number(line.get("confidence"), 2)]
+        rows.append([name, *numbers, read if plain else f"{read}, wrote: {raw}"])
+    yield "answers", ["model", "score", "loss", "confidence", "answer"], rows
