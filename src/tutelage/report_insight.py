@@ -16,7 +16,7 @@ import numpy as np
 from tutelage.calibration import TOLERANCE
 from tutelage.charts import Axis, cascade_chart, decades, histogram, reliability_diagram, scatter
 from tutelage.results import Results, Student, read_lines
-from tutelage.scored_rows import text_of
+from tutelage.rows import prompt_text
 from tutelage.slice_search import ALPHA
 from tutelage.slices import MEASURES
 from tutelage.theory import interval, perfect_gate, split_risk
@@ -230,7 +230,7 @@ def weight_ends(results: Results, student: Student) -> dict[str, Any] | None:
     wanted, about = {line["id"] for _, line in chosen}, {}
     for row in read_lines(results.folder / "prepare" / "rows.jsonl") if chosen else ():
         if row["id"] in wanted and row["split"] == "train":
-            about[row["id"]] = row | {"prompt": text_of(row["prompt"])}
+            about[row["id"]] = row | {"prompt": prompt_text(row["prompt"])}
     rows = [{"side": side, **line, "row": about[line["id"]]} for side, line in chosen if line["id"] in about]
     return {"model": student.name, "stage": stage, "rows": rows} if rows else None
 

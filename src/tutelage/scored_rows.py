@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,6 @@ def _lengths(folder: Path) -> dict[str, np.ndarray]:
 
     found = load_file(str(path))
     return {name: found[name].astype(np.int64) for name in ("prompts", "answers")}
-
-
-def text_of(prompt: str | Sequence[Mapping[str, str]]) -> str:
-    """A prompt as plain text: chat messages in a row."""
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
 def parameters(folder: Path, model: str) -> int | None:

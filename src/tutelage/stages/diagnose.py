@@ -19,7 +19,8 @@ from tutelage.artifacts import Work, read_json, write_json
 from tutelage.calibration import cascades, limits, reliability, router, sequence_probability
 from tutelage.effects import contrasts, effect_of
 from tutelage.records import write_jsonl
-from tutelage.scored_rows import Scored, check_scored, parameters, read_scored, text_of
+from tutelage.rows import prompt_text
+from tutelage.scored_rows import Scored, check_scored, parameters, read_scored
 from tutelage.slice_search import ALPHA, FEWEST_ROWS, Prompts, members, read_prompts, search
 from tutelage.slices import MEASURES, MOST_VALUES, Answers, Slice, by_amount, by_value, measure_slices
 from tutelage.tasks.metrics import entity_counts
@@ -65,7 +66,7 @@ def run(space: Workspace | Path) -> None:
 def diagnose(folder: Path) -> None:
     """Write the three files, whatever is there already. Errors as in `run`."""
     scored = read_scored(folder)
-    texts = [text_of(row["prompt"]) for row in scored.rows]
+    texts = [prompt_text(row["prompt"]) for row in scored.rows]
     known = {key: [row.get(key) for row in scored.rows] for key in ("language", "subdomain")}
     prompts = read_prompts(texts, known) if len(texts) >= FEWEST_ROWS else None
     if prompts is None:
