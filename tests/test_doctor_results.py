@@ -168,13 +168,21 @@ def test_what_was_foretold_is_shown_beside_what_it_took(space):
     from tutelage.foretold import beside_truth, in_words, keep
 
     students = space.recipe.distill.students
-    assert beside_truth(space.folder, students) == []
-    keep(space.folder, {"prepare": 4.0, "teach": 120.0, "cache": 0.0})
-    assert [(one.stage, one.foretold, one.true is None) for one in beside_truth(space.folder, students)] == [
-        ("prepare", 4.0, False),
-        ("teach", 120.0, True),
-    ]
+    assert beside_truth(space.folder, students) == {}
+    keep(
+        space.folder, seconds={"prepare": 4.0, "teach": 120.0, "cache": 0.0}, disk={"teach": 9000, "free": 1}, memory={"prepare": 7}
+    )
+    told = beside_truth(space.folder, students)
+    assert {measure: [(one.stage, one.foretold) for one in own] for measure, own in told.items()} == {
+        "seconds": [("prepare", 4.0), ("teach", 120.0)],
+        "disk": [("teach", 9000)],
+        "memory": [("prepare", 7)],
+    }
+    assert told["seconds"][1].true is None and told["disk"][0].true is None
+    assert 50e6 < told["memory"][0].true < 100e9  # of this process
     teach(space, 1.0, 0.5)
     told = beside_truth(space.folder, students)
-    assert told[1].true == 1.0
-    assert in_words(told).startswith("foretold 2 min, took ") and in_words(told).endswith("teach 1 s for 2 min)")
+    assert told["seconds"][1].true == 1.0
+    assert told["disk"][0].true == sum(path.stat().st_size for path in (space.folder / "teach").rglob("*") if path.is_file())
+    assert in_words(told["seconds"]).startswith("foretold 2 min, took ")
+    assert in_words(told["seconds"]).endswith("teach 1 s for 2 min)")

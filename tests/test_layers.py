@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "tutelage"
 
 LAYERS = (
-    "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui cells methods",
+    "errors records recipe_schema recipe_yaml recipe_checks config artifacts ui memory cells methods",
     "tasks tasks.* sources columns entities shapes",
     "schedule weighting divergences gradients objective theory rows charts page results resampling statistics slices slice_search"
     " calibration effects scored_rows outside watching runs explaining card_text cards foretold wording browsing report_sections"

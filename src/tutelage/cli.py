@@ -81,7 +81,7 @@ def _show(space: Workspace) -> None:
     from tutelage.stages.evaluate import show_scores
 
     show_scores(space.folder)
-    if told := beside_truth(space.folder, space.recipe.distill.students):
+    if told := beside_truth(space.folder, space.recipe.distill.students).get("seconds"):
         space.screen.say(in_words(told))
     space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
 
@@ -155,9 +155,10 @@ def doctor(
     from tutelage.foretold import keep
 
     checks = examine_file(recipe, overrides or [], probe=probe, say=lambda text: print(text, file=sys.stderr))
-    told = next((check.numbers["foretold"] for check in checks if "foretold" in check.numbers), None)
-    if told:
-        keep(Path(load_recipe(recipe, overrides or []).recipe.output_dir), told)
+    told = {check.name: check.numbers for check in checks if check.area == "budget"}
+    if "foretold" in told.get("time", {}):
+        folder = Path(load_recipe(recipe, overrides or []).recipe.output_dir)
+        keep(folder, seconds=told["time"]["foretold"], disk=told["disk"], memory=told["memory"])
     if as_json:
         print(to_json(checks))
     else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tutelage.artifacts import Work, fingerprint, read_json
 from tutelage.config import flatten, varied
 from tutelage.lineage import inputs_of
+from tutelage.memory import peak_memory
 from tutelage.recipe_schema import Model, Recipe
 from tutelage.records import Example, read_jsonl
 from tutelage.tasks import make_task
@@ -84,7 +85,9 @@ class Workspace:
             return
         for note in work.notes:
             self.screen.say(note)
-        yield work
+        with peak_memory() as peak:
+            yield work
+            work.about["memory"] = peak()
         work.finish(time.monotonic() - began)
 
     # --- what `prepare` wrote -----------------------------------------------------------------------------------------------

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from tutelage.data import EncodedRow, pad_id_of
 from tutelage.doctor.fit_checks import Fitted
 from tutelage.doctor.payoff import Pair
 from tutelage.evaluation import Evaluator
+from tutelage.memory import peak_memory
 from tutelage.models import device, load_trainable, merged
 from tutelage.precision import bf16_pays
 from tutelage.recipe_schema import Recipe
@@ -99,31 +98,6 @@ class _Stopwatch(TrainerCallback):
         return float(spans.mean()) if len(spans) else 0.0
 
 
-@contextmanager
-def peak_memory() -> Iterator[Callable[[], int]]:
-    """Gives a function that says, afterwards, the most memory that was held: of the accelerator, or of this process on a CPU."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        yield torch.cuda.max_memory_allocated
-        return
-    import psutil  # accelerate needs it, so it is there
-
-    process, stop = psutil.Process(), threading.Event()
-    seen = [process.memory_info().rss]
-
-    def watch() -> None:
-        while not stop.wait(0.02):
-            seen[0] = max(seen[0], process.memory_info().rss)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: seen[0]
-    finally:
-        stop.set()
-        thread.join()
-
-
 class Trials:
     """The trial of a recipe on `count` of its rows, in `folder`."""
 
@@ -172,7 +146,7 @@ class Trials:
 
     def _try(self, role: str) -> tuple[Part, np.ndarray]:
         part, sections, watch = Part(), ("teach",) if role == "teacher" else ("distill", "anchor"), _Stopwatch()
-        with peak_memory() as peak:
+        with peak_memory(every=0.02) as peak:
             model, part.load = self._timed(lambda: load_trainable(getattr(self.recipe, role), None, self.recipe.seed))
             trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
             kept = 12 * trained < shutil.disk_usage(self.folder.parent).free / 2  # weights and two moments in float32
