@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from project import write_rows
-from test_doctor import LABELS, rows, texts
+from project import LABELS, write_rows
+from sound_project import rows, texts
 from tiny import save_pair
 from tutelage.config import load_recipe
 from tutelage.doctor import examine_file, exit_code
