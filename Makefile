@@ -10,7 +10,7 @@ demo: $(VENV)/.made
 	$(BIN)/tutelage demo runs/demo $(foreach task,$(TASK),--task $(task))
 
 test: $(VENV)/.made
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Planted truths: fails if a mechanism of the method stops doing what the theory says. About two and a half minutes on two idle cores.
 evidence-quick: $(VENV)/.made
