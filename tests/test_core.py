@@ -94,6 +94,17 @@ def gradient_of_one_step(folder: Path, batch_size: int, accumulation: int, guida
     return torch.cat([p.detach().flatten() for p in model.parameters()]) - before
 
 
+def test_bfloat16_trains_without_a_gpu(tmp_path):
+    """As a recipe that says nothing of `use_cpu` asks for it, on a processor that is fast in bfloat16."""
+    losses = []
+    for bf16 in (True, False):
+        args = training_arguments(tmp_path / str(bf16), {"bf16": bf16, "max_steps": 1, "logging_steps": 1}, seed=0)
+        trainer = DistillTrainer(tiny_model(0), args, encoded(8), vocabulary=VOCABULARY, pad_id=PAD)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+
+
 def test_accumulation_does_not_change_the_gradient(tmp_path):
     source = cached(tmp_path / "cache", teachers(), encoded(8))
     weight = np.linspace(0, 1, 8)

@@ -27,6 +27,7 @@ from tutelage.divergences import Divergence
 from tutelage.errors import ConfigError
 from tutelage.head_loss import HeadLoss, Question
 from tutelage.heads import takes_logits_to_keep
+from tutelage.models import device
 from tutelage.taid import Interpolation
 from tutelage.teachers import TeacherSource
 from tutelage.token_store import answer_lengths, row_lengths
@@ -241,7 +242,12 @@ def training_arguments(folder: Path, given: dict[str, Any], *, seed: int, epochs
     }
     if epochs is not None:
         decided["num_train_epochs"] = epochs
-    defaults = {"report_to": "none", "logging_steps": 10, "dataloader_pin_memory": torch.cuda.is_available()}
+    defaults = {
+        "report_to": "none",
+        "logging_steps": 10,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": device().type == "cpu",  # said aloud, or transformers refuses bfloat16 where there is no GPU
+    }
     return TrainingArguments(**{**defaults, **given, **decided})
 
 
