@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from project import Command, make_project, run_to_the_end
 from tutelage import probe
 from tutelage.records import read_jsonl, write_jsonl
+from tutelage.stages import prepare
 
 
 @pytest.fixture
@@ -252,6 +254,19 @@ def test_decoding_by_labels_never_leaves_the_label_set(tmp_path, command):
     assert right and all(0 <= line["confidence"] <= 1 for line in lines)
     for line in right:  # the loss on gold tells how sure the model was of it, the end included
         assert line["confidence"] == pytest.approx(math.exp(-line["nll"] * tokens[line["id"]]), rel=1e-3)
+
+
+def test_a_whole_run_in_bfloat16(tmp_path, monkeypatch, command):
+    """Where a processor is fast in it, a recipe that says nothing of precision is run in bfloat16, and says so."""
+    monkeypatch.setattr(prepare, "bf16_pays", lambda kind: (True, "this is a test"))
+    recipe = make_project(tmp_path, distill={"num_stages": 1})
+    words = yaml.safe_load(recipe.read_text())
+    del words["trainer"]["bf16"], words["trainer"]["use_cpu"]
+    recipe.write_text(yaml.safe_dump(words))
+    assert command("run", recipe) == 0 and "precision: bfloat16, since this is a test" in command.err
+    assert all(isinstance(line["nll"], float) for line in read_jsonl(tmp_path / "run/evaluate/predictions.jsonl"))
+    assert command("run", recipe, "trainer.bf16=false", f"output_dir={tmp_path / 'other'}") == 0
+    assert "precision:" not in command.err
 
 
 def test_a_training_that_diverged_is_told_as_such(tmp_path, command):

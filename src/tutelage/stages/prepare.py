@@ -55,7 +55,8 @@ def run(space: Workspace) -> None:
         _check_fit(space, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
         bf16, why = bf16_pays(device().type)
-        notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
+        if not {"bf16", "fp16"} & recipe.trainer.keys():
+            notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
         for note in notes:
             space.screen.say(note)
         counts = ", ".join(f"{lengths[split]['rows']:,} {split}" for split in SPLITS)
