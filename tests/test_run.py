@@ -132,6 +132,12 @@ def test_a_stage_never_builds_on_a_stale_one(finished, command):
     assert command("distill", finished / "recipe.yaml") == 0
 
 
+def test_processes_of_a_launcher_do_not_write_one_folder(finished, command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("distill", finished / "recipe.yaml") == 2
+    assert "as 2 processes" in command.err and "tutelage compare" in command.err
+
+
 def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):
     test = finished / "data/test.jsonl"
     assert command("predict", finished / CELL, "--input", test) == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tutelage.errors import RunLockedError, StaleArtifactError
+from tutelage.errors import ConfigError, RunLockedError, StaleArtifactError
 
 STARTED, MANIFEST = "started.json", "manifest.json"
 VERSIONS_OF = ("tutelage", "torch", "transformers", "peft", "datasets")
@@ -168,9 +169,20 @@ def versions() -> dict[str, str]:
     return found
 
 
+def one_process() -> None:
+    """Raises ConfigError in one of several processes that a launcher started: each would write the same files."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise ConfigError(
+            f"a launcher started this as {count} processes, and a folder has one writer: start it as one process, without"
+            " `accelerate launch` or `torchrun`. Several GPUs train several students: `tutelage compare RECIPE --jobs GPUS`"
+        )
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process. Raises RunLockedError if another one has it."""
+    """Hold the run folder for this process. Raises RunLockedError if another one has it, ConfigError as in `one_process`."""
+    one_process()
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(run / ".lock"))
     try:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from tutelage.artifacts import Work, digest, folder_fingerprint
+from tutelage.artifacts import Work, digest, folder_fingerprint, one_process
 from tutelage.caching import CacheBuilder, each_checkpoint
 from tutelage.data import EncodedRow, Encoder, pad_id_of
 from tutelage.distillation import Distillation, Plan, Validation
@@ -122,6 +122,7 @@ class SCDTrainer:
 
         Raises StaleArtifactError if output_dir holds work of other settings.
         """
+        one_process()
         args = self.args
         plan, how = self._plan(), Weighting(gamma=args.gamma, bias=args.bias)
         method = find_method(args.method)
