@@ -56,7 +56,7 @@ def test_a_folder_with_splits_is_taken_as_it_is(tmp_path):
         write_rows(tmp_path / "data" / f"{split}.jsonl", rows(split))
     sketch = initialise("data", output=Path("recipes/one.yaml"))
     recipe, _ = read(sketch)
-    assert recipe.data.dataset == "data" and sketch.written == []
+    assert recipe.data.dataset == "data" and not Path("recipes/one_data").exists()
     assert (recipe.task.language, recipe.data.max_length) == ("en", 96)
     assert "SmolLM2" in recipe.teacher.model_name_or_path
 
@@ -118,11 +118,11 @@ def test_conversations_are_told_by_their_answers(tmp_path):
 def test_what_is_missing_is_said(tmp_path):
     teacher, _ = save_pair(tmp_path / "models")
     own = rows("train")
-    own[5]["label"] = ""
+    own[5]["label"] = ["red", "blue"]
     write_rows(tmp_path / "r.jsonl", own)
     sketch = initialise("r.jsonl", str(teacher))
     load_recipe(sketch.path)
-    assert any("tutelage shrink" in line for line in sketch.missing) and any("empty" in line for line in sketch.missing)
+    assert any("tutelage shrink" in line for line in sketch.missing) and any("multi-label" in line for line in sketch.missing)
 
 
 def test_a_large_teacher_gets_adapters_and_a_student_of_its_family(tmp_path):
@@ -166,3 +166,126 @@ def test_a_question_and_an_answer_under_other_names():
 def test_columns_that_tell_nothing_are_refused():
     with pytest.raises(DataError, match="rename two of them"):
         guess_rows([{"a": n, "b": n * 2} for n in range(30)])
+
+
+# --- files as people have them ------------------------------------------------------------------------------------------------
+
+
+def tickets(count: int = 120) -> list[dict]:
+    return [{"Message": f'{text}, "quoted"\nsecond line', "Category": LABELS[n % 3]} for n, text in enumerate(texts(count, 4))]
+
+
+def test_a_spreadsheet_saved_with_semicolons_is_read(tmp_path):
+    with Path("t.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, ["Message", "Category"], delimiter=";", lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(tickets())
+    recipe, found = read(initialise("t.csv"))
+    assert recipe.data.columns == {"text": "Message", "label": "Category"}
+    assert sum(len(own) for own in found.examples.values()) == 120
+    assert all("second line" in example.prompt for example in found.examples["train"])
+
+
+def test_utf_16_is_named_as_what_it_is(tmp_path):
+    Path("t.csv").write_bytes("text\tlabel\nthe lamp\tred\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"UTF-16.*iconv -f UTF-16"):
+        initialise("t.csv")
+
+
+def test_a_table_without_names_of_columns_is_refused(tmp_path):
+    lines = [f'"{text}",{LABELS[n % 3]}\n' for n, text in enumerate(texts(60, 4))]
+    Path("t.csv").write_text("".join(lines))
+    with pytest.raises(DataError, match=r"first line.*names of the columns"):
+        initialise("t.csv")
+
+
+def test_dates_and_ticket_numbers_are_no_labels(tmp_path):
+    own = [
+        {"Ticket ID": f"T-{n:036}", "Customer Message": text, "Routed To": LABELS[n % 3], "Opened": f"2024-01-{n % 28 + 1:02}"}
+        for n, text in enumerate(texts(120, 4))
+    ]
+    write_csv(tmp_path / "t.csv", own)
+    assert guess_rows(own).columns == {"text": "Customer Message", "label": "Routed To"}
+
+
+def test_entities_under_the_name_of_a_label_are_entities(tmp_path):
+    own = [{"text": f"number {n * 37} is it", "label": [[7, 7 + len(str(n * 37)), "ID"]]} for n in range(60)]
+    write_rows(tmp_path / "doccano.jsonl", own)
+    recipe, found = read(initialise("doccano.jsonl"))
+    assert (recipe.task.type, recipe.data.columns) == ("ner", {"entities": "label"})
+    assert found.examples["train"][0].answer.startswith("ID: ")
+
+
+def test_rows_without_an_answer_are_left_out_of_the_split(tmp_path):
+    own = [{"text": text, "label": LABELS[n % 3] if n % 10 else ""} for n, text in enumerate(texts(120, 4))]
+    write_csv(tmp_path / "t.csv", own)
+    sketch = initialise("t.csv")
+    _, found = read(sketch)
+    assert sketch.missing == []
+    assert sum(len(one) for one in found.examples.values()) == 108
+    assert any("12 of 120 rows have no answer" in line for line in sketch.found)
+
+
+def test_a_validation_file_under_another_name_is_the_test(tmp_path):
+    write_rows(tmp_path / "data" / "train.jsonl", rows("train"))
+    write_rows(tmp_path / "data" / "dev.jsonl", rows("validation"))
+    recipe, found = read(initialise("data"))
+    assert recipe.data.test_split == "dev" and len(found.examples["test"]) == 60
+
+
+def test_too_few_rows_to_split_are_refused(tmp_path):
+    write_csv(tmp_path / "t.csv", tickets(2))
+    with pytest.raises(DataError, match="2 rows"):
+        initialise("t.csv")
+    assert not Path("t_data").exists() and not Path("t.yaml").exists()
+    Path("lines.txt").write_text("".join(f"{text}\tred\n" for text in texts(30, 2)))  # a table, read as CoNLL
+    with pytest.raises(DataError, match=r"\.tsv"):
+        initialise("lines.txt")
+
+
+def test_a_single_label_is_told(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"text": text, "label": "ok"} for text in texts(120, 4)])
+    assert any("one label" in line for line in initialise("t.csv").missing)
+
+
+def test_questions_about_one_passage_stay_on_one_side(tmp_path):
+    own = [
+        {"question": f"Which word is number {k} of {n}?", "context": text, "answers": [text.split()[k]]}
+        for n, text in enumerate(texts(90, 6))
+        for k in range(1, 5)
+    ]
+    write_rows(tmp_path / "t.jsonl", own)
+    _, found = read(initialise("t.jsonl"))
+    passages = [{example.prompt.split("Question:")[0] for example in split} for split in found.examples.values()]
+    assert not passages[0] & passages[1] and not passages[0] & passages[2] and not passages[1] & passages[2]
+
+
+def test_enough_rows_are_held_out_where_there_are_enough(tmp_path):
+    teacher, student = save_pair(tmp_path / "models")
+    write_csv(tmp_path / "t.csv", [{"text": text, "label": LABELS[n % 3]} for n, text in enumerate(texts(260, 4))])
+    checks = examine_file(initialise("t.csv", str(teacher), str(student)).path)
+    assert exit_code(checks) == 0, [check for check in checks if check.status not in ("passed", "skipped")]
+
+
+def test_nothing_is_said_of_lengths_of_rows_that_cannot_be_read(tmp_path):
+    own = [{**row, "label": ["red", "blue"]} for row in rows("train")]
+    write_rows(tmp_path / "data" / "train.jsonl", own)
+    write_rows(tmp_path / "data" / "test.jsonl", rows("test"))
+    sketch = initialise("data")
+    assert any("multi-label" in line for line in sketch.missing)
+    assert "max_length" not in sketch.text and "rows in ten" not in sketch.text
+
+
+def test_what_was_guessed_is_said_in_a_line(tmp_path):
+    write_csv(tmp_path / "t.csv", tickets())
+    first = initialise("t.csv").found[0]
+    assert "classification" in first and "Category has 3 values" in first
+
+
+def test_a_small_batch_is_made_up_for_by_accumulation(tmp_path):
+    own = [{"text": f"{text} " * 20, "label": LABELS[n % 3]} for n, text in enumerate(texts(400, 4))]
+    write_csv(tmp_path / "t.csv", own)
+    recipe, _ = read(initialise("t.csv"))
+    arguments = recipe.trainer_arguments("teach")
+    assert arguments["per_device_train_batch_size"] < 16
+    assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 16

@@ -179,11 +179,9 @@ def init(
     sketch = initialise(data, teacher, student, output)
     for line in sketch.found:
         print(line)
-    for path in sketch.written:
-        print(f"wrote {path}")
     for line in sketch.missing:
         print(f"still to do: {line}")
-    print(f"{sketch.path}: look it over, then `tutelage doctor {sketch.path}`")
+    print(f"wrote {sketch.path}: look it over, then `tutelage doctor {sketch.path}`")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,8 +33,11 @@ LABEL_NAMES = (
     "type",
 )
 ANSWER_NAMES = ("answer", "response", "completion", "output", "reply", "target", "summary", "translation")
-ASIDE = ("id", "idx", "index", "uuid", "split", "language", "lang", "source", "url", "date", "time", "subdomain", "author")
+ASIDE = frozenset({"split", "language", "lang", "source", "subdomain", "author"})
 """Names of columns that are about a row and no part of it."""
+ASIDE_WORDS = frozenset({"id", "idx", "index", "uuid", "url", "date", "time"})
+"""Words that make any name one of those."""
+DATE = re.compile(r"(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{2,4})([T ][\d:.,+Z -]*)?")
 SHORT = 60
 """Mean characters of a label, at most."""
 
@@ -53,6 +57,8 @@ class Guess:
     """Whether rows are conversations."""
     native: bool = True
     """Whether the prompt is made by the task's own template."""
+    gold: str | None = None
+    """The column of the answer; None in conversations, which hold it."""
     beside: frozenset[str] = frozenset()
     """Columns that say nothing of what is asked: ids and gold."""
 
@@ -76,9 +82,10 @@ def _by_names(rows: Sequence[Row]) -> Guess | None:
         shape = next(iter(shapes))
         if len(shapes) == 1 and shape in NATIVE[task]:
             reading = read_columns(rows[0], Task(type=task), Data())
-            gold = SHAPES[shape][-1]
-            why = f"rows have {' + '.join(reading.renamed.get(name, name) for name in SHAPES[shape])}"
-            return Guess(task, why=why, beside=frozenset({"id", gold, reading.renamed.get(gold, gold), "choices"} - {"text"}))
+            names = [reading.renamed.get(name, name) for name in SHAPES[shape]]
+            if shape == "label" and _column(names[-1], rows).kind == "entities":
+                return None  # what annotation tools write: told by what it holds
+            return Guess(task, why=f"rows have {' + '.join(names)}", gold=names[-1], beside=frozenset({"id", names[-1], "choices"}))
     return None
 
 
@@ -100,8 +107,9 @@ def _shared(rows: Sequence[Row], data: Data) -> Guess | None:
         with suppress(DataError):
             answers.append(example_from_row(row, where="", split="train", task=Task(type="qa"), data=data, labels=None).answer)
     counts, gold = Counter(answers), SHAPES[shape][-1]
-    beside = frozenset({"id", data.columns.get(gold, gold)} - {"messages", "conversations"})
-    more = {"columns": dict(data.columns), "chat": chat, "native": False, "beside": beside}
+    gold = None if gold in ("messages", "conversations") else data.columns.get(gold, gold)
+    beside = frozenset({"id", gold} - {None})
+    more = {"columns": dict(data.columns), "chat": chat, "native": False, "gold": gold, "beside": beside}
     if len(counts) > 1 and len(counts) * 3 <= len(answers) and sum(map(len, counts)) <= SHORT * len(counts):
         return Guess("classification", why=f"{len(counts)} different answers in {len(answers):,} rows", **more)
     lines = [line for answer in answers for line in answer.splitlines() if line.strip().casefold() != NO_ENTITIES]
@@ -136,12 +144,14 @@ class _Column:
     """Mean characters."""
     kind: str
     """`text`, `number`, `entities`, `tags`, `words` or `other`."""
+    named: bool
+    """Whether the name is one of the values, as in a table whose first row was taken for names."""
 
 
 def _by_contents(rows: Sequence[Row]) -> Guess | None:
     columns = [_column(name, rows) for name in dict.fromkeys(name for row in rows for name in row)]
     columns = [column for column in columns if column.filled > 0.5 * len(rows)]
-    free = [c for c in columns if c.name.casefold() not in ASIDE]
+    free = [c for c in columns if not _aside(c.name)]
     texts = sorted((c for c in free if c.kind == "text" and c.distinct > 0.3 * c.filled), key=lambda c: -c.length)
     kinds = {c.kind: c for c in reversed(free)}
     aside = _language(columns, rows)
@@ -153,6 +163,11 @@ def _by_contents(rows: Sequence[Row]) -> Guess | None:
     labels = [c for c in labels if not texts or c is not texts[0]]
     if texts and labels:
         label = _by_hint(labels, LABEL_NAMES)
+        if label.named and " " in texts[0].name:
+            raise DataError(
+                f"the first line, {texts[0].name!r} and {label.name!r}, looks like a row: write a line with the names of the"
+                " columns in front of it, e.g. text,label, and try again"
+            )
         guess = _mapped("classification", {"text": texts[0], "label": label}, aside, f"{label.name} has {label.distinct} values")
         others = [c.name for c in labels if c is not label]
         if others:
@@ -174,7 +189,7 @@ def _mapped(task: str, roles: dict[str, _Column], aside: dict[str, str], why: st
     columns = {ours: column.name for ours, column in roles.items() if column.name != ours} | aside
     told = ", ".join(f"{column.name} as {ours}" for ours, column in roles.items())
     gold = list(roles.values())[-1].name
-    return Guess(task, columns, why, [f"columns guessed by what they hold: {told}"], beside=frozenset({"id", gold}))
+    return Guess(task, columns, why, [f"columns guessed by what they hold: {told}"], gold=gold, beside=frozenset({"id", gold}))
 
 
 def _by_hint(columns: Sequence[_Column], names: Sequence[str]) -> _Column:
@@ -189,7 +204,11 @@ def _column(name: str, rows: Sequence[Row]) -> _Column:
     values = [row[name] for row in rows if row.get(name) not in (None, "")]
     shown = [str(value) for value in values]
     length = sum(map(len, shown)) / max(1, len(shown))
-    return _Column(name, len(values), len(set(shown)), length, _kind(values))
+    return _Column(name, len(values), len(set(shown)), length, _kind(values), name in shown)
+
+
+def _aside(name: str) -> bool:
+    return name.casefold() in ASIDE or not ASIDE_WORDS.isdisjoint(re.split(r"[\W_]+", name.casefold()))
 
 
 def _kind(values: Sequence[Any]) -> str:
@@ -197,14 +216,21 @@ def _kind(values: Sequence[Any]) -> str:
     lists = [value for value in first if isinstance(value, list) and value]
     if lists and all(isinstance(value, list) for value in first):
         entries = [entry for value in lists for entry in value]
-        if all(isinstance(entry, dict) and any(key in entry for key in TYPE_KEYS) for entry in entries):
+        if all(_is_entity(entry) for entry in entries):
             return "entities"
         if all(isinstance(entry, str) for entry in entries):
             return "tags" if all(TAG.fullmatch(entry) for entry in entries) else "words"
         return "other"
-    if any(isinstance(value, list | dict) for value in first):
+    if any(isinstance(value, list | dict) for value in first) or all(DATE.fullmatch(str(value)) for value in first):
         return "other"
     return "text" if any(isinstance(value, str) and not _is_number(value) for value in first) else "number"
+
+
+def _is_entity(entry: Any) -> bool:
+    """An object with a type, or [start, end, type]."""
+    if isinstance(entry, list):
+        return [type(part) for part in entry] == [int, int, str]
+    return isinstance(entry, dict) and any(key in entry for key in TYPE_KEYS)
 
 
 def _is_number(text: str) -> bool:

@@ -7,6 +7,7 @@ the recipe says so. No file is ever overwritten.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -16,28 +17,35 @@ from typing import Any
 
 import yaml
 
+from tutelage.columns import accepted_answers, map_columns
 from tutelage.config import load_recipe
+from tutelage.doctor.data_checks import FEW_JUDGING_ROWS
 from tutelage.doctor.languages import guess_language, language_shares
 from tutelage.errors import DataError, UserError
 from tutelage.guessing import Guess, guess_rows
-from tutelage.recipe_schema import Recipe
+from tutelage.recipe_schema import Data, Recipe
 from tutelage.recipe_yaml import Dumper
 from tutelage.records import SPLITS, Example
-from tutelage.rows import Rows, load_rows, normalised
+from tutelage.rows import Rows, load_rows, normalised, passages_of
 from tutelage.sources import ENDINGS, Row, find_files, read_rows
 from tutelage.tasks import template_for
 
 TEST_SHARE = 0.2
 """Share of the rows that become test rows where there are none."""
+MOST_SHARE = 0.3
+"""The most that is taken from training to judge by."""
 FEW_ROWS = 800
 """Training rows below which a fifth of them is held out instead of a tenth."""
 MANY_LABELS = 20
-"""Labels above which the default prompt, which lists them all, is cut down to the text."""
-LISTED_LABELS = 100
+"""Labels above which neither recipe nor prompt lists them."""
 LONGEST = 4096
 """Tokens above which long prompts are cut instead."""
 BATCH_TOKENS = 2048
 """Tokens of a training batch that a small machine takes."""
+BATCH = 16
+"""Rows of an optimizer step."""
+FEWEST_INPUTS = 10
+"""Different inputs below which rows are not split."""
 LARGE = 1e9
 """Weights of a teacher above which adapters are trained."""
 ENGLISH = ("HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -61,8 +69,6 @@ class Sketch:
     """What was seen in the data, a line each."""
     missing: list[str] = field(default_factory=list)
     """What is still to be done before the run can start, a line each; empty if nothing is."""
-    written: list[Path] = field(default_factory=list)
-    """Further files, where the rows had to be split."""
 
 
 def initialise(data: Path | str, teacher: str | None = None, student: str | None = None, output: Path | None = None) -> Sketch:
@@ -80,12 +86,13 @@ def initialise(data: Path | str, teacher: str | None = None, student: str | None
     files = _files(data)
     raw = {split: read_rows(names) for split, names in files.items()}
     guess = guess_rows([row for row, _ in raw["train"]])
-    sketch = Sketch(path, "", list(guess.notes))
-    section = _data_section(data, files, guess)
+    rows = ", ".join(f"{len(own):,} {split}" for split, own in raw.items())
+    sketch = Sketch(path, "", [f"{guess.task}: {guess.why}; {rows} rows", *guess.notes])
+    section, training = _data_section(data, files, guess), len(raw["train"])
     if "test" not in files and "validation" not in files:
-        section = _split(raw["train"], guess, path, sketch)
+        section, training = _split(raw["train"], guess, path, sketch)
     if not files.keys() >= {"validation", "test"}:  # one of them at most: it is the test
-        section["validation_share"] = 0.2 if len(raw["train"]) < FEW_ROWS else 0.1
+        section["validation_share"] = _share(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training)
     sketch.text = _Draft(section, guess, teacher, student, raw["train"], sketch).text()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:  # refuses a file that has come meanwhile
@@ -105,8 +112,13 @@ def _files(data: Path) -> dict[str, list[str]]:
     single = [path for path in sorted(data.iterdir()) if path.is_file() and path.suffix.lower() in ENDINGS]
     if len(single) == 1:
         return {"train": [str(single[0])]}
-    names = ", ".join(path.name for path in single[:6]) or "none"
-    raise DataError(f"{data} has no train.* file, and several or no others ({names}): name the file, or call one train{ENDINGS[0]}")
+    if not single:
+        raise DataError(f"{data} holds no file of rows ({', '.join(ENDINGS)})")
+    names = ", ".join(path.name for path in single[:6])
+    raise DataError(
+        f"{data} has no train file, and which of {names} holds the rows is not to be told: name it (tutelage init {single[0]}), or"
+        f" call it train{single[0].suffix}"
+    )
 
 
 def _data_section(data: Path, files: dict[str, list[str]], guess: Guess) -> dict[str, Any]:
@@ -114,7 +126,7 @@ def _data_section(data: Path, files: dict[str, list[str]], guess: Guess) -> dict
     if data.is_dir() and files.keys() - {"train"}:
         section: dict[str, Any] = {"dataset": str(data)}
         if "test" not in files:
-            section["test_split"] = "validation"
+            section["test_split"] = re.split(r"-\d+-of-", Path(files["validation"][0]).stem)[0]
     else:
         section = {split: names[0] if len(names) == 1 else names for split, names in files.items()}
         if "test" not in section and "validation" in section:
@@ -122,31 +134,59 @@ def _data_section(data: Path, files: dict[str, list[str]], guess: Guess) -> dict
     return section | ({"columns": guess.columns} if guess.columns else {})
 
 
-def _split(rows: list[tuple[Row, str]], guess: Guess, recipe: Path, sketch: Sketch) -> dict[str, Any]:
-    """Write train and test files of rows that came in one file; equal inputs stay on one side."""
+def _share(usual: float, rows: int) -> float:
+    """What of some rows is taken to judge by: the usual share, or as much more as makes enough rows."""
+    return max(usual, min(MOST_SHARE, math.ceil(100 * FEW_JUDGING_ROWS / max(1, rows)) / 100))
+
+
+def _split(rows: list[tuple[Row, str]], guess: Guess, recipe: Path, sketch: Sketch) -> tuple[dict[str, Any], int]:
+    """Write train and test files of rows that came in one file; returns the part of `data`, and how many rows are for training.
+
+    Equal inputs, and questions about one passage, stay on one side. Rows without an answer are left out.
+    """
     folder = recipe.with_name(f"{recipe.stem}_data")
     paths = {split: folder / f"{split}.jsonl" for split in ("train", "test")}
     if there := next((path for path in paths.values() if path.exists()), None):
         raise UserError(f"{there} is there already and would be lost: give another --output, or delete it first")
+    answered = [row for row, _ in rows if not _unanswered(row, guess)]
+    if answered and len(answered) < len(rows):
+        sketch.found.append(f"{len(rows) - len(answered):,} of {len(rows):,} rows have no answer ({guess.gold}) and are left out")
+    passages = passages_of([map_columns(row, Data(columns=guess.columns))[0] for row in answered]) if guess.task == "qa" else []
     groups: dict[str, list[Row]] = {}
-    for row, _ in rows:
-        inputs = {key: value for key, value in row.items() if key not in guess.beside}
-        groups.setdefault(normalised(json.dumps(inputs, ensure_ascii=False, sort_keys=True, default=str)), []).append(row)
+    for place, row in enumerate(answered):
+        groups.setdefault(normalised(passages[place] if passages else _input(row, guess)), []).append(row)
+    if len(groups) < FEWEST_INPUTS:
+        table = " (a .txt has a token and a tag a line; a table of texts and labels is a .tsv)" if guess.task == "ner" else ""
+        raise DataError(f"{len(answered):,} rows with {len(groups)} different inputs are too few to learn from and judge by{table}")
     keys = sorted(groups)
     random.Random(0).shuffle(keys)
     parts: dict[str, list[Row]] = {"train": [], "test": []}
+    wanted = _share(TEST_SHARE, len(answered)) * len(answered)
     for key in keys:
-        parts["test" if len(parts["test"]) < TEST_SHARE * len(rows) else "train"] += groups[key]
+        parts["test" if len(parts["test"]) < wanted else "train"] += groups[key]
     folder.mkdir(parents=True, exist_ok=True)
     for split, path in paths.items():
         with path.open("x", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in parts[split])
-        sketch.written.append(path)
     sketch.found.append(
-        f"no test rows: a seeded fifth of the {len(rows):,} rows, {len(parts['test']):,}, became {paths['test']},"
-        f" the rest {paths['train']}"
+        f"no test rows were given: {len(parts['test']):,} of the {len(answered):,} rows, drawn with a seed, became"
+        f" {paths['test']}, the others {paths['train']}"
     )
-    return {"dataset": str(folder)} | ({"columns": guess.columns} if guess.columns else {})
+    return {"dataset": str(folder)} | ({"columns": guess.columns} if guess.columns else {}), len(parts["train"])
+
+
+def _unanswered(row: Row, guess: Guess) -> bool:
+    """Whether there is nothing to learn from a row; that a text has no entities is something."""
+    if guess.gold is None:
+        return False
+    value = row.get(guess.gold)
+    return value is None or (isinstance(value, str) and not value.strip()) or (guess.task == "qa" and not accepted_answers(value))
+
+
+def _input(row: Row, guess: Guess) -> str:
+    """All of a row that is neither answer nor id."""
+    inputs = {key: value for key, value in row.items() if key not in guess.beside}
+    return json.dumps(inputs, ensure_ascii=False, sort_keys=True, default=str)
 
 
 class _Draft:
@@ -175,6 +215,11 @@ class _Draft:
             self.rows = self._read()
         examples = [] if self.rows is None else [e for split in SPLITS for e in self.rows.examples[split]]
         self.lengths, self.measured = _lengths(self._recipe(), examples) if examples else ([], False)
+        if self.rows and guess.task == "classification" and len(self._labels()) == 1:
+            sketch.missing.append(
+                f"all rows have the one label {self._labels()[0]!r}, so there is nothing to learn: is another column the label?"
+                " data.columns={label: ...} says which"
+            )
 
     def _models(self, teacher: str | None, student: str | None) -> dict[str, str]:
         pair = ENGLISH if self.language == "en" or not self.shares else MULTILINGUAL
@@ -232,10 +277,10 @@ class _Draft:
             mix = ", ".join(f"{code} {share:.0%}" for code, share in list(self.shares.items())[:4])
             lines.append(f"  # language: the texts look like {mix}; a column `language` says it row by row")
         labels = self._labels()
-        if labels and len(labels) <= LISTED_LABELS:
+        if labels and len(labels) <= MANY_LABELS:
             lines.append(f"  labels: {_value(labels)}")
         elif labels:
-            lines.append(f"  # labels: {len(labels)}, taken from the training rows")
+            lines.append(f"  # labels: {len(labels)}, as in the training rows; a list here would be the set that is allowed")
         return lines
 
     def _labels(self) -> list[str]:
@@ -247,20 +292,21 @@ class _Draft:
         notes = {
             "columns": "our name: the file's",
             "overlap": "some rows are in two splits; they are left out of the earlier one",
-            "test_split": "there are no test rows; validation rows are held out of training",
+            "test_split": "there are no test rows: these are, and validation rows are held out of training",
             "chat_template": "the rows are conversations",
             "validation_share": "no validation rows were given: this share of the training rows is held out",
             "template": f"the default prompt would list all {len(self._labels())} labels",
         }
         lines = ["data:"]
         lines += [f"  {key}: {_value(value)}{self._because(notes.get(key, ''))}" for key, value in self.section.items()]
-        longest = max(self.lengths, default=0)
-        how = "" if self.measured else "at most "
+        if not self.lengths:
+            return lines
+        longest, how = max(self.lengths), "" if self.measured else "about "
         wanted = max(64, -(-int(1.1 * longest) // 32) * 32)
         comment = f"the longest row has {how}{longest:,} tokens; shorter batches are not padded to this"
         if longest > LONGEST:
             lines.append("  too_long: truncate_prompt  # the start of longer prompts is cut, answers never")
-        lines.append(f"  max_length: {min(wanted, LONGEST)}{self._because(comment if longest else '')}")
+        lines.append(f"  max_length: {min(wanted, LONGEST)}{self._because(comment)}")
         return lines
 
     def _model_sections(self) -> list[str]:
@@ -272,12 +318,15 @@ class _Draft:
     def _training(self) -> list[str]:
         train = len(self.rows.examples["train"]) if self.rows else 0
         typical = sorted(self.lengths)[int(0.9 * (len(self.lengths) - 1))] if self.lengths else 256
-        batch = next((size for size in (16, 8, 4, 2) if size * typical <= BATCH_TOKENS), 1)
-        batch = min(batch, 4) if 0 < train < 200 else batch
+        whole = 4 if 0 < train < 200 else BATCH  # few rows give few steps
+        batch = next((size for size in (16, 8, 4, 2) if size <= whole and size * typical <= BATCH_TOKENS), 1)
+        size = f"nine rows in ten have at most {typical:,} tokens" if self.lengths else ""
         epochs = 0.5 if train > 20_000 else 1.0 if train > 5_000 else 2.0
+        more = [f"  gradient_accumulation_steps: {whole // batch}  # {whole} rows a step"] if batch < whole else []
         return [
             "trainer:",
-            f"  per_device_train_batch_size: {batch}  # nine rows in ten have at most {typical:,} tokens",
+            f"  per_device_train_batch_size: {batch}{self._because(size)}",
+            *more,
             "",
             "teach:",
             "  num_checkpoints: 4  # the student follows these",
@@ -297,12 +346,13 @@ class _Draft:
 
 def _value(value: Any) -> str:
     """A value as YAML on one line."""
-    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
+    style = '"' if "\n" in str(value) else None
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, default_style=style, allow_unicode=True, width=1_000_000)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _lengths(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[int], bool]:
-    """Tokens of every row, and whether they were counted: without a tokenizer here, half of the UTF-8 bytes, which is more."""
+    """Tokens of every row, and whether they were counted: without a tokenizer here, half of the UTF-8 bytes."""
     if Path(recipe.teacher.model_name_or_path).is_dir():
         from tutelage.models import load_tokenizer
         from tutelage.workspace import make_encoder

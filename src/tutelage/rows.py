@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import random
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tutelage.columns import own_id, read_columns
+from tutelage.columns import map_columns, own_id, read_columns
 from tutelage.errors import DataError, problems
 from tutelage.recipe_schema import Data, Recipe, Task
 from tutelage.records import SPLITS, Example
@@ -198,10 +199,15 @@ def _drafts(rows: list[tuple[Row, str]], recipe: Recipe, labels: list[str] | Non
 
 
 def _hold_out(raw: dict[str, list[tuple[Row, str]]], drafts: dict[str, Example], recipe: Recipe) -> str:
-    """Move a seeded share of the training rows to validation; rows of equal prompts stay together. Returns the note."""
+    """Move a seeded share of the training rows to validation; equal prompts and one passage's questions stay together.
+
+    Returns the note.
+    """
+    passages = passages_of([map_columns(row, recipe.data)[0] for row, _ in raw["train"]]) if recipe.task.type == "qa" else []
     groups: dict[str, list[str]] = {}
-    for _, where in raw["train"]:
-        key = normalised(prompt_text(drafts[where].prompt)) if where in drafts else where
+    for place, (_, where) in enumerate(raw["train"]):
+        key = passages[place] if passages else prompt_text(drafts[where].prompt) if where in drafts else where
+        key = normalised(key)
         groups.setdefault(key, []).append(where)
     keys, total = list(groups), len(raw["train"])
     random.Random(f"{recipe.seed}/hold out").shuffle(keys)
@@ -215,6 +221,12 @@ def _hold_out(raw: dict[str, list[tuple[Row, str]]], drafts: dict[str, Example],
     count = len(raw["validation"])
     share = f"{count / max(total, 1):.0%}, seed {recipe.seed}"
     return f"no validation rows given: {count:,} of {total:,} training rows ({share}) are held out"
+
+
+def passages_of(rows: Sequence[Row]) -> list[str]:
+    """The passage that each question is about; none where questions have none, or a tenth of them are about the same one."""
+    passages = [str(row.get("context") or "") for row in rows]
+    return passages if passages and max(Counter(passages).values()) <= len(rows) / 10 else []
 
 
 def _sample(rows: list[Any], most: int | None, seed: str) -> list[Any]:

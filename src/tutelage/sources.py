@@ -68,18 +68,26 @@ def read_rows(files: list[str]) -> list[tuple[Row, str]]:
     for name in files:
         path = Path(name)
         if path.suffix.lower() not in _READERS:
-            raise DataError(f"{path}: files end in {', '.join(_READERS)}; rename or convert it")
+            raise DataError(f"{path}: files end in {', '.join(_READERS)}; rename or convert it (a spreadsheet: save as CSV UTF-8)")
         try:
             found = list(_READERS[path.suffix.lower()](path))
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8, or convert it with iconv -f CP949 -t UTF-8 (CP949 for"
-                " Korean Excel files, SHIFT_JIS for Japanese, CP1252 for Western European)"
-            ) from None
+            raise DataError(_not_utf8(path, error.reason)) from None
         if not found:
             raise DataError(f"{path} is empty: there is no row in it")
         rows += found
     return rows
+
+
+def _not_utf8(path: Path, reason: str) -> str:
+    with path.open("rb") as file:
+        wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    if wide:
+        return f"{path}: UTF-16 text (Excel's Unicode Text); save it as CSV UTF-8, or convert it with iconv -f UTF-16 -t UTF-8"
+    return (
+        f"{path}: not UTF-8 text ({reason}); save it as UTF-8, or convert it with iconv -f CP949 -t UTF-8 (CP949 for"
+        " Korean Excel files, SHIFT_JIS for Japanese, CP1252 for Western European)"
+    )
 
 
 def read_hub(name: str, config: str | None, split: str, revision: str | None) -> list[tuple[Row, str]]:
@@ -187,7 +195,8 @@ def _flat(table: list[Any]) -> Iterator[Any]:
 def _read_table(path: Path) -> Iterator[tuple[Row, str]]:
     """CSV and TSV. The standard library's reader keeps line numbers and leaves every cell as text.
 
-    A TSV whose quotation marks cannot be those around cells is read as one that has none.
+    A TSV whose quotation marks cannot be those around cells is read as one that has none. A CSV whose header has semicolons and no
+    comma is what spreadsheets save where the comma is a decimal sign: its cells are apart by semicolons.
     """
     import csv
 
@@ -206,7 +215,10 @@ def _table_rows(path: Path, quoting: Any, tabs: bool) -> Iterator[tuple[Row, str
     import csv
 
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if tabs else ",", strict=True, quoting=quoting)
+        head = file.readline()
+        file.seek(0)
+        delimiter = "\t" if tabs else ";" if ";" in head and "," not in head else ","
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True, quoting=quoting)
         try:
             twice = [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]
             if twice:
