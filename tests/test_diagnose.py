@@ -239,3 +239,14 @@ def test_no_torch_is_loaded():
     code = "import sys; import tutelage.stages.diagnose; print({'torch', 'transformers', 'sklearn', 'pandas'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
+
+
+def test_a_difference_too_sure_for_a_number_is_told_first(tmp_path, capsys):
+    answers = {"teacher": [("x", 1.0), ("y", 1.0)], "anchor": [("x", 1.0), ("x", 0.0)]}
+    run(small_run(tmp_path, ["x", "y"], answers, rows=2600))  # 1,300 lost rows: 2^-1300 is 0 to a computer
+    slices, _, summary = files(tmp_path)
+    line = next(line for line in slices["pairs"][0]["slices"] if (line["key"], line["value"]) == ("label", "y"))
+    assert line["score"]["p_holm"] == 0
+    assert {"key": "label", "value": "y"} in summary["pairs"]["anchor"]["teacher_ahead"]["score"]
+    show(tmp_path)
+    assert "label y" in capsys.readouterr().out

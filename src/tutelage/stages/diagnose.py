@@ -212,12 +212,17 @@ def _outcome(pair: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"whole": pair["whole"], "found": [line["name"] for line in pair["found"]]}
     for measure in MEASURES:
         sign = 1 if measure == "score" else -1
-        sure = [line for line in pair["slices"] if (line[measure]["p_holm"] or 1.0) <= ALPHA]
+        sure = [line for line in pair["slices"] if _sure(line[measure])]
         sure.sort(key=lambda line: -abs(line[measure]["difference"]))
         for name, side in (("student_ahead", 1), ("teacher_ahead", -1)):
             mine = [line for line in sure if side * sign * line[measure]["difference"] > 0]
             found.setdefault(name, {})[measure] = [{"key": line["key"], "value": line["value"]} for line in mine]
     return found
+
+
+def _sure(record: Mapping[str, Any]) -> bool:
+    """Whether student and teacher surely differ; a p-value too small for a number is 0."""
+    return record["p_holm"] is not None and record["p_holm"] <= ALPHA
 
 
 def _calibration(scored: Scored, name: str) -> dict[str, Any] | None:
@@ -287,7 +292,7 @@ def _whole_line(pair: Mapping[str, Any]) -> list[str]:
 
 
 def _slice_lines(pair: Mapping[str, Any]) -> list[list[str]]:
-    sure = [line for line in pair["slices"] if any((line[key]["p_holm"] or 1.0) <= ALPHA for key in MEASURES)]
+    sure = [line for line in pair["slices"] if any(_sure(line[key]) for key in MEASURES)]
     named = [(f"{line['key']} {line['value'] if line['value'] is not None else '(none)'}", line) for line in sure]
     named += [(f"found: {line['name']}", line) for line in pair["found"]]
     return [[pair["student"], name, str(line["rows"]), _span(line["score"]), _span(line["nll"])] for name, line in named]
