@@ -87,6 +87,19 @@ def test_weights_by_stage(run, page):
     assert "w = 0.500" in page.text  # td: constant
 
 
+def test_rows_at_both_ends_show_what_was_asked(page):
+    assert page.text.partition("Rows at both ends")[2].partition("Where it wins")[0].count("secret prompt") == 8
+
+
+def test_shares_of_a_sentence_are_not_rounded_past_the_whole(page):
+    assert "nats on average; on the others it is behind, by" in page.text  # 45.5 % and 54.5 % would read as 101 %
+
+
+def test_a_number_is_never_parted_from_its_percent_sign(page):
+    shown = re.sub(r"<(style|script|pre)\b.*?</\1>", "", page.source, flags=re.DOTALL)
+    assert "95\N{NO-BREAK SPACE}%" in shown and not re.search(r"\d %", shown)
+
+
 def test_slices(page):
     assert "By language" in page.text and "By subdomain" in page.text
     assert "問診" in page.text
@@ -106,6 +119,18 @@ def test_text_from_data_is_inert(page):
     assert page.text.count(INJECTION) >= 2  # as an id and as a subdomain, to be read
     assert "{{ 7 * 7 }}" in page.text
     assert html.escape(INJECTION) in page.source.replace("&#34;", "&quot;")
+
+
+def test_nothing_from_data_turns_or_hides_the_text_around_it(tmp_path):
+    run = make_fake_run(tmp_path, rows=40)
+    rows = (run / "prepare" / "rows.jsonl").read_text(encoding="utf-8")
+    (run / "prepare" / "rows.jsonl").write_text(
+        rows.replace("secret prompt", "user\\u202egnp.exe \\u001b[31mred \\ud800 half"), encoding="utf-8"
+    )
+    page = Page(build_report(run, title="name\u202e\u0007"))
+    assert not re.search("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", page.source)
+    assert "user⟨U+202E⟩gnp.exe ␛[31mred ⟨U+D800⟩ half" in page.text
+    assert "name⟨U+202E⟩␇" in page.text
 
 
 def test_nothing_is_loaded(page):

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from fake_run import INJECTION, Page, make_fake_run, write
 from tutelage.charts import cascade_chart, curves, reliability_diagram
 from tutelage.records import write_jsonl
+from tutelage.report_insight import slice_table
 from tutelage.results import read_results
 from tutelage.stages.diagnose import diagnose
 from tutelage.stages.report import build_report, inputs
@@ -89,6 +90,21 @@ def test_size_speed_and_cost(run):
     assert "Cost of a call 0.25 teacher calls" in text
 
 
+def test_the_verdict_tells_size_and_speed_beside_the_teachers(run):
+    write_models(run)
+    verdict = page_of(run).text.partition("Size, speed and cost")[0]
+    assert "4.0 times fewer parameters than its teacher: a call costs 0.25 of the teacher's" in verdict
+    assert "Its scoring pass was 2.0 times as fast" in verdict
+
+
+def test_the_verdict_is_silent_on_what_did_not_get_smaller_or_faster(run):
+    write_models(run)
+    write(run / "evaluate" / MAIN / "manifest.json", {"seconds": 0.2, "finished": "2026-01-01", "versions": {}})
+    save_file({"w": np.zeros(4000, np.float32)}, run / "distill" / MAIN / "model.safetensors")
+    verdict = page_of(run).text.partition("Size, speed and cost")[0]
+    assert "times fewer" not in verdict and "times as fast" not in verdict
+
+
 def test_size_of_deleted_models_is_left_out(run):
     write_models(run)
     (run / "distill" / MAIN / "model.safetensors").unlink()
@@ -119,6 +135,19 @@ def test_slices_are_sorted_and_marked(run):
     assert "Slices by the teacher's loss are not tested" in text
     values = [attrs["data-value"] for tag, attrs in page.tags if tag == "td" and "data-value" in attrs]
     assert values[:4] == ["1234", "0.25", "-0.1", "4"]
+
+
+def test_intervals_of_slices_are_drawn_whole_or_marked_as_cut(run):
+    wide, narrow = measured(-0.1), measured(-0.05)
+    wide |= {"low": -0.4, "high": 0.2}
+    tiny = one_slice("label", "rare", measured(-0.9) | {"low": -1.0, "high": -0.6}, measured(0.0)) | {"rows": 3}
+    slices = [one_slice("label", "wide", wide, measured(0.0)), one_slice("label", "narrow", narrow, measured(0.0)), tiny]
+    write_diagnosis(run, slices)
+    bars = {line["value"]: line["bar"] for line in slice_table(read_results(run))["rows"]}
+    assert bars["wide"]["low"] == 1 and bars["wide"]["high"] == pytest.approx(74.5)  # 0.4 reaches the border, 0.2 half of it
+    assert bars["narrow"]["low"] == pytest.approx(50 - 49 * 0.15 / 0.4, abs=0.01)
+    assert [bars[name]["cut"] for name in ("wide", "narrow", "rare")] == [False, False, True]  # three rows do not squeeze the rest
+    assert page_of(run).source.count('class="cut ') == 1
 
 
 def test_found_slices_have_their_rule_in_words(run):
@@ -197,6 +226,7 @@ def test_curves_are_places_on_a_logarithmic_axis():
     points = [tuple(map(float, point.split(","))) for point in chart["lines"]["ce"].split()]
     assert [x for x, _ in points] == [0, 50, 100]
     assert points[1][1] == pytest.approx((points[0][1] + points[2][1]) / 2, abs=0.1)  # 10 lies midway between 1 and 100
+    assert min(y for _, y in points) > 16  # the names of the stages stand above all lines
     assert chart["borders"] == [50] and chart["middles"] == [25, 75]
     assert [tick.text for tick in chart["ticks"]] == ["1", "10", "100"]
     assert len(curves({"ce": [(n, 1 + n) for n in range(1000)]}, [], height=100, most=40)["lines"]["ce"].split()) == 40

@@ -102,6 +102,8 @@ STEPS = """
 await until(() => one(".canvas [role=row]"));
 out.start = [seen(), part("grid").ariaRowCount, all(".canvas [role=row]").length];
 out.shown = all(".canvas [role=row]").map((row) => row.textContent).join(" ");
+out.heads = all(".list [role=columnheader]").map((cell) => cell.textContent); out.columns = part("grid").ariaColCount;
+out.answers = all(".canvas [role=row]").map((row) => [...row.children].slice(3, 5).map((cell) => cell.textContent));
 out.better = all(".canvas [role=row]").map((row) => row.firstChild.textContent);
 out.lang = one(".canvas bdi[lang=ko]").textContent;
 set("search", "HYPERlink("); out.search = ids();
@@ -124,6 +126,7 @@ key("End"); key("Enter"); out.end = [part("place").textContent, part("next").dis
 all(".canvas [role=row]")[0].click(); out.first = part("body").textContent; part("close").click();
 
 one("[value=training]").click(); await pause();
+out.trainingHeads = all(".list [role=columnheader]").map((cell) => cell.textContent);
 out.training = [seen(), part("student").closest("label").hidden, ids()];
 set("order", "weight-down"); out.weights = all(".canvas [role=row]").map((row) => row.lastChild.textContent);
 key("Enter"); out.stages = part("body").textContent; part("close").click();
@@ -171,6 +174,20 @@ def test_rows_are_searched_and_filtered(seen):
     assert len(seen["subdomain"]) == 2
     assert seen["found"] == seen["wins"]
     assert seen["anchor"][1:] == ["Student's lower (SFS) (6)", "Teacher's lower or equal (TFS) (0)"]
+
+
+def test_the_list_shows_both_answers_side_by_side(seen):
+    assert seen["heads"] == ["Better", "Prompt", "Gold answer", "Student's answer", "Teacher's answer", "Loss difference"]
+    assert seen["columns"] == "6"
+    assert seen["answers"][:3] == [["yes", SCRIPT], [SCRIPT, "yes"], ["yes", "yes"]]  # the student is right on r0, wrong on r1
+    assert seen["trainingHeads"] == ["Better", "Prompt", "Gold answer", "Loss: fine-tuned / teacher", "Mean weight"]
+
+
+@pytest.mark.parametrize("lang", ["en", "ko", "ja"])
+def test_code_is_set_in_a_monospaced_font_in_every_language(tmp_path, lang):
+    steps = "out.fonts = [one('code'), one('p')].map((element) => getComputedStyle(element).fontFamily);"
+    found, _ = in_browser(tmp_path, page_of(None, "<p>text <code>checkpoint-360</code></p>", lang), steps)
+    assert found["fonts"][0].endswith("monospace") and found["fonts"][1].endswith("sans-serif")
 
 
 def test_rows_are_sorted(seen):

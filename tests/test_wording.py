@@ -142,7 +142,7 @@ def test_one_and_many():
 
 def test_names_and_durations_in_each_language():
     for lang, expected in {
-        "en": ["3 min 02 s", "8.4 s", "1 h 03 min", "SCD+AW, seed 0", "Teacher", "entity F1", "68 %", "my own"],
+        "en": ["3 min 02 s", "8.4 s", "1 h 03 min", "SCD+AW, seed 0", "Teacher", "entity F1", "68\N{NO-BREAK SPACE}%", "my own"],
         "ko": ["3분 2초", "8.4초", "1시간 3분", "SCD+AW, 시드 0", "교사 모델", "개체명 F1", "68%", "my own"],
         "ja": ["3 分 2 秒", "8.4 秒", "1 時間 3 分", "SCD+AW、シード 0", "教師モデル", "固有表現F1", "68%", "my own"],
     }.items():

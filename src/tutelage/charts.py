@@ -213,7 +213,7 @@ def curves(
     last = max(float(points[-1, 0]) for points in thin.values())
     low = float(values.min()) / 1.15
     ends = (math.log10(low), math.log10(max(float(values.max()) * 1.15, 2 * low)))
-    across, upward = Axis(0.0, last), Axis(*ends, height, 4)
+    across, upward = Axis(0.0, last), Axis(*ends, height, 22 if borders else 4)  # names of stages stand at the top
     lines = {name: _polyline(points[:, 0], np.log10(points[:, 1]), across, upward) for name, points in thin.items()}
     marks = [across.at(step) for step in borders]
     sides = itertools.pairwise([across.start, *marks, across.end])

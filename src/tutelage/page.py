@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.records import Interval
+from tutelage.ui import visible
 from tutelage.wording import Say, close_up, install, say_in
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ METRICS = {
 TERMS = ("train", "validation", "test", "classification", "ner", "qa")
 """Words of the artefacts that stand on the page: splits and tasks."""
 NO_VALUE = "–"
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
+"""Characters without a look of their own, or that turn the text around them. No template has one: they come from data."""
 
 
 def render(template: str = "report.html.jinja", more: Sequence[Callable[..., Any]] = (), lang: str = "en", **sections: Any) -> str:
@@ -35,7 +39,8 @@ def render(template: str = "report.html.jinja", more: Sequence[Callable[..., Any
 
     lang: a code of wording.LANGUAGES; the templates find it as `lang`. Raises UserError for another one.
     """
-    return close_up(page_environment(more, lang).get_template(template).render(**sections), lang)
+    page = close_up(page_environment(more, lang).get_template(template).render(**sections), lang)
+    return UNSEEN.sub(lambda found: visible(found[0]), page)
 
 
 def page_environment(more: Sequence[Callable[..., Any]] = (), lang: str = "en") -> Environment:

@@ -18,7 +18,7 @@ from tutelage.charts import Axis, cascade_chart, decades, histogram, reliability
 from tutelage.results import Results, Student, read_lines
 from tutelage.rows import prompt_text
 from tutelage.slice_search import ALPHA
-from tutelage.slices import MEASURES
+from tutelage.slices import LEAST_ROWS, MEASURES
 from tutelage.theory import interval, perfect_gate, split_risk
 
 BINS, POINTS, SLICES, EXAMPLES = 20, 400, 30, 4
@@ -97,8 +97,9 @@ def examples(results: Results) -> list[dict[str, Any]]:
             if (gain[place] > 0) != (side == "student") or gain[place] == 0:
                 continue
             mine, theirs = results.predictions[main][ids[place]], results.predictions["teacher"][ids[place]]
-            language = results.rows.get(ids[place], {}).get("language")
-            lines.append({"side": side, "student": mine, "teacher": theirs, "language": language})
+            row = results.rows.get(ids[place], {})
+            prompt = prompt_text(row.get("prompt") or "")
+            lines.append({"side": side, "student": mine, "teacher": theirs, "language": row.get("language"), "prompt": prompt})
     return lines
 
 
@@ -116,8 +117,7 @@ def slice_table(results: Results) -> dict[str, Any] | None:
     if pair is None:
         return None
     lines = [*pair["slices"], *pair["found"]]
-    most = 1.25 * max((abs(line["score"]["difference"]) for line in lines), default=0.0) or 1.0
-    axis = Axis(-most, most, 1, 99)
+    axis = _axis_of(lines)
     rows = [_slice(line, axis) for line in pair["slices"]]
     rows.sort(key=lambda line: (-line["score"]["difference"], line["nll"]["difference"]))
     own = [{mark["side"] for mark in line["marks"] if mark["question"] == "own"} for line in rows]
@@ -135,9 +135,17 @@ def slice_table(results: Results) -> dict[str, Any] | None:
     }
 
 
+def _axis_of(slices: list[Mapping[str, Any]]) -> Axis:
+    """An axis that holds every interval, except those of slices of so few rows that they would squeeze the others."""
+    scores = [line["score"] for line in slices if line["rows"] >= LEAST_ROWS] or [line["score"] for line in slices]
+    most = max((abs(score[end]) for score in scores for end in ("low", "high")), default=0.0) or 1.0
+    return Axis(-most, most, 1, 99)
+
+
 def _slice(line: Mapping[str, Any], axis: Axis) -> dict[str, Any]:
     score = line["score"]
     bar = {end: axis.at(score[key]) for end, key in (("value", "difference"), ("low", "low"), ("high", "high"))}
+    bar["cut"] = score["low"] < axis.low or score["high"] > axis.high
     marks = _marks(line)
     value = line["value"] and _BETWEEN.sub("–", line["value"]) if line["key"] in AMOUNTS else line["value"]
     return {**line, "value": value, "bar": bar, "marks": marks, "odd": any(mark["question"] == "rest" for mark in marks)}

@@ -45,9 +45,9 @@ def read_catalog(lang: str) -> dict[str, str]:
 
 
 def say_in(lang: str) -> Say:
-    """How messages are said in a language; one that its catalog lacks stays English."""
+    """How messages are said in a language; one that its catalog lacks stays English. A number keeps its percent sign beside it."""
     known = read_catalog(lang)
-    return lambda message: known.get(message, message)
+    return lambda message: known.get(message, message).replace(" %%", "\N{NO-BREAK SPACE}%%")
 
 
 def install(environment: Environment, lang: str) -> None:

@@ -178,8 +178,9 @@
       fill(outcome, tally(mine?.outcome, "wlt", words.outcome));
       fill(side, tally(mine?.side, "st", words.side));
       fill(found, [["", words.all], ...Object.keys(mine?.found ?? {}).map((name) => [name, visible(name)])]);
-      const names = training ? words.columns.training : words.columns.test;
-      [...head.children].forEach((cell, place) => { cell.textContent = names[place]; });
+      const names = training ? words.columns.training : words.columns.test.filter((_, place) => compared || place !== 4); // the teacher's answer
+      head.replaceChildren(...names.map((name) => make("span", { role: "columnheader" }, name)));
+      grid.setAttribute("aria-colcount", names.length);
       select();
     }
 
@@ -272,7 +273,7 @@
       const mark = make("span", { role: "gridcell", class: `who-${better}` }, named);
       const last = training
         ? [`${fixed(mean("anchor", row))} / ${fixed(mean("teacher", row))}`, fixed(mean("weight", row))]
-        : [answerOf(mine, row, lang), signed(keyFor("gap", row))];
+        : [answerOf(mine, row, lang), ...(compared ? [answerOf(table.models.teacher, row, lang)] : []), signed(keyFor("gap", row))];
       const cells = [textOf(table.prompt[row].slice(0, 300), lang), textOf(textAt(table.gold, row), lang), ...last];
       const element = make("div", { role: "row", id: `row-${place}`, "aria-rowindex": place + 2 }, mark,
         ...cells.map((cell, n) => make("span", { role: "gridcell", "data-head": head.children[n + 1].textContent }, cell)));
