@@ -106,6 +106,13 @@ def test_slices(page):
     assert " zh " not in page.text  # a training row's language
 
 
+def test_the_task_is_named_in_words(tmp_path):
+    run = make_fake_run(tmp_path, rows=40)
+    path = run / "evaluate" / "scores.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"classification"', '"ner"'), encoding="utf-8")
+    assert "· named entities · accuracy on 40 test rows" in Page(build_report(run, title="t")).text
+
+
 def test_how_it_was_made(page):
     for words in ("6 min 52 s", "1 h 03 min", "2.3 s", "2.12.0, then 2.13.0", "tutelage run 'runs/my demo/recipe.yaml'"):
         assert words in page.text
@@ -123,10 +130,8 @@ def test_text_from_data_is_inert(page):
 
 def test_nothing_from_data_turns_or_hides_the_text_around_it(tmp_path):
     run = make_fake_run(tmp_path, rows=40)
-    rows = (run / "prepare" / "rows.jsonl").read_text(encoding="utf-8")
-    (run / "prepare" / "rows.jsonl").write_text(
-        rows.replace("secret prompt", "user\\u202egnp.exe \\u001b[31mred \\ud800 half"), encoding="utf-8"
-    )
+    path, prompt = run / "prepare" / "rows.jsonl", "user\\u202egnp.exe \\u001b[31mred \\ud800 half"
+    path.write_text(path.read_text(encoding="utf-8").replace("secret prompt", prompt), encoding="utf-8")
     page = Page(build_report(run, title="name\u202e\u0007"))
     assert not re.search("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", page.source)
     assert "user⟨U+202E⟩gnp.exe ␛[31mred ⟨U+D800⟩ half" in page.text

@@ -1,6 +1,7 @@
 """What the report says of size, slices, weights, training, calibration, cascade and effects; its numbers derived by hand."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ def write_models(run: Path) -> None:
         (run / folder).mkdir(parents=True, exist_ok=True)
         save_file({"w": np.zeros(size, np.float32)}, run / folder / "model.safetensors")
     for model, seconds in ((MAIN, 0.06), ("teacher", 0.12)):
-        write(run / "evaluate" / model / "manifest.json", {"seconds": seconds, "finished": "2026-01-01", "versions": {}})
+        about = {"seconds": 9.0, "answering": seconds, "finished": "2026-01-01", "versions": {}}  # loading takes most of the 9 s
+        write(run / "evaluate" / model / "manifest.json", about)
 
 
 def test_a_diagnosed_run_has_every_section(tmp_path):
@@ -94,12 +96,12 @@ def test_the_verdict_tells_size_and_speed_beside_the_teachers(run):
     write_models(run)
     verdict = page_of(run).text.partition("Size, speed and cost")[0]
     assert "4.0 times fewer parameters than its teacher: a call costs 0.25 of the teacher's" in verdict
-    assert "Its scoring pass was 2.0 times as fast" in verdict
+    assert "It answered the test rows 2.0 times as fast" in verdict
 
 
 def test_the_verdict_is_silent_on_what_did_not_get_smaller_or_faster(run):
     write_models(run)
-    write(run / "evaluate" / MAIN / "manifest.json", {"seconds": 0.2, "finished": "2026-01-01", "versions": {}})
+    write(run / "evaluate" / MAIN / "manifest.json", {"seconds": 9.0, "answering": 0.2})
     save_file({"w": np.zeros(4000, np.float32)}, run / "distill" / MAIN / "model.safetensors")
     verdict = page_of(run).text.partition("Size, speed and cost")[0]
     assert "times fewer" not in verdict and "times as fast" not in verdict
@@ -148,6 +150,13 @@ def test_intervals_of_slices_are_drawn_whole_or_marked_as_cut(run):
     assert bars["narrow"]["low"] == pytest.approx(50 - 49 * 0.15 / 0.4, abs=0.01)
     assert [bars[name]["cut"] for name in ("wide", "narrow", "rare")] == [False, False, True]  # three rows do not squeeze the rest
     assert page_of(run).source.count('class="cut ') == 1
+
+
+def test_a_slice_on_which_both_are_level_leans_to_nobody(run):
+    write_diagnosis(run, [one_slice("label", "even", measured(0.0), measured(0.0))])
+    slices = page_of(run).source.partition('id="slices"')[2]
+    drawn = re.search(r'<td class="balance">(.*?)</td>', slices, re.DOTALL)[1]
+    assert "untrained" in drawn and "distilled" not in drawn and "teacher" not in drawn
 
 
 def test_found_slices_have_their_rule_in_words(run):
@@ -300,11 +309,18 @@ def test_a_cascade_of_unknown_cost(run):
     assert "teacher calls" not in text and "cost a row" not in text and "50 %" in text
 
 
+def test_marks_of_a_cascade_that_are_neighbours_do_not_hide_each_others_numbers():
+    first, *rest = cascade(0.5, None)["points"]
+    points = [first, {**first, "share": 0.1}, *rest]
+    sides = [[mark["anchor"] for mark in cascade_chart(points, marks, height=100)["marks"]] for marks in ([0.0, 0.1], [0.1, 0.5])]
+    assert sides == [["end", "start"], ["middle", "middle"]]
+
+
 def test_cascade_chart_places_the_teacher_at_its_score():
     chart = cascade_chart(cascade(0.5, None)["points"], [0.5], height=200)
     last = float(chart["line"].split()[-1].split(",")[1])
-    assert chart["teacher"] == pytest.approx(last, abs=0.1) and chart["marks"][0].x == 50
-    assert chart["marks"][0].text == "0.850" and len(chart["band"].split()) == 6
+    assert chart["teacher"] == pytest.approx(last, abs=0.1) and chart["marks"][0]["x"] == 50
+    assert chart["marks"][0]["text"] == "0.850" and len(chart["band"].split()) == 6
 
 
 def test_effects(run):

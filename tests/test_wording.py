@@ -34,7 +34,7 @@ def messages() -> dict[str, str]:
     for node in ast.walk(ast.parse(Path(page.__file__).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "say" and isinstance(node.args[0], ast.Constant):
             found[node.args[0].value] = "page.py"
-    return found | dict.fromkeys([*page.NAMES.values(), *page.METRICS.values(), *page.TERMS], "page.py")
+    return found | dict.fromkeys([*page.NAMES.values(), *page.METRICS.values(), *page.TERMS.values()], "page.py")
 
 
 @cache

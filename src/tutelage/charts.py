@@ -278,12 +278,17 @@ def cascade_chart(points: Sequence[Mapping[str, Any]], marks: Sequence[float], *
     across = Axis(0.0, 1.0, 1.0, 99.0)
     upward = axis_around([*low, *high, *perfect], height, 6, floor=math.inf, ceiling=1.0)
     places = [shares.index(share) for share in marks]
+    near = len(marks) == 2 and abs(marks[0] - marks[1]) < 0.2  # then their numbers stand on either side, not on each other
+    sides = [("end" if share == min(marks) else "start") if near else "middle" for share in marks]
     return {
         "line": _polyline(shares, scores, across, upward),
         "perfect": _polyline(shares, perfect, across, upward),
         "band": _polyline([*shares, *reversed(shares)], [*low, *reversed(high)], across, upward),
         "teacher": upward.at(teacher),
-        "marks": [Point(across.at(shares[place]), upward.at(scores[place]), f"{scores[place]:.3f}") for place in places],
+        "marks": [
+            {"x": across.at(shares[place]), "y": upward.at(scores[place]), "text": f"{scores[place]:.3f}", "anchor": side}
+            for place, side in zip(places, sides, strict=True)
+        ],
         "ends": [Point(across.at(shares[place]), upward.at(scores[place])) for place in (0, -1)],
         "across": [Tick(across.at(n / 4), f"{25 * n}") for n in range(5)],
         "upward": upward.ticks(4),

@@ -27,8 +27,11 @@ METRICS = {
     "invalid_rate": "invalid rate", "unparsable_rate": "unparsable rate", "empty_rate": "empty rate",
 }  # fmt: skip
 """Name in scores.json: what a reader calls it; any other is read with its underscores as spaces."""
-TERMS = ("train", "validation", "test", "classification", "ner", "qa")
-"""Words of the artefacts that stand on the page: splits and tasks."""
+TERMS = {
+    "train": "train", "validation": "validation", "test": "test",
+    "classification": "classification", "ner": "named entities", "qa": "question answering",
+}  # fmt: skip
+"""Words of the artefacts that stand on the page, splits and tasks: what a reader calls them."""
 NO_VALUE = "–"
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
 """Characters without a look of their own, or that turn the text around them. No template has one: they come from data."""
@@ -126,7 +129,7 @@ def metric_name(name: str | None, say: Say = str) -> str:
 
 def term(word: str, say: Say = str) -> str:
     """A split or a task in the page's language; what is none of them stays as it is."""
-    return say(word) if word in TERMS else word
+    return say(TERMS[word]) if word in TERMS else word
 
 
 def capital(text: str) -> str:

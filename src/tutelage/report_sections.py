@@ -98,8 +98,8 @@ def size(results: Results) -> dict[str, Any] | None:
     """The main student beside T*: `parameters`, `bytes` (weights on disk), `seconds` a test row, each (student, teacher).
 
     A pair is None where one of the two is not known: the models were deleted, or only adapters are there. `cost`: a call of the
-    student in calls of the teacher, by parameters. `seconds` is the whole scoring pass of `evaluate` by test row. None where
-    nothing is known.
+    student in calls of the teacher, by parameters. `seconds` is the time to answer the test rows and take their losses, by row.
+    None where nothing is known.
     """
     main = results.main
     if main is None:
@@ -150,7 +150,7 @@ def _weight_bytes(folder: Path | None) -> int:
 
 
 def _seconds_a_row(results: Results, model: str) -> float | None:
-    seconds, rows = results.manifests.get(f"evaluate/{model}", {}).get("seconds"), results.scores.get("rows")
+    seconds, rows = results.manifests.get(f"evaluate/{model}", {}).get("answering"), results.scores.get("rows")
     return seconds / rows if seconds and rows else None
 
 

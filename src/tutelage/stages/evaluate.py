@@ -6,6 +6,7 @@ validation_loss.jsonl; then evaluate/predictions.jsonl and evaluate/scores.json 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +53,10 @@ def score(space: Workspace, model: Candidate) -> None:
         if work is None:
             return
         exam, held_out, network = space.exam("test"), space.encoded("validation"), model.load()
+        began = time.perf_counter()
         with space.screen.progress(f"score {model.name}", len(exam.examples)) as advance:
             predictions = space.evaluator.predict(model.name, network, exam, advance)
+        work.about = {"answering": round(time.perf_counter() - began, 3)}  # without loading: what a comparison of speed is about
         losses = space.evaluator.losses(network, held_out).rows
         write_jsonl(work.folder / "predictions.jsonl", predictions)
         write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))

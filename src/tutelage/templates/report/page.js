@@ -137,7 +137,7 @@
     const called = (model) => words.models[model] ?? model;
     const rated = data.models.filter((model) => model !== "teacher");
     const compared = data.models.includes("teacher") && rated.length > 0;
-    let table, training, mine, matches, active, texts; // mine: columns of the student that is compared; active: place in matches
+    let table, training, mine, matches, active, texts, rowHeight; // mine: columns of the student that is compared; active: place in matches
     const drawn = new Map();
 
     // --- what the controls offer
@@ -181,6 +181,7 @@
       const names = training ? words.columns.training : words.columns.test.filter((_, place) => compared || place !== 4); // the teacher's answer
       head.replaceChildren(...names.map((name) => make("span", { role: "columnheader" }, name)));
       grid.setAttribute("aria-colcount", names.length);
+      rowHeight = 0; // on a phone every answer has a line
       select();
     }
 
@@ -237,7 +238,6 @@
 
     // --- the list: only the rows in sight are in the document
 
-    let rowHeight = 0;
     const height = () => rowHeight || (rowHeight = find("ruler").offsetHeight || 56);
 
     function redraw() {
