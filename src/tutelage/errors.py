@@ -16,6 +16,15 @@ class DataError(UserError):
     """A file or row cannot be used: names the file, the line or row id, and the way out."""
 
 
+class RowsError(DataError):
+    """Rows that cannot be used, and why, so that others can count them."""
+
+    def __init__(self, message: str, kinds: dict[str, list[str]], labels: list[str] | None) -> None:
+        """kinds: all places of each kind of problem, in words. labels: the label set, as far as it is known."""
+        super().__init__(message)
+        self.kinds, self.labels = kinds, labels
+
+
 class ModelError(UserError):
     """A model, tokenizer or checkpoint folder cannot be used with the others."""
 

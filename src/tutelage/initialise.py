@@ -20,7 +20,7 @@ import yaml
 from tutelage.columns import accepted_answers, map_columns
 from tutelage.config import load_recipe
 from tutelage.doctor.data_checks import FEW_JUDGING_ROWS
-from tutelage.doctor.languages import guess_language, language_shares
+from tutelage.doctor.languages import language_shares, main_language
 from tutelage.errors import DataError, UserError
 from tutelage.guessing import Guess, guess_rows
 from tutelage.recipe_schema import Data, Recipe
@@ -207,7 +207,7 @@ class _Draft:
             section["chat_template"] = True
         texts = ["\n".join(str(value) for key, value in row.items() if key not in guess.beside) for row, _ in raw[:500]]
         self.shares = language_shares(texts)
-        self.language = guess_language("\n".join(texts)) if max(self.shares.values(), default=1.0) >= 0.8 else None
+        self.language = main_language(texts)
         self.models = self._models(teacher, student)
         self.rows = self._read()
         if self.rows and guess.task == "classification" and guess.native and len(self._labels()) > MANY_LABELS:

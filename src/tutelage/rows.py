@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.columns import map_columns, own_id, read_columns
-from tutelage.errors import DataError, problems
+from tutelage.errors import DataError, RowsError, problems
 from tutelage.recipe_schema import Data, Recipe, Task
 from tutelage.records import SPLITS, Example
 from tutelage.shapes import example_from_row
@@ -60,6 +60,7 @@ def load_rows(recipe: Recipe) -> Rows:
     if recipe.task.type == "qa":
         labels = _learned_labels(examples["train"], recipe.task.type, choice) or labels
         examples = examples if choice else _on_one_line(examples, notes)
+    found.labels = labels
     if examples["train"]:
         _check_labels(examples, recipe.task.type, labels, choice, found)
     _check_ids(raw, recipe.data, found)
@@ -96,6 +97,7 @@ class _Problems:
 
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = {}
+        self.labels: list[str] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._places)
@@ -110,7 +112,7 @@ class _Problems:
         for kind, places in self._places.items():
             more = f" (and {len(places) - SHOWN:,} more)" if len(places) > SHOWN else ""
             lines.append(f"{kind}: " + "; ".join(places[:SHOWN]) + more)
-        raise DataError(problems("the rows cannot be used:", lines))
+        raise RowsError(problems("the rows cannot be used:", lines), self._places, self.labels)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------------

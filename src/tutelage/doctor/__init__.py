@@ -87,7 +87,7 @@ def examine(recipe: Recipe, *, probe: int | None = None, say: Callable[[str], No
 def _recipe_problem(line: str) -> Check:
     """A line of a ConfigError: `bank.yaml:14: task.type: what, and what to do`."""
     text = line.removeprefix("  - ")
-    match = re.match(r"(?:(?P<place>.+?:\d+): )?(?:override .*?: )?(?P<key>[a-z_]+(?:\.\w+)*): ", text)
+    match = re.match(r"(?:(?P<place>.+?:\d+): )?(?:override[^:]*: )?(?P<key>[a-z_]+(?:\.\w+)*): ", text)
     change = f"{match['key']}=..." if match else None
     return Check("recipe", "recipe", "fail", text, {}, change, match["place"] if match else None)
 

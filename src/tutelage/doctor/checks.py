@@ -6,7 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from tutelage.recipe_schema import Recipe
 
 Status = Literal["passed", "skipped", "look", "fail"]
 WORDS: dict[str, str] = {"passed": "passed", "skipped": "not looked at", "look": "look here", "fail": "will fail"}
@@ -52,6 +55,13 @@ def located(checks: Sequence[Check], origins: dict[str, str]) -> list[Check]:
         return next((where for where in found if re.search(r":\d+$", where)), None)
 
     return [replace(check, line=check.line or place(check.change)) for check in checks]
+
+
+def argument_line(recipe: Recipe, section: str, name: str) -> str:
+    """The key in which a training argument of a section stands, or would."""
+    places = ("anchor", "distill") if section == "anchor" else (section,)
+    own = next((place for place in places if name in getattr(recipe, place).trainer), None)
+    return f"{own}.trainer.{name}" if own else f"trainer.{name}"
 
 
 def to_json(checks: Sequence[Check]) -> str:

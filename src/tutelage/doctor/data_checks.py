@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tutelage.doctor.checks import Check
-from tutelage.doctor.languages import guess_language, language_shares
+from tutelage.doctor.languages import language_shares, main_language
 from tutelage.doctor.near import ALIKE, near_pairs
 from tutelage.doctor.reading import SPLITS, data_line, normalised, own_texts, prompt_text
 from tutelage.recipe_schema import Recipe
@@ -23,15 +23,16 @@ SMALL_CLASS = 5
 """Training rows below which a class is hardly learned."""
 LOPSIDED = 0.7
 """Share of the commonest answer above which accuracy says little."""
-NEAR_SHARE = 0.01
-"""Share of a split's rows that may almost be training rows before it is worth a look."""
+NEAR_SHARE, NEAR_ROWS = 0.01, 1
+"""Share of a split's rows, and how many of them, that may almost be training rows before it is worth a look."""
 SHOWN = 3
+WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def check_data(rows: Rows, recipe: Recipe) -> list[Check]:
     """All checks of the rows."""
     texts = dict(_by_split(rows))
-    checks = [_sizes(rows, recipe), _near_leaks(rows, texts, recipe), _contradictions(rows, recipe)]
+    checks = [_sizes(rows, recipe), _near_leaks(rows, texts, recipe), _contradictions(rows, texts, recipe)]
     if recipe.task.type == "classification" or rows.choice:
         checks += [_small_classes(rows, recipe), _label_shares(rows, recipe)]
     checks += [_surfaces(rows, recipe), _languages(texts, rows, recipe)]
@@ -56,14 +57,22 @@ def _sizes(rows: Rows, recipe: Recipe) -> Check:
         return Check("sizes", "data", "passed", f"{text} {width['test']:.0f}", numbers)
     uses = {
         "train": "a student that has seen so few learns them by heart",
-        "validation": f"T* and student are chosen on them; a score of 0.8 is uncertain by {width['validation']:.0f} points",
+        "validation": f"the best models are chosen by them, and a score of 0.8 is uncertain by {width['validation']:.0f} points",
         "test": f"a score of 0.8 on them is uncertain by {width['test']:.0f} points, so methods cannot be told apart",
     }
-    text = "; ".join(f"{counts[split]:,} {split} rows: {uses[split]}" for split in few)
-    held_out = few[0] == "validation" and any("held out" in note for note in rows.notes)
+    text = "; ".join(f"{counts[split]:,} {WORDS[split]} rows: {uses[split]}" for split in few)
     limited = next((f"data.max_{split}_rows=null" for split in few if getattr(recipe.data, f"max_{split}_rows")), None)
-    change = limited or ("data.validation_share=0.2" if held_out else data_line(recipe, few[0]).replace("MENDED", "LARGER"))
-    return Check("sizes", "data", "look", f"{text}. Get more rows", numbers, change)
+    share = _larger_share(rows, counts) if few == ["validation"] else None
+    change = limited or share or data_line(recipe, few[0]).replace("MENDED", "LARGER")
+    return Check("sizes", "data", "look", f"{text}. {'Hold out' if share else 'Get'} more rows", numbers, change)
+
+
+def _larger_share(rows: Rows, counts: dict[str, int]) -> str | None:
+    """The line that holds out enough rows to choose by, if enough stay to learn from; None where validation rows were given."""
+    total = counts["train"] + counts["validation"]
+    wanted = math.ceil(100 * FEW_JUDGING_ROWS / total) / 100
+    held_out = any("held out" in note for note in rows.notes)
+    return f"data.validation_share={wanted:g}" if held_out and (1 - wanted) * total >= FEW_TRAINING_ROWS else None
 
 
 def _near_leaks(rows: Rows, texts: dict[str, list[str]], recipe: Recipe) -> Check:
@@ -74,12 +83,12 @@ def _near_leaks(rows: Rows, texts: dict[str, list[str]], recipe: Recipe) -> Chec
         pairs = near_pairs(folded[earlier], folded[later])
         numbers[f"{later}_near_{earlier}"] = len(pairs)
         share = len(pairs) / max(1, len(texts[later]))
-        if share > NEAR_SHARE:
+        if share > NEAR_SHARE and len(pairs) > NEAR_ROWS:
             worst, bad = max(worst, share), bad or later
             late, early, alike = pairs[0]
             found = f"{rows.examples[later][late].id} = {rows.examples[earlier][early].id}"
             shown.append(
-                f"{len(pairs):,} of {len(texts[later]):,} {later} rows ({share:.0%}) are almost {earlier} rows, for example {found}"
+                f"{len(pairs):,} of {len(texts[later]):,} {later} rows ({share:.0%}) are almost {WORDS[earlier]} rows, e.g. {found}"
                 f" ({alike:.0%} alike): {_cut(texts[later][late])!r} and {_cut(texts[earlier][early])!r}"
             )
     if not shown:
@@ -90,11 +99,12 @@ def _near_leaks(rows: Rows, texts: dict[str, list[str]], recipe: Recipe) -> Chec
     return Check("near leaks", "data", "look", text, numbers | {"share": round(worst, 4)}, data_line(recipe, bad))
 
 
-def _contradictions(rows: Rows, recipe: Recipe) -> Check:
+def _contradictions(rows: Rows, texts: dict[str, list[str]], recipe: Recipe) -> Check:
     """Equal prompts with different answers, split by split."""
     numbers, shown, bad = {}, [], None
     for split in SPLITS:
         groups: dict[str, list[Example]] = {}
+        own = {example.id: text for example, text in zip(rows.examples[split], texts[split], strict=True)}
         for example in rows.examples[split]:
             groups.setdefault(normalised(prompt_text(example.prompt)), []).append(example)
         twice = [group for group in groups.values() if len(group) > 1]
@@ -103,7 +113,8 @@ def _contradictions(rows: Rows, recipe: Recipe) -> Check:
         bad = bad or (split if torn else None)
         for group in torn[: SHOWN - len(shown)]:
             one, other = group[0], next(e for e in group if normalised(e.answer) != normalised(group[0].answer))
-            shown.append(f"{one.id} says {_cut(one.answer)!r}, {other.id} says {_cut(other.answer)!r}")
+            said = f"{one.id} says {_cut(one.answer)!r}, {other.id} says {_cut(other.answer)!r}"
+            shown.append(f"{_cut(own[one.id])!r}: {said}")
     total = sum(entry["contradicting"] for entry in numbers.values())
     repeated = sum(entry["repeated"] for entry in numbers.values())
     if not total:
@@ -146,6 +157,9 @@ def _label_shares(rows: Rows, recipe: Recipe) -> Check:
     labels = sorted(train.keys() | test.keys())
     drift = 0.5 * sum(abs(train[name] / train.total() - test[name] / max(1, test.total())) for name in labels)
     numbers = {"commonest": label, "share": round(share, 4), "drift": round(drift, 4)}
+    if len(labels) == 1:
+        text = f"all rows have the one answer {label!r}, so there is nothing to learn: is another column the label?"
+        return Check("label shares", "data", "fail", text, numbers, "data.columns={label: ANOTHER_COLUMN}")
     if share >= LOPSIDED and recipe.task.metric in (None, "accuracy"):
         text = (
             f"{share:.0%} of the training rows are {label!r}: a model that always says so has that accuracy, so accuracy tells"
@@ -201,7 +215,7 @@ def _languages(texts: dict[str, list[str]], rows: Rows, recipe: Recipe) -> Check
     """What the texts seem to be in, against what task or rows say."""
     shares = {split: language_shares(own) for split, own in texts.items()}
     told = Counter(base_language(e.language) for split in SPLITS for e in rows.examples[split])
-    main = guess_language("\n".join(texts["train"][:500]))
+    main = main_language(texts["train"][:500])
     numbers = {"guessed": {split: {k: round(v, 3) for k, v in own.items()} for split, own in shares.items()}, "main": main}
     numbers["told"] = {code or "unknown": count for code, count in told.items()}
     told_codes = {code for code in told if code}
@@ -221,7 +235,8 @@ def _languages(texts: dict[str, list[str]], rows: Rows, recipe: Recipe) -> Check
             text = f"{share:.0%} of the test rows look like {code!r}, {seen:.0%} of the training rows do: get such rows"
             return Check("languages", "data", "look", text, numbers, data_line(recipe, "train"))
     listed = ", ".join(f"{code} {share:.0%}" for code, share in train.items() if share >= 0.05) or "not to be told from these texts"
-    return Check("languages", "data", "passed", f"training texts look like: {listed}", numbers)
+    mixed = "; a column `language` would say it row by row" if main is None and shares["train"] and not by_row else ""
+    return Check("languages", "data", "passed", f"training texts look like: {listed}{mixed}", numbers)
 
 
 def _cut(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,7 +13,7 @@ import numpy as np
 
 from tutelage.caching import foretell
 from tutelage.data import Encoder, Misfits
-from tutelage.doctor.checks import Check
+from tutelage.doctor.checks import Check, argument_line
 from tutelage.doctor.reading import SPLITS, data_line
 from tutelage.errors import DataError, UserError
 from tutelage.models import list_checkpoints, longest_context
@@ -24,6 +25,11 @@ from tutelage.workspace import make_encoder
 
 MANY_CUT = 0.05
 """Share of the rows above which leaving out or cutting is worth a look."""
+FEW_LONG = 0.005
+"""Share of the answers that may be longer than what is generated: they cost no score to speak of."""
+FEW_STEPS = 10
+"""Optimizer steps below which nothing is learned."""
+BATCH_SIZE = "per_device_train_batch_size"
 DECODED_ROWS = 200
 """Answers that are decoded again."""
 
@@ -57,7 +63,8 @@ def check_fit(rows: Rows, recipe: Recipe, tokenizer: Any, vocabulary: int, scrat
     if not len(stores["train"]):
         return None, checks
     fitted = Fitted(encoder, stores, kept, vocabulary, int(answer_lengths(stores["train"]).max()))
-    more = [_context(fitted, recipe), _answers(fitted, rows, recipe), _decoding(fitted, recipe), _disk(fitted, recipe)]
+    more = [_context(fitted, recipe), _answers(fitted, rows, recipe), _decoding(fitted, recipe)]
+    more += [_steps(fitted, recipe), _disk(fitted, recipe)]
     return fitted, checks + [check for check in more if check]
 
 
@@ -122,14 +129,13 @@ def _answers(fitted: Fitted, rows: Rows, recipe: Recipe) -> Check:
     allowed, longest = recipe.task.max_new_tokens or fitted.max_new_tokens, int(lengths.max())
     numbers = {"median": int(np.median(lengths)), "p95": int(np.quantile(lengths, 0.95)), "longest": longest, "allowed": allowed}
     short = int(np.count_nonzero(lengths - 1 > allowed))  # the end-of-sequence token need not be written
-    if short and recipe.task.decoding == "generate":
-        share = short / len(lengths)
-        text = (
-            f"{short:,} gold answers ({share:.1%}) are longer than the {allowed} tokens that are generated: they can never be right"
-        )
+    share = short / len(lengths)
+    if share > FEW_LONG and recipe.task.decoding == "generate":
+        text = f"{short:,} of {len(lengths):,} gold answers are longer than the {allowed} tokens that are generated: never right"
         status = "fail" if share > 0.5 else "look"
         return Check("answer lengths", "data", status, text, numbers, f"task.max_new_tokens={longest + 4}")
-    text = f"answers have {numbers['median']} tokens (median), at most {longest}; up to {allowed} are generated"
+    beyond = f" ({short:,} answers are longer)" if short else ""
+    text = f"answers have {numbers['median']} tokens (median), at most {longest}; up to {allowed} are generated{beyond}"
     return Check("answer lengths", "data", "passed", text, numbers)
 
 
@@ -150,6 +156,32 @@ def _decoding(fitted: Fitted, recipe: Recipe) -> Check:
         )
         return Check("answers as tokens", "models", "look", text, numbers, "teacher.model_name_or_path=ANOTHER_FAMILY")
     return Check("answers as tokens", "models", "passed", "the tokenizer writes answers that read back as they were", numbers)
+
+
+def _steps(fitted: Fitted, recipe: Recipe) -> Check:
+    """Whether batches leave optimizer steps to learn by."""
+    rows, plan = len(fitted.stores["train"]), recipe.distill
+    epochs = {"anchor": plan.num_stages * plan.epochs_per_stage, "stage": plan.epochs_per_stage}
+    if recipe.teach.checkpoints is None:
+        epochs = {"teach": recipe.trainer_arguments("teach").get("num_train_epochs", 3), **epochs}
+    if recipe.anchor.model_name_or_path:
+        del epochs["anchor"]
+    sections = {"teach": ("teach",), "anchor": ("distill", "anchor"), "stage": ("distill",)}
+    arguments = {name: recipe.trainer_arguments(*sections[name]) for name in epochs}
+    batches = {name: one.get(BATCH_SIZE, 8) * one.get("gradient_accumulation_steps", 1) for name, one in arguments.items()}
+    steps = {name: math.ceil(epochs[name] * math.ceil(rows / batches[name])) for name in epochs}
+    name = min(steps, key=steps.get)
+    wanted = int(rows * epochs[name] / FEW_STEPS)
+    if steps[name] >= FEW_STEPS or wanted < 1:  # of so few rows another check speaks
+        return Check("steps", "models", "passed", ", ".join(f"{key} {count:,}" for key, count in steps.items()), steps)
+    key = "gradient_accumulation_steps" if arguments[name].get("gradient_accumulation_steps", 1) > 1 else BATCH_SIZE
+    other = batches[name] // arguments[name].get(key, 8)
+    text = (
+        f"{rows:,} training rows in batches of {batches[name]} make {steps[name]} optimizer steps of"
+        f" {'one stage' if name == 'stage' else name}, too few to learn from: make the batch smaller, or train longer"
+    )
+    line = argument_line(recipe, "distill" if name == "stage" else name, key)
+    return Check("steps", "models", "look", text, steps, f"{line}={max(1, wanted // other)}")
 
 
 def _disk(fitted: Fitted, recipe: Recipe) -> Check | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SCRIPTS = {
     "ko": re.compile(r"[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]"),
@@ -37,6 +37,9 @@ _COMMON = {code: frozenset(words.split()) for code, words in COMMON.items()}
 ENOUGH_WORDS = 0.1
 """Least share of the commonest words among a text's, so that its language is told by them."""
 
+MAIN = 0.8
+"""Share of the texts above which their language is that of all."""
+
 
 def guess_language(text: str) -> str | None:
     """ISO 639-1 code of a text, or None."""
@@ -61,6 +64,12 @@ def _by_words(text: str) -> str | None:
     hits = {code: sum(word in common for word in words) for code, common in _COMMON.items()}
     best, second = sorted(hits, key=hits.get, reverse=True)[:2]
     return best if hits[best] > hits[second] and hits[best] >= max(1, ENOUGH_WORDS * len(words)) else None
+
+
+def main_language(texts: Sequence[str]) -> str | None:
+    """The language that nearly all of some texts are in; None for a mix, or where it cannot be told."""
+    shares = language_shares(texts)
+    return guess_language("\n".join(texts)) if max(shares.values(), default=1.0) >= MAIN else None
 
 
 def language_shares(texts: Iterable[str]) -> dict[str, float]:

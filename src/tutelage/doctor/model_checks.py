@@ -7,18 +7,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tutelage.doctor.checks import Check
+from tutelage.doctor.checks import Check, argument_line
 from tutelage.doctor.fit_checks import Fitted
-from tutelage.errors import ModelError
+from tutelage.errors import ModelError, UserError
 from tutelage.methods import find_method
 from tutelage.models import check_vocabularies, config_of, device, list_checkpoints, load_tokenizer
 from tutelage.precision import bf16_pays
 from tutelage.recipe_schema import Model, Recipe
+from tutelage.rows import load_rows
 
 ROLES = ("teacher", "student")
 SMALL_BYTES = 2_000_000_000
 """Weights on disk up to which a model is loaded without being asked for a probe."""
 HEAD_ROWS = 4
+RATES = (1e-7, 2e-2)
+"""Learning rates outside of these are not meant."""
 
 
 def check_tokenizers(recipe: Recipe) -> tuple[Any | None, int, list[Check]]:
@@ -66,8 +69,12 @@ def _chat(recipe: Recipe, tokenizers: dict[str, Any]) -> Check | None:
         return None
     templates = {role: getattr(tokenizers[role], "chat_template", None) for role in ROLES}
     if not templates["student"]:
-        text = "the student's tokenizer has no chat template, so chat prompts cannot be rendered. Write a prompt in data.template"
-        return Check("chat template", "models", "fail", text, {}, "data.chat_template=false")
+        text = "the student's tokenizer has no chat template, so chat prompts cannot be rendered"
+        if _plain(recipe):
+            return Check("chat template", "models", "fail", f"{text}; plain ones can", {}, "data.chat_template=false")
+        role = "student" if templates["teacher"] else "teacher"
+        text = f"{text}. Take a model tuned to chat, or put a chat_template.jinja into its folder"
+        return Check("chat template", "models", "fail", text, {}, f"{role}.model_name_or_path=ONE_WITH_A_CHAT_TEMPLATE")
     if templates["teacher"] != templates["student"]:
         text = (
             f"the teacher's chat template {'is another one' if templates['teacher'] else 'is missing'}: both are asked in the"
@@ -77,12 +84,21 @@ def _chat(recipe: Recipe, tokenizers: dict[str, Any]) -> Check | None:
     return Check("chat template", "models", "passed", "both models have the same chat template")
 
 
+def _plain(recipe: Recipe) -> bool:
+    """Whether the rows can be read without a chat template: conversations cannot."""
+    try:
+        load_rows(recipe.model_copy(update={"data": recipe.data.model_copy(update={"chat_template": False, "system": None})}))
+    except UserError:
+        return False
+    return True
+
+
 # --- settings -----------------------------------------------------------------------------------------------------------------
 
 
 def check_settings(recipe: Recipe) -> list[Check]:
     """Training arguments, precision, checkpoints of the user's, and whether the student is another model than the teacher."""
-    checks = [_trainers(recipe), _precision(recipe), _checkpoints(recipe), _same(recipe)]
+    checks = [_trainers(recipe), _rates(recipe), _precision(recipe), _checkpoints(recipe), _same(recipe)]
     return [check for check in checks if check]
 
 
@@ -97,6 +113,20 @@ def _trainers(recipe: Recipe) -> Check:
                 text = f"transformers refuses these arguments: {error}"
                 return Check("training arguments", "models", "fail", text, {}, f"{_named(recipe, sections[-1], str(error))}")
     return Check("training arguments", "models", "passed", "transformers takes them")
+
+
+def _rates(recipe: Recipe) -> Check | None:
+    """A learning rate that is a slip of the pen: far from any that trains a transformer by AdamW."""
+    rates = {"teach": recipe.trainer_arguments("teach"), "distill": recipe.trainer_arguments("distill")}
+    rates |= {"anchor": recipe.trainer_arguments("distill", "anchor")}
+    numbers = {name: arguments["learning_rate"] for name, arguments in rates.items() if "learning_rate" in arguments}
+    low, high = RATES
+    for name, rate in numbers.items():
+        if isinstance(rate, int | float) and not low <= rate <= high:
+            what = f"so {'large' if rate > high else 'small'} that the {'model breaks' if rate > high else 'model stays as it is'}"
+            text = f"the learning rate of {name}, {rate:g}, is {what}; usual are 1e-5 to 1e-3"
+            return Check("learning rate", "models", "look", text, numbers, f"{argument_line(recipe, name, 'learning_rate')}=1e-4")
+    return Check("learning rate", "models", "passed", ", ".join(f"{name} {rate:g}" for name, rate in numbers.items()), numbers)
 
 
 def _named(recipe: Recipe, section: str, message: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import yaml
+
 from tutelage.doctor.checks import Check
-from tutelage.errors import ConfigError, DataError
+from tutelage.errors import ConfigError, DataError, RowsError
 from tutelage.recipe_schema import Recipe
+from tutelage.recipe_yaml import Dumper
 from tutelage.records import SPLITS, Example
 from tutelage.rows import Rows, load_rows, normalised, prompt_text
 
@@ -23,6 +27,8 @@ class _Kind(NamedTuple):
     change: str
 
 
+MANY_LABELS = 20
+"""Labels above which the line to write does not list them."""
 _KINDS = (
     _Kind("rows that are", "leaks", "data.overlap=drop"),
     _Kind("labels outside the set", "labels", "task.labels=[ALL, OF, THEM]"),
@@ -48,7 +54,7 @@ def read(recipe: Recipe) -> tuple[Rows | None, list[Check]]:
     try:
         rows = load_rows(recipe)
     except (DataError, ConfigError) as error:
-        checks = [_refusal(line, recipe) for line in _lines(str(error))]
+        checks = [_refusal(line, recipe, error) for line in _lines(str(error))]
         return _without_leaks(recipe) if any(check.name == "leaks" for check in checks) else None, checks
     counts = {split: len(rows.examples[split]) for split in SPLITS}
     text = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows can be read, and no prompt is in two splits"
@@ -104,7 +110,7 @@ def _lines(message: str) -> list[str]:
     return [line.removeprefix("  - ") for line in problems if line.startswith("  - ")] or [head]
 
 
-def _refusal(line: str, recipe: Recipe) -> Check:
+def _refusal(line: str, recipe: Recipe, error: Exception) -> Check:
     kind = next(kind for kind in _KINDS if kind.words in line)
     if kind.words == "rows that are" and "rows too" not in line:
         kind = _KINDS[-1]
@@ -115,6 +121,16 @@ def _refusal(line: str, recipe: Recipe) -> Check:
         change = f"{named[0].rstrip('=')}=..."
     elif line.startswith("data files") or "is empty: there is no row" in line:
         kind = kind._replace(name="files")
-    more = re.search(r"\(and ([\d,]+) more\)", line)
-    places = line.partition(": ")[2].count("; ") + 1 + (int(more[1].replace(",", "")) if more else 0)
-    return Check(kind.name, "data", "fail", line, {"places": places}, change)
+    kinds = error.kinds if isinstance(error, RowsError) else {}
+    places = next((own for words, own in kinds.items() if line.startswith(words)), [line])
+    if kind.name == "labels" and isinstance(error, RowsError):
+        change = _with_labels(error.labels or [], places) or change
+    return Check(kind.name, "data", "fail", line, {"places": len(places)}, change)
+
+
+def _with_labels(known: Sequence[str], places: Sequence[str]) -> str | None:
+    """The line that makes the label set larger; None where it would be long. places: `'LABEL' in SPLIT row ID`."""
+    strange = [match[1] for place in places if (match := re.match(r"""('.*?'|".*?") in (?:train|validation|test) row""", place))]
+    labels = [*known, *dict.fromkeys(map(ast.literal_eval, strange))]
+    listed = yaml.dump(labels, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000).strip()
+    return f"task.labels={listed}" if len(labels) <= MANY_LABELS else None
