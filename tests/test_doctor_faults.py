@@ -202,3 +202,13 @@ def test_the_command_ends_with_0_1_and_2(tmp_path, monkeypatch, capsys):
     assert [check["status"] for check in json.loads(command.out)] == ["fail"]
     assert command("doctor", tmp_path / "none.yaml", "--json") == 2
     assert "none.yaml" in json.loads(command.out)[0]["text"]
+
+
+def test_weights_that_training_cannot_hold_here_fail(tmp_path, monkeypatch):
+    path = sound(tmp_path)
+    weights = tiny_model(0, hidden=32, layers=4).num_parameters()
+    monkeypatch.setattr("tutelage.doctor.model_checks.machine_memory", lambda: 16 * weights - 1)
+    check = found(path, name="memory of weights")
+    assert (check.status, check.change) == ("fail", "teacher.lora={}") and check.numbers["teacher"] == 16 * weights
+    assert found(path, "teacher.lora={}", name="memory of weights").status == "passed"
+    assert "head of the teacher" not in {one.name for one in examine_file(path)}  # what does not fit is not loaded

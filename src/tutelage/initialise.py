@@ -23,6 +23,7 @@ from tutelage.doctor.data_checks import FEW_JUDGING_ROWS
 from tutelage.doctor.languages import language_shares, main_language
 from tutelage.errors import DataError, UserError
 from tutelage.guessing import Guess, guess_rows
+from tutelage.outside import parameters
 from tutelage.recipe_schema import Data, Recipe
 from tutelage.recipe_yaml import Dumper
 from tutelage.records import SPLITS, Example
@@ -367,9 +368,9 @@ def _lengths(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[int], bo
 
 
 def _weights(recipe: Recipe) -> float:
-    """About how many weights a local teacher has, or one whose name says so; 0 where neither tells."""
+    """Weights of a local teacher, or of one whose name says so; 0 where neither tells."""
     name = recipe.teacher.model_name_or_path
     if Path(name).is_dir():
-        return sum(path.stat().st_size for path in Path(name).glob("*.safetensors")) / 2
+        return parameters(Path(name))
     billions = re.search(r"(\d+(?:\.\d+)?)B\b", name)
     return float(billions[1]) * 1e9 if billions else 0.0

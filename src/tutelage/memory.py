@@ -38,6 +38,14 @@ def peak_memory(every: float = 0.1) -> Iterator[Callable[[], int]]:
         thread.join()
 
 
+def machine_memory() -> int:
+    """Bytes of the accelerator, or of this machine where there is none."""
+    import psutil
+
+    torch = _accelerated()
+    return torch.cuda.get_device_properties(0).total_memory if torch else psutil.virtual_memory().total
+
+
 def _accelerated() -> object | None:
     """The module torch, if it is loaded and has an accelerator."""
     torch = sys.modules.get("torch")

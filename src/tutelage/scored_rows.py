@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage import outside
 from tutelage.artifacts import MANIFEST, read_json
 from tutelage.errors import DataError
 from tutelage.records import read_jsonl
@@ -128,16 +129,7 @@ def _lengths(folder: Path) -> dict[str, np.ndarray]:
 def parameters(folder: Path, model: str) -> int | None:
     """Number of parameters of a model of the run (`teacher`: T*), from the headers of its files; None where they are not here."""
     place = _folder_of(folder, model)
-    files = sorted(place.glob("model*.safetensors")) if place and place.is_dir() else []
-    if not files:  # adapters alone do not tell how large the model under them is
-        return None
-    from safetensors import safe_open
-
-    total = 0
-    for path in files:
-        with safe_open(str(path), framework="np") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total
+    return outside.parameters(place if place and place.is_dir() else None) or None  # adapters alone do not tell
 
 
 def _folder_of(folder: Path, model: str) -> Path | None:

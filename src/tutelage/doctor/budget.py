@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tutelage.doctor.checks import Check
+from tutelage.doctor.checks import Check, in_bytes
 from tutelage.doctor.fit_checks import Fitted
 from tutelage.doctor.trial import Trial
 from tutelage.foretold import STAGES, duration, taken
 from tutelage.hidden_store import bytes_on_disk
+from tutelage.memory import machine_memory
 from tutelage.methods import find_method
-from tutelage.models import device, hidden_size
+from tutelage.models import hidden_size
 from tutelage.recipe_schema import Recipe
 from tutelage.trainer import steps_of, training_arguments
 
@@ -120,7 +121,7 @@ def _disk(recipe: Recipe, disk: dict[str, int]) -> Check:
     kept = sum(size for name, size in disk.items() if "while" not in name)
     peak = max(disk["teach while training"], kept + disk["distill while training"])
     numbers = disk | {"kept": kept, "peak": peak, "free": free}
-    text = f"{_bytes(kept)} stay, {_bytes(peak)} at the most while it trains; {_bytes(free)} are free"
+    text = f"{in_bytes(kept)} stay, {in_bytes(peak)} at the most while it trains; {in_bytes(free)} are free"
     if peak > free:
         return Check("disk", "budget", "fail", text, numbers, "output_dir=A_LARGER_DISK/RUN")
     return Check("disk", "budget", "passed", text, numbers)
@@ -128,21 +129,14 @@ def _disk(recipe: Recipe, disk: dict[str, int]) -> Check:
 
 def _memory(recipe: Recipe, fitted: Fitted, trial: Trial) -> Check:
     """Peaks in training, against what this machine has."""
-    import psutil
-    import torch
-
-    total = torch.cuda.get_device_properties(0).total_memory if device().type == "cuda" else psutil.virtual_memory().total
+    total = machine_memory()
     head = fitted.vocabulary * (hidden_size(recipe.teacher) or 0) * (2 if recipe.cache.dtype == "bfloat16" else 4)
     numbers = {"teach": trial.parts["teacher"].memory, "anchor": trial.parts["student"].memory, "machine": total}
     numbers["distill"] = numbers["anchor"] + head
     peak = max(numbers["teach"], numbers["distill"])
-    text = f"teach {_bytes(numbers['teach'])}, distill {_bytes(numbers['distill'])}, of {_bytes(total)} here"
+    text = f"teach {in_bytes(numbers['teach'])}, distill {in_bytes(numbers['distill'])}, of {in_bytes(total)} here"
     if peak > 0.9 * total:
         batch = recipe.trainer_arguments("teach")["per_device_train_batch_size"]
         text += ". Rows longer than the trial's may not fit"
         return Check("memory", "budget", "look", text, numbers, f"trainer.per_device_train_batch_size={max(1, batch // 2)}")
     return Check("memory", "budget", "passed", text, numbers)
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"

@@ -57,6 +57,11 @@ def located(checks: Sequence[Check], origins: dict[str, str]) -> list[Check]:
     return [replace(check, line=check.line or place(check.change)) for check in checks]
 
 
+def in_bytes(count: float) -> str:
+    """1.2 GB, 34.5 MB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
 def argument_line(recipe: Recipe, section: str, name: str) -> str:
     """The key in which a training argument of a section stands, or would."""
     places = ("anchor", "distill") if section == "anchor" else (section,)

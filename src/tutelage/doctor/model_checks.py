@@ -7,11 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tutelage.doctor.checks import Check, argument_line
+from tutelage.doctor.checks import Check, in_bytes, argument_line
 from tutelage.doctor.fit_checks import Fitted
 from tutelage.errors import ModelError, UserError
+from tutelage.memory import machine_memory
 from tutelage.methods import find_method
 from tutelage.models import check_vocabularies, config_of, device, list_checkpoints, load_tokenizer
+from tutelage.outside import parameters
 from tutelage.precision import bf16_pays
 from tutelage.recipe_schema import Model, Recipe
 from tutelage.rows import load_rows
@@ -98,7 +100,7 @@ def _plain(recipe: Recipe) -> bool:
 
 def check_settings(recipe: Recipe) -> list[Check]:
     """Training arguments, precision, checkpoints of the user's, and whether the student is another model than the teacher."""
-    checks = [_trainers(recipe), _rates(recipe), _precision(recipe), _checkpoints(recipe), _same(recipe)]
+    checks = [_trainers(recipe), _rates(recipe), _precision(recipe), _memory(recipe), _checkpoints(recipe), _same(recipe)]
     return [check for check in checks if check]
 
 
@@ -158,6 +160,29 @@ def _precision(recipe: Recipe) -> Check:
     if "bf16" in recipe.trainer or "fp16" in recipe.trainer:
         return Check("precision", "models", "passed", f"as the recipe says; {why}", numbers)
     return Check("precision", "models", "passed", f"{'bfloat16' if pays else 'float32'} will be used, since {why}", numbers)
+
+
+def _memory(recipe: Recipe) -> Check | None:
+    """Whether weights, gradients and the optimizer's two moments fit here at all. None for models that are not on this disk."""
+    total = machine_memory()
+    numbers: dict[str, Any] = {"machine": total}
+    for role in ROLES:
+        model: Model = getattr(recipe, role)
+        given = role == "teacher" and recipe.teach.checkpoints is not None
+        optimizer = recipe.trainer_arguments("teach" if role == "teacher" else "distill").get("optim", "adamw_torch")
+        whole = model.lora is None and not given and str(optimizer).startswith("adamw_torch")
+        width = 2 if model.dtype in ("float16", "bfloat16") else 4
+        numbers[role] = parameters(Path(model.model_name_or_path)) * width * (4 if whole else 1)
+        if numbers[role] > total:
+            text = (
+                f"the {role} takes {in_bytes(numbers[role])}{' while all its weights are trained' if whole else ''}, and there"
+                f" are {in_bytes(total)} here{': adapters need little more than the weights' if whole else ''}"
+            )
+            return Check("memory of weights", "models", "fail", text, numbers, f"{role}.{'lora={}' if whole else 'dtype=bfloat16'}")
+    if not numbers["teacher"] or not numbers["student"]:
+        return None
+    listed = " and ".join(f"{in_bytes(numbers[role])} for the {role}" for role in ROLES)
+    return Check("memory of weights", "models", "passed", f"{listed}, of {in_bytes(total)} here", numbers)
 
 
 def _checkpoints(recipe: Recipe) -> Check | None:
