@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tutelage.doctor.checks import Check, in_bytes, argument_line
+from tutelage.doctor.checks import Check, argument_line, in_bytes
 from tutelage.doctor.fit_checks import Fitted
 from tutelage.errors import ModelError, UserError
 from tutelage.memory import machine_memory
