@@ -129,6 +129,8 @@ def test_an_unknown_id_is_refused_with_the_nearest(tmp_path):
     run = explained_run(tmp_path)
     with pytest.raises(DataError, match=r"no row of .* has the id 'Row-0001'; near it: .*row-0001"):
         row_story(run, "Row-0001")
+    with pytest.raises(DataError, match="its ids are like: "):
+        row_story(run, "%")
     with pytest.raises(DataError, match="name a run folder"):
         row_story(tmp_path / "nowhere", "a")
     write(tmp_path / "empty/prepare/started.json", {})

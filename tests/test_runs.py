@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -118,6 +119,24 @@ def test_the_state_tells_work_from_a_stop(tmp_path):
     assert describe(run).state == "done up to evaluate"
 
 
+def test_a_report_alone_does_not_make_a_run_finished(tmp_path):
+    finish(tmp_path, "prepare", finished="2026-01-01T00:00:00")
+    write(tmp_path / "prepare/data.json", {})
+    (tmp_path / "prepare/rows.jsonl").touch()
+    finish(tmp_path, "report", finished="2026-01-01T00:00:09")
+    (tmp_path / "report/index.html").touch()
+    settle(tmp_path)
+    assert describe(tmp_path).state == "done up to prepare"
+
+
+def test_a_folder_without_runs_says_so_and_what_to_do(tmp_path, capsys):
+    show_runs(tmp_path)
+    said = capsys.readouterr().out
+    assert said.startswith(f"no runs in {tmp_path}") and "`tutelage run RECIPE`" in said
+    show_runs(tmp_path, "csv")
+    assert capsys.readouterr().out.startswith("run,task")  # what programs read has its head and no sentence
+
+
 def test_a_result_of_an_earlier_stage_made_anew_is_stale(tmp_path):
     run = whole_run(tmp_path)
     inputs = json.loads((run / "prepare/manifest.json").read_text())["inputs"]
@@ -203,7 +222,13 @@ def test_a_dry_run_names_everything_and_takes_nothing(tmp_path, capsys):
     }  # fmt: skip
     assert items["cache"].size == 4 * (1000 + len("{}")) + (run / "cache/manifest.json").stat().st_size
     assert items["teacher optimizer states"].size == 200
-    assert "nothing was deleted" in capsys.readouterr().out
+    assert f"nothing was deleted: `tutelage clean {shlex.quote(str(run))} --yes` does it" in capsys.readouterr().out
+
+
+def test_a_run_with_nothing_to_delete_says_so(tmp_path, capsys):
+    write(tmp_path / "prepare/manifest.json", {})
+    clean(tmp_path, do=True)
+    assert capsys.readouterr().out.strip() == f"{tmp_path}: nothing in it can be deleted and made again"
 
 
 def test_cleaning_takes_the_caches_and_restart_points_and_nothing_else(tmp_path):

@@ -57,8 +57,9 @@ def _row(run: Path, id: str) -> dict[str, Any]:
         ids.append(line["id"])
     folded = {other.casefold(): other for other in ids}
     near = [folded[name] for name in get_close_matches(id.casefold(), folded, 5, 0.5)]
-    near = near or [other for other in ids if id and id.casefold() in other.casefold()][:5] or ids[:3]
-    raise DataError(f"no row of {run} has the id {visible(id)!r}; near it: {', '.join(map(visible, near))}")
+    near = near or [other for other in ids if id and id.casefold() in other.casefold()][:5]
+    told = "near it" if near else "its ids are like"
+    raise DataError(f"no row of {run} has the id {visible(id)!r}; {told}: {', '.join(map(visible, near or ids[:3]))}")
 
 
 def _lines_of(path: Path, id: str) -> Iterator[dict[str, Any]]:

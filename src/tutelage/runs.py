@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -168,9 +169,12 @@ def state_of(run: Path, manifests: dict[str, Any]) -> str:
         return f"stale: {old}"
     if name:
         return f"stopped in {name}"
-    if "report" in manifests or not manifests:
-        return "finished" if manifests else "nothing is done"
-    last = max(manifests, key=lambda done: str(manifests[done].get("finished", "")))
+    if "report" in manifests and any(done.startswith("distill/") for done in manifests):
+        return "finished"
+    done = [done for done in manifests if done != "report"]  # of an unfinished run, too, there can be a page
+    if not done:
+        return "nothing is done"
+    last = max(done, key=lambda done: str(manifests[done].get("finished", "")))
     return f"done up to {last.split('/')[0]}"
 
 
@@ -214,6 +218,9 @@ def show_runs(folder: Path, form: str = "table") -> None:
     runs = find_runs(folder)
     if form == "json":
         print(json.dumps([_plain(run) for run in runs], indent=2, ensure_ascii=False))
+        return
+    if not runs and form == "table":
+        print(f"no runs in {visible(folder)}: name the folder that your runs are in; `tutelage run RECIPE` makes one")
         return
     head = ["run", "task", "teacher → student", "method", "score", "gap closed", "date", "size", "state"]
     lines = [_cells(run, folder) for run in runs]
@@ -272,6 +279,9 @@ def clean(run: Path, do: bool = False) -> list[Item]:
     with locked(run):
         items = list(removable(run))
         doomed = [item for item in items if item.kept is None]
+        if not items:
+            print(f"{visible(run)}: nothing in it can be deleted and made again")
+            return items
         lines = [[i.what, weight(i.size), i.again if i.kept is None else f"stays: {i.kept}"] for i in items]
         total = weight(sum(item.size for item in doomed))
         print_table(f"{visible(run)}: can be made again", ["what", "size", "comes back by"], [*lines, ["in all", total, ""]])
@@ -281,7 +291,7 @@ def clean(run: Path, do: bool = False) -> list[Item]:
                     _delete(run, path)
             print(f"deleted: {total}")
         elif doomed:
-            print("nothing was deleted: `tutelage clean RUN --yes` does it")
+            print(f"nothing was deleted: `tutelage clean {visible(shlex.quote(str(run)))} --yes` does it")
     return items
 
 
