@@ -19,7 +19,7 @@ import yaml
 
 from tutelage.columns import accepted_answers, map_columns
 from tutelage.config import load_recipe
-from tutelage.doctor.data_checks import FEW_JUDGING_ROWS
+from tutelage.doctor.data_checks import FEW_JUDGING_ROWS, WORDS
 from tutelage.doctor.languages import language_shares, main_language
 from tutelage.errors import DataError, UserError
 from tutelage.guessing import Guess, guess_rows
@@ -87,7 +87,7 @@ def initialise(data: Path | str, teacher: str | None = None, student: str | None
     files = _files(data)
     raw = {split: read_rows(names) for split, names in files.items()}
     guess = guess_rows([row for row, _ in raw["train"]])
-    rows = ", ".join(f"{len(own):,} {split}" for split, own in raw.items())
+    rows = ", ".join(f"{len(own):,}" + (f" {WORDS[split]}" if len(raw) > 1 else "") for split, own in raw.items())
     sketch = Sketch(path, "", [f"{guess.task}: {guess.why}; {rows} rows", *guess.notes])
     section, training = _data_section(data, files, guess), len(raw["train"])
     if "test" not in files and "validation" not in files:

@@ -93,23 +93,27 @@ def _best(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check:
     numbers |= {"runner_up": second, "lead_nats": {"value": -lead.value, "low": -lead.high, "high": -lead.low}}
     if place == 0:
         text = (
-            f"T* is the first of {len(names)} checkpoints: training on from there made the teacher no better, so there is no road"
-            " to follow. A lower learning rate or a shorter training would show one"
+            f"the best checkpoint (T*) is the first of {len(names)}: training on from there made the teacher no better, so there is"
+            " no road to follow. A lower learning rate or a shorter training would show one"
         )
         return Check("T*", "trajectory", "look", text, numbers, _slower(space, "learning_rate", 0.3))
     before = interval(rows[names[-1]], rows[names[-2]]).difference
     falling = means[-1] < (1 - CLEARLY) * means[-2] and before.high < 0
     if place == len(names) - 1 and falling:
         text = (
-            f"T* is the last checkpoint, and its loss is still falling ({means[-2]:.3f} to {means[-1]:.3f} nats): the teacher"
-            " was stopped on its way. Train it longer"
+            f"the best checkpoint (T*) is the last, and its loss is still falling ({means[-2]:.3f} to {means[-1]:.3f} nats): the"
+            " teacher was stopped on its way. Train it longer"
         )
         return Check("T*", "trajectory", "look", text, numbers, _slower(space, "num_train_epochs", 2))
     luck = (
         "" if lead.high < 0 else f"; by loss it is not apart from {second} (which of the two is chosen is luck, and matters little)"
     )
     return Check(
-        "T*", "trajectory", "passed", f"{best}, number {place + 1} of {len(names)} by validation {taught['by']}{luck}", numbers
+        "T*",
+        "trajectory",
+        "passed",
+        f"the best checkpoint is {best}, number {place + 1} of {len(names)} by validation {taught['by']}{luck}",
+        numbers,
     )
 
 
