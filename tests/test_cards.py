@@ -101,7 +101,7 @@ def test_slices_where_it_loses_are_said_plainly(tmp_path):
     text = card_of(run).text.replace("\n", " ")
     # slices: two of subdomain, two of label, which divide the rows alike; the languages are not known
     assert "Of 4 slices of 10 test rows or more it is behind its teacher on 2, clearly" in text and "on 2, and ahead on 0" in text
-    assert re.search(r"\| subdomain: night \| 40 \| 0\.500 \| 1\.000 \| −0\.500 \[−0\.\d+, −0\.\d+\] \| 0\.000 \|", text)
+    assert re.search(r"\| subdomain: night \| 40 \| 0\.500 \| 1\.000 \| −0\.500 \[−0\.\d+, −0\.\d+\] \| < 0\.001 \|", text)
     assert "subdomain: day" not in text and "Row by row it is worse than its teacher" in text
     assert "SECRET ROW" not in text
 
@@ -116,7 +116,7 @@ def test_slices_of_a_diagnosis_are_taken_where_there_is_one(tmp_path):
     other = {**pair, "student": "anchor", "slices": [{**line, "value": "ANOTHER"}]}
     write(run / "diagnose/slices.json", {"partitions": [{"key": "teacher_loss", "tested": False}], "pairs": [other, pair]})
     text = card_of(run).text
-    for name in ("found: contains 'not'", "answer length: 3-5"):
+    for name in ("found: contains 'not'", "answer length: 3–5"):
         assert f"| {name} | 77 | 0.250 | 0.750 | −0.500 [−0.600, −0.400] | 0.001 |" in text
     assert "Of 2 slices" in text and "teacher loss" not in text and "ANOTHER" not in text
 
@@ -139,7 +139,7 @@ def test_entity_types_are_slices_of_their_own(tmp_path):
         write_jsonl(run / f"evaluate/{name}/predictions.jsonl", [{**line, "id": f"row-{n:04d}"} for n in range(1, 41)])
         write(run / f"evaluate/{name}/scores.json", {"entity_f1": {"value": 0.5, "low": 0.4, "high": 0.6}})
     card = card_of(run, student=MAIN)
-    assert "| entity type: dose | 40 | 0.000 | 1.000 | −1.000 [−1.000, −1.000] | 0.000 |" in card.text
+    assert "| entity type: dose | 40 | 0.000 | 1.000 | −1.000 [−1.000, −1.000] | < 0.001 |" in card.text
     assert "entity type: drug" not in card.text
     assert (card.data.eval_results[0].task_type, card.data.eval_results[0].metric_type) == ("token-classification", "f1")
 

@@ -138,6 +138,13 @@ def test_nothing_from_data_turns_or_hides_the_text_around_it(tmp_path):
     assert "name⟨U+202E⟩␇" in page.text
 
 
+def test_a_comparison_is_one_click_from_the_top(tmp_path):
+    run = make_fake_run(tmp_path, rows=40)
+    write(run / "compare" / "index.html", "")
+    contents = build_report(run, title="t").read_text(encoding="utf-8").partition('<nav class="contents"')[2].partition("</nav>")[0]
+    assert '<a href="../compare/index.html">Comparison of methods</a>' in contents
+
+
 def test_nothing_is_loaded(page):
     links = [attrs.get("href") for tag, attrs in page.tags if tag == "a"]
     assert [link for link in links if not link.startswith("#")] == ["https://arxiv.org/abs/2601.10114"]

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from fake_run import INJECTION, Page, make_fake_run, write
 from tutelage.charts import cascade_chart, curves, reliability_diagram
+from tutelage.page import slice_value
 from tutelage.records import write_jsonl
 from tutelage.report_insight import slice_table
 from tutelage.results import read_results
@@ -137,6 +138,29 @@ def test_slices_are_sorted_and_marked(run):
     assert "Slices by the teacher's loss are not tested" in text
     values = [attrs["data-value"] for tag, attrs in page.tags if tag == "td" and "data-value" in attrs]
     assert values[:4] == ["1234", "0.25", "-0.1", "4"]
+
+
+def test_where_the_student_mostly_loses_the_losses_come_first(run):
+    worse = [one_slice("label", name, measured(-gap, p_holm=0.01), measured(0.1)) for name, gap in (("bad", 0.1), ("worst", 0.4))]
+    write_diagnosis(run, worse)
+    page = page_of(run)
+    text = page.text[page.text.rindex("Where it wins and loses") :]
+    assert text.index("worst") < text.index("bad")
+    assert [attrs["aria-sort"] for tag, attrs in page.tags if tag == "th" and "aria-sort" in attrs] == ["ascending"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("teacher_certainty", "1.83e-28-0.817", "0–0.817"),
+        ("answer_length", "3-17", "3–17"),
+        ("label", "covid-19", "covid-19"),
+        ("label", "1e-5", "1e-5"),
+        ("prompt_length", None, None),
+    ],
+)
+def test_ranges_are_written_for_readers(key, value, shown):
+    assert slice_value(key, value) == shown
 
 
 def test_intervals_of_slices_are_drawn_whole_or_marked_as_cut(run):

@@ -31,7 +31,7 @@ from tutelage.outside import (
     recipe_of,
     written,
 )
-from tutelage.page import duration, metric_name, model_name, number, signed_span, span
+from tutelage.page import duration, metric_name, model_name, number, p_value, signed_span, slice_value, span
 from tutelage.records import Interval, read_jsonl
 from tutelage.results import as_interval
 from tutelage.runs import describe, read_manifests
@@ -300,8 +300,8 @@ def _slices(one: Student) -> Iterator[str]:
 def _slice_cells(line: dict[str, Any]) -> list[str]:
     score = line["score"]
     lead = Interval(score["difference"], score["low"], score["high"])
-    name = f"{md(str(line['key']).replace('_', ' '))}: {md(line['value']) if line['value'] is not None else '(none)'}"
-    numbers = (number(score["student"]), number(score["teacher"]), signed_span(lead), number(score.get("p_holm")))
+    name = f"{md(str(line['key']).replace('_', ' '))}: {md(slice_value(line['key'], line['value']) or '(none)')}"
+    numbers = (number(score["student"]), number(score["teacher"]), signed_span(lead), p_value(score.get("p_holm")))
     return [name, f"{line['rows']:,}", *numbers]
 
 

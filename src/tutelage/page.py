@@ -33,6 +33,9 @@ TERMS = {
 }  # fmt: skip
 """Words of the artefacts that stand on the page, splits and tasks: what a reader calls them."""
 NO_VALUE = "–"
+AMOUNTS = ("answer_length", "prompt_length", "teacher_certainty", "teacher_loss")
+"""Keys whose slices are ranges of a number, `3-5`."""
+_BETWEEN, _TINY = re.compile(r"(?<=\d)-(?=\d)"), re.compile(r"\d+(\.\d+)?e-\d+")
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
 """Characters without a look of their own, or that turn the text around them. No template has one: they come from data."""
 
@@ -135,6 +138,16 @@ def term(word: str, say: Say = str) -> str:
 def capital(text: str) -> str:
     """With its first letter large, the others as they are: "Entity F1"."""
     return text[:1].upper() + text[1:]
+
+
+def slice_value(key: str, value: str | None) -> str | None:
+    """The value of a slice as it is read: of a range of numbers 0.5–0.817, and 0 for 1.83e-28."""
+    return _BETWEEN.sub("–", _TINY.sub("0", value)) if value and key in AMOUNTS else value
+
+
+def p_value(value: float | None) -> str:
+    """0.014; never 0.000."""
+    return "< 0.001" if value is not None and value < 0.0005 else number(value)
 
 
 def lower_is_better(name: str) -> bool:

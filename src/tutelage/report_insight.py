@@ -6,7 +6,6 @@ the artefacts of a section are not there. Most of it was measured by `diagnose`;
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from tutelage.calibration import TOLERANCE
 from tutelage.charts import Axis, cascade_chart, decades, histogram, reliability_diagram, scatter
+from tutelage.page import slice_value
 from tutelage.results import Results, Student, read_lines
 from tutelage.rows import prompt_text
 from tutelage.slice_search import ALPHA
@@ -24,9 +24,6 @@ from tutelage.theory import interval, perfect_gate, split_risk
 BINS, POINTS, SLICES, EXAMPLES = 20, 400, 30, 4
 LEAST_NATS = 1e-3
 """Left end of the logarithmic axis on which losses are compared; smaller ones are drawn on it."""
-AMOUNTS = ("answer_length", "prompt_length", "teacher_certainty", "teacher_loss")
-"""Keys whose slices are ranges of a number, `3-5`."""
-_BETWEEN = re.compile(r"(?<=\d)-(?=\d)")
 
 # --- the split of the risk --------------------------------------------------------------------------------------------------
 
@@ -107,7 +104,8 @@ def examples(results: Results) -> list[dict[str, Any]]:
 
 
 def slice_table(results: Results) -> dict[str, Any] | None:
-    """All slices of the main student against T* as `diagnose` measured them, the greatest gain in score first.
+    """All slices of the main student against T* as `diagnose` measured them, the greatest gain in score first, or the greatest loss
+    where the student is surely behind on more of them than ahead (`worst_first`).
 
     `rows`: slices with `bar` (places of value, low and high) and `marks`; `found`: the same of slices found in the prompts, of
     `tried` candidates; `tested`: slices with a test, of which the student is surely `ahead` or `behind` on so many, and `odd` ones
@@ -121,14 +119,16 @@ def slice_table(results: Results) -> dict[str, Any] | None:
     rows = [_slice(line, axis) for line in pair["slices"]]
     rows.sort(key=lambda line: (-line["score"]["difference"], line["nll"]["difference"]))
     own = [{mark["side"] for mark in line["marks"] if mark["question"] == "own"} for line in rows]
+    ahead, behind = (sum(sides == {side} for sides in own) for side in ("student", "teacher"))
     return {
         "whole": pair["whole"],
-        "rows": rows,
+        "rows": rows[::-1] if behind > ahead else rows,
+        "worst_first": behind > ahead,
         "units": {one["key"]: one["unit"] for one in results.slices["partitions"] if one["unit"]},
         "untested": [one["key"] for one in results.slices["partitions"] if not one["tested"]],
         "tested": sum(line["score"]["p_value"] is not None for line in rows),
-        "ahead": sum(sides == {"student"} for sides in own),
-        "behind": sum(sides == {"teacher"} for sides in own),
+        "ahead": ahead,
+        "behind": behind,
         "odd": sum(line["odd"] for line in rows),
         "found": [{**_slice(line, axis), **_how(line)} for line in pair["found"]],
         "tried": len(pair["tried"]),
@@ -147,8 +147,13 @@ def _slice(line: Mapping[str, Any], axis: Axis) -> dict[str, Any]:
     bar = {end: axis.at(score[key]) for end, key in (("value", "difference"), ("low", "low"), ("high", "high"))}
     bar["cut"] = score["low"] < axis.low or score["high"] > axis.high
     marks = _marks(line)
-    value = line["value"] and _BETWEEN.sub("–", line["value"]) if line["key"] in AMOUNTS else line["value"]
-    return {**line, "value": value, "bar": bar, "marks": marks, "odd": any(mark["question"] == "rest" for mark in marks)}
+    return {
+        **line,
+        "value": slice_value(line["key"], line["value"]),
+        "bar": bar,
+        "marks": marks,
+        "odd": any(mark["question"] == "rest" for mark in marks),
+    }
 
 
 def _marks(line: Mapping[str, Any]) -> list[dict[str, Any]]:
