@@ -210,6 +210,13 @@ def test_a_share_that_rests_on_one_seed_says_so():
     assert against_teacher(found["recipes"][0], "scd", "score", found["cells"])["rows_only"]
 
 
+def test_the_baseline_closes_nothing_of_its_own_gap(read):
+    found = summary({"sft": 0.7, "scd": 0.9})
+    found["recipes"][0]["methods"]["sft"]["gap_closed"] = None
+    page = read(found)
+    assert "the baseline" in page.text and "no gap" not in page.text
+
+
 def test_one_seed_claims_nothing_of_methods(read):
     page = read(summary({"td": 0.7, "scd": 0.9}, p=0.001, seeds=1))
     assert "With one seed in common, validation chooses scd: a lead to follow, not a result." in " ".join(headline(page).split())

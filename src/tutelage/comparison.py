@@ -252,7 +252,7 @@ def show(summary: dict[str, Any], form: str = "table") -> None:
     if form == "table":
         _show_more(summary)
     if form != "csv":
-        print({"markdown": f"\n{NOTE}", "latex": f"% {NOTE}"}.get(form, NOTE))
+        print({"markdown": f"\n\\{NOTE}", "latex": f"% {NOTE}"}.get(form, NOTE))
 
 
 def _show_more(summary: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import sys
 import time
 import unicodedata
@@ -12,6 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 _JOINERS = "\u200c\u200d"  # part of Persian words and of emoji, and harmless
+
+_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+"""What LaTeX does not take as it is."""
+UNBROKEN = len("[0.123,")
+"""Letters of a word that stays whole in a table, however narrow the terminal."""
 
 
 class Screen:
@@ -101,17 +107,26 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], 
 
 
 def _latex_row(row: Sequence[str]) -> str:
-    return " & ".join(re.sub(r"([&%$#_{}])", r"\\\1", cell) for cell in row) + r" \\"
+    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in row) + r" \\"
 
 
 def _ruled(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; where it is too narrow for that without rules, and at last a line for each cell."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title)
+    console = Console(highlight=False)
+    words = [[word for row in (head, *rows) for word in row[place].split()] for place in range(len(head))]
+    least = [min(max(map(len, column), default=0), UNBROKEN) for column in words]
+    if sum(least) + len(head) > console.width:
+        for row in rows:
+            console.print("\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True) if cell) + "\n", markup=False)
+        return
+    ruled = sum(least) + 3 * len(head) + 1 <= console.width
+    table = Table(title=title) if ruled else Table(title=title, box=None, pad_edge=False)
     for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place == 0 else "right")
+        table.add_column(name, justify="left" if place == 0 else "right", min_width=least[place], overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console.print(table)
