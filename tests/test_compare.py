@@ -127,7 +127,7 @@ def end_as_told(cell):
     if cell.method == "raises":
         raise ValueError("not today")
     if cell.method == "slow":
-        time.sleep(60)
+        time.sleep(600)  # longer than any machine takes to start a process
 
 
 def test_each_cell_has_a_process_of_its_own(tmp_path):
@@ -144,4 +144,4 @@ def test_cells_end_with_the_comparison(tmp_path):
     began = time.monotonic()
     assert next(running).cell.method == "good"
     running.close()
-    assert time.monotonic() - began < 40 and not multiprocessing.active_children()
+    assert time.monotonic() - began < 500 and not multiprocessing.active_children()

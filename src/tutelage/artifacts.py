@@ -117,12 +117,12 @@ class Work:
         """
         self.inputs = _plain(self.inputs)
         finished = (self.folder / MANIFEST).is_file()
-        record = self.folder / (MANIFEST if finished else STARTED)
+        record = self._record()
         nothing_yet = not finished and record.is_file() and len(list(self.folder.iterdir())) == 1
         if self.force or nothing_yet:
             self._clear()
         elif record.is_file():
-            changed = differences(read_json(record)["inputs"], self.inputs)
+            changed = self.changed()
             if not changed:
                 return not finished
             if not self.rebuild_stale:
@@ -132,6 +132,15 @@ class Work:
             self._clear()
         write_json(self.folder / STARTED, {"inputs": self.inputs})
         return True
+
+    def changed(self) -> list[str]:
+        """What changed since the folder's result, whole or begun, was made, a line each; empty where there is none."""
+        record = self._record()
+        return differences(read_json(record)["inputs"], _plain(self.inputs)) if record.is_file() else []
+
+    def _record(self) -> Path:
+        finished = self.folder / MANIFEST
+        return finished if finished.is_file() else self.folder / STARTED
 
     def finish(self, seconds: float) -> None:
         """Write the manifest; from here on the folder counts as finished."""

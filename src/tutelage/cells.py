@@ -1,7 +1,7 @@
 """The cells of a comparison: one method with one seed on one run folder, and the file that keeps what came of each.
 
-`results.jsonl` has a line for every cell and metric. All lines of a cell are written at once, so a cell is there as a whole or not
-at all; of a cell that was made again the last lines count.
+`results.jsonl` has a line for every cell and metric. All lines of a cell are written at once, and each says how many they are, so a
+cell is there as a whole or not at all; of a cell that was made again the last lines count.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class ResultsFile:
 
     def append(self, cell: Cell, inputs: str, rows: Sequence[dict[str, Any]]) -> None:
         """Write the lines of a cell in one piece. inputs: fingerprint of what it was made from."""
-        before = self.lines().get(cell)
-        fixed = {**asdict(cell), "inputs": inputs, "attempt": before[0]["attempt"] + 1 if before else 1}
+        before = self._attempts().get(cell)
+        attempt = before[0]["attempt"] + 1 if before else 1
+        fixed = {**asdict(cell), "inputs": inputs, "attempt": attempt, "of": len(rows)}
         lines = [json.dumps({**fixed, **row}, ensure_ascii=False) for row in rows]
         with self.path.open("ab") as file:
             file.write(("\n".join(lines) + "\n").encode())
@@ -67,7 +68,15 @@ class ResultsFile:
             os.fsync(file.fileno())
 
     def lines(self) -> dict[Cell, list[dict[str, Any]]]:
-        """The lines that count of every cell, in the order in which cells first came."""
+        """The lines that count of every cell that is there as a whole, in the order in which cells first came."""
+        return {cell: rows for cell, rows in self._attempts().items() if len(rows) == rows[0].get("of", len(rows))}
+
+    def done(self) -> dict[Cell, str]:
+        """Cells that came to a good end, with the fingerprint of what they were made from."""
+        return {cell: rows[0]["inputs"] for cell, rows in self.lines().items() if rows[0]["status"] == "done"}
+
+    def _attempts(self) -> dict[Cell, list[dict[str, Any]]]:
+        """The lines of the last attempt at every cell, all of them or not."""
         found: dict[Cell, list[dict[str, Any]]] = {}
         for row in self._read():
             cell = Cell(**{name: row[name] for name in Cell.__dataclass_fields__ if name in row})
@@ -76,10 +85,6 @@ class ResultsFile:
                 known.clear()
             known.append(row)
         return found
-
-    def done(self) -> dict[Cell, str]:
-        """Cells that came to a good end, with the fingerprint of what they were made from."""
-        return {cell: rows[0]["inputs"] for cell, rows in self.lines().items() if rows[0]["status"] == "done"}
 
     def _read(self) -> Iterator[dict[str, Any]]:
         if self.path.is_file():

@@ -33,6 +33,8 @@ STAGES = {
     "report": "Write report/index.html from what is in the run folder.",
 }
 """In the order in which `run` goes through them; each is `tutelage.stages.NAME` with `run(workspace)`."""
+FULL = ("No space left on device", "PytorchStreamWriter", "unexpected pos")
+"""What a full disk looks like: to Python and safetensors, and to torch, which does not call it by its name."""
 ON_THEIR_OWN = ("diagnose", "report")
 """Stages whose commands are written out below: they have more to say than that the stage is done."""
 
@@ -122,6 +124,7 @@ def compare(
     executor: Annotated[Literal["local", "ray"], typer.Option(help="Here, or on a Ray cluster that is running.")] = "local",
     output: Annotated[Path | None, typer.Option("--output", help="Folder of the comparison; default: RUN/compare.")] = None,
     format: Annotated[Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")] = "table",
+    force: Annotated[bool, typer.Option("--force", help="Make again, deleting it, what other inputs than now had made.")] = False,
 ) -> None:
     """Methods against each other: the same teacher, anchor, rows and steps for all, several seeds. Continues where it stopped."""
     from tutelage.compare import make_plan, run
@@ -132,7 +135,7 @@ def compare(
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
     loaded = [load_recipe(file, overrides).recipe for file in files]
-    plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor)
+    plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
     summary = write_summary(plan.folder, run(plan))
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
@@ -341,6 +344,14 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not any(words in str(error) for words in FULL):
+            raise
+        print(
+            f"the disk is full ({error}): free some space; the same command continues from the last whole piece",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except Interrupted:
         print("interrupted; the same command continues from the last whole piece", file=sys.stderr)

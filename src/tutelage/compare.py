@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from tutelage import lineage, tuning
-from tutelage.artifacts import digest, locked, read_json
+from tutelage.artifacts import MANIFEST, Work, digest, locked, read_json
 from tutelage.cells import Cell, ResultsFile
 from tutelage.config import check, dump_recipe, load_recipe, varied
-from tutelage.errors import ConfigError, ModelError, problems
+from tutelage.errors import ConfigError, ModelError, StaleArtifactError, problems
 from tutelage.executors import CellTask, Executor, LocalExecutor, Outcome
 from tutelage.recipe_schema import Recipe
+from tutelage.scored import has_teacher
 from tutelage.stages import anchor, cache, cross_fit, distill, evaluate, prepare, teach
 from tutelage.workspace import Workspace
 
@@ -42,6 +45,8 @@ class Plan:
     tune: bool = False
     """Find the students' learning rate first, as the recipes' `tune` sections say."""
     executor: Literal["local", "ray"] = "local"
+    force: bool = False
+    """Make again what was made from other inputs."""
 
 
 def make_plan(
@@ -54,6 +59,7 @@ def make_plan(
     *,
     tune: bool = False,
     executor: Literal["local", "ray"] = "local",
+    force: bool = False,
 ) -> Plan:
     """A checked plan. methods: names with commas. Raises ConfigError for what cannot be compared."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -63,6 +69,10 @@ def make_plan(
             varied(recipe, name)
         except ConfigError as error:
             wrong.append(str(error))
+    wrong += [
+        f"{recipe.name}: --teacher-seeds trains further teachers, and teach.checkpoints names yours; leave it out"
+        for recipe in recipes if teacher_seeds > 1 and recipe.teach.checkpoints
+    ]  # fmt: skip
     if not recipes:
         wrong.append("no recipe: name one file at least")
     twice = sorted({r.output_dir for r in recipes if [other.output_dir for other in recipes].count(r.output_dir) > 1})
@@ -74,7 +84,7 @@ def make_plan(
     if wrong:
         raise ConfigError(problems("this cannot be compared:", wrong))
     folder = folder or Path(recipes[0].output_dir) / "compare"
-    return Plan(recipes, names, range(seeds), teacher_seeds, jobs, folder, tune, executor)
+    return Plan(recipes, names, range(seeds), teacher_seeds, jobs, folder, tune, executor, force)
 
 
 def run(plan: Plan) -> dict[Cell, str]:
@@ -90,45 +100,61 @@ def run(plan: Plan) -> dict[Cell, str]:
     with ExitStack() as held:
         for folder in [plan.folder, *(space.folder for space in spaces)]:
             held.enter_context(locked(folder))
-        if plan.executor == "ray":  # before anything is trained: is there a cluster, and does every node see the folders?
+        # Before anything is trained: is there a cluster that sees the folders, and are all rows as they should be?
+        if plan.executor == "ray":
             _executor(plan, make_cell, spaces).check()
+        for space in spaces:
+            _say_which(space, plan)
+            _stages(space, plan.methods, [prepare])
         own: dict[str, dict[str, float]] = {}
         if plan.tune:
             spaces, own = _tune(plan, spaces)
+        anchors: dict[str, Path] = {}
         for space in spaces:
-            _shared_stages(space, plan.methods)
+            _say_which(space, plan)
+            _shared_stages(space, plan.methods, anchors.setdefault(space.recipe.name, space.folder / "anchor"))
         wanted = {cell: space for space in spaces for cell in _cells(space, plan, own.get(space.recipe.name, {}))}
-        return _make(wanted, ResultsFile(plan.folder / "results.jsonl"), _executor(plan, make_cell, spaces), _rows_of, "compare")
+        return _make(plan, wanted, ResultsFile(plan.folder / "results.jsonl"), _executor(plan, make_cell, spaces), _rows_of)
 
 
-def make_cell(cell: Cell) -> None:
+def _say_which(space: Workspace, plan: Plan) -> None:
+    """What the lines from here on are about, where there are several runs."""
+    if plan.teacher_seeds > 1 or len(plan.recipes) > 1:
+        space.screen.say(f"{space.recipe.name}, teacher seed {space.recipe.teacher_seed}, in {space.folder}:")
+
+
+def make_cell(cell: Cell, rebuild: bool = False) -> None:
     """Train and score one student, in a process of its own."""
-    space = train_cell(cell)
+    space = train_cell(cell, rebuild)
     evaluate.score(space, evaluate.student(space, cell.name, cell.seed))
 
 
-def train_cell(cell: Cell) -> Workspace:
+def train_cell(cell: Cell, rebuild: bool = False) -> Workspace:
     """Train one student, in a process of its own: what tuning looks at is validation."""
     only = [f"distill.methods=[{json.dumps(cell.name)}]", f"distill.seeds=[{cell.seed}]"]
-    space = Workspace(load_recipe(Path(cell.run) / "recipe.yaml", only).recipe)
+    space = Workspace(load_recipe(Path(cell.run) / "recipe.yaml", only).recipe, rebuild=rebuild)
     distill.cell(space, cell.name, cell.seed)
     return space
 
 
 def _make(
+    plan: Plan,
     wanted: dict[Cell, Workspace],
     results: ResultsFile,
     executor: Executor,
     rows_of: Callable[[Outcome], list[dict[str, Any]]],
-    what: str,
 ) -> dict[Cell, str]:
     """Run the cells that results.jsonl lacks, or has from other inputs, and append a line for each as it ends.
 
-    Returns the fingerprints of what the cells are made from.
+    Returns the fingerprints of what the cells are made from. Raises StaleArtifactError where their folders hold students that were
+    made from other inputs, unless the plan says `force`.
     """
-    inputs = {cell: digest(lineage.student(space, cell.name)) for cell, space in wanted.items()}
-    done = results.done()
-    missing = [cell for cell in wanted if done.get(cell) != inputs[cell]]
+    what = "compare" if rows_of is _rows_of else "tune"
+    made_from = {cell: lineage.student(space, cell.name) for cell, space in wanted.items()}
+    inputs, done = {cell: digest(given) for cell, given in made_from.items()}, results.done()
+    missing = [cell for cell in wanted if done.get(cell) != inputs[cell] or (what == "compare" and not _scored(cell))]
+    if not plan.force:
+        _refuse_stale({cell: Work(Path(cell.run) / "distill" / cell.student, made_from[cell]) for cell in missing})
     screen, began = next(iter(wanted.values())).screen, time.monotonic()
     screen.say(f"{what}: {len(wanted)} cells, {len(wanted) - len(missing)} of them are there")
     for number, outcome in enumerate(executor.run(missing), start=1):
@@ -140,8 +166,27 @@ def _make(
     return inputs
 
 
+def _scored(cell: Cell) -> bool:
+    """Whether the predictions are there that a summary is made of; somebody may have cleared them away."""
+    return (Path(cell.run) / "evaluate" / cell.student / "predictions.jsonl").is_file()
+
+
+def _refuse_stale(works: dict[Cell, Work]) -> None:
+    changed = {cell: lines for cell, work in works.items() if (lines := work.changed())}
+    if changed:
+        first = next(iter(changed))
+        title = (
+            f"{len(changed)} students are there that were made from other inputs than asked for now, first {works[first].folder}:"
+        )
+        raise StaleArtifactError(
+            f"{problems(title, changed[first])}\n  make them again, deleting the old ones:  add --force to this command\n"
+            "  keep them, and compare with them:  change a setting in a method's name, as in td+kd_ratio=0.7, not in the recipe\n"
+            "  keep them, and run elsewhere:  output_dir=runs/ANOTHER_NAME"
+        )
+
+
 def _executor(plan: Plan, task: CellTask, spaces: Sequence[Workspace]) -> Executor:
-    logs = plan.folder / "logs"
+    logs, task = plan.folder / "logs", partial(task, rebuild=plan.force)
     if plan.executor == "local":
         return LocalExecutor(task, logs, plan.jobs)
     from tutelage.ray_executor import RayExecutor
@@ -174,7 +219,7 @@ def _best_rates(plan: Plan, tried: dict[str, tuple[Workspace, list[str]]]) -> di
     """By recipe and method. tried: the runs of recipes, with the methods that are trained at each rate."""
     cells = {cell: space for space, methods in tried.values() for cell in tuning.cells(space.recipe, methods, plan.seeds[0])}
     path = plan.folder / tuning.TUNED
-    _make(cells, ResultsFile(path), _executor(plan, train_cell, [space for space, _ in tried.values()]), _validation_rows, "tune")
+    _make(plan, cells, ResultsFile(path), _executor(plan, train_cell, [space for space, _ in tried.values()]), _validation_rows)
     best: dict[str, dict[str, float]] = {name: {} for name in tried}
     for found in tuning.tuned(path):
         space, methods = tried.get(found.recipe, (None, []))
@@ -212,10 +257,8 @@ def _trajectories(recipe: Recipe, plan: Plan) -> list[Workspace]:
             changes = {
                 "output_dir": f"{recipe.output_dir}-teacher-{seed}",
                 "teach": recipe.teach.model_copy(update={"seed": seed}),
-                # The anchor does not depend on the teacher: one for all trajectories.
-                "anchor": recipe.anchor.model_copy(update={"model_name_or_path": str(found[0].folder / "anchor")}),
             }
-        found.append(Workspace(_with(recipe, plan.methods, plan.seeds).model_copy(update=changes)))
+        found.append(Workspace(_with(recipe, plan.methods, plan.seeds).model_copy(update=changes), rebuild=plan.force))
     return found
 
 
@@ -223,9 +266,19 @@ def _with(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> Recip
     return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"methods": [*methods], "seeds": [*seeds]})})
 
 
-def _shared_stages(space: Workspace, methods: Sequence[str]) -> None:
-    """Everything that cells share, and the scores that they are compared with."""
+def _shared_stages(space: Workspace, methods: Sequence[str], anchor_of_first: Path) -> None:
+    """Everything that cells share, and the scores that they are compared with.
+
+    The anchor does not depend on the teacher: other trajectories have that of the first, `anchor_of_first`.
+    """
     _teacher_stages(space, methods)
+    mine = space.folder / "anchor"
+    if mine != anchor_of_first and not (mine / MANIFEST).is_file():
+        draft = mine.with_name("anchor.part")
+        for old in (mine, draft):
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(anchor_of_first, draft)
+        draft.replace(mine)
     _anchor_stages(space, methods)
     for model in evaluate.base_models(space):
         evaluate.score(space, model)
@@ -249,10 +302,13 @@ def _stages(space: Workspace, methods: Sequence[str], stages: Sequence[ModuleTyp
 
 def _cells(space: Workspace, plan: Plan, rates: dict[str, float]) -> list[Cell]:
     """rates: learning rates of methods that were tuned by themselves."""
+    first = next(Path(recipe.output_dir) for recipe in plan.recipes if recipe.name == space.recipe.name)
     name, run, trajectory = space.recipe.name, str(space.folder), space.recipe.teacher_seed
     own = {method: tuning.setting(rate) for method, rate in rates.items()}
-    # Seed by seed, so that a comparison that is stopped has all methods on fewer seeds.
-    return [Cell(name, run, method, seed, trajectory, own.get(method, "")) for seed in plan.seeds for method in plan.methods]
+    # A training without a teacher is the same under every trajectory. Seed by seed, so that a comparison that is stopped has all
+    # methods on fewer seeds.
+    methods = [method for method in plan.methods if space.folder == first or has_teacher(method)]
+    return [Cell(name, run, method, seed, trajectory, own.get(method, "")) for seed in plan.seeds for method in methods]
 
 
 # --- what is kept of a cell ---

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from tutelage.errors import ConfigError, problems
 from tutelage.methods import find_method, method_names, split_variant
-from tutelage.recipe_checks import check, cross_problems, refusal, trainer_argument_names, wrong
+from tutelage.recipe_checks import budget, check, cross_problems, method_problems, refusal, trainer_argument_names, wrong
 from tutelage.recipe_schema import Recipe, Section
 from tutelage.recipe_yaml import REQUIRED, Dumper, Keys, Source, dotted, example, override, read
 
@@ -72,25 +72,29 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
 def varied(recipe: Recipe, method: str) -> Recipe:
     """The recipe with the settings of a method and those that its name carries: `td+kd_ratio=0.7` sets distill.kd_ratio.
 
-    Raises ConfigError for settings that cannot be, and for those that would change a method's budget: `num_stages` x
-    `epochs_per_stage` is the same for all methods of a run.
+    Raises ConfigError for settings that cannot be, that make no difference to the method, or that would change its budget: steps
+    and rows a step are the same for all methods of a run.
     """
-    base, settings = split_variant(method)
-    settings = [*(find_method(base).settings if base in method_names() else ()), *settings]
-    if not settings:
-        return recipe
-    source = Source(Path(method), recipe.model_dump())
-    for text in settings:
-        if "/" in text:
-            source.problems.append(f"{text!r}: the name of a variant is the name of a folder, and `/` cannot be in it")
-        override(source, f"distill.{text}")
-    found = _validate(source)
+    base, named = split_variant(method)
+    known = base in method_names()
+    source, found = Source(Path(method), {}), recipe
+    if settings := [*(find_method(base).settings if known else ()), *named]:
+        source.values = recipe.model_dump()
+        for text in settings:
+            if "/" in text:
+                source.problems.append(f"{text!r}: the name of a variant is the name of a folder, and `/` cannot be in it")
+            override(source, f"distill.{text}")
+        found = _validate(source)
     if found is not None:
-        before, after = (r.distill.num_stages * r.distill.epochs_per_stage for r in (recipe, found))
-        if abs(before - after) > 1e-9:
-            source.problems.append(f"{after:g} epochs in all, and the others have {before:g}: every method gets the same steps")
+        own, others = budget(found), budget(recipe)
+        source.problems += [
+            f"{own[name]:g} {name}, and the others have {others[name]:g}: every method gets the same steps"
+            for name in own if own[name] != others[name]
+        ]  # fmt: skip
         if found.distill.methods != recipe.distill.methods or found.distill.seeds != recipe.distill.seeds:
             source.problems.append("methods and seeds are those of the whole run; leave them out")
+        if known:
+            source.problems += method_problems(found, base, named)
     if source.problems:
         raise ConfigError(problems(f"the method {method!r} cannot be:", source.problems))
     return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 _SETTING = re.compile(r"\+(?=[a-z_.]+=)")
 """Between the settings of a variant; the plus in 1e+3 is none."""
@@ -59,6 +59,40 @@ class Method(NamedTuple):
     def needs_cross_fit(self) -> bool:
         """Whether weights are made of losses out of sample."""
         return self.weighting in ("adaptive_cross_fit", "gated")
+
+    @property
+    def needs_distributions(self) -> bool:
+        """Whether it needs all of the teacher's distribution; otherwise its largest entries will do, at temperature 1."""
+        mixes = self.schedule in ("interpolated", "ensemble") or self.weighting == "gated"
+        return self.schedule != "none" and (self.looks or mixes or self.divergence != "forward_kl")
+
+    def reads(self, setting: str) -> bool:
+        """Whether a setting of the `distill` section, by its dotted name, makes a difference to this method."""
+        taught, nearest = self.schedule != "none", self.schedule == "nearest"
+        not_by_all = {
+            "kd_ratio": taught and self.weighting in ("constant", "gated"),
+            "temperature": taught,
+            "weighting": taught and self.weighting in ("adaptive", "adaptive_cross_fit", "gated"),
+            "schedule.advance": nearest,
+            "schedule.trust": nearest,
+            "schedule.reach": self.looks,
+            "schedule.glide": taught and self.schedule not in ("best", "interpolated", "ensemble"),
+            "probe_rows": self.looks,
+        }
+        return next((read for name, read in not_by_all.items() if f"{setting}.".startswith(f"{name}.")), True)
+
+    def mistakes(self) -> list[str]:
+        """Why these parts cannot make a method: what a line of the user's own may have got wrong."""
+        found, hints = [], get_type_hints(Method)
+        for part in ("schedule", "divergence", "weighting", "answers"):
+            given, known = getattr(self, part), [name for choice in get_args(hints[part]) for name in get_args(choice) or [choice]]
+            if not callable(given) and given not in known:
+                found.append(f"its {part} is {given!r}; there are {', '.join(name for name in known if isinstance(name, str))}")
+            elif given == "none" and self.schedule != "none":
+                found.append(f"it follows a teacher and its {part} is none")
+        if self.schedule != "none" and self.answers == "teacher":
+            found.append("the teacher's view that it follows is of gold answers, and it trains on the teacher's; one of the two")
+        return found
 
 
 METHODS: dict[str, Method] = {

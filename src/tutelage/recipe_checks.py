@@ -157,6 +157,9 @@ def _method_problems(recipe: Recipe) -> Iterator[Problem]:
         base, _ = split_variant(name)
         if base not in method_names():
             yield Problem("distill.methods", f"no method is called {base!r}; {_one_of(base, method_names())}")
+            continue
+        for mistake in find_method(base).mistakes():
+            yield Problem("distill.methods", f"{base} cannot work: {mistake}")
     if split_variant(recipe.tune.on)[0] not in method_names():
         yield Problem("tune.on", f"no method is called {recipe.tune.on!r}; {_one_of(recipe.tune.on, method_names())}")
     elif find_method(recipe.tune.on).needs_anchor or find_method(recipe.tune.on).needs_cross_fit:
@@ -187,6 +190,26 @@ def _weighting_problems(recipe: Recipe) -> Iterator[Problem]:
             " (the student's losses are then out of sample, the checkpoints' are not)"
         )
         yield Problem("cross_fit.teacher", hint, ("teach.checkpoints", "distill.methods"))
+
+
+def method_problems(recipe: Recipe, method: str, settings: Sequence[str]) -> Iterator[str]:
+    """Why a known method cannot be with these settings. recipe: as the method sees it. settings: those in its name, `key=value`."""
+    from tutelage.methods import find_method
+
+    parts = find_method(method)
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if not parts.reads(key):
+            yield f"{key} makes no difference to {method}: it would be the same student under another name; leave it out"
+    if parts.weighting == "gated" and recipe.distill.weighting.per_token:
+        yield f"weighting.per_token weighs tokens, and {method} mixes its two teachers row by row; leave one of them out"
+
+
+def budget(recipe: Recipe) -> dict[str, float]:
+    """What decides how many steps a student is trained for, and on how many rows each."""
+    plan, given = recipe.distill, {"gradient_accumulation_steps": 1} | recipe.trainer_arguments("distill")
+    rows = {name: given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
+    return {"epochs in all": round(plan.num_stages * plan.epochs_per_stage, 9), **rows}
 
 
 def _given_model_problems(recipe: Recipe) -> Iterator[Problem]:

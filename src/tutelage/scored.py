@@ -173,6 +173,11 @@ class ScoredRecipe:
         }
 
     def _read(self, folder: Path) -> _Read:
+        if not (folder / "predictions.jsonl").is_file():
+            raise StaleArtifactError(
+                f"{folder / 'predictions.jsonl'} is not there, and results.jsonl has scores made of it: bring it back, or remove"
+                " the lines of that cell from results.jsonl"
+            )
         rows = {row.id: row for row in read_records(folder / "predictions.jsonl", Prediction)}
         lost = [example.id for example in self.examples if example.id not in rows]
         if lost:

@@ -34,7 +34,7 @@ def cells(recipe: Recipe, methods: list[str], seed: int) -> list[Cell]:
 
 def setting(rate: float) -> str:
     """A learning rate as the name of a variant has it."""
-    return f"{_RATE}{rate:g}"
+    return f"{_RATE}{rate!r}"
 
 
 def tuned(path: Path) -> Iterator[Tuned]:

@@ -37,11 +37,14 @@ _TOLD_ONLY = re.compile(r"(^|\.)trainer\.(report_to|run_name|logging_\w+)$")
 
 @dataclass
 class Workspace:
-    """A run folder with its recipe. `force` remakes what a stage has already finished."""
+    """A run folder with its recipe."""
 
     recipe: Recipe
     screen: Screen = field(default_factory=Screen)
     force: bool = False
+    """Make again what a stage has already finished."""
+    rebuild: bool = False
+    """Make again what was made from other inputs; what is fresh stays."""
     _exams: dict[str, Exam] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -77,7 +80,7 @@ class Workspace:
     @contextmanager
     def work(self, name: str, inputs: dict[str, Any], *, rebuild_stale: bool = False) -> Iterator[Work | None]:
         """Work in a folder of the run: None if its result is there and fresh, otherwise its record; finished on leaving."""
-        work = Work(self.folder / name, inputs, force=self.force, rebuild_stale=rebuild_stale)
+        work = Work(self.folder / name, inputs, force=self.force, rebuild_stale=rebuild_stale or self.rebuild)
         began = time.monotonic()
         if not work.prepare():
             self.screen.say(f"{name}: done already")

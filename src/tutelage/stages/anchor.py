@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from tutelage import lineage
+from tutelage.errors import ModelError
 from tutelage.evaluation import loss_records
 from tutelage.finetuning import spaced_steps
 from tutelage.methods import find_method
@@ -59,7 +60,7 @@ def _states(space: Workspace) -> None:
         with space.screen.progress("cache anchor", len(space.encoded("train"))) as advance:
             note = space.cache_builder(work.folder).build("anchor", model, {"checkpoint": "anchor"}, advance)
         if note:
-            space.screen.warn(note)
+            raise ModelError(f"methods that learn from the anchor as well (cd-mix) need whole distributions of it: {note}")
 
 
 def _train(space: Workspace, folder: Path) -> nn.Module:

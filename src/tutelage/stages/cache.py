@@ -12,6 +12,7 @@ from pathlib import Path
 from tutelage import lineage
 from tutelage.artifacts import read_json
 from tutelage.caching import each_checkpoint, foretell
+from tutelage.errors import ModelError
 from tutelage.evaluation import loss_records
 from tutelage.hidden_store import HiddenStore
 from tutelage.methods import find_method
@@ -25,6 +26,7 @@ def run(space: Workspace) -> None:
     methods = [find_method(name) for name in space.recipe.distill.methods]
     if any(method.schedule != "none" for method in methods):
         _states(space)
+        _refuse_top_k(space)
     if any(method.answers == "teacher" for method in methods):
         _answers(space)
 
@@ -48,6 +50,26 @@ def _states(space: Workspace) -> None:
         for folder in folders:
             store = work.folder / folder.name
             write_jsonl(store / "sample_loss.jsonl", loss_records(rows, HiddenStore(store).nll()))
+
+
+def _refuse_top_k(space: Workspace) -> None:
+    """Raises ModelError, before a student is trained, for methods that need more of the teacher than such a cache holds."""
+    stores = (read_json(path)["kind"] for path in (space.folder / "cache").glob("*/store.json"))
+    if "top_k" not in stores:
+        return
+    settings = {name: space.varied(name).recipe.distill for name in space.recipe.distill.methods}
+    need = [
+        name
+        for name, its in settings.items()
+        if find_method(name).needs_distributions
+        or (find_method(name).schedule != "none" and (its.temperature != 1.0 or its.schedule.glide))
+    ]
+    if need:
+        raise ModelError(
+            f"{', '.join(need)} cannot learn from this teacher: its output head is no function of one hidden state, so the cache"
+            " holds top-k entries only. Take methods with forward KL at temperature 1 that follow one checkpoint at a time and"
+            " compare none: td, td-aw, cd, cd-aw, random"
+        )
 
 
 def _answers(space: Workspace) -> None:

@@ -72,11 +72,13 @@ def _fold(space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray
         return load_file(str(kept))
     recipe = space.recipe
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
-    (anchor,) = _losses(space, folder / "student", recipe.student, ("distill", "anchor"), epochs, places, others, [1.0])
+    (anchor,) = _losses(
+        space, folder / "student", recipe.student, ("distill", "anchor"), recipe.seed, epochs, places, others, [1.0]
+    )
     if recipe.cross_fit.teacher:
         whole = steps_of(training_arguments(folder, space.trainer_arguments("teach"), seed=0), len(space.encoded("train")))
         shares = [int(name.removeprefix("checkpoint-")) / whole for name in names]
-        teacher = _losses(space, folder / "teacher", recipe.teacher, ("teach",), None, places, others, shares)
+        teacher = _losses(space, folder / "teacher", recipe.teacher, ("teach",), recipe.teacher_seed, None, places, others, shares)
     else:
         lengths = answer_lengths(space.encoded("train"))
         theirs = np.repeat(np.isin(np.arange(len(lengths)), places), lengths)
@@ -93,13 +95,14 @@ def _losses(
     folder: Path,
     section: Model,
     trainer: Any,
+    seed: int,
     epochs: float | None,
     places: Any,
     others: Any,
     shares: list[float],
 ) -> list[np.ndarray]:
     """[positions] losses on the rows at `places` after these shares of a training on the rows at `others`."""
-    rows, seed = space.encoded("train"), space.recipe.seed
+    rows = space.encoded("train")
     args = training_arguments(folder, space.trainer_arguments(*trainer), seed=seed, epochs=epochs)
     rest, fold = Subset(rows, others), Subset(rows, places)
     total = steps_of(args, len(rest))

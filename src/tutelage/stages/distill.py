@@ -60,7 +60,7 @@ def cell(space: Workspace, method: str, seed: int) -> None:
                 source,
                 best,
                 adaptive,
-                load=lambda folder: load_trainable(first if folder is None else recipe.student, folder, seed),
+                load=lambda folder: load_trainable(first, folder, seed),
                 save=lambda model, folder: save_student(model, space.tokenizer, folder),
                 validate=lambda model: _validate(space, model),
                 anchor=anchor,
@@ -121,7 +121,7 @@ def _say(space: Workspace, record: dict[str, Any]) -> None:
 
 def _finish(space: Workspace, work: Work, job: Distillation, kept: Path, records: list[dict[str, Any]]) -> None:
     """The kept student becomes the result, as a whole model that plain transformers loads."""
-    model = merged(load_trainable(space.recipe.student, kept, job.plan.seed))
+    model = merged(job.load(kept))
     save_student(model, space.tokenizer, work.folder)
     write_usage(space, work.folder)
     stage = next((r["stage"] for r in records if job.end(r["stage"]) == kept), len(records))
