@@ -109,7 +109,7 @@ class Distillation:
     best: str | None
     """Name of T*."""
     adaptive: AdaptiveWeighting | None
-    """Makes the weights, where the method's are adaptive."""
+    """Makes the weights, where the method's are adaptive; for weighting `gated` the shares of its two teachers."""
     load: Callable[[Path | None], nn.Module]
     """Gives the student to train: the untrained one for None, otherwise the one saved in a folder by `save`."""
     save: Callable[[nn.Module, Path], None]
@@ -218,7 +218,7 @@ class Distillation:
         return self._compared
 
     def weights(self, checkpoint: str | None) -> np.ndarray:
-        """[rows] share of each row's loss that follows this checkpoint; where tokens have weights of their own [positions]."""
+        """[rows] share of each row's loss that follows the teacher; where tokens have weights of their own [positions]."""
         if checkpoint is None:
             return constant_weight(len(self.rows), 0.0)
         if self.plan.parts.weighting in ("constant", "gated"):
@@ -298,15 +298,15 @@ class Distillation:
         write_jsonl(self.folder / "weights.jsonl", (line for record in guided for line in self._weight_lines(record)))
 
     def _weight_lines(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        checkpoint, losses = record["chosen"], self.adaptive
-        teacher = self.source.nll(checkpoint) if losses is None else losses.teacher(checkpoint)
-        weight = self.weights(checkpoint) if losses is None else losses.weights(checkpoint)
+        checkpoint, adaptive = record["chosen"], self.adaptive
+        teacher = self.source.nll(checkpoint) if adaptive is None else adaptive.teacher(checkpoint)
+        weight = self.weights(checkpoint) if adaptive is None else adaptive.weights(checkpoint)
         if len(weight) != len(self.rows):
             weight = row_means(weight, answer_lengths(self.rows))
         for place, row in enumerate(self.rows):
-            anchor = None if losses is None else float(losses.anchor[place])
+            anchor = None if adaptive is None else float(adaptive.anchor[place])
             yield {
-                "id": row.id, "stage": record["stage"], "checkpoint": record["chosen"], "anchor_nll": anchor,
+                "id": row.id, "stage": record["stage"], "checkpoint": checkpoint, "anchor_nll": anchor,
                 "teacher_nll": float(teacher[place]), "weight": float(weight[place]),
             }  # fmt: skip
 
