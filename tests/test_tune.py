@@ -56,6 +56,35 @@ def test_each_method_may_have_its_own(tmp_path, command):
         assert cell["options"] == f"trainer.learning_rate={max(own, key=own.__getitem__):g}"
 
 
+def test_the_mean_of_several_seeds_decides(tmp_path, command):
+    recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "seeds": 2})
+    assert command("compare", recipe, "--methods", "sft", "--seeds", 1, "--tune") == 0, command.err
+    assert "tune: 4 cells" in command.err and "the best of 2 by the means of 2 seeds" in command.err
+    of_seeds: dict[float, list[float]] = {}
+    for cell, rows in ResultsFile(tmp_path / "run/compare/tune.jsonl").lines().items():
+        loss = next(row["value"] for row in rows if row["metric"] == "nll")
+        of_seeds.setdefault(float(cell.options.split("=")[1]), []).append(loss)
+    (tuning,) = json.loads((tmp_path / "run/compare/summary.json").read_text())["tuning"]
+    assert {line["learning_rate"]: line["nll"] for line in tuning["rates"]} == {
+        rate: pytest.approx(sum(losses) / 2) for rate, losses in of_seeds.items()
+    }
+
+
+def test_a_rate_with_which_one_seed_failed_is_out(tmp_path, command, monkeypatch):
+    recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "seeds": 2})
+    cell = compare.distill.cell
+
+    def broken(space, method, seed):
+        if seed == 1 and "0.01" in method:
+            raise MemoryError("no room")
+        return cell(space, method, seed)
+
+    monkeypatch.setattr(compare.distill, "cell", broken)
+    assert command("compare", recipe, "--methods", "sft", "--seeds", 1, "--tune") == 0, command.err
+    (tuning,) = json.loads((tmp_path / "run/compare/summary.json").read_text())["tuning"]
+    assert tuning["chosen"] == 1e-5 and [line["learning_rate"] for line in tuning["rates"]] == [1e-5]
+
+
 def test_the_end_of_the_grid_and_a_grid_that_fails_are_said(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01]})
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1, "--tune") == 0

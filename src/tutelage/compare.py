@@ -217,7 +217,7 @@ def _tune(plan: Plan, spaces: Sequence[Workspace]) -> tuple[list[Workspace], dic
 
 def _best_rates(plan: Plan, tried: dict[str, tuple[Workspace, list[str]]]) -> dict[str, dict[str, float]]:
     """By recipe and method. tried: the runs of recipes, with the methods that are trained at each rate."""
-    cells = {cell: space for space, methods in tried.values() for cell in tuning.cells(space.recipe, methods, plan.seeds[0])}
+    cells = {cell: space for space, methods in tried.values() for cell in tuning.cells(space.recipe, methods)}
     path = plan.folder / tuning.TUNED
     _make(plan, cells, ResultsFile(path), _executor(plan, train_cell, [space for space, _ in tried.values()]), _validation_rows)
     best: dict[str, dict[str, float]] = {name: {} for name in tried}
@@ -233,7 +233,8 @@ def _say_rate(space: Workspace, found: tuning.Tuned) -> float:
         raise ModelError(
             f"{found.recipe}: {found.method} failed with every learning rate of tune.grid; what its cells said is in logs/"
         )
-    space.screen.say(f"tune: {found.recipe} {found.method}: learning rate {found.best:g}, the best of {len(found.seen)}")
+    means = f" by the means of {found.seeds} seeds" if found.seeds > 1 else ""
+    space.screen.say(f"tune: {found.recipe} {found.method}: learning rate {found.best:g}, the best of {len(found.seen)}{means}")
     if len(found.seen) > 1 and found.best in (min(found.seen), max(found.seen)):
         space.screen.warn(f"{found.best:g} is the end of tune.grid: a rate beyond it may be better; widen the grid")
     return found.best

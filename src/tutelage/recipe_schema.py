@@ -272,6 +272,8 @@ class Tune(Section):
     """Method that is trained with each; the best is then shared by all methods (the paper's protocol)."""
     grid: list[float] = [2e-5, 5e-5, 1e-4, 2e-4, 5e-4]
     """Learning rates to try."""
+    seeds: int = Field(1, gt=0)
+    """Students tried with each rate; their means are compared. One on a few hundred validation rows may win by luck."""
     each: bool = False
     """Try the grid with every method, and give each its own best: a shared one may favour the method it was found with."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from tutelage.cells import Cell, ResultsFile
 from tutelage.config import load_recipe
@@ -20,16 +22,20 @@ class Tuned:
 
     recipe: str
     method: str
+    seeds: int
+    """Students tried with each rate."""
     seen: dict[float, dict[str, float]]
-    """By learning rate, `score` and `nll` of the kept student on validation; rates whose training failed are not there."""
+    """By learning rate, mean `score` and `nll` of the kept students on validation; rates with which a training failed are not
+    there."""
     best: float | None
     """The rate with the best score or loss, as `distill.keep_by` says, the smaller one of equals; None where all failed."""
 
 
-def cells(recipe: Recipe, methods: list[str], seed: int) -> list[Cell]:
-    """What is trained for it: every method with every rate of the grid, one seed."""
+def cells(recipe: Recipe, methods: list[str]) -> list[Cell]:
+    """What is trained for it: every method with every rate of the grid, `tune.seeds` times."""
     name, run, trajectory = recipe.name, recipe.output_dir, recipe.teacher_seed
-    return [Cell(name, run, method, seed, trajectory, setting(rate)) for method in methods for rate in recipe.tune.grid]
+    tried = itertools.product(methods, range(recipe.tune.seeds), recipe.tune.grid)
+    return [Cell(name, run, method, seed, trajectory, setting(rate)) for method, seed, rate in tried]
 
 
 def setting(rate: float) -> str:
@@ -38,16 +44,19 @@ def setting(rate: float) -> str:
 
 
 def tuned(path: Path) -> Iterator[Tuned]:
-    """What tune.jsonl says about every method; rates that the recipe's grid no longer has do not count."""
+    """What tune.jsonl says about every method; rates and seeds that the recipe no longer has do not count."""
     lines = ResultsFile(path).lines()
     for run, recipe_name, method in dict.fromkeys((cell.run, cell.recipe, cell.method) for cell in lines):
         recipe = load_recipe(Path(run) / "recipe.yaml").recipe
+        done = {cell: rows for cell, rows in lines.items() if rows[0]["status"] == "done"}
         seen = {}
-        for cell, rows in lines.items():
-            rate = float(cell.options.removeprefix(_RATE))
-            if (cell.run, cell.method) == (run, method) and rate in recipe.tune.grid and rows[0]["status"] == "done":
-                seen[rate] = {row["metric"]: row["value"] for row in rows}
-        yield Tuned(recipe_name, method, seen, _best(seen, recipe.distill.keep_by) if seen else None)
+        for rate in recipe.tune.grid:
+            tried = [done[cell] for cell in cells(recipe, [method]) if cell in done and cell.options == setting(rate)]
+            if len(tried) == recipe.tune.seeds:
+                seen[rate] = {
+                    one["metric"]: fmean(row["value"] for row in same) for same in zip(*tried, strict=True) for one in same
+                }
+        yield Tuned(recipe_name, method, recipe.tune.seeds, seen, _best(seen, recipe.distill.keep_by) if seen else None)
 
 
 def _best(seen: dict[float, dict[str, float]], by: str) -> float:
