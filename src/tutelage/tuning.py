@@ -53,9 +53,7 @@ def tuned(path: Path) -> Iterator[Tuned]:
         for rate in recipe.tune.grid:
             tried = [done[cell] for cell in cells(recipe, [method]) if cell in done and cell.options == setting(rate)]
             if len(tried) == recipe.tune.seeds:
-                seen[rate] = {
-                    one["metric"]: fmean(row["value"] for row in same) for same in zip(*tried, strict=True) for one in same
-                }
+                seen[rate] = {same[0]["metric"]: fmean(row["value"] for row in same) for same in zip(*tried, strict=True)}
         yield Tuned(recipe_name, method, recipe.tune.seeds, seen, _best(seen, recipe.distill.keep_by) if seen else None)
 
 
