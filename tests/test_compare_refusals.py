@@ -92,6 +92,18 @@ def test_bad_rows_of_the_last_recipe_are_said_before_the_first_is_trained(tmp_pa
     assert not (tmp_path / "one/run/teach").exists()
 
 
+def test_more_checkpoints_than_the_teacher_has_steps_are_refused_before_it_is_trained(tmp_path, command):
+    assert command("compare", make_project(tmp_path, teach={"num_checkpoints": 40}), "--methods", "td", "--seeds", 1) == 2
+    assert "has 6 steps, too few for 40 checkpoints" in command.err and not list((tmp_path / "run/teach").glob("checkpoint-*"))
+
+
+def test_a_stage_that_is_warm_up_alone_would_train_nothing(tmp_path, command):
+    recipe = make_project(tmp_path, distill={"epochs_per_stage": 0.3})
+    assert command("compare", recipe, "--methods", "sft,sft+restart=false", "--seeds", 1) == 0
+    (failed,) = json.loads((tmp_path / "run/compare/summary.json").read_text())["failed"]
+    assert failed["method"] == "sft" and "a stage has 1 step, all of them warm-up" in failed["error"]
+
+
 # --- trainings ---
 
 

@@ -334,7 +334,7 @@ def test_stages_without_restart_are_one_training(tmp_path):
         "whole": {"num_stages": 1, "epochs_per_stage": 4.0, "restart": False},
         "parts": {"num_stages": 4, "epochs_per_stage": 1.0, "restart": False},
         "plain": {"num_stages": 1, "epochs_per_stage": 4.0},
-        "restarts": {"num_stages": 4, "epochs_per_stage": 1.0},
+        "restarts": {"num_stages": 2, "epochs_per_stage": 2.0},
     }.items():
         job = make_job(tmp_path / name, None, rows, **given, **plan)
         found[name] = torch.cat([value.flatten() for value in weights_of(job.run()[0]).values()])

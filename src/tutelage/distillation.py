@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from tutelage import schedule
 from tutelage.artifacts import read_json, write_json
 from tutelage.data import EncodedRow
+from tutelage.errors import ModelError
 from tutelage.methods import Method, find_method
 from tutelage.mixtures import Gated, Gliding, row_means
 from tutelage.probe import Probe
@@ -241,6 +242,11 @@ class Distillation:
         # A seed of its own for every stage: otherwise each would see the rows in the same order.
         args = training_arguments(folder, plan.trainer, seed=plan.seed * 1000 + stage, epochs=plan.epochs_per_stage)
         total = steps_of(args, len(self.rows))
+        if plan.restart and args.lr_scheduler_type != "constant" and args.get_warmup_steps(total) >= total:
+            raise ModelError(
+                f"a stage has {total} step{'s' * (total > 1)}, all of them warm-up, whose first step has learning rate 0: raise"
+                " distill.epochs_per_stage, lower trainer.warmup_steps or the batch, or set distill.restart=false"
+            )
         every = plan.save_steps or total
         guidance, between, moving = None, None, []
         if plan.parts.schedule == "interpolated":

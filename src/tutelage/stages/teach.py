@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from tutelage import lineage
 from tutelage.artifacts import read_json, write_json
+from tutelage.errors import ModelError
 from tutelage.finetuning import spaced_steps
 from tutelage.models import list_checkpoints
 from tutelage.trainer import WHOLE, training_arguments
@@ -78,6 +79,11 @@ def _train(space: Workspace, folder: Path) -> list[Path]:
     args = training_arguments(folder, space.trainer_arguments("teach"), seed=seed)
     finer = FINER if recipe.teach.spacing == "loss" else 1
     steps = spaced_steps(args, len(rows), finer * recipe.teach.num_checkpoints)
+    if len(steps) < recipe.teach.num_checkpoints:
+        raise ModelError(
+            f"the teacher's training has {steps[-1]} steps, too few for {recipe.teach.num_checkpoints} checkpoints: set"
+            f" teach.num_checkpoints to {steps[-1]} or less, or teach.trainer.num_train_epochs higher"
+        )
     folders = [folder / f"checkpoint-{step}" for step in steps]
     if not (folders[-1] / WHOLE).exists():
         space.fine_tuned("teach", recipe.teacher, args, rows, seed=seed, save_at=steps, log=folder / "log.jsonl")
