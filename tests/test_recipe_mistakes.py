@@ -26,7 +26,7 @@ def test_a_missing_file_names_its_neighbour(recipe_file):
 
 
 def test_a_folder_is_not_a_recipe(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot be read .*name a recipe file"):
+    with pytest.raises(ConfigError, match=r"without recipe.yaml; name a recipe file.*, or the folder of a run"):
         load_recipe(tmp_path)
 
 

@@ -120,6 +120,8 @@ def read(path: Path) -> Source:
         values = loader.construct_document(node) if node else None
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such recipe file.{_files_nearby(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a folder without recipe.yaml; name a recipe file (YAML), or the folder of a run") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a recipe file (YAML)") from None
     except UnicodeDecodeError as error:
