@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from project import Command, color_rows, make_project, run_to_the_end
 from tutelage import SCDConfig, SCDTrainer
-from tutelage.errors import ModelError, StaleArtifactError
+from tutelage.errors import ConfigError, ModelError, StaleArtifactError
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -68,6 +68,14 @@ def test_other_settings_are_refused_in_the_same_folder(finished, tmp_path):
 def test_saving_before_training_is_an_error(finished, tmp_path):
     with pytest.raises(ModelError, match="train"):
         trainer_for(finished, tmp_path / "out").save_model()
+
+
+def test_processes_of_a_launcher_do_not_write_one_folder(finished, tmp_path, monkeypatch):
+    trainer = trainer_for(finished, tmp_path / "out")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="as 2 processes"):
+        trainer.train()
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_an_anchor_of_ones_own_and_adapters(finished, tmp_path):
