@@ -141,6 +141,24 @@ def test_bfloat16_autocast_agrees_to_its_precision():
     assert cosine > 0.999
 
 
+def test_float16_keeps_the_gradients_that_a_scaler_would_keep():
+    """The fused gradients exist before `GradScaler` multiplies the loss: small ones must not be rounded to nothing first."""
+    scale = 2.0**16
+    model, (batch, ask) = tiny_model(seed=1), question(denominator=1e6)  # a share of s_v - t_v is below float16's range
+    _, exact, expected = losses_and_gradients(model, batch, ask, fused=False)
+    with torch.autocast("cpu", torch.float16):
+        model.zero_grad()
+        job = HeadLoss(model, keep=takes_logits_to_keep(model))
+        losses = job(model, batch, ask)
+        (losses.total * scale).backward()
+    assert job.fused
+    torch.testing.assert_close(losses.total, exact.total, rtol=1e-2, atol=0.0)
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"):
+        found = dict(model.named_parameters())[name].grad / scale
+        torch.testing.assert_close(found.norm(), expected[name].norm(), rtol=1e-2, atol=0.0)
+        assert torch.cosine_similarity(found.flatten(), expected[name].flatten(), dim=0) > 0.999
+
+
 def test_the_head_is_itself_again_afterwards():
     model, (batch, ask) = tiny_model(seed=1), question()
     before = model(batch["input_ids"]).logits

@@ -137,7 +137,10 @@ def _forward(
     counts = ask.mask.sum(1)
     sample = torch.repeat_interleave(torch.arange(len(counts), device=hidden.device), counts)
     share = 1.0 / counts[sample] / (len(counts) if ask.denominator is None else ask.denominator)
-    states_grad = torch.zeros_like(hidden) if wanted[0] else None
+    # float16 has no small numbers, and a scaler multiplies the loss only later: gradients are worked out in units of the largest
+    # share, and brought to size in float32.
+    unit = share.max() if dtype is torch.float16 and len(share) else 1.0
+    states_grad = torch.zeros_like(hidden, dtype=torch.float32 if dtype is torch.float16 else None) if wanted[0] else None
     # Sums over chunks are kept in float32, whatever the type of the weights.
     weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
     bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
@@ -148,7 +151,7 @@ def _forward(
         stop = min(start + size, len(hidden))
         rows, part = hidden[start:stop].to(dtype), slice(start, stop)
         logits = vocabulary_product(rows, head, offset).float()
-        ce[part], kd[part] = _into_gradients(logits, ask, start, kd_weight[part], share[part])
+        ce[part], kd[part] = _into_gradients(logits, ask, start, kd_weight[part], share[part] / unit)
         grad = logits.to(dtype)
         if states_grad is not None:
             states_grad[part] = grad @ head
@@ -157,6 +160,10 @@ def _forward(
         if bias_grad is not None:
             bias_grad[: ask.vocabulary] += grad.sum(0)
     total = (share * (kd_weight * kd + (1 - kd_weight) * ce)).sum()
+    if dtype is torch.float16:
+        for g in (states_grad, weight_grad, bias_grad):
+            if g is not None:
+                g *= unit
     grads = [states_grad, *(None if g is None else g.to(weight.dtype) for g in (weight_grad, bias_grad))]
     return total, sample_means(ce, ask.mask), sample_means(kd, ask.mask), grads
 
