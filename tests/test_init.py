@@ -18,6 +18,7 @@ from tutelage.errors import DataError, UserError
 from tutelage.guessing import guess_rows
 from tutelage.initialise import initialise
 from tutelage.rows import load_rows
+from tutelage.shrinking import shrink_model
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +130,21 @@ def test_a_large_teacher_gets_adapters_and_a_student_of_its_family(tmp_path):
     write_rows(tmp_path / "r.jsonl", rows("train"))
     recipe, _ = read(initialise("r.jsonl", "Qwen/Qwen2.5-7B-Instruct"))
     assert recipe.teacher.lora is not None and recipe.student.model_name_or_path == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def test_a_pruned_student_is_trained_at_a_higher_rate(tmp_path):
+    """Its teacher with layers taken out has much to heal; another model of the family, or a large one, has not been measured."""
+    teacher, smaller = save_pair(tmp_path / "models")
+    pruned = tmp_path / "models/pruned"
+    shrink_model(str(teacher), pruned, 2)
+    write_rows(tmp_path / "r.jsonl", rows("train"))
+    rates = [
+        read(initialise("r.jsonl", str(teacher), student and str(student), tmp_path / f"{name}.yaml"))[0].distill.trainer[
+            "learning_rate"
+        ]
+        for name, student in (("pruned", pruned), ("smaller", smaller), ("itself", teacher), ("to_be_made", None))
+    ]
+    assert rates == [5e-4, 2e-4, 2e-4, 5e-4]
 
 
 def test_leaks_between_splits_are_left_out(tmp_path):

@@ -23,7 +23,7 @@ from tutelage.doctor.data_checks import FEW_JUDGING_ROWS, WORDS
 from tutelage.doctor.languages import language_shares, main_language
 from tutelage.errors import DataError, UserError
 from tutelage.guessing import Guess, guess_rows
-from tutelage.outside import parameters
+from tutelage.outside import is_pruned, parameters
 from tutelage.recipe_schema import Data, Recipe
 from tutelage.recipe_yaml import Dumper
 from tutelage.records import SPLITS, Example
@@ -49,6 +49,8 @@ FEWEST_INPUTS = 10
 """Different inputs below which rows are not split."""
 LARGE = 1e9
 """Weights of a teacher above which adapters are trained."""
+RATE, PRUNED_RATE = "2.0e-4", "5.0e-4"
+"""Learning rates of a student as it was pretrained, and of its teacher with layers taken out (measured: benchmarks/RESULTS.md)."""
 ENGLISH = ("HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")
 MULTILINGUAL = ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
 FAMILIES = (
@@ -224,15 +226,18 @@ class _Draft:
 
     def _models(self, teacher: str | None, student: str | None) -> dict[str, str]:
         pair = ENGLISH if self.language == "en" or not self.shares else MULTILINGUAL
+        self.pruned = False
         if teacher is None:
             return {"teacher": pair[0], "student": student or pair[1]}
         known = next((small for start, small in FAMILIES if teacher.startswith(start) and teacher != small), None)
         small = student or known or f"models/{Path(teacher).name}-small"
+        self.pruned = is_pruned(Path(teacher), Path(small))
         if student is None and known is None and not Path(small).is_dir():
             self.sketch.missing.append(
                 f"there is no student yet: make one with `tutelage shrink {teacher} {small} --layers N` (half of its layers is a"
                 " good start), or name one in student.model_name_or_path"
             )
+            self.pruned = True
         return {"teacher": teacher, "student": small}
 
     def _recipe(self) -> Recipe:
@@ -337,8 +342,13 @@ class _Draft:
             "  methods: [scd-aw]  # `tutelage compare` tries others beside it",
             "  num_stages: 4",
             f"  epochs_per_stage: {epochs}  # passes over the training rows in each stage",
-            "  trainer: {learning_rate: 2.0e-4}",
+            self._rate(),
         ]
+
+    def _rate(self) -> str:
+        pruned = self.pruned and _weights(self._recipe()) <= LARGE
+        rate, why = (PRUNED_RATE, "a pruned model has much to heal") if pruned else (RATE, "")
+        return f"  trainer: {{learning_rate: {rate}}}{self._because(why)}"
 
     @staticmethod
     def _because(text: str) -> str:

@@ -100,6 +100,22 @@ def parameters(folder: Path | None) -> int:
     return total
 
 
+def is_pruned(teacher: Path, student: Path) -> bool:
+    """Whether one model folder is another with layers taken out: everything else of their make-up is the same."""
+    ours, theirs = (_make_up(folder) for folder in (student, teacher))
+    layers = "num_hidden_layers"
+    if not (ours and theirs and isinstance(ours.get(layers), int) and isinstance(theirs.get(layers), int)):
+        return False
+    return ours.pop(layers) < theirs.pop(layers) and ours == theirs
+
+
+def _make_up(folder: Path) -> dict[str, Any]:
+    """Sizes of a model's parts by its config.json, without what is listed layer by layer; empty where there is none."""
+    config = read_or_none(folder / "config.json")
+    config = config.get("text_config", config) if isinstance(config, dict) else {}
+    return {key: value for key, value in config.items() if key == "model_type" or key.endswith("_size") or key.startswith("num_")}
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: `prepare` has begun there, or a result lies there."""
     return any((folder / name).is_file() for name in (f"prepare/{STARTED}", f"prepare/{MANIFEST}", "evaluate/scores.json"))
