@@ -50,7 +50,7 @@ FEWEST_INPUTS = 10
 LARGE = 1e9
 """Weights of a teacher above which adapters are trained."""
 RATE, PRUNED_RATE = "2.0e-4", "5.0e-4"
-"""Learning rates of a student as it was pretrained, and of a small teacher with layers taken out; the latter by benchmarks/RESULTS.md."""
+"""Learning rates of a student as it was pretrained, and of a small teacher with layers taken out (benchmarks/RESULTS.md)."""
 ENGLISH = ("HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")
 MULTILINGUAL = ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
 FAMILIES = (
