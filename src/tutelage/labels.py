@@ -172,14 +172,14 @@ def _chunks(pairs: list[tuple[int, int]], answers: Answers) -> Iterator[list[tup
 
 
 def _all_scores(read: _Read, answers: Answers) -> list[list[float]]:
-    """`label_scores` of one batch, every candidate by a pass of its own. Sums in float64: equal terms give equal means."""
+    """`label_scores` of one batch, every candidate by a pass of its own. Sums of Python's floats: equal terms give equal means."""
     scores = [[0.0] * len(own) for own in answers]
     for chunk in _chunks([(row, place) for row, own in enumerate(answers) for place in range(len(own))], answers):
         paths = [answers[row][place] for row, place in chunk]
         after = read.after([row for row, _ in chunk], paths)
         for (row, place), path, known in zip(chunk, paths, after, strict=True):
-            rest = known[torch.arange(len(path) - 1), path[1:]].double().sum()
-            scores[row][place] = (float(read.first[row, path[0]]) + float(rest)) / len(path)
+            rest = known[torch.arange(len(path) - 1), path[1:]].tolist()
+            scores[row][place] = sum(rest, start=float(read.first[row, path[0]])) / len(path)
     return scores
 
 

@@ -6,6 +6,7 @@ import time
 from functools import lru_cache
 
 import torch
+from transformers.utils import is_torch_bf16_gpu_available
 
 WORTH = 0.8
 """bfloat16 is used where a product takes at most this share of the time it takes in float32."""
@@ -18,7 +19,8 @@ def bf16_pays(device_type: str) -> tuple[bool, str]:
         able = torch.cuda.is_bf16_supported(including_emulation=False)
         return able, f"this GPU has {'' if able else 'no '}bfloat16 units"
     if device_type != "cpu":
-        return True, f"{device_type} computes in bfloat16"
+        able = is_torch_bf16_gpu_available()  # where not, transformers refuses to train in it: Macs before macOS 14
+        return able, f"{device_type} computes in {'bfloat16' if able else 'float32 only'}"
     wide = _seconds(torch.float32)
     narrow = _seconds(torch.bfloat16, hopeless=10 * wide)
     return narrow < WORTH * wide, f"a product takes {1e3 * narrow:.1f} ms in bfloat16 and {1e3 * wide:.1f} ms in float32 here"
