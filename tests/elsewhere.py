@@ -37,6 +37,9 @@ class Away(torch.Tensor):
     def tolist(self) -> Any:
         return self.inner.tolist()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inner.untyped_storage()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return computed(func, args, kwargs or {})
@@ -106,25 +109,18 @@ class Module(backend_registration._DummyBackendModule):
 
 def install() -> None:
     """From here on this process has the device, and torch, transformers and tutelage use it."""
-    from transformers import PreTrainedModel
-
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
     install.library = torch.library.Library("_", "IMPL")
     install.library.fallback(lambda func, *args, **kwargs: computed(func, args, kwargs), "PrivateUse1")
     os.environ["ACCELERATE_TORCH_DEVICE"] = NAME
-    # Files are written from memory, and torch copies it from a real device first.
-    save, load, save_pretrained = torch.save, torch.load, PreTrainedModel.save_pretrained
+    save, load = torch.save, torch.load
 
     def loaded(*args: Any, map_location: Any = None, **kwargs: Any) -> Any:
         found = load(*args, map_location="cpu", **kwargs)
         return tree_map(sent, found) if is_away(map_location) else found
 
-    def saved(model: PreTrainedModel, folder: Any, **kwargs: Any) -> None:
-        state = kwargs.pop("state_dict", None) or model.state_dict()
-        save_pretrained(model, folder, state_dict={name: home(one.detach()) for name, one in state.items()}, **kwargs)
-
-    torch.save = lambda value, *args, **kwargs: save(tree_map(home, value), *args, **kwargs)
-    torch.load, PreTrainedModel.save_pretrained = loaded, saved
+    torch.save = lambda value, *args, **kwargs: save(tree_map(home, value), *args, **kwargs)  # as memory of this machine
+    torch.load = loaded
     Makers().__enter__()
 
 

@@ -24,18 +24,26 @@ def stages(folder, method):
     return json.loads((folder / "run/distill" / method / "seed-0/stages.json").read_text())
 
 
-def test_a_run_on_another_device_ends_as_on_the_cpu(tmp_path):
-    changes = {"task": {"decoding": "labels"}, "distill": {"methods": METHODS}}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": {"decoding": "labels"}, "distill": {"methods": METHODS}},
+        {"teacher": {"lora": {"r": 4}}, "student": {"lora": {"r": 4}}},
+    ],
+    ids=["methods", "adapters"],
+)
+def test_a_run_on_another_device_ends_as_on_the_cpu(tmp_path, changes):
     run_to_the_end(make_project(tmp_path / "cpu", **changes))
     done = elsewhere("run", make_project(tmp_path / "away", trainer={"use_cpu": False}, **changes))
     assert done.returncode == 0, done.stderr
     here, there = (json.loads((tmp_path / name / "run/evaluate/scores.json").read_text())["models"] for name in ("cpu", "away"))
-    assert len(here) == 3 + len(METHODS)
+    methods = changes.get("distill", {}).get("methods", ["scd-aw"])
+    assert len(here) == 3 + len(methods)
     for model, scores in here.items():
         assert {name: one["value"] for name, one in there[model].items()} == pytest.approx(
             {name: one["value"] for name, one in scores.items()}, rel=1e-5
         )
-    for method in METHODS:
+    for method in methods:
         chosen = [[stage["chosen"] for stage in stages(tmp_path / name, method)] for name in ("cpu", "away")]
         assert chosen[0] == chosen[1]
     answers = [list(read_jsonl(tmp_path / name / "run/evaluate/predictions.jsonl")) for name in ("cpu", "away")]
