@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "away"
+LIBRARY = torch.library.Library("_", "IMPL")
+"""Holds the device's operations for as long as this process lives."""
 aten = torch.ops.aten
 MAY_MIX = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor}
 """Operations that take tensors of several devices: copies, and indices from the CPU."""
@@ -110,8 +112,7 @@ class Module(backend_registration._DummyBackendModule):
 def install() -> None:
     """From here on this process has the device, and torch, transformers and tutelage use it."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
-    install.library = torch.library.Library("_", "IMPL")
-    install.library.fallback(lambda func, *args, **kwargs: computed(func, args, kwargs), "PrivateUse1")
+    LIBRARY.fallback(lambda func, *args, **kwargs: computed(func, args, kwargs), "PrivateUse1")
     os.environ["ACCELERATE_TORCH_DEVICE"] = NAME
     save, load = torch.save, torch.load
 
