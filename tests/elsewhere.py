@@ -1,7 +1,8 @@
 """A stand-in for a GPU: a device `away` whose tensors live in this machine's memory and refuse what a real one refuses.
 
 `python tests/elsewhere.py run recipe.yaml` is `tutelage run recipe.yaml` on it. An operation on tensors of both devices raises, as
-on any GPU, and so does one that makes float64, as on Apple's. What is computed is computed by the CPU's own kernels.
+on any GPU, and so does one that makes float64, as on Apple's. What is computed is computed by the CPU's own kernels. At the end
+the command says how many operations ran there and how many were refused: a refusal may be caught on its way up.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ LIBRARY = torch.library.Library("_", "IMPL")
 aten = torch.ops.aten
 MAY_MIX = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor}
 """Operations that take tensors of several devices: copies, and indices from the CPU."""
+COUNTS = {"computed": 0, "refused": 0}
 
 
 class Away(torch.Tensor):
@@ -52,7 +54,8 @@ def computed(func: Any, args: tuple, kwargs: dict) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     foreign = [tuple(one.shape) for one in tensors if not isinstance(one, Away) and one.ndim]
     if foreign and any(isinstance(one, Away) for one in tensors) and func not in MAY_MIX:
-        raise RuntimeError(f"{func}: some tensors are on {NAME}, those of shapes {foreign} on the CPU")
+        raise refusal(RuntimeError(f"{func}: some tensors are on {NAME}, those of shapes {foreign} on the CPU"))
+    COUNTS["computed"] += 1
     stays = is_away(kwargs.get("device"), otherwise=True)
     plain = kwargs | ({"device": "cpu"} if "device" in kwargs else {})
     result = func(*tree_map(home, args), **tree_map(home, plain))
@@ -76,8 +79,13 @@ def sent(value: Any) -> Any:
     if not isinstance(value, torch.Tensor) or isinstance(value, Away):
         return value
     if value.dtype is torch.float64:
-        raise TypeError(f"{NAME} has no float64")
+        raise refusal(TypeError(f"{NAME} has no float64"))
     return Away(value)
+
+
+def refusal(error: Exception) -> Exception:
+    COUNTS["refused"] += 1
+    return error
 
 
 class Makers(TorchFunctionMode):
@@ -131,4 +139,7 @@ if __name__ == "__main__":
     from tutelage.cli import main
 
     sys.argv[0] = "tutelage"
-    main()
+    try:
+        main()
+    finally:
+        print(f"{NAME}: {COUNTS['computed']} operations computed, {COUNTS['refused']} refused")

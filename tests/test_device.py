@@ -1,6 +1,7 @@
 """On a device of its own a run computes there, and ends as it does on the CPU. The device is a stand-in, see `elsewhere.py`."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,9 @@ from tutelage.records import read_jsonl
 METHODS = ["scd-aw", "ccd-aw", "cd-mix", "ens", "taid", "akl", "cd-aw+temperature=2.0+weighting.per_token=true"]
 
 
-def elsewhere(*words):
-    """Output of a `tutelage` command on the device, in a process of its own."""
-    script = Path(__file__).with_name("elsewhere.py")
-    return subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True, timeout=300)
+def python(*words):
+    """A Python process of its own, among the tests: the device stays for as long as its process."""
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=300)
 
 
 def stages(folder, method):
@@ -34,8 +34,11 @@ def stages(folder, method):
 )
 def test_a_run_on_another_device_ends_as_on_the_cpu(tmp_path, changes):
     run_to_the_end(make_project(tmp_path / "cpu", **changes))
-    done = elsewhere("run", make_project(tmp_path / "away", trainer={"use_cpu": False}, **changes))
+    done = python("elsewhere.py", "run", str(make_project(tmp_path / "away", trainer={"use_cpu": False}, **changes)))
     assert done.returncode == 0, done.stderr
+    computed, refused = map(int, re.search(r"away: (\d+) operations computed, (\d+) refused", done.stdout).groups())
+    assert computed > 10_000
+    assert refused == 0  # the fused loss, refused, would give way to the plain one
     here, there = (json.loads((tmp_path / name / "run/evaluate/scores.json").read_text())["models"] for name in ("cpu", "away"))
     methods = changes.get("distill", {}).get("methods", ["scd-aw"])
     assert len(here) == 3 + len(methods)
@@ -58,7 +61,7 @@ def test_the_stand_in_refuses_what_a_gpu_refuses():
         "    except (RuntimeError, TypeError) as error: print(error)\n"
         "print((a + 1).tolist(), (a + a).device, a.cpu().numpy())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=100)
+    done = python("-c", code)
     assert done.stdout.splitlines() == [
         "aten.add.Tensor: some tensors are on away, those of shapes [(2,)] on the CPU",
         "away has no float64",
@@ -66,7 +69,7 @@ def test_the_stand_in_refuses_what_a_gpu_refuses():
     ]
 
 
-def test_label_scores_need_no_float64(tmp_path):
+def test_label_scores_need_no_float64():
     code = (
         "import elsewhere; elsewhere.install()\n"
         "from tiny import byte_tokenizer, tiny_model\n"
@@ -75,7 +78,7 @@ def test_label_scores_need_no_float64(tmp_path):
         "here, there = ask(tiny_model(1)), ask(tiny_model(1).to('away'))\n"
         "print(max(abs(a - b) for x, y in zip(here, there) for a, b in zip(x, y)) < 1e-5)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=100)
+    done = python("-c", code)
     assert done.stdout == "True\n", done.stderr
 
 
