@@ -44,8 +44,9 @@ def test_settings_are_those_of_distill_and_checked_like_them(tmp_path):
 
 def test_a_method_may_bring_settings_and_a_name_wins_over_them(tmp_path):
     recipe = load_recipe(make_project(tmp_path)).recipe
-    assert recipe.distill.restart and not varied(recipe, "ccd-aw").distill.restart
-    assert varied(recipe, "ccd-aw+restart=true").distill.restart
+    for name in ("ccd", "ccd-aw"):
+        assert recipe.distill.restart and not varied(recipe, name).distill.restart
+        assert varied(recipe, f"{name}+restart=true").distill.restart
 
 
 def test_a_wrong_variant_is_said_before_anything_runs(tmp_path, command):
@@ -74,11 +75,14 @@ def test_variants_lie_beside_their_method_and_are_other_students(tmp_path, comma
 
 def test_the_same_training_by_name_and_by_recipe(tmp_path, command):
     recipe = make_project(tmp_path)
-    assert command("run", recipe, "distill.methods=[cd+kd_ratio=0.8]") == 0
+    assert command("run", recipe, "distill.methods=[cd+kd_ratio=0.8,cd+restart=false,ccd]") == 0
     assert command("run", recipe, "distill.methods=[cd]", "distill.kd_ratio=0.8", f"output_dir={tmp_path / 'other'}") == 0
-    both = (tmp_path / "run/evaluate/cd+kd_ratio=0.8", tmp_path / "other/evaluate/cd")
-    rows = [list(read_jsonl(folder / "seed-0/predictions.jsonl")) for folder in both]
-    assert [r["nll"] for r in rows[0]] == [r["nll"] for r in rows[1]]
+
+    def losses(student):
+        return [row["nll"] for row in read_jsonl(tmp_path / student / "seed-0/predictions.jsonl")]
+
+    assert losses("run/evaluate/cd+kd_ratio=0.8") == losses("other/evaluate/cd")
+    assert losses("run/evaluate/ccd") == losses("run/evaluate/cd+restart=false") != losses("other/evaluate/cd")
 
 
 def test_checkpoints_at_equal_falls_of_the_loss(tmp_path, command):

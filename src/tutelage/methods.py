@@ -108,6 +108,7 @@ METHODS: dict[str, Method] = {
     "scd-aw-cf": Method("nearest", "forward_kl", "adaptive_cross_fit", "scd-aw with losses out of sample (cross-fitted)"),
     "cd-mix": Method("in_order", "forward_kl", "gated", "checkpoints in fixed order, each mixed with the anchor row by row"),
     "ens": Method("ensemble", "forward_kl", "constant", "the teacher's checkpoints as an ensemble, cf. arXiv 1704.00109"),
+    "ccd": Method("in_order", "forward_kl", "constant", "cd as one training without restarts", settings=("restart=false",)),
     "ccd-aw": Method(
         "in_order", "forward_kl", "adaptive_cross_fit", "cd-aw-cf as one training without restarts", settings=("restart=false",)
     ),
