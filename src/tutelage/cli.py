@@ -26,7 +26,7 @@ STAGES = {
     "teach": "Fine-tune the teacher and keep its checkpoints, or take yours; find the best.",
     "anchor": "Fine-tune the student on the same rows: the baseline, and the reference of adaptive weighting.",
     "cache": "Read every teacher checkpoint once over the training rows.",
-    "cross_fit": "For methods *-aw-cf: losses of student and teacher on rows that they were not trained on.",
+    "cross_fit": "For methods ccd-aw, cd-mix, *-aw-cf: losses of student and teacher on rows that they were not trained on.",
     "distill": "Train the student on the checkpoints, stage by stage.",
     "evaluate": "Score every model on the test rows.",
     "diagnose": "When and where each student wins or loses against its teacher.",
@@ -116,7 +116,7 @@ def report(
 @app.command()
 def compare(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE... [section.key=value]...", help="Recipe files, then values.")],
-    methods: Annotated[str, typer.Option(help="Rows of the METHODS table, with commas.")] = "sft,td,td-aw,scd,scd-aw",
+    methods: Annotated[str, typer.Option(help="Rows of the METHODS table, with commas.")] = "sft,td,td-aw,scd,scd-aw,ccd",
     seeds: Annotated[int, typer.Option(min=1, help="Students a method: seeds 0, 1, ...")] = 3,
     teacher_seeds: Annotated[int, typer.Option(min=1, help="Teacher trajectories a recipe.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Students trained at a time on this machine.")] = 1,

@@ -157,7 +157,7 @@ class Anchor(Section):
 
 
 class CrossFit(Section):
-    """Losses on training rows that the models were not trained on, for methods `*-aw-cf`."""
+    """Losses on training rows that the models were not trained on, for methods `ccd-aw`, `cd-mix` and `*-aw-cf`."""
 
     folds: int = Field(2, ge=2)
     """Parts that the training rows are cut into; each is read by models trained on the others."""
