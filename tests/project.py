@@ -54,6 +54,8 @@ def make_project(folder: Path, **changes: Any) -> Path:
 class Inline:
     """In place of `executors.LocalExecutor`: cells in this process, one after another."""
 
+    threads = 1
+
     def __init__(self, task: Any, logs: Path, jobs: int = 1) -> None:
         self.task = task
 

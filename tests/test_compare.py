@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from project import Command, Inline, make_project
 from tutelage import compare
@@ -117,7 +118,26 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     assert results.done() == {}
 
 
+def test_students_of_other_threads_are_said(tmp_path, command, monkeypatch):
+    recipe = make_project(tmp_path)  # its students are trained here, on one thread
+    assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0 and "threads" not in command.err
+    monkeypatch.setattr(Inline, "threads", 2)
+    assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0
+    assert "threads" not in command.err  # there is nothing to come
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
+    said = " ".join(command.err.split())
+    assert "2 for the students to come, 1 for 1 of those that are there" in said and "With the same --jobs" in said
+    monkeypatch.setattr(Inline, "threads", 1)
+    assert command("compare", recipe, "--methods", "sft,td,scd", "--seeds", 1) == 0 and "threads" not in command.err
+
+
 # --- processes ---
+
+
+@pytest.mark.parametrize(("ours", "jobs", "each"), [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
+def test_cells_share_the_threads_of_this_process(tmp_path, monkeypatch, ours, jobs, each):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: ours)  # fewer than the machine has where processors are shared
+    assert LocalExecutor(end_as_told, tmp_path, jobs).threads == each
 
 
 def end_as_told(cell):

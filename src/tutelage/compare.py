@@ -10,7 +10,8 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -152,10 +153,13 @@ def _make(
     what = "compare" if rows_of is _rows_of else "tune"
     made_from = {cell: lineage.student(space, cell.name) for cell, space in wanted.items()}
     inputs, done = {cell: digest(given) for cell, given in made_from.items()}, results.done()
+    works = {cell: Work(Path(cell.run) / "distill" / cell.student, made_from[cell]) for cell in wanted}
     missing = [cell for cell in wanted if done.get(cell) != inputs[cell] or (what == "compare" and not _scored(cell))]
     if not plan.force:
-        _refuse_stale({cell: Work(Path(cell.run) / "distill" / cell.student, made_from[cell]) for cell in missing})
+        _refuse_stale({cell: works[cell] for cell in missing})
     screen, began = next(iter(wanted.values())).screen, time.monotonic()
+    if other := _other_threads(works.values(), executor.threads):
+        screen.warn(other)
     screen.say(f"{what}: {len(wanted)} cells, {len(wanted) - len(missing)} of them are there")
     for number, outcome in enumerate(executor.run(missing), start=1):
         rows = rows_of(outcome)
@@ -183,6 +187,20 @@ def _refuse_stale(works: dict[Cell, Work]) -> None:
             "  keep them, and compare with them:  change a setting in a method's name, as in td+kd_ratio=0.7, not in the recipe\n"
             "  keep them, and run elsewhere:  output_dir=runs/ANOTHER_NAME"
         )
+
+
+def _other_threads(works: Collection[Work], threads: int) -> str | None:
+    """What to say where some students are trained, on processors and with other numbers of threads than those to come will have."""
+    trained = [read_json(work.folder / MANIFEST) for work in works if (work.folder / MANIFEST).is_file() and not work.changed()]
+    other = Counter(found["threads"] for found in trained if found.get("threads", threads) != threads)
+    if not other or len(trained) == len(works):
+        return None
+    found = ", ".join(f"{number} for {students} of those that are there" for number, students in sorted(other.items()))
+    return (
+        f"processor threads: {threads} for the students to come, {found}. Sums round differently then, which can move a student"
+        " as far as another seed does. With the same --jobs (on a cluster compare.num_cpus) they are alike; `tutelage run` is as"
+        " --jobs 1"
+    )
 
 
 def _executor(plan: Plan, task: CellTask, spaces: Sequence[Workspace]) -> Executor:

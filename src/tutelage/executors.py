@@ -40,6 +40,10 @@ class Outcome:
 class Executor(Protocol):
     """Runs cells somewhere."""
 
+    @property
+    def threads(self) -> int:
+        """Torch threads of a cell."""
+
     def run(self, cells: Iterable[Cell]) -> Iterator[Outcome]:
         """The outcome of each cell as it ends."""
 
@@ -53,6 +57,13 @@ class LocalExecutor:
     """Folder for what the cells print, a file each."""
     jobs: int = 1
     """Cells at a time; processor threads are divided among them, GPUs go round."""
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of a cell: its part of this process's own, fewer than the machine's where processors are shared."""
+        import torch
+
+        return max(1, torch.get_num_threads() // self.jobs)
 
     def run(self, cells: Iterable[Cell]) -> Iterator[Outcome]:
         """The outcome of each cell as it ends. Cells that still run when this is left are ended."""
@@ -81,9 +92,9 @@ class _Process:
         self.cell, self.place, self.began = cell, place, time.monotonic()
         self.pipe, theirs = context.Pipe(duplex=False)
         self.log = log_of(cell, executor.logs)
-        threads, gpus = max(1, (os.cpu_count() or 1) // executor.jobs), visible_gpus()
+        gpus = visible_gpus()
         device = gpus[place % len(gpus)] if gpus and executor.jobs > 1 else None
-        arguments = (task, cell, theirs, self.log, threads, device)
+        arguments = (task, cell, theirs, self.log, executor.threads, device)
         self._process = context.Process(target=_run, args=arguments, name=str(cell), daemon=True)
         self._process.start()
         theirs.close()

@@ -68,6 +68,11 @@ class RayExecutor:
     retries: int = 2
     """How often a cell is tried again whose node or worker process was lost."""
 
+    @property
+    def threads(self) -> int:
+        """Torch threads of a cell."""
+        return max(1, int(self.num_cpus))
+
     def check(self) -> None:
         """Raises UserError if there is no cluster, if no node can hold a cell, or if one does not see the folders."""
         with _cluster() as ray:
@@ -98,7 +103,7 @@ class RayExecutor:
         # Ray's own retries are not used: those for lack of memory never end.
         remote = ray.remote(max_calls=1, max_retries=0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)(_work)
         environment = {name: os.environ[name] for name in TAKEN_ALONG if name in os.environ}
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, int(self.num_cpus))))
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         environment |= {} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}
         fixed = (pickle.dumps(self.task), os.getcwd(), str(self.logs), environment)
         waiting, working = deque((cell, 1) for cell in cells), {}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tutelage import lineage, losses
@@ -19,7 +20,7 @@ from tutelage.data import EncodedRow, pad_id_of
 from tutelage.distillation import Distillation, Plan, Validation, ValidationRow
 from tutelage.methods import Method, find_method
 from tutelage.mixtures import Ensemble, mixture_shares
-from tutelage.models import load_trainable, merged, save_student
+from tutelage.models import device, load_trainable, merged, save_student
 from tutelage.teachers import CachedTeacher, TeacherSource
 from tutelage.token_store import TokenStore, answer_lengths
 from tutelage.workspace import Workspace
@@ -126,6 +127,8 @@ def _finish(space: Workspace, work: Work, job: Distillation, kept: Path, records
     write_usage(space, work.folder)
     stage = next((r["stage"] for r in records if job.end(r["stage"]) == kept), len(records))
     work.about = {"kept_stage": stage, "seed": job.plan.seed}
+    if device().type == "cpu":
+        work.about["threads"] = torch.get_num_threads()
     job.clean()
 
 
