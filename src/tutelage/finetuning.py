@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import TrainingArguments
@@ -38,3 +39,12 @@ def spaced_steps(args: TrainingArguments, rows: int, count: int) -> list[int]:
     """`count` equally spaced optimizer steps of a training on `rows` rows, the last step among them."""
     total = steps_of(args, rows)
     return sorted({max(1, round(total * k / count)) for k in range(1, count + 1)})
+
+
+def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
+    """Name of the one with the best score (ties: the smaller loss), or the smallest loss; the earlier one of equals.
+
+    found: `name`, `score` and `nll` on validation, in training order. by: score or loss.
+    """
+    ranks = [(c["score"] if by == "score" and c["score"] is not None else 0.0, -c["nll"], -i) for i, c in enumerate(found)]
+    return found[-max(ranks)[2]]["name"]

@@ -18,6 +18,7 @@ Inputs = dict[str, Any]
 FORMAT = 2
 """Of what `prepare` writes; a run folder of another format is stale."""
 OFF: dict[str, Any] = {
+    "anchor.keep": "last",
     "distill.start": "student",
     "distill.restart": True,
     "distill.schedule.trust": None,
@@ -59,7 +60,8 @@ def anchor(space: Workspace) -> Inputs:
     """The prepared rows and how the student is trained, for as long as distillation; or the user's own anchor."""
     names = ("seed", "student", "anchor", "trainer", "distill.trainer", "distill.num_stages", "distill.epochs_per_stage")
     own = space.recipe.anchor.model_name_or_path
-    return space.upstream("prepare") | space.settings(*names) | ({"anchor model": folder_fingerprint(own)} if own else {})
+    names += ("task.metric", "task.decoding") if space.recipe.anchor.keep == "score" else ()
+    return space.upstream("prepare") | _on(space.settings(*names)) | ({"anchor model": folder_fingerprint(own)} if own else {})
 
 
 def cache(space: Workspace) -> Inputs:

@@ -215,14 +215,16 @@ def budget(recipe: Recipe) -> dict[str, float]:
 def _given_model_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.teach.checkpoints is not None and not recipe.teach.checkpoints:
         yield Problem("teach.checkpoints", "names no checkpoint; name a folder, or leave it out to train the teacher")
-    given = {
-        "teach": ("teach.checkpoints", recipe.teach.checkpoints),
-        "anchor": ("anchor.model_name_or_path", recipe.anchor.model_name_or_path),
+    checkpoints, anchor = recipe.teach.checkpoints, recipe.anchor
+    unread = {
+        "teach.trainer": (recipe.teach.trainer, "teach.checkpoints", checkpoints),
+        "anchor.trainer": (anchor.trainer, "anchor.model_name_or_path", anchor.model_name_or_path),
+        "anchor.keep": (anchor.keep != "last", "anchor.model_name_or_path", anchor.model_name_or_path),
     }
-    for section, (key, value) in given.items():
-        if value and getattr(recipe, section).trainer:
+    for place, (is_set, key, value) in unread.items():
+        if value and is_set:
             hint = f"has no effect: nothing is trained, because {key} names a model of yours; remove one of the two"
-            yield Problem(f"{section}.trainer", hint, (key,))
+            yield Problem(place, hint, (key,))
 
 
 def _one_of(name: str, known: Iterable[str]) -> str:

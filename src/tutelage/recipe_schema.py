@@ -154,6 +154,8 @@ class Anchor(Section):
     """Your own fine-tuned student; then nothing is trained. Default: fine-tune for as many steps as distillation gets."""
     trainer: dict[str, Any] = {}
     """TrainingArguments for the anchor alone; default: the student's, with epochs = num_stages x epochs_per_stage."""
+    keep: Literal["last", "score", "loss"] = "last"
+    """The end of the training, or the best on validation, by score or by loss, of `distill.num_stages` points of it."""
 
 
 class CrossFit(Section):

@@ -1,5 +1,6 @@
 """anchor: the student after plain fine-tuning on the same rows, with as many steps as distillation gets; then frozen.
 
+With `anchor.keep` the best of `distill.num_stages` points of that training on validation, as distilled students are chosen.
 Writes anchor/ (a whole model) and anchor/sample_loss.jsonl: its loss on every training and validation row; those of the answer
 tokens are in token_loss.safetensors. For methods that learn from teacher and anchor also anchor_cache/, the anchor read like a
 checkpoint.
@@ -9,19 +10,22 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from safetensors.numpy import save_file
 from torch import nn
 
 from tutelage import lineage
+from tutelage.artifacts import write_json
 from tutelage.errors import ModelError
 from tutelage.evaluation import loss_records
-from tutelage.finetuning import spaced_steps
+from tutelage.finetuning import best_checkpoint, spaced_steps
 from tutelage.methods import find_method
 from tutelage.models import load_model, merged, save_student
 from tutelage.records import write_jsonl
-from tutelage.trainer import training_arguments
+from tutelage.trainer import WHOLE, training_arguments
 from tutelage.workspace import Workspace
 
 SPLITS = ("train", "validation")
@@ -67,6 +71,25 @@ def _train(space: Workspace, folder: Path) -> nn.Module:
     recipe, plan, rows = space.recipe, space.recipe.distill, space.encoded("train")
     epochs, given = plan.num_stages * plan.epochs_per_stage, space.trainer_arguments("distill", "anchor")
     args = training_arguments(folder / "trainer", given, seed=recipe.seed, epochs=epochs)
-    saves = spaced_steps(args, len(rows), plan.num_stages)[:-1]
-    model = space.fine_tuned("anchor", recipe.student, args, rows, seed=recipe.seed, save_at=saves, log=folder / "log.jsonl")
-    return merged(model).eval()
+    saves = spaced_steps(args, len(rows), plan.num_stages)
+    train = partial(space.fine_tuned, "anchor", recipe.student, args, rows, seed=recipe.seed, log=folder / "log.jsonl")
+    if recipe.anchor.keep == "last":
+        return merged(train(save_at=saves[:-1])).eval()
+    points = [folder / "trainer" / f"checkpoint-{step}" for step in saves]
+    if not (points[-1] / WHOLE).exists():
+        train(save_at=saves)
+    return load_model(recipe.student, _best(space, folder, points))
+
+
+def _best(space: Workspace, folder: Path, points: Sequence[Path]) -> Path:
+    """The best of these points of the training on validation; what all of them have there goes into validation.json."""
+    exam, found = space.exam("validation"), []
+    for point in points:
+        with space.screen.progress(f"validate {point.name}", len(exam.examples)) as advance:
+            score, _, losses = space.evaluator.quick(space.load(space.recipe.student, point), exam, advance)
+        found.append({"name": point.name, "score": score, "nll": float(losses.rows.mean())})
+    best = best_checkpoint(found, space.recipe.anchor.keep)
+    write_json(folder / "validation.json", {"best": best, "by": space.recipe.anchor.keep, "checkpoints": found})
+    seen = ", ".join(f"{c['name']} {c['score']:.3f}/{c['nll']:.3f}" for c in found)
+    space.screen.say(f"anchor: validation {space.task.metric} / loss in nats: {seen}; kept is {best}")
+    return folder / "trainer" / best

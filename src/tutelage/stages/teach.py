@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from tutelage import lineage
 from tutelage.artifacts import read_json, write_json
 from tutelage.errors import ModelError
-from tutelage.finetuning import spaced_steps
+from tutelage.finetuning import best_checkpoint, spaced_steps
 from tutelage.models import list_checkpoints
 from tutelage.trainer import WHOLE, training_arguments
 from tutelage.workspace import Workspace
@@ -65,12 +65,6 @@ def evenly_falling(losses: Sequence[float], count: int) -> list[int]:
         free = [place for place in range(len(losses)) if place not in kept]
         kept.append(min(free, key=lambda place: abs(lowest[place] - wanted)))
     return sorted(kept)
-
-
-def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
-    """Name of T*: the best score (ties: the smaller loss), or the smallest loss; the earlier one of equals."""
-    ranks = [(c["score"] if by == "score" and c["score"] is not None else 0.0, -c["nll"], -i) for i, c in enumerate(found)]
-    return found[-max(ranks)[2]]["name"]
 
 
 def _train(space: Workspace, folder: Path) -> list[Path]:
