@@ -46,6 +46,8 @@ def foretell_seconds(recipe: Recipe, fitted: Fitted, trial: Trial) -> dict[str, 
     own = recipe.teach.checkpoints is not None
     teach = kept * (teacher.load + judged["teacher"]) + (0 if own else teacher.load + taught * teacher.step + kept * teacher.save)
     anchor = 0 if recipe.anchor.model_name_or_path else student.load + fine * student.step + plan.num_stages * student.save
+    if recipe.anchor.keep != "last":
+        anchor += plan.num_stages * (student.load + judged["student"])
     anchor += (rows["train"] + rows["validation"]) * student.read
     guided = any(method.schedule != "none" for method in methods)
     cells = 0.0

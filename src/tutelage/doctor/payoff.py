@@ -173,7 +173,8 @@ def _weights(pair: Pair, recipe: Recipe) -> Check | None:
         median = " and ".join(f"{value:.1g}" for value in numbers["training"]["median_nll"])
         text = (
             f"anchor and teacher know their training rows by heart (median loss {median} nats), so weights of {in_sample[0]} say"
-            " who memorised better, not who is right. Losses out of sample tell: *-aw-cf, or distill.weighting.calibrate=true"
+            " who memorised better, not who is right. Losses out of sample tell: *-aw-cf, or distill.weighting.calibrate=true;"
+            " cheaper, anchor.keep=loss takes the anchor before it knew them"
         )
         return Check("weights", "payoff", "look", text, numbers, f"distill.methods=[{in_sample[0].split('-aw')[0]}-aw-cf]")
     return Check("weights", "payoff", "passed", f"adaptive weights tell rows apart: {listed} on validation", numbers)
