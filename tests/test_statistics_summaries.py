@@ -12,6 +12,7 @@ from tutelage.records import Interval
 from tutelage.statistics import (
     Estimate,
     gap_closed_interval,
+    hierarchical_bootstrap,
     holm,
     holm_levels,
     mean_ranks,
@@ -78,8 +79,47 @@ def test_two_by_two_takes_rows_and_seeds_together():
     assert found.weighting.interval == found.interaction.interval == (0, 0, 0)
 
 
-def estimate(value, half, *, seeds=3, row_error, seed_deviation):
-    return Estimate(Interval(value, value - half, value + half), seeds, 10_000, row_error, seed_deviation, 1, 0.0, half / 2, 9.0)
+def estimate(value, half, *, seeds=3, row_error, seed_deviation, **parts):
+    whole = {"seed_noise": 0.0, "trajectories": 1, "trajectory_error": 0.0, "both_error": 0.0} | parts
+    known = {"seeds": seeds, "rows": 10_000, "row_error": row_error, "seed_deviation": seed_deviation}
+    return Estimate(interval=Interval(value, value - half, value + half), **known, **whole, error=half / 2, freedom=9.0)
+
+
+@pytest.mark.parametrize("trajectories", [1, 2, 3])
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.3])
+def test_seeds_needed_foretells_by_the_interval_itself(trajectories, spread):
+    # With the seeds there are the forecast is the interval that is there, whichever part dominates.
+    rng, grid = np.random.default_rng(5), [(t, s) for t in range(trajectories) for s in range(3)]
+    for _ in range(20):
+        levels = spread * (rng.random(3)[None] + rng.random(trajectories)[:, None] + rng.random((trajectories, 3)))
+        found = hierarchical_bootstrap(levels.reshape(-1, 1) + rng.random((len(grid), 40)), grid=grid)
+        assert [float(part) for part in found.with_seeds(3)] == pytest.approx([found.error, found.freedom])
+
+
+def test_seeds_that_agree_by_luck_are_not_taken_to_agree_for_ever():
+    # Three equal seeds whose rows differ: rows alone would make a deviation of 0.1 between them. 90 of 100 sets of S seeds differ
+    # by more than sqrt(c / (S - 1)) of that: c is 0.2107 for 2 degrees of freedom and 4.168 for 9.
+    lucky = estimate(0.01, 0.07, row_error=0.0, seed_deviation=0.1 * math.sqrt(0.2107 / 2), seed_noise=0.1)
+    errors, freedom = lucky.with_seeds([3, 10])
+    assert errors == pytest.approx([0.1 * math.sqrt(0.2107 / 2 / 3), 0.1 * math.sqrt(4.168 / 9 / 10)], rel=1e-3)
+    assert freedom == pytest.approx([2, 9])
+
+
+def test_what_seeds_and_trajectories_share_shrinks_with_more_seeds():
+    # Parts with 2 seeds: seeds 0.02, trajectories 0.02, of which 0.01 in both. With 4 seeds 0.01, 0.015 and 0.005: 0.02 in all.
+    # Degrees of freedom: shares 0.4 and 0.6, 1 / (0.4^(2 - 1/3) / 3 + 0.6^(2 - 1) / 1) = 1 / 0.67239.
+    parts = {"trajectories": 2, "trajectory_error": math.sqrt(0.02), "both_error": 0.1}
+    error, freedom = estimate(0.02, 0.07, seeds=2, row_error=0.0, seed_deviation=0.2, **parts).with_seeds(4)
+    assert (float(error), float(freedom)) == pytest.approx((math.sqrt(0.02), 1 / (0.4 ** (5 / 3) / 3 + 0.6)))
+
+
+def test_one_seed_under_several_trajectories_tells_nothing_of_seeds():
+    scores = np.random.default_rng(3).random((2, 30))
+    found = hierarchical_bootstrap(scores, grid=[(0, 0), (1, 0)])
+    assert (found.seeds, found.trajectories, found.rows_only) == (1, 2, False)
+    assert seeds_needed(found, settled=False).verdict == "seed_variance_unknown"
+    with pytest.raises(ValueError, match="one seed"):
+        found.with_seeds(2)
 
 
 def test_seeds_needed_by_hand():

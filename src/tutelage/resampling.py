@@ -66,30 +66,49 @@ class Estimate:
     interval: Interval
     """Value on all rows and trainings, with its 95 % interval."""
     seeds: int
-    """Number of seeds (of trajectories, where each had one seed); of a difference, that of the method with more of them."""
+    """Number of seeds; of a difference, that of the method with more of them."""
     rows: int
     row_error: float
     """Standard error of the value due to the choice of test rows. More seeds do not lessen it."""
     seed_deviation: float | None
-    """Standard deviation of one seed's value about the mean of all seeds there could be, on these rows. None with one training."""
+    """Standard deviation of one seed's value about the mean of all seeds there could be, on these rows. None with one seed."""
+    seed_noise: float
+    """What that deviation would be by rows alone, of seeds without any effect; 0 with one seed."""
     trajectories: int
     """Number of teacher trajectories that the seeds were repeated under."""
     trajectory_error: float
-    """Standard error due to the trajectories; 0 for one. More seeds do not lessen it."""
+    """Standard error due to the trajectories; 0 for one."""
+    both_error: float
+    """What of it is in the seeds' part as well, since it differs with every seed under every trajectory."""
     error: float
-    """Standard error of the value."""
+    """Standard error of the value: error^2 = row_error^2 + seed_deviation^2 / seeds + trajectory_error^2 - both_error^2."""
     freedom: float
     """Degrees of freedom of `error`."""
 
     @property
     def rows_only(self) -> bool:
         """One training: the interval is about other test rows only and says nothing of training again with another seed."""
-        return self.seed_deviation is None
+        return self.seeds == self.trajectories == 1
 
     @property
     def settled(self) -> bool:
         """Of a difference: whether the interval leaves 0 out."""
         return self.interval.low > 0 or self.interval.high < 0
+
+    def with_seeds(self, seeds: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """(`error`, `freedom`) as they would be with other numbers of seeds, elementwise, if variances stay what they are.
+
+        seeds: 2 and more. The seeds' part shrinks with their number, and so does what of the trajectories' part is in it; neither
+        rows nor trajectories become more. As today, seeds may not differ much less than rows alone make them. With today's number
+        these are today's. Raises ValueError where there is one seed, which tells nothing of others.
+        """
+        if self.seed_deviation is None:
+            raise ValueError("one seed tells nothing of how much seeds vary")
+        count = np.asarray(seeds)
+        seed_part = np.maximum(self.seed_deviation**2 / count, _least(self.seed_noise**2 / count, count))
+        left, both = self.trajectory_error**2 - self.both_error**2, self.both_error**2 * self.seeds / count
+        parts = (seed_part, count), (left + both, self.trajectories)
+        return np.sqrt(self.row_error**2 + seed_part + left), degrees(self.row_error**2, self.rows, *parts)
 
     def two_sided(self) -> float:
         """Of a difference: p-value of Student's t, in [0, 1]; below 0.05 where the interval leaves 0 out."""
@@ -147,16 +166,23 @@ def contrast(samples: Sequence[Sample], weights: Sequence[float], grid: Grid | N
     errors = sum(errors.mean(axis=0) for _, errors in blocks)
     spreads = [_Spread.of(values, errors, grid) for values, errors in blocks if len(values) > 1]
     kept = max(float(errors @ errors) - sum(spread.noise for spread in spreads), 0.0)
-    seed_part, trajectory_part = sum(spread.seed_part for spread in spreads), sum(spread.left_part for spread in spreads)
     freedom = float(degrees(kept, rows, *(part for spread in spreads for part in spread.parts)))
-    error = math.sqrt(kept + seed_part + trajectory_part)
+    error = math.sqrt(kept + sum(spread.seed_part + spread.trajectory_part - spread.both_part for spread in spreads))
     half = float(stdtrit(freedom, 0.975)) * error
-    deviation = math.sqrt(sum(spread.seeds * spread.seed_part for spread in spreads)) if spreads else None
-    seeds, trajectories = (max((spread[place] for spread in spreads), default=1) for place in (4, 5))
+    seeds, trajectories = (max((spread[place] for spread in spreads), default=1) for place in (0, 1))
     return Estimate(
-        Interval(value, value - half, value + half), seeds, rows, math.sqrt(kept), deviation,
-        trajectories, math.sqrt(trajectory_part), error, freedom,
-    )  # fmt: skip
+        interval=Interval(value, value - half, value + half),
+        seeds=seeds,
+        rows=rows,
+        row_error=math.sqrt(kept),
+        seed_deviation=math.sqrt(sum(spread.seeds * spread.seed_part for spread in spreads)) if seeds > 1 else None,
+        seed_noise=math.sqrt(sum(spread.seeds * spread.seed_noise for spread in spreads)),
+        trajectories=trajectories,
+        trajectory_error=math.sqrt(sum(spread.trajectory_part for spread in spreads)),
+        both_error=math.sqrt(sum(spread.both_part for spread in spreads)),
+        error=error,
+        freedom=freedom,
+    )
 
 
 def degrees(row_part: ArrayLike, rows: int, *parts: tuple[ArrayLike, ArrayLike]) -> np.ndarray:
@@ -176,19 +202,16 @@ def degrees(row_part: ArrayLike, rows: int, *parts: tuple[ArrayLike, ArrayLike])
 class _Spread(NamedTuple):
     """What trainings add to the variance of their mean."""
 
-    noise: float
-    """What of the rows' part is in the others as well."""
+    seeds: int
+    trajectories: int
     seed_part: float
     trajectory_part: float
     both_part: float
-    """What of them is in both."""
-    seeds: int
-    trajectories: int
-
-    @property
-    def left_part(self) -> float:
-        """What trajectories add to the seeds' part."""
-        return max(self.trajectory_part - min(self.both_part, self.seed_part), 0.0)
+    """What is in both of them, at most the lesser."""
+    seed_noise: float
+    """What of the seeds' part rows alone would make."""
+    noise: float
+    """What of the rows' part is in the others as well."""
 
     @property
     def parts(self) -> tuple[tuple[float, int], tuple[float, int]]:
@@ -202,15 +225,20 @@ class _Spread(NamedTuple):
         if len(places) != len(values):
             raise ValueError(f"a grid names trajectory and seed of every line; found {len(places)} names for {len(values)} lines")
         trajectories, seeds = (_members([place[side] for place in places]) for side in (0, 1))
-        if len(seeds) == 1:  # no two seeds: the trajectories are what was repeated
-            trajectories, seeds = seeds, trajectories
         seed_part, in_seeds = _between(values, errors, seeds)
         trajectory_part, in_trajectories = _between(values, errors, trajectories)
-        both_part, in_both = (
-            _within(values, errors, np.concatenate([seeds, trajectories]).T) if len(trajectories) > 1 else (0.0, 0.0)
+        both_part, in_both = 0.0, 0.0
+        if len(trajectories) > 1:
+            both_part, in_both = _within(values, errors, np.concatenate([seeds, trajectories]).T)
+        return cls(
+            seeds=len(seeds),
+            trajectories=len(trajectories),
+            seed_part=seed_part,
+            trajectory_part=trajectory_part,
+            both_part=min(both_part, seed_part, trajectory_part),
+            seed_noise=in_seeds,
+            noise=in_seeds + in_trajectories - in_both,
         )
-        noise = in_seeds + in_trajectories - in_both
-        return cls(noise, seed_part, trajectory_part, both_part, len(seeds), len(trajectories))
 
 
 def _members(groups: Sequence[int]) -> np.ndarray:
@@ -232,18 +260,25 @@ def _within(values: np.ndarray, errors: np.ndarray, design: np.ndarray) -> tuple
 
 def _between(values: np.ndarray, errors: np.ndarray, member: np.ndarray) -> tuple[float, float]:
     """(variance of the mean of the groups' means, what of it rows make); zeros for one group. member: as of `_members`."""
-    from scipy.special import chdtri
-
     count = len(member)
     if count == 1:
         return 0.0, 0.0
     average = member / member.sum(axis=1, keepdims=True)
     apart = average @ errors
     noise = float(((apart - apart.mean(axis=0)) ** 2).sum()) / (count * (count - 1))
-    # Groups without any effect still differ by noise. Closer than in one of ten such cases they agree by luck: accuracies that
-    # happen to be equal would otherwise make an interval of no width.
-    least = noise * float(chdtri(count - 1, 1 - _LUCK)) / (count - 1)
-    return max(float((average @ values).var(ddof=1)) / count, least), noise
+    return max(float((average @ values).var(ddof=1)) / count, float(_least(noise, count))), noise
+
+
+def _least(noise: ArrayLike, count: ArrayLike) -> np.ndarray:
+    """The smallest variance between groups that is believed, elementwise, from the one that rows alone would make.
+
+    Groups without any effect still differ by noise. Closer than in one of ten such cases they agree by luck: accuracies that
+    happen to be equal would otherwise make an interval of no width.
+    """
+    from scipy.special import chdtri
+
+    free = np.asarray(count) - 1
+    return noise * chdtri(free, 1 - _LUCK) / free
 
 
 def _blocks(samples: Sequence[Sample], weights: Sequence[float], same_seeds: bool) -> list[tuple[np.ndarray, np.ndarray]]:

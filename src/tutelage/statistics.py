@@ -25,7 +25,6 @@ from tutelage.resampling import (
     Sample,
     Statistic,
     contrast,
-    degrees,
     evaluate,
     take_samples,
 )
@@ -84,7 +83,7 @@ class SeedsNeeded:
     """`rows_too_few`: no number of seeds up to 1,000 does on these rows, under these teacher trajectories.
     `seed_variance_unknown`: one seed tells nothing of it."""
     total: int | None
-    """Smallest number of seeds in total (under every trajectory); None where the verdict is neither `settled` nor `more_seeds`."""
+    """Smallest number of seeds in total (under every trajectory), those there are where settled; None with the other verdicts."""
     more: int | None
     """The same less the seeds there are; 0 where settled."""
 
@@ -216,9 +215,9 @@ def seeds_needed(difference: Estimate, settled: bool, level: float = ALPHA) -> S
     """The smallest number of seeds in total for which an interval at `level` would leave 0 out.
 
     settled: whether there are enough already, which a test says after correction. level: what p must come to, 0.05 of one
-    difference alone; of several, Holm's part of it (`holm_levels`). The seeds' variance shrinks with their number, that of rows and
-    teacher trajectories does not: where those alone leave 0 open, no number of seeds will do. A forecast from variances that few
-    seeds know badly: a guide to what to run next, not a promise.
+    difference alone; of several, Holm's part of it (`holm_levels`). What more seeds change is in `Estimate.with_seeds`: where rows
+    and teacher trajectories alone leave 0 open, no number of seeds will do. A forecast from variances that few seeds know badly: a
+    guide to what to run next, not a promise.
     """
     if settled:
         return SeedsNeeded("settled", difference.seeds, 0)
@@ -227,9 +226,7 @@ def seeds_needed(difference: Estimate, settled: bool, level: float = ALPHA) -> S
     from scipy.special import stdtrit
 
     totals = np.arange(difference.seeds + 1, _MOST_SEEDS + 1)
-    row_part, seed_part, fixed = difference.row_error**2, difference.seed_deviation**2 / totals, difference.trajectory_error**2
-    freedom = degrees(row_part, difference.rows, (seed_part, totals), (fixed, difference.trajectories))
-    error = np.sqrt(row_part + seed_part + fixed)
+    error, freedom = difference.with_seeds(totals)
     enough = np.flatnonzero(stdtrit(freedom, 1 - level / 2) * error < abs(difference.interval.value))
     if not len(enough):
         return SeedsNeeded("rows_too_few", None, None)
