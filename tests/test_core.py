@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from rows import PAD, VOCABULARY, cached, encoded, teachers
 from tiny import byte_tokenizer, tiny_model
+from tutelage import distillation, trainer
 from tutelage.data import IGNORED, Collator, EncodedRow
 from tutelage.distillation import Distillation, Plan, Validation, ValidationRow
 from tutelage.errors import StaleArtifactError
@@ -282,6 +284,46 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(tmp_path, kill_at):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     lines = [(tmp_path / name / "validation_rows.jsonl").read_text() for name in ("whole", "killed")]
     assert lines[0] == lines[1]
+    logs = [[line for line in read_jsonl(tmp_path / name / "log.jsonl") if "loss" in line] for name in ("whole", "killed")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("kill_at", [(1, 1), (2, 1), (2, 9)])
+def test_seconds_count_what_an_interrupted_process_left_and_not_what_was_lost(tmp_path, monkeypatch, kill_at):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    for module in (trainer, distillation):
+        monkeypatch.setattr(module, "time", clock)
+
+    def train(folder, **more):
+        job = make_job(tmp_path / folder, None, rows, method="sft", save_steps=2, epochs_per_stage=2.0, **more)
+        kill = job.on_step
+
+        def step(stage, done, total):
+            clock.now += 1.0  # also where a training begins, before its first step
+            kill(stage, done, total)
+
+        job.on_step = step
+        before = job.seconds_before()
+        return before, job.run()[1]
+
+    rows = encoded(10)
+    nothing, records = train("whole")
+    assert nothing == 0.0 and [record["seconds"] for record in records] == [11.0, 11.0, 11.0]
+    with pytest.raises(Killed):
+        train("killed", kill_at=kill_at)
+    left, again = train("killed")
+    stage, step = kill_at
+    saved = step // 2 * 2
+    assert left == 11.0 * (stage - 1) + (saved + 1 if saved else 0)
+    assert [record["seconds"] for record in again] == [11.0 + (saved > 0 and number == stage) for number in (1, 2, 3)]
+
+
+def test_a_training_that_goes_on_drops_what_its_log_has_beyond_the_restart_point(tmp_path):
+    path, state = tmp_path / "log.jsonl", SimpleNamespace(is_world_process_zero=True, global_step=2)
+    lines = [{"stage": 1, "step": 3}, {"stage": 2, "step": 2}, {"stage": 2, "step": 3}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": 2, "st')
+    trainer.JsonLog(path, stage=2).on_train_begin(None, state, None)
+    assert list(read_jsonl(path)) == lines[:2]
 
 
 def test_losses_of_validation_rows_are_kept_by_stage_and_a_stage_done_again_replaces_its_own(tmp_path):

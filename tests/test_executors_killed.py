@@ -13,6 +13,7 @@ import pytest
 
 from project import Command, Inline, make_project
 from tutelage import compare
+from tutelage.artifacts import read_json
 from tutelage.cells import Cell, ResultsFile
 from tutelage.executors import LocalExecutor
 from tutelage.records import read_jsonl
@@ -111,3 +112,6 @@ def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_numbers(tmp_path,
     assert {row["method"] for row in rows} == {"sft", "scd"} and {(row["status"], row["attempt"]) for row in rows} == {("done", 1)}
     assert len(rows) == len({(row["method"], row["split"], row["metric"]) for row in rows}), "every cell has its lines once"
     assert values(recipe) == pytest.approx(values(undisturbed), abs=1e-6)
+    student = run / "distill/scd/seed-0"
+    trained = sum(stage["seconds"] for stage in read_json(student / "stages.json"))
+    assert read_json(student / "manifest.json")["seconds"] >= trained, "what was trained before the kill counts"

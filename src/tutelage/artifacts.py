@@ -108,6 +108,8 @@ class Work:
     """Further keys of the manifest."""
     notes: list[str] = field(default_factory=list)
     """What `prepare` decided, for the user."""
+    seconds_before: float = 0.0
+    """Of training, by earlier processes that were interrupted: what this one need not do again."""
 
     def prepare(self) -> bool:
         """True if there is work to do. Clears the folder if it must be rebuilt.
@@ -143,12 +145,10 @@ class Work:
         return finished if finished.is_file() else self.folder / STARTED
 
     def finish(self, seconds: float) -> None:
-        """Write the manifest; from here on the folder counts as finished."""
-        write_json(
-            self.folder / MANIFEST,
-            {"inputs": self.inputs, "seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-             "versions": versions(), **self.about},
-        )  # fmt: skip
+        """Write the manifest; from here on the folder counts as finished. seconds: by this process."""
+        spent, now = round(self.seconds_before + seconds, 3), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        found = {"inputs": self.inputs, "seconds": spent, "finished": now, "versions": versions(), **self.about}
+        write_json(self.folder / MANIFEST, found)
         (self.folder / STARTED).unlink(missing_ok=True)
 
     def _clear(self) -> None:
@@ -189,17 +189,18 @@ def one_process() -> None:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process. Raises RunLockedError if another one has it, ConfigError as in `one_process`."""
+def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Iterator[None]:
+    """Hold a folder for this process. Raises RunLockedError if another one has it, ConfigError as in `one_process`.
+
+    elsewhere: what to type for a folder of one's own.
+    """
     one_process()
-    run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(run / ".lock"))
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(folder / ".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunLockedError(
-            f"another process is working in {run}: wait for it, or run elsewhere with output_dir=runs/ANOTHER_NAME"
-        ) from None
+        raise RunLockedError(f"another process is working in {folder}: wait for it, or run elsewhere with {elsewhere}") from None
     try:
         yield
     finally:

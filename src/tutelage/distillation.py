@@ -38,6 +38,7 @@ from tutelage.trainer import (
     Part,
     SaveAt,
     save_optimizer,
+    seconds_before,
     steps_of,
     train,
     training_arguments,
@@ -136,6 +137,12 @@ class Distillation:
         self._write_weights(records)
         return self.end(self._kept(records)), records
 
+    def seconds_before(self) -> float:
+        """Seconds of training that an interrupted process left for this one: whole stages, and the begun one's restart point."""
+        records = self._records()
+        begun = seconds_before(self.folder / f"trainer-{len(records) + 1}")
+        return sum(record["seconds"] for record in records) + begun
+
     def clean(self) -> None:
         """Remove what only a restart needs; with `keep_stages` the students at the starts of the stages stay."""
         for path in [*self.folder.glob("trainer-*"), self.end(self.plan.num_stages)]:
@@ -167,14 +174,14 @@ class Distillation:
 
     def _stage(self, stage: int, model: nn.Module, records: list[dict[str, Any]]) -> dict[str, Any]:
         """One stage: choose, weigh, train, validate, save."""
-        began = time.monotonic()
+        began = time.monotonic() - seconds_before(self.folder / f"trainer-{stage}")
         decision = self.folder / f"trainer-{stage}" / "choice.json"
         if decision.is_file():  # a stage that was interrupted keeps the checkpoint it had chosen
             chosen = read_json(decision)
         else:
             chosen = self._choose(stage, model, records)
             write_json(decision, chosen)
-        more = self._train(stage, model, chosen["chosen"], records)
+        more = self._train(stage, model, chosen["chosen"], records, began)
         with self.autocast():
             validation = self.validate(model)
         self.save(model, self.end(stage))
@@ -236,8 +243,10 @@ class Distillation:
             source = Gated(source, self.anchor, self.adaptive.weights(checkpoint))
         return source, moving
 
-    def _train(self, stage: int, model: nn.Module, checkpoint: str | None, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Train for a stage. Returns what the record of the stage has to say about it besides."""
+    def _train(
+        self, stage: int, model: nn.Module, checkpoint: str | None, records: list[dict[str, Any]], began: float
+    ) -> dict[str, Any]:
+        """Train for a stage. Returns what the record of the stage has to say about it besides. began: as in `SaveAt`."""
         plan, folder = self.plan, self.folder / f"trainer-{stage}"
         # A seed of its own for every stage: otherwise each would see the rows in the same order.
         args = training_arguments(folder, plan.trainer, seed=plan.seed * 1000 + stage, epochs=plan.epochs_per_stage)
@@ -257,7 +266,7 @@ class Distillation:
             guidance = Guidance(source, checkpoint, self.weights(checkpoint), plan.parts.divergence, plan.temperature, between)
         callbacks = [
             *moving,
-            SaveAt(range(every, total, every)),
+            SaveAt(range(every, total, every), began),
             JsonLog(self.folder / "log.jsonl", stage=stage, checkpoint=checkpoint),
             OnStep(lambda done, steps: self.on_step(stage, done, steps)),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from tutelage.data import EncodedRow
-from tutelage.trainer import DistillTrainer, JsonLog, OnStep, SaveAt, steps_of, train
+from tutelage.trainer import DistillTrainer, JsonLog, OnStep, SaveAt, seconds_before, steps_of, train
 
 
 def fine_tune(
@@ -30,7 +31,8 @@ def fine_tune(
     A killed training continues from the last whole checkpoint there.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    callbacks = [SaveAt(save_at), JsonLog(log), OnStep(on_step)]
+    began = time.monotonic() - seconds_before(Path(args.output_dir))
+    callbacks = [SaveAt(save_at, began), JsonLog(log), OnStep(on_step)]
     train(DistillTrainer(model, args, rows, vocabulary=vocabulary, pad_id=pad_id, fused=fused, callbacks=callbacks))
     return model
 

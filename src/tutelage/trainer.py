@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from tutelage.teachers import TeacherSource
 from tutelage.token_store import answer_lengths, row_lengths
 
 WHOLE = "whole"
-"""Empty file in a restart point, made after everything else is in it."""
+"""File in a restart point, made after everything else is in it: seconds of training up to there."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,9 @@ class DistillTrainer(Trainer):
 class SaveAt(TrainerCallback):
     """Saves at chosen optimizer steps, and marks each saved folder as whole."""
 
-    def __init__(self, steps: Sequence[int]) -> None:
-        """steps: counted from 1."""
-        self.steps = set(steps)
+    def __init__(self, steps: Sequence[int], began: float) -> None:
+        """steps: counted from 1. began: on the monotonic clock, earlier by what was trained before an interruption."""
+        self.steps, self.began = set(steps), began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint after these steps."""
@@ -196,7 +197,8 @@ class SaveAt(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Everything is written: mark it."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+        seconds = time.monotonic() - self.began
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).write_text(f"{seconds:.3f}", encoding="utf-8")
 
 
 class JsonLog(TrainerCallback):
@@ -205,6 +207,19 @@ class JsonLog(TrainerCallback):
     def __init__(self, path: Path, **fixed: Any) -> None:
         """fixed: keys added to every record (stage, checkpoint)."""
         self.path, self.fixed = path, fixed
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """What an interrupted training wrote after its restart point is written anew."""
+        if not state.is_world_process_zero or not self.path.is_file():
+            return
+        whole = (line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n"))
+        kept = [line for line in whole if not self._comes_after(json.loads(line), state.global_step)]
+        draft = self.path.with_name(self.path.name + ".part")
+        draft.write_text("".join(kept), encoding="utf-8")
+        draft.replace(self.path)
+
+    def _comes_after(self, record: dict[str, Any], step: int) -> bool:
+        return self.fixed.items() <= record.items() and record["step"] > step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """One line a record."""
@@ -270,6 +285,12 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest restart point that was written to its end; half-written ones are left alone."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
     return max(whole, key=lambda path: int(re.search(r"\d+$", path.name)[0]), default=None)
+
+
+def seconds_before(folder: Path) -> float:
+    """Seconds of training up to the restart point that a training in this folder goes on from; 0 without one."""
+    point = last_whole_checkpoint(folder)
+    return float((point / WHOLE).read_text(encoding="utf-8") or 0) if point else 0.0
 
 
 def train(trainer: DistillTrainer) -> None:

@@ -25,7 +25,7 @@ from tutelage.finetuning import best_checkpoint, spaced_steps
 from tutelage.methods import find_method
 from tutelage.models import load_model, merged, save_student
 from tutelage.records import write_jsonl
-from tutelage.trainer import WHOLE, training_arguments
+from tutelage.trainer import WHOLE, seconds_before, training_arguments
 from tutelage.workspace import Workspace
 
 SPLITS = ("train", "validation")
@@ -43,6 +43,7 @@ def _anchor(space: Workspace) -> None:
     with space.work("anchor", lineage.anchor(space)) as work:
         if work is None:
             return
+        work.seconds_before = seconds_before(work.folder / "trainer")
         model = load_model(recipe.student, own) if own else _train(space, work.folder)
         save_student(model, space.tokenizer, work.folder)
         splits = [space.encoded(split) for split in SPLITS]

@@ -69,6 +69,7 @@ def cell(space: Workspace, method: str, seed: int) -> None:
                 on_step=lambda stage, done, total: on_step((stage - 1) * total + done, plan.num_stages * total),
                 on_stage=lambda record: _say(space, record),
             )
+            work.seconds_before = job.seconds_before()
             kept, records = job.run()
         _finish(space, work, job, kept, records)
 

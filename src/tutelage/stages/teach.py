@@ -19,7 +19,7 @@ from tutelage.artifacts import read_json, write_json
 from tutelage.errors import ModelError
 from tutelage.finetuning import best_checkpoint, spaced_steps
 from tutelage.models import list_checkpoints
-from tutelage.trainer import WHOLE, training_arguments
+from tutelage.trainer import WHOLE, seconds_before, training_arguments
 from tutelage.workspace import Workspace
 
 RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", WHOLE)
@@ -35,6 +35,7 @@ def run(space: Workspace) -> None:
     with space.work("teach", lineage.teach(space)) as work:
         if work is None:
             return
+        work.seconds_before = seconds_before(work.folder)
         folders = given or _train(space, work.folder)
         found = [_validate(space, work.folder, folder) for folder in folders]
         if given is None:
