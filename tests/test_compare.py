@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from project import Command, Inline, make_project
 from tutelage import compare
@@ -64,13 +65,31 @@ def test_a_cell_that_fails_is_recorded_and_made_again(tmp_path, command, monkeyp
         real(space, method, seed)
 
     monkeypatch.setattr(compare.distill, "cell", out_of_memory)
-    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
-    assert "MemoryError: no room" in command.err and "failed: recipe td seed 0" in command.out
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 1
+    assert "failed: recipe teacher-0 td seed-0: MemoryError: no room" in command.err
+    assert "1 of 2 students failed; the same command tries them again" in command.err
+    assert [line.split("\t")[2] for line in command.out.splitlines() if "\ttd\t" in line] == ["0, 1 failed"]
     monkeypatch.setattr(compare.distill, "cell", real)
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
-    assert "2 cells, 1 of them are there" in command.err and "failed" not in command.out
+    assert "2 cells, 1 of them are there" in command.err and "failed" not in command.out + command.err
     found = ResultsFile(tmp_path / "run/compare/results.jsonl").lines()
     assert [rows[0]["status"] for rows in found.values()] == ["done", "done"]
+
+
+def test_cells_speak_of_the_metric_that_choices_are_made_by(tmp_path, command):
+    recipe = make_project(tmp_path, task={"metric": "macro_f1"})
+    assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0
+    assert "[1/1] recipe teacher-0 sft seed-0: macro_f1 0." in command.err
+    assert command.out.splitlines()[0].split("\t")[3] == "macro_f1"
+
+
+def test_a_comparison_in_use_names_the_setting_that_leads_elsewhere(tmp_path, command):
+    recipe = make_project(tmp_path)
+    for folder, way_out in (("run", "output_dir="), ("both", "--output ")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        with FileLock(str(tmp_path / folder / ".lock")):
+            assert command("compare", recipe, "--methods", "sft", "--output", tmp_path / "both") == 2
+        assert f"another process is working in {tmp_path / folder}:" in command.err and way_out in command.err
 
 
 def test_more_trajectories_share_the_anchor(tmp_path, command):
@@ -78,7 +97,8 @@ def test_more_trajectories_share_the_anchor(tmp_path, command):
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1, "--teacher-seeds", 2) == 0
     assert "give --seeds 2 or more" in command.err
     summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
-    assert summary["recipes"][0]["methods"]["td"]["seeds"] == 2
+    td = summary["recipes"][0]["methods"]["td"]
+    assert (td["trainings"], td["seeds"], td["trajectories"]) == (2, 1, 2)
     assert {cell["teacher_seed"] for cell in summary["cells"]} == {0, 1}
     teachers = [tmp_path / f"{run}/evaluate/teacher/predictions.jsonl" for run in ("run", "run-teacher-1")]
     assert [r["nll"] for r in read_jsonl(teachers[0])] != [r["nll"] for r in read_jsonl(teachers[1])]

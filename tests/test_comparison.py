@@ -11,7 +11,8 @@ import pytest
 
 from fake_comparison import cell_lines, read_lines, write_lines, write_run
 from tutelage.cells import Cell
-from tutelage.comparison import NOTE, grid, show, write_summary
+from tutelage.comparison import write_summary
+from tutelage.comparison_table import NOTE, grid, show
 from tutelage.errors import StaleArtifactError, UserError
 from tutelage.scored import has_teacher
 
@@ -79,8 +80,8 @@ def test_what_is_the_same_in_all_trajectories_counts_once(trajectories):
     assert both["methods"]["sft"]["nll"] == one["methods"]["sft"]["nll"]
     assert both["base"]["anchor"] == one["base"]["anchor"] and both["base"]["anchor"]["nll"]["rows_only"]
     assert not both["base"]["teacher"]["nll"]["rows_only"]
-    counted = {name: (seen["seeds"], seen["trajectories"]) for name, seen in both["methods"].items()}
-    assert counted == {"sft": (2, 1), "td": (4, 2)}
+    counted = {name: (seen["trainings"], seen["seeds"], seen["trajectories"]) for name, seen in both["methods"].items()}
+    assert counted == {"sft": (2, 2, 1), "td": (4, 2, 2)}
 
 
 def test_a_difference_from_what_has_no_teacher_is_taken_seed_by_seed_under_each_trajectory(trajectories):
@@ -90,6 +91,27 @@ def test_a_difference_from_what_has_no_teacher_is_taken_seed_by_seed_under_each_
     assert against["best"] == "sft"
     expected = seen["methods"]["td"]["nll"]["value"] - seen["methods"]["sft"]["nll"]["value"]
     assert against["difference"]["value"] == pytest.approx(expected)
+
+
+def test_fine_tunings_are_not_ruled_out_by_the_number_of_teachers(trajectories):
+    # Two methods without a teacher meet once a seed, and any with a teacher once a seed and teacher: neither is the rarer one.
+    folder, lines = trajectories
+    shutil.copytree(folder / "plain/evaluate/sft", folder / "plain/evaluate/sft+restart=false")
+    lines += [line for seed in (0, 1) for line in cell_lines(folder / "plain", "plain", f"sft+restart=false/seed-{seed}")]
+    (seen,) = summarise(folder, validated(lines, **{"sft": 0.62, "sft+restart=false": 0.6, "td": 0.595}))["recipes"]
+    assert seen["best"] == {"score": "sft", "nll": "sft"}
+
+
+def test_a_method_under_fewer_teachers_is_not_what_all_others_are_tested_against(trajectories):
+    folder, lines = trajectories
+    for run in ("plain", "plain-teacher-1"):
+        shutil.copytree(folder / run / "evaluate/td", folder / run / "evaluate/scd")
+    lines += [line for seed in (0, 1) for line in cell_lines(folder / "plain", "plain", f"scd/seed-{seed}")]
+    scores = {"sft": 0.5, "td": 0.6, "scd": 0.9}
+    assert summarise(folder, validated(lines, **scores))["recipes"][0]["best"]["score"] == "td"
+    second = folder / "plain-teacher-1"
+    lines += [line for seed in (0, 1) for line in cell_lines(second, "plain", f"scd/seed-{seed}", trajectory=1)]
+    assert summarise(folder, validated(lines, **scores))["recipes"][0]["best"]["score"] == "scd"
 
 
 def test_a_method_that_learns_from_the_teachers_answers_has_a_teacher():
@@ -152,7 +174,8 @@ def test_equal_values_share_their_rank(tmp_path):
     lines = [line for name in ("td", "scd", "cd") for line in cell_lines(tmp_path / "plain", "plain", f"{name}/seed-0")]
     summary = summarise(tmp_path, lines)
     methods = summary["recipes"][0]["methods"]
-    assert [(seen["score_rank"], seen["nll_rank"]) for seen in methods.values()] == [(1.5, 1.5), (1.5, 1.5), (3, 3)]
+    ranks = {name: (seen["score_rank"], seen["nll_rank"]) for name, seen in methods.items()}
+    assert ranks == {"td": (1.5, 1.5), "scd": (1.5, 1.5), "cd": (3, 3)}
     assert summary["mean_ranks"]["score"] == {"td": 1.5, "scd": 1.5, "cd": 3.0}
 
 
@@ -177,7 +200,7 @@ def test_cells_of_other_inputs_are_left_out_and_named(tmp_path, capsys):
     methods = summary["recipes"][0]["methods"]
     assert {name: seen["seeds"] for name, seen in methods.items()} == {"td": 1, "scd": 2, "cd": 1}
     show(summary)
-    assert "left out: plain td seed 1: it was made from other inputs" in capsys.readouterr().out
+    assert "left out: plain teacher-0 td seed-1: it was made from other inputs" in capsys.readouterr().err
     assert summarise(tmp_path, lines)["stale"] == []
 
 
@@ -211,7 +234,7 @@ def test_results_that_predictions_contradict_are_refused(tmp_path):
     line["value"] = truth + 2e-9
     with pytest.raises(StaleArtifactError) as error:
         summarise(tmp_path, lines)
-    assert f"plain teacher-0 td seed-1: accuracy is {truth + 2e-9} there and {truth}" in str(error.value)
+    assert f"plain teacher-0 td seed-1: test accuracy is {truth + 2e-9} there and {truth}" in str(error.value)
     line["value"] = truth + 1e-10
     assert summarise(tmp_path, lines)["cells"]
     path = tmp_path / "plain/evaluate/td/seed-0/predictions.jsonl"
@@ -220,7 +243,58 @@ def test_results_that_predictions_contradict_are_refused(tmp_path):
         summarise(tmp_path, lines)
 
 
+def test_validation_values_that_the_students_folder_contradicts_are_refused(tmp_path):
+    lines = make(tmp_path, seeds_of("td", 0.8))
+    student, said = tmp_path / "plain/distill/td/seed-0", {line["metric"]: line["value"] for line in lines[:2]}
+    stages = [{"stage": 1, "validation": {"score": 0.9, "nll": 0.9}}, {"stage": 2, "validation": said}]
+    write_lines(student / "manifest.json", [{"kept_stage": 2}])
+    write_lines(student / "stages.json", [stages])
+    assert summarise(tmp_path, lines)["cells"]
+    write_lines(student / "manifest.json", [{"kept_stage": 1}])
+    with pytest.raises(StaleArtifactError, match=r"td seed-0: validation score is .* there and 0\.9 from stages\.json"):
+        summarise(tmp_path, lines)
+
+
+def test_a_summary_does_not_depend_on_the_order_in_which_cells_ended(tmp_path):
+    lines = make(tmp_path, seeds_of("td", 0.8, 0.8) | seeds_of("scd", 0.7, 0.7) | seeds_of("cd", 0.6))
+    plan = {cell(line): "abc" for line in lines if line["method"] != "cd"}
+    summary = summarise(tmp_path, lines, plan)
+    assert [(found["method"], found["seed"]) for found in summary["cells"]] == [
+        ("td", 0), ("td", 1), ("scd", 0), ("scd", 1), ("cd", 0),
+    ]  # fmt: skip
+    text = (tmp_path / "compare/summary.json").read_text()
+    summarise(tmp_path, sorted(lines, key=lambda line: (-line["seed"], line["method"])), plan)
+    assert (tmp_path / "compare/summary.json").read_text() == text
+
+
 # --- printed ---
+
+
+def test_failed_students_are_in_every_table(tmp_path, capsys):
+    lines = make(tmp_path, seeds_of("sft", 0.6, 0.6) | seeds_of("td", 0.7))
+    lines += cell_lines(tmp_path / "plain", "plain", "td/seed-1", status="failed", error="no room\nat all", seconds=1.0)
+    lines += cell_lines(tmp_path / "plain", "plain", "cd/seed-0", status="failed", error="not today", seconds=1.0)
+    summary = summarise(tmp_path, lines)
+    head, rows = grid(summary)
+    assert {row[1]: row[2] for row in rows if row[2]} == {"sft": "2", "td": "1, 1 failed", "cd": "0, 1 failed"}
+    assert {len(row) for row in rows} == {len(head)}
+    for form in ("table", "markdown", "latex", "csv", "json"):
+        show(summary, form)
+        shown = capsys.readouterr()
+        assert "failed: plain teacher-0 td seed-1: no room\n" in shown.err
+        assert "failed: plain teacher-0 cd seed-0: not today" in shown.err
+        assert form == "json" or "0, 1 failed" in shown.out
+
+
+def test_the_table_names_its_metric_and_its_seeds_under_teachers(trajectories):
+    folder, lines = trajectories
+    head, rows = grid(summary := summarise(folder, lines))
+    assert head[3] == "accuracy" and {row[1]: row[2] for row in rows if row[2]} == {"sft": "2", "td": "2 x 2"}
+    without_one = [line for line in lines if (line["method"], line["seed"], line["teacher_seed"]) != ("td", 1, 1)]
+    assert {row[1]: row[2] for row in grid(summarise(folder, without_one))[1]}["td"] == "3 of 2 x 2"
+    other = summary["recipes"][0] | {"name": "tags", "metric": "entity_f1"}
+    head, rows = grid(summary | {"recipes": [*summary["recipes"], other]})
+    assert head[3] == "score" and {row[0] for row in rows} == {"plain (accuracy)", "tags (entity_f1)"}
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json"])

@@ -33,7 +33,8 @@ def summary(scores, *, half=0.02, p=0.2, seeds=3, name="clinic", needed=("more_s
     for method, score in scores.items():
         share, (low, high) = (score - 0.7) / 0.1, gap if method == order[0] else (None, None)
         methods[method] = {
-            "seeds": seeds, "score": interval(score, half, once=once), "nll": interval(1 - score, half, once=once), "seconds": 61.0,
+            "trainings": seeds, "seeds": seeds, "trajectories": 1, "seconds": 61.0,
+            "score": interval(score, half, once=once), "nll": interval(1 - score, half, once=once),
             "gap_closed": {"share": share, "low": low, "high": high, "from": "anchor"},
             "score_rank": order.index(method) + 1, "nll_rank": order.index(method) + 1,
         }  # fmt: skip
@@ -133,6 +134,14 @@ def test_unsettled_says_how_many_seeds_more(read):
     assert "differs from none of the 2 others (smallest p 0.300): the order may be luck" in page.text
     assert "By score: at least 5 more seeds of each method" in page.text
     assert "whether the student beats its teacher is not settled" in page.text
+
+
+def test_several_teachers_are_not_taken_for_seeds(read):
+    found = summary({"td": 0.795, "scd": 0.8}, p=0.3)
+    found["recipes"][0]["methods"]["scd"] |= {"trainings": 5, "trajectories": 2}
+    page = read(found)
+    assert "mean of 5 trainings" in page.text and "5 of 3 × 2" in page.text and "seeds × teachers" in page.text
+    assert "teachers" not in read(summary({"td": 0.795, "scd": 0.8}, p=0.3)).text.partition("How to read")[0]
 
 
 def test_settled_against_some(read):

@@ -126,19 +126,28 @@ def compare(
     format: Annotated[Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")] = "table",
     force: Annotated[bool, typer.Option("--force", help="Make again, deleting it, what other inputs than now had made.")] = False,
 ) -> None:
-    """Methods against each other: the same teacher, anchor, rows and steps for all, several seeds. Continues where it stopped."""
+    """Methods against each other: the same teacher, anchor, rows and steps for all, several seeds. Continues where it stopped.
+
+    Exit code 1 where students failed; those are tried again by the same command.
+    """
+    from tutelage.cells import ResultsFile
     from tutelage.compare import make_plan, run
-    from tutelage.comparison import show, write_summary
+    from tutelage.comparison import write_summary
     from tutelage.comparison_page import write_page
+    from tutelage.comparison_table import show
     from tutelage.config import load_recipe
 
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
     loaded = [load_recipe(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
-    summary = write_summary(plan.folder, run(plan))
+    cells = run(plan)
+    summary = write_summary(plan.folder, cells)
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
+    if count := len(cells.keys() - ResultsFile(plan.folder / "results.jsonl").done().keys()):
+        print(f"{count} of {len(cells)} students failed; the same command tries them again", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]

@@ -26,7 +26,7 @@ from tutelage.config import check, dump_recipe, load_recipe, varied
 from tutelage.errors import ConfigError, ModelError, StaleArtifactError, problems
 from tutelage.executors import CellTask, Executor, LocalExecutor, Outcome
 from tutelage.recipe_schema import Recipe
-from tutelage.scored import has_teacher
+from tutelage.scored import has_teacher, kept_on_validation
 from tutelage.stages import anchor, cache, cross_fit, distill, evaluate, prepare, teach
 from tutelage.workspace import Workspace
 
@@ -99,8 +99,9 @@ def run(plan: Plan) -> dict[Cell, str]:
             "one seed under several trajectories: intervals are too narrow (80 to 85 % for 95 %); give --seeds 2 or more"
         )
     with ExitStack() as held:
-        for folder in [plan.folder, *(space.folder for space in spaces)]:
-            held.enter_context(locked(folder))
+        for space in spaces:
+            held.enter_context(locked(space.folder))
+        held.enter_context(locked(plan.folder, elsewhere="--output ANOTHER_FOLDER"))
         # Before anything is trained: is there a cluster that sees the folders, and are all rows as they should be?
         if plan.executor == "ray":
             _executor(plan, make_cell, spaces).check()
@@ -166,7 +167,7 @@ def _make(
         results.append(outcome.cell, inputs[outcome.cell], rows)
         left = (time.monotonic() - began) / number * (len(missing) - number)
         ahead = f"; about {left / 60:.0f} min left" if left > 60 else ""
-        screen.say(f"[{number}/{len(missing)}] {_in_words(outcome, rows)}{ahead}")
+        screen.say(f"[{number}/{len(missing)}] {_in_words(outcome, rows, wanted[outcome.cell])}{ahead}")
     return inputs
 
 
@@ -348,16 +349,16 @@ def _validation_rows(outcome: Outcome) -> list[dict[str, Any]]:
     """A row for every metric of the kept student on validation, or one with the error."""
     if outcome.error is not None:
         return [{"status": "failed", "error": outcome.error, "seconds": round(outcome.seconds, 3)}]
-    folder = Path(outcome.cell.run) / "distill" / outcome.cell.student
-    trained, stages = read_json(folder / "manifest.json"), read_json(folder / "stages.json")
-    kept = next(stage for stage in stages if stage["stage"] == trained["kept_stage"])["validation"]
-    fixed = {"status": "done", "seconds": trained["seconds"], "split": "validation"}
-    return [{**fixed, "metric": name, "value": value} for name, value in kept.items() if value is not None]
+    student = Path(outcome.cell.run) / "distill" / outcome.cell.student
+    fixed = {"status": "done", "seconds": read_json(student / MANIFEST)["seconds"], "split": "validation"}
+    kept = kept_on_validation(student).items()
+    return [{**fixed, "metric": name, "value": value} for name, value in kept if value is not None]
 
 
-def _in_words(outcome: Outcome, rows: Sequence[dict[str, Any]]) -> str:
+def _in_words(outcome: Outcome, rows: Sequence[dict[str, Any]], space: Workspace) -> str:
     if outcome.error is not None:
         return f"{outcome.cell}: FAILED, {outcome.error.splitlines()[0]}"
-    seen = [row for row in rows if row["split"] == rows[-1]["split"] and "/" not in row["metric"]]
-    first, nll = seen[0], next(row for row in seen if row["metric"] == "nll")
-    return f"{outcome.cell}: {first['metric']} {first['value']:.3f}, loss {nll['value']:.3f} nats, {rows[0]['seconds']:.0f} s"
+    seen = {row["metric"]: row["value"] for row in rows if row["split"] == rows[-1]["split"]}  # test, if it was scored
+    metric = space.task.metric
+    score = seen.get(metric, seen.get("score"))
+    return f"{outcome.cell}: {metric} {score:.3f}, loss {seen['nll']:.3f} nats, {rows[0]['seconds']:.0f} s"

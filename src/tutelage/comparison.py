@@ -5,7 +5,6 @@ Reads the run folders' predictions and losses, and the comparison's results.json
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ import numpy as np
 from tutelage.artifacts import write_json
 from tutelage.cells import Cell, ResultsFile
 from tutelage.resampling import Estimate
-from tutelage.scored import Key, ScoredRecipe, current
+from tutelage.scored import Key, ScoredRecipe, current, in_order
 from tutelage.statistics import (
     ALPHA,
     Difference,
@@ -33,7 +32,6 @@ from tutelage.statistics import (
 )
 from tutelage.theory import split_risk
 from tutelage.tuning import TUNED, tuned
-from tutelage.ui import print_table
 
 SUMMARY = "summary.json"
 TWO_BY_TWO = ("td", "td-aw", "scd", "scd-aw")
@@ -52,7 +50,7 @@ def write_summary(folder: Path, inputs: Mapping[Cell, str] | None = None) -> dic
     inputs: fingerprints of what the cells of the plan are made from; cells of other inputs are left out and listed. Raises
     UserError for results that cannot be put together, StaleArtifactError for results that the predictions contradict.
     """
-    lines, stale = current(ResultsFile(folder / "results.jsonl").lines(), inputs)
+    lines, stale = current(in_order(ResultsFile(folder / "results.jsonl").lines(), list(inputs or {})), inputs)
     good = {cell: rows for cell, rows in lines.items() if rows[0]["status"] == "done"}
     names = list(dict.fromkeys(cell.recipe for cell in good))
     recipes = [ScoredRecipe(name, {cell: rows for cell, rows in good.items() if cell.recipe == name}) for name in names]
@@ -97,7 +95,8 @@ def _method(recipe: ScoredRecipe, name: str) -> dict[str, Any]:
     keys = recipe.keys(name)
     rows = [recipe.lines[recipe.cell(name, key)] for key in keys]
     return {
-        "seeds": len(keys),
+        "trainings": len(keys),
+        "seeds": len({seed for _, seed in keys}),
         "trajectories": len({trajectory for trajectory, _ in keys}),
         **{key: _interval(hierarchical_bootstrap(recipe.sample(key, name, keys), grid=keys), key) for key in SIGNS},
         "gap_closed": _gap_closed(recipe, name),
@@ -117,7 +116,7 @@ def _gap_closed(recipe: ScoredRecipe, name: str) -> dict[str, Any] | None:
     if name == BASELINE:
         return None
     shared = recipe.keys(BASELINE, name) if BASELINE in recipe.methods else []
-    keys = recipe.under_teachers(name, shared or recipe.keys(name))
+    keys = recipe.under_teachers(shared or recipe.keys(name), name)
     low = recipe.sample("score", BASELINE, keys) if shared else recipe.base("score", "anchor", keys)
     gap = gap_closed_interval(low, recipe.base("score", "teacher", keys), recipe.sample("score", name, keys), grid=keys)
     return {"share": gap.share, "low": gap.low, "high": gap.high, "from": BASELINE if shared else "anchor"}
@@ -159,19 +158,25 @@ def _against_best(recipe: ScoredRecipe, found: dict[str, dict[str, Any]], key: s
 
 
 def _best_on_validation(recipe: ScoredRecipe, found: Mapping[str, Mapping[str, Any]], key: str) -> str | None:
-    """The method that others are tested against: of those with the most seeds in common with others, the best on validation.
+    """The method that others are tested against: of those with the most trainings in common with others, the best on validation.
 
     Test rows choose nothing here: the best of many equal methods on the rows of the test would differ from the others by its luck.
     None where there are no validation losses.
     """
     known = [name for name, seen in found.items() if "nll" in seen["validation"]]
-    shared = {name: sum(len(recipe.keys(name, other)) for other in found if other != name) for name in known}
+    shared = {name: _in_common(recipe, name, [other for other in found if other != name]) for name in known}
 
     def standing(name: str) -> tuple[float, float]:
         seen = {part: sign * round(found[name]["validation"].get(part, -math.inf), 12) for part, sign in SIGNS.items()}
         return (seen["score"], seen["nll"]) if key == "score" else (seen["nll"], seen["score"])
 
     return max((name for name in known if shared[name] == max(shared.values())), key=standing, default=None)
+
+
+def _in_common(recipe: ScoredRecipe, name: str, others: Sequence[str]) -> tuple[int, int]:
+    """(seeds, trajectories) that a method has with others, each summed over them: seeds count first, however many teachers."""
+    pairs = [recipe.under_teachers(recipe.keys(name, other), name, other) for other in others]
+    return sum(len({seed for _, seed in keys}) for keys in pairs), sum(len({run for run, _ in keys}) for keys in pairs)
 
 
 def _difference(recipe: ScoredRecipe, name: str, best: str, keys: Sequence[Key], key: str) -> Difference:
@@ -232,83 +237,3 @@ def _foretells(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         )
         found[key] = asdict(table) | {"accuracy": table.accuracy._asdict()}
     return found
-
-
-# --- printed ---
-
-NOTE = (
-    "* one training: the interval is about other test rows, not about training again. p: of the difference in score from the method"
-    " marked best, which validation chose, corrected for their number (Holm); one seed: compared on one training, not tested with"
-    " the others. gap closed [-, -]: no bounds, as the teacher's own lead is not settled."
-)
-
-
-def show(summary: dict[str, Any], form: str = "table") -> None:
-    """Print a summary. form: table, markdown, latex, csv or json."""
-    if form == "json":
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
-        return
-    print_table("methods on test rows, 95 % intervals", *grid(summary), form=form)
-    if form == "table":
-        _show_more(summary)
-    if form != "csv":
-        print({"markdown": f"\n\\{NOTE}", "latex": f"% {NOTE}"}.get(form, NOTE))
-
-
-def _show_more(summary: dict[str, Any]) -> None:
-    for recipe in summary["recipes"]:
-        for key, effects in recipe["two_by_two"].items():
-            words = ", ".join(f"{name} {_span(value, '+')}" for name, value in effects.items())
-            print(f"{recipe['name']}, effects on {recipe['metric'] if key == 'score' else 'loss'}: {words}")
-    for cell in summary["failed"]:
-        print(f"failed: {_training(cell)}: {cell['error'].splitlines()[0]}")
-    for cell in summary["stale"]:
-        print(f"left out: {_training(cell)}: it was made from other inputs than the comparison asks for now")
-
-
-def _training(cell: dict[str, Any]) -> str:
-    return f"{cell['recipe']} {cell['method']} seed {cell['seed']}"
-
-
-def grid(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the printed table: base models and methods of every recipe, the best on test first."""
-    head = ["recipe", "method", "seeds", "score", "gap closed", "loss (nats)", "p (Holm)", "seconds", "rank"]
-    lines = []
-    for recipe in summary["recipes"]:
-        for name, seen in recipe["base"].items():
-            lines.append([recipe["name"], name, "", _span(seen["score"]), "", _span(seen["nll"]), "", "", ""])
-        for name, seen in sorted(recipe["methods"].items(), key=lambda item: item[1]["score_rank"]):
-            lines.append(
-                [
-                    recipe["name"],
-                    name,
-                    str(seen["seeds"]),
-                    _span(seen["score"]),
-                    _share(seen["gap_closed"]),
-                    _span(seen["nll"]),
-                    "best" if name == recipe["best"]["score"] else _p_value(seen.get("score_against_best")),
-                    f"{seen['seconds']:.0f}",
-                    f"{seen['score_rank']} / {seen['nll_rank']}",
-                ]
-            )
-    return head, lines
-
-
-def _span(value: dict[str, Any], sign: str = "") -> str:
-    numbers = (f"{value[key]:{sign}.3f}" for key in ("value", "low", "high"))
-    return "{} [{}, {}]".format(*numbers) + ("*" if value["rows_only"] else "")
-
-
-def _p_value(against: dict[str, Any] | None) -> str:
-    if against is None:
-        return ""
-    return "one seed" if against["p_holm"] is None else f"{against['p_holm']:.3f}"
-
-
-def _share(gap: dict[str, Any] | None) -> str:
-    if gap is None:
-        return ""
-    if gap["share"] is None:
-        return "no gap"
-    ends = ("-" if gap[end] is None or not math.isfinite(gap[end]) else f"{gap[end]:.0%}" for end in ("low", "high"))
-    return "{:.0%} [{}, {}]".format(gap["share"], *ends)

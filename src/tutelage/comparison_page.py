@@ -14,6 +14,7 @@ from typing import Any
 
 from tutelage import page
 from tutelage.charts import forest, linear_scatter
+from tutelage.comparison_table import trained
 from tutelage.page import number, percent, signed_span, span
 from tutelage.records import Interval
 
@@ -220,7 +221,9 @@ def _row(name: str, methods: Mapping[str, Numbers], races: Mapping[str, Numbers]
     gap = seen["gap_closed"]
     return {
         "name": name,
-        "seeds": seen["seeds"],
+        "seeds": trained(seen).replace(" x ", " × "),
+        "teachers": seen["trajectories"],
+        "trainings": seen["trainings"],
         "seconds": seen["seconds"],
         **{key: _interval(seen[key]) for key in KEYS},
         "rows_only": {key: seen[key]["rows_only"] for key in KEYS},

@@ -1,6 +1,6 @@
 """What was scored in the runs of a comparison, read back: which cells count, and every model's values on the test rows.
 
-Needs no model. What results.jsonl says of a cell is held against its predictions, and cells of other inputs are left out.
+Needs no model. What results.jsonl says of a cell is held against its files, and cells of other inputs are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tutelage.artifacts import read_json
+from tutelage.artifacts import MANIFEST, read_json
 from tutelage.cells import Cell
 from tutelage.config import load_recipe
 from tutelage.errors import StaleArtifactError, UserError, problems
@@ -32,6 +32,21 @@ MEANS = ("accuracy", "exact_match", "token_f1")
 AGREE = 1e-9
 """A value in results.jsonl and the same from predictions.jsonl may differ by this, which is rounding."""
 _MOST_SHOWN = 10
+
+
+def in_order(lines: Lines, plan: Sequence[Cell]) -> dict[Cell, list[dict[str, Any]]]:
+    """The cells by recipe, method, teacher trajectory and seed: names as the plan has them, then others by the alphabet.
+
+    With several cells at a time they end in an order that differs from one comparison to the next.
+    """
+    recipes, methods = (list(dict.fromkeys(getattr(cell, part) for cell in plan)) for part in ("recipe", "method"))
+
+    def place(cell: Cell) -> tuple[Any, ...]:
+        names = ((cell.recipe, recipes), (cell.method, methods))
+        planned = [(known.index(name) if name in known else len(known), name) for name, known in names]
+        return (*planned, cell.teacher_seed, cell.seed, cell.run, cell.options)
+
+    return {cell: lines[cell] for cell in sorted(lines, key=place)}
 
 
 def current(lines: Lines, inputs: Mapping[Cell, str] | None) -> tuple[dict[Cell, list[dict[str, Any]]], list[dict[str, Any]]]:
@@ -109,7 +124,7 @@ class ScoredRecipe:
     """One recipe's runs (one for each teacher trajectory) with everything that was scored in them."""
 
     def __init__(self, name: str, lines: Lines) -> None:
-        """lines: of the cells that came to a good end. Raises StaleArtifactError where predictions say otherwise."""
+        """lines: of the cells that came to a good end. Raises StaleArtifactError where the run folders say otherwise."""
         self.name, self.lines = name, lines
         self.runs = {cell.teacher_seed: cell.run for cell in lines}
         first = Path(next(iter(self.runs.values())))
@@ -123,7 +138,7 @@ class ScoredRecipe:
             self.cells[cell.method][cell.teacher_seed, cell.seed] = cell
         self._untaught = {method: self._by_seed(method) for method in self.methods if not has_teacher(method)}
         self.models = self._read_all()
-        self._hold_against_predictions()
+        self._hold_against_files()
 
     def keys(self, *methods: str) -> list[Key]:
         """The trainings that all of the methods have, in order. One without a teacher is the same under every trajectory."""
@@ -147,9 +162,9 @@ class ScoredRecipe:
         runs = [self.runs.get(key[0], first) if name == "teacher" else first for key in keys]
         return stack([self.models[run, name].samples[what] for run in runs])
 
-    def under_teachers(self, method: str, keys: Sequence[Key]) -> list[Key]:
-        """The keys, for what is compared with teachers: trainings without a teacher under each trajectory in turn."""
-        return [(run, seed) for run in self.runs for _, seed in keys] if method in self._untaught else list(keys)
+    def under_teachers(self, keys: Sequence[Key], *methods: str) -> list[Key]:
+        """The keys of some methods' trainings; where none of these has a teacher, under each trajectory in turn."""
+        return [(run, seed) for run in self.runs for _, seed in keys] if set(methods) <= self._untaught.keys() else list(keys)
 
     def _by_seed(self, method: str) -> dict[int, Cell]:
         found: dict[int, Cell] = {}
@@ -200,14 +215,18 @@ class ScoredRecipe:
         patterns, places = np.unique(table, axis=0, return_inverse=True)
         return np.asarray(self._metrics(np.eye(len(patterns)), patterns)[self.task.metric])[places.ravel()]
 
-    def _hold_against_predictions(self) -> None:
+    def _hold_against_files(self) -> None:
         wrong = []
         for cell, rows in self.lines.items():
-            metrics = self.models[cell.run, cell.student].metrics
+            student = Path(cell.run) / "distill" / cell.student
+            tested = self.models[cell.run, cell.student].metrics
+            kept = kept_on_validation(student) if (student / MANIFEST).is_file() else {}  # somebody may have cleared it away
+            sources = {"test": (tested, "predictions.jsonl"), "validation": (kept, "stages.json")}
             for row in rows:
-                said, found = row.get("value"), metrics.get(row.get("metric", ""))
-                if row.get("split") == "test" and found is not None and not _agree(said, found):
-                    wrong.append(f"{cell}: {row['metric']} is {said} there and {found} from predictions.jsonl")
+                values, source = sources[row["split"]]
+                said, found = row["value"], values.get(row["metric"])
+                if found is not None and not _agree(said, found):
+                    wrong.append(f"{cell}: {row['split']} {row['metric']} is {said} there and {found} from {source}")
         if wrong:
             more = [f"and {len(wrong) - _MOST_SHOWN} more"] if len(wrong) > _MOST_SHOWN else []
             title = (
@@ -221,6 +240,12 @@ def _agree(said: float | None, found: float) -> bool:
     if said is None or math.isnan(said) or math.isnan(found):
         return said is None or (math.isnan(said) and math.isnan(found))
     return abs(said - found) <= AGREE
+
+
+def kept_on_validation(student: Path) -> dict[str, float | None]:
+    """`score` and `nll` on validation of the stage that was kept, of a student's folder."""
+    number = read_json(student / MANIFEST)["kept_stage"]
+    return next(stage for stage in read_json(student / "stages.json") if stage["stage"] == number)["validation"]
 
 
 def has_teacher(method: str) -> bool:
