@@ -291,7 +291,7 @@ def written(tmp_path, monkeypatch) -> Path:
     seen = [Candidate("checkpoint-1", 0.5, 0.1), Candidate("checkpoint-2", 0.0, 0.2)]
     monkeypatch.setattr(probe.Probe, "compare", lambda self, model: seen)
     of_taid = {"taid": {"share": 0.5, "momentum": 0.0, "previous": 1.0}}
-    monkeypatch.setattr(distillation.Distillation, "_train", lambda self, stage, model, checkpoint, records: of_taid)
+    monkeypatch.setattr(distillation.Distillation, "_train", lambda self, *_: of_taid)
     source = SimpleNamespace(checkpoints=[c.checkpoint for c in seen], nll=lambda checkpoint: np.array([0.5, 1.0]))
     distillation.Distillation(
         plan=distillation.Plan(num_stages=2),
