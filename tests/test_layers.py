@@ -20,7 +20,7 @@ LAYERS = (
     "precision data token_store heads head_loss models hidden_store teachers caching taid trainer finetuning generation labels"
     " evaluation probe mixtures losses"
     " distillation workspace lineage shrinking prediction scd_trainer demo demo.* comparison executors"
-    " ray_executor tuning comparison_page scored guessing initialise doctor doctor.*",
+    " ray_executor tuning comparison_table comparison_page scored guessing initialise doctor doctor.*",
     "stages stages.*",
     "compare cli __main__ __init__",
 )
