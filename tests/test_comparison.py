@@ -289,7 +289,10 @@ def test_failed_students_are_in_every_table(tmp_path, capsys):
 def test_the_table_names_its_metric_and_its_seeds_under_teachers(trajectories):
     folder, lines = trajectories
     head, rows = grid(summary := summarise(folder, lines))
-    assert head[3] == "accuracy" and {row[1]: row[2] for row in rows if row[2]} == {"sft": "2", "td": "2 x 2"}
+    assert head[2:4] == ["seeds x teachers", "accuracy"] and {row[1]: row[2] for row in rows if row[2]} == {
+        "sft": "2",
+        "td": "2 x 2",
+    }
     without_one = [line for line in lines if (line["method"], line["seed"], line["teacher_seed"]) != ("td", 1, 1)]
     assert {row[1]: row[2] for row in grid(summarise(folder, without_one))[1]}["td"] == "3 of 2 x 2"
     other = summary["recipes"][0] | {"name": "tags", "metric": "entity_f1"}

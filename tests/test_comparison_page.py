@@ -140,7 +140,13 @@ def test_several_teachers_are_not_taken_for_seeds(read):
     found = summary({"td": 0.795, "scd": 0.8}, p=0.3)
     found["recipes"][0]["methods"]["scd"] |= {"trainings": 5, "trajectories": 2}
     page = read(found)
-    assert "mean of 5 trainings" in page.text and "5 of 3 × 2" in page.text and "seeds × teachers" in page.text
+    assert "mean of 5 trainings" in page.text and "by how much seeds have varied" in page.text
+    assert "5 of 3 × 2" in page.text and "seeds × teachers" in page.text
+    for against in ("score_against_best", "nll_against_best"):
+        found["recipes"][0]["methods"]["td"][against]["seeds_needed"] = {"verdict": "rows_too_few", "total": None, "more": None}
+    page = read(found)
+    assert "100 test rows under these teachers: it takes more rows or teachers" in page.text
+    assert page.text.count("more rows or teachers") == 4  # by score and by loss: in the verdict, and in the table
     assert "teachers" not in read(summary({"td": 0.795, "scd": 0.8}, p=0.3)).text.partition("How to read")[0]
 
 

@@ -103,6 +103,7 @@ def _recipe(recipe: Numbers, cells: Sequence[Numbers]) -> dict[str, Any]:
     return {
         **{key: recipe[key] for key in ("name", "task", "metric", "rows")},
         "seeds": sorted({seen["seeds"] for seen in methods.values()}),
+        "teachers": max((seen["trajectories"] for seen in methods.values()), default=1),
         "base": {name: {key: _interval(seen[key]) for key in KEYS} for name, seen in base.items()},
         "races": races,
         "teacher": {key: against_teacher(recipe, races[key]["first"], key, mine) for key in races},
@@ -222,7 +223,6 @@ def _row(name: str, methods: Mapping[str, Numbers], races: Mapping[str, Numbers]
     return {
         "name": name,
         "seeds": trained(seen).replace(" x ", " × "),
-        "teachers": seen["trajectories"],
         "trainings": seen["trainings"],
         "seconds": seen["seconds"],
         **{key: _interval(seen[key]) for key in KEYS},

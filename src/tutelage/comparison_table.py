@@ -51,7 +51,9 @@ def grid(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the printed table: base models and methods of every recipe, the best on test first, failed ones last."""
     metrics = list(dict.fromkeys(recipe["metric"] for recipe in summary["recipes"]))
     score = metrics[0] if len(metrics) == 1 else "score"
-    head = ["recipe", "method", "seeds", score, "gap closed", "loss (nats)", "p (Holm)", "seconds", "rank"]
+    several = any(seen["trajectories"] > 1 for recipe in summary["recipes"] for seen in recipe["methods"].values())
+    seeds = "seeds x teachers" if several else "seeds"
+    head = ["recipe", "method", seeds, score, "gap closed", "loss (nats)", "p (Holm)", "seconds", "rank"]
     failed = Counter((cell["recipe"], cell["method"]) for cell in summary["failed"])
     lines = []
     for recipe in summary["recipes"]:
