@@ -16,6 +16,7 @@ from filelock import FileLock
 from project import Command, Inline, make_project
 from tutelage import compare
 from tutelage.cells import Cell, ResultsFile
+from tutelage.errors import DataError
 from tutelage.executors import LocalExecutor
 from tutelage.records import read_jsonl
 
@@ -74,6 +75,21 @@ def test_a_cell_that_fails_is_recorded_and_made_again(tmp_path, command, monkeyp
     assert "2 cells, 1 of them are there" in command.err and "failed" not in command.out + command.err
     found = ResultsFile(tmp_path / "run/compare/results.jsonl").lines()
     assert [rows[0]["status"] for rows in found.values()] == ["done", "done"]
+
+
+def test_cells_of_other_methods_and_teachers_are_held_to_the_recipe_as_it_is_now(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("compare", recipe, "--methods", "sft,td,scd-aw", "--seeds", 1, "--teacher-seeds", 2) == 0
+    assert command("compare", recipe, "--methods", "jsd", "--seeds", 1) == 0  # nothing changed: the others still count
+    assert "left out" not in command.err
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    assert set(summary["recipes"][0]["methods"]) == {"sft", "td", "scd-aw", "jsd"} and not summary["stale"]
+    assert command("compare", recipe, "distill.epochs_per_stage=2", "--methods", "td", "--seeds", 1, "--force") == 0
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    assert [(cell["method"], cell["teacher_seed"]) for cell in summary["cells"]] == [("td", 0)]
+    stale = {(cell["method"], cell["teacher_seed"]) for cell in summary["stale"]}
+    assert stale == {("jsd", 0), ("sft", 0), ("scd-aw", 0), ("scd-aw", 1), ("td", 1)}
+    assert "left out: recipe teacher-1 td seed-0" in command.err
 
 
 def test_cells_speak_of_the_metric_that_choices_are_made_by(tmp_path, command):
@@ -136,6 +152,13 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     assert results.path.read_bytes() == whole
     results.append(cell, "def", [{"status": "failed", "error": "no"}])
     assert results.done() == {}
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"status": "done"}\n{"status": "do\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"results\.jsonl, line 2 is not JSON .* its cell is made again"):
+        list(ResultsFile(path)._read())
 
 
 def test_students_of_other_threads_are_said(tmp_path, command, monkeypatch):

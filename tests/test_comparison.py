@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fake_comparison import cell_lines, read_lines, write_lines, write_run
 from tutelage.cells import Cell
-from tutelage.comparison import write_summary
+from tutelage.comparison import _cell, write_summary
 from tutelage.comparison_table import NOTE, grid, show
 from tutelage.errors import StaleArtifactError, UserError
 from tutelage.scored import has_teacher
@@ -179,6 +181,18 @@ def test_equal_values_share_their_rank(tmp_path):
     assert summary["mean_ranks"]["score"] == {"td": 1.5, "scd": 1.5, "cd": 3.0}
 
 
+def test_a_tie_is_no_win_however_it_was_added_up():
+    trained = Cell("plain", "run", "td", 0, 0)
+    losses = np.array([0.1, 0.2, 0.3])
+
+    def model(score, losses):
+        return SimpleNamespace(metrics={"token_f1": score}, losses=losses, validation={})
+
+    models = {("run", "td/seed-0"): model(0.5222222222222223, losses), ("run", "teacher"): model(47 / 90, losses + 1e-17)}
+    found = _cell(SimpleNamespace(models=models, task=SimpleNamespace(metric="token_f1")), trained)
+    assert (found["beats_teacher_in_score"], found["beats_teacher_in_nll"]) == (False, False)
+
+
 def test_intervals_end_where_the_metric_does(tmp_path):
     lines = make(tmp_path, {"td/seed-0": 1.2, "td/seed-1": 0.75}, rows=40)
     seen = summarise(tmp_path, lines)["recipes"][0]["methods"]["td"]
@@ -283,7 +297,25 @@ def test_failed_students_are_in_every_table(tmp_path, capsys):
         shown = capsys.readouterr()
         assert "failed: plain teacher-0 td seed-1: no room\n" in shown.err
         assert "failed: plain teacher-0 cd seed-0: not today" in shown.err
-        assert form == "json" or "0, 1 failed" in shown.out
+        assert form in ("csv", "json") or "0, 1 failed" in shown.out
+        if form == "csv":
+            assert {row["model"]: row["failed"] for row in csv.DictReader(shown.out.splitlines())} == {
+                "teacher": "", "anchor": "", "sft": "0", "td": "1", "cd": "1",
+            }  # fmt: skip
+
+
+def test_csv_has_the_numbers_of_the_summary(trajectories, capsys):
+    folder, lines = trajectories
+    summary = summarise(folder, lines)
+    show(summary, "csv")
+    rows = {row["model"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    (recipe,) = summary["recipes"]
+    td = recipe["methods"]["td"]
+    assert (rows["td"]["trainings"], rows["td"]["seeds"], rows["td"]["trajectories"]) == ("4", "2", "2")
+    assert [float(rows["td"][f"nll_{end}"]) for end in ("value", "low", "high")] == [td["nll"][e] for e in ("value", "low", "high")]
+    assert float(rows["td"]["gap_closed_share"]) == td["gap_closed"]["share"] and rows["sft"]["gap_closed_share"] == ""
+    assert float(rows["teacher"]["score_value"]) == recipe["base"]["teacher"]["score"]["value"] and rows["teacher"]["seeds"] == ""
+    assert [rows[name]["best"] for name in ("sft", "td")].count("True") == 1
 
 
 def test_the_table_names_its_metric_and_its_seeds_under_teachers(trajectories):

@@ -150,6 +150,23 @@ def test_several_teachers_are_not_taken_for_seeds(read):
     assert "teachers" not in read(summary({"td": 0.795, "scd": 0.8}, p=0.3)).text.partition("How to read")[0]
 
 
+def test_a_method_with_one_training_in_common_is_compared_on_that_alone(read):
+    found = summary({"sft": 0.7, "td": 0.75, "scd": 0.9}, p=0.004)
+    for key in ("score", "nll"):
+        against = found["recipes"][0]["methods"]["td"][f"{key}_against_best"]
+        against |= {"p_holm": None, "difference": against["difference"] | {"rows_only": True}}
+    page = read(found)
+    assert page.text.count("td has one training in common with it and is compared on that alone") == 2
+    assert "no seed in common" not in page.text and "−0.150*" in page.text
+    assert page.text.count("After Holm's correction it is ahead of sft") == 2
+
+
+def test_models_that_answer_alike_do_not_ask_for_rows(read):
+    page = read(summary({"td": 0.8, "scd": 0.8}, p=1.0, needed=("rows_too_few", None)))
+    assert "against scd there is no difference at all so far" in page.text and "it takes more rows" not in page.text
+    assert page.text.count("no difference") == 4
+
+
 def test_settled_against_some(read):
     found = summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, p=0.3)
     found["recipes"][0]["methods"]["sft"]["nll_against_best"]["p_holm"] = 0.01

@@ -161,6 +161,11 @@ def test_holm_by_hand():
         holm([0.5, 1.5])
 
 
+def test_equal_p_values_have_one_level():
+    # Of three, 0.02 twice: both must be below 0.05 / 3 before either is rejected.
+    assert holm_levels([0.02, 0.3, 0.02]) == pytest.approx([0.05 / 3, 0.05, 0.05 / 3])
+
+
 def test_what_holm_compares_each_p_value_with():
     # Smallest of four first: 0.05 / 4, / 3, / 2, / 1.
     assert holm_levels([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.05 / 3, 0.05, 0.025, 0.0125])

@@ -42,6 +42,8 @@ def test_the_best_rate_on_validation_is_everyones(tmp_path, command):
     assert command("compare", recipe, "--methods", "sft,td-aw", "--seeds", 1, "--tune") == 0
     assert "tune: 3 cells, 3 of them are there" in command.err and "compare: 2 cells, 2 of them" in command.err
     assert students == {"seed-0"}
+    command("compare", recipe, "--methods", "sft,td-aw", "--seeds", 1)
+    assert "this comparison was tuned; without --tune" in command.err
 
 
 def test_each_method_may_have_its_own(tmp_path, command):

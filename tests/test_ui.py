@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tutelage.ui import print_table
+from tutelage.ui import Screen, print_table
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv"])
@@ -34,3 +34,11 @@ def test_latex_takes_every_name(capsys):
         r"a\_b\%\&\#\$\textasciitilde{}\textasciicircum{}\textbackslash{}\{\}\textless{}c\textgreater{} \\"
         in capsys.readouterr().out
     )
+
+
+def test_steps_that_were_there_are_not_counted(capsys):
+    for reports, words in (([0, 1, 2], "2 steps in"), ([7, 8], "1 steps after 7 that were there in"), ([], "0 steps in")):
+        with Screen().steps("train") as on_step:
+            for done in reports:
+                on_step(done, 10)
+        assert f"train: {words}" in capsys.readouterr().err

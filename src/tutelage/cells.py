@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.errors import DataError
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -87,6 +89,12 @@ class ResultsFile:
         return found
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        if self.path.is_file():
-            with self.path.open(encoding="utf-8") as file:
-                yield from map(json.loads, file)
+        if not self.path.is_file():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    way_out = "remove it, and its cell is made again"
+                    raise DataError(f"{self.path}, line {number} is not JSON ({error}): {way_out}") from error

@@ -141,8 +141,8 @@ def compare(
     overrides = [word for word in recipes if word not in files]
     loaded = [load_recipe(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
-    cells = run(plan)
-    summary = write_summary(plan.folder, cells)
+    cells, others = run(plan)
+    summary = write_summary(plan.folder, cells | others)
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
     if count := len(cells.keys() - ResultsFile(plan.folder / "results.jsonl").done().keys()):

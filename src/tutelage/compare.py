@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tutelage import lineage, tuning
 from tutelage.artifacts import MANIFEST, Work, digest, locked, read_json
 from tutelage.cells import Cell, ResultsFile
 from tutelage.config import check, dump_recipe, load_recipe, varied
-from tutelage.errors import ConfigError, ModelError, StaleArtifactError, problems
+from tutelage.errors import ConfigError, ModelError, StaleArtifactError, UserError, problems
 from tutelage.executors import CellTask, Executor, LocalExecutor, Outcome
+from tutelage.methods import method_names, split_variant
 from tutelage.recipe_schema import Recipe
 from tutelage.scored import has_teacher, kept_on_validation
 from tutelage.stages import anchor, cache, cross_fit, distill, evaluate, prepare, teach
@@ -88,11 +89,16 @@ def make_plan(
     return Plan(recipes, names, range(seeds), teacher_seeds, jobs, folder, tune, executor, force)
 
 
-def run(plan: Plan) -> dict[Cell, str]:
-    """Make all cells that lack a result, and record each. Returns the plan's cells with fingerprints of what they are made from.
+class MadeFrom(NamedTuple):
+    """Fingerprints of what cells are made from as the recipes are now."""
 
-    Raises what a stage before the cells raises.
-    """
+    planned: dict[Cell, str]
+    others: dict[Cell, str | None]
+    """Cells of the plan's recipes that earlier commands made, with other methods or teachers; None: what they need is not there."""
+
+
+def run(plan: Plan) -> MadeFrom:
+    """Make all cells that lack a result, and record each. Raises what a stage before the cells raises."""
     spaces = [space for recipe in plan.recipes for space in _trajectories(recipe, plan)]
     if plan.teacher_seeds > 1 and len(plan.seeds) == 1:
         spaces[0].screen.warn(
@@ -111,12 +117,31 @@ def run(plan: Plan) -> dict[Cell, str]:
         own: dict[str, dict[str, float]] = {}
         if plan.tune:
             spaces, own = _tune(plan, spaces)
+        elif (plan.folder / tuning.TUNED).is_file():
+            spaces[0].screen.warn("this comparison was tuned; without --tune students have the recipe's own learning rate again")
         anchors: dict[str, Path] = {}
         for space in spaces:
             _say_which(space, plan)
             _shared_stages(space, plan.methods, anchors.setdefault(space.recipe.name, space.folder / "anchor"))
         wanted = {cell: space for space in spaces for cell in _cells(space, plan, own.get(space.recipe.name, {}))}
-        return _make(plan, wanted, ResultsFile(plan.folder / "results.jsonl"), _executor(plan, make_cell, spaces), _rows_of)
+        results = ResultsFile(plan.folder / "results.jsonl")
+        planned = _make(plan, wanted, results, _executor(plan, make_cell, spaces), _rows_of)
+        return MadeFrom(planned, _others(plan, spaces, results.lines().keys() - planned.keys()))
+
+
+def _others(plan: Plan, spaces: Sequence[Workspace], cells: Collection[Cell]) -> dict[Cell, str | None]:
+    """What the recipes' other cells would be made from now. Methods that are not installed, and other recipes, are left out."""
+    first = {space.recipe.name: space for space in reversed(spaces)}
+    found: dict[Cell, str | None] = {}
+    for cell in sorted(cells, key=str):
+        if cell.recipe not in first or split_variant(cell.method)[0] not in method_names():
+            continue
+        space = replace(first[cell.recipe], recipe=_trajectory(first[cell.recipe].recipe, cell.teacher_seed))
+        try:
+            found[cell] = digest(lineage.student(space, cell.name)) if cell.run == str(space.folder) else None
+        except UserError:  # a stage that it is made from is stale or gone, or its name says what cannot be any more
+            found[cell] = None
+    return found
 
 
 def _say_which(space: Workspace, plan: Plan) -> None:
@@ -270,16 +295,17 @@ def _with_rate(space: Workspace, rate: float) -> Workspace:
 
 def _trajectories(recipe: Recipe, plan: Plan) -> list[Workspace]:
     """A run for every teacher seed; the first is the recipe's own."""
-    first, found = recipe.teacher_seed, []
-    for seed in range(first, first + plan.teacher_seeds):
-        changes: dict[str, Any] = {}
-        if seed != first:
-            changes = {
-                "output_dir": f"{recipe.output_dir}-teacher-{seed}",
-                "teach": recipe.teach.model_copy(update={"seed": seed}),
-            }
-        found.append(Workspace(_with(recipe, plan.methods, plan.seeds).model_copy(update=changes), rebuild=plan.force))
-    return found
+    seeds = range(recipe.teacher_seed, recipe.teacher_seed + plan.teacher_seeds)
+    recipes = (_trajectory(_with(recipe, plan.methods, plan.seeds), seed) for seed in seeds)
+    return [Workspace(found, rebuild=plan.force) for found in recipes]
+
+
+def _trajectory(recipe: Recipe, seed: int) -> Recipe:
+    """A recipe with another teacher seed, in a folder of its own."""
+    if seed == recipe.teacher_seed:
+        return recipe
+    teach = recipe.teach.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"output_dir": f"{recipe.output_dir}-teacher-{seed}", "teach": teach})
 
 
 def _with(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> Recipe:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tutelage.artifacts import write_json
 from tutelage.cells import Cell, ResultsFile
-from tutelage.resampling import Estimate
+from tutelage.resampling import ROUNDING, Estimate
 from tutelage.scored import Key, ScoredRecipe, current, in_order
 from tutelage.statistics import (
     ALPHA,
@@ -44,11 +44,11 @@ IDENTITY_NATS = 1e-9
 """R(S) - R(T) and deficit - advantage may differ by this, which is rounding."""
 
 
-def write_summary(folder: Path, inputs: Mapping[Cell, str] | None = None) -> dict[str, Any]:
+def write_summary(folder: Path, inputs: Mapping[Cell, str | None] | None = None) -> dict[str, Any]:
     """Work out summary.json of a comparison from results.jsonl and the run folders, and return it.
 
-    inputs: fingerprints of what the cells of the plan are made from; cells of other inputs are left out and listed. Raises
-    UserError for results that cannot be put together, StaleArtifactError for results that the predictions contradict.
+    inputs: fingerprints of what cells are made from now, first those of the plan; cells of other inputs are left out and listed.
+    Raises UserError for results that cannot be put together, StaleArtifactError for results that the predictions contradict.
     """
     lines, stale = current(in_order(ResultsFile(folder / "results.jsonl").lines(), list(inputs or {})), inputs)
     good = {cell: rows for cell, rows in lines.items() if rows[0]["status"] == "done"}
@@ -217,8 +217,8 @@ def _cell(recipe: ScoredRecipe, cell: Cell) -> dict[str, Any]:
     mine, theirs = (model.metrics[recipe.task.metric] for model in (student, teacher))
     return {
         **asdict(cell),
-        "score": mine, "teacher_score": theirs, "beats_teacher_in_score": mine > theirs,
-        "beats_teacher_in_nll": test.difference < 0,
+        "score": mine, "teacher_score": theirs, "beats_teacher_in_score": mine > theirs + ROUNDING,
+        "beats_teacher_in_nll": test.difference < -ROUNDING,
         "test": asdict(test), "validation": asdict(held_out) if held_out else None, "identity_error": error,
     }  # fmt: skip
 

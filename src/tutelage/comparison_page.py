@@ -19,6 +19,8 @@ from tutelage.page import number, percent, signed_span, span
 from tutelage.records import Interval
 
 ALPHA = 0.05
+SAME = 1e-12
+"""Differences below this are rounding."""
 KEYS = ("score", "nll")
 TWO_BY_TWO = (("td", "td-aw"), ("scd", "scd-aw"))
 """Rows: best checkpoint, scheduled; columns: constant weights, adaptive ones."""
@@ -105,6 +107,7 @@ def _recipe(recipe: Numbers, cells: Sequence[Numbers]) -> dict[str, Any]:
         "seeds": sorted({seen["seeds"] for seen in methods.values()}),
         "teachers": max((seen["trajectories"] for seen in methods.values()), default=1),
         "base": {name: {key: _interval(seen[key]) for key in KEYS} for name, seen in base.items()},
+        "base_rows_only": {name: {key: seen[key]["rows_only"] for key in KEYS} for name, seen in base.items()},
         "races": races,
         "teacher": {key: against_teacher(recipe, races[key]["first"], key, mine) for key in races},
         "firsts": {key: _row(races[key]["first"], methods, races) for key in races},
@@ -121,17 +124,17 @@ def race(methods: Mapping[str, Numbers], key: str, chosen: str | None) -> dict[s
 
     chosen: its name; without one the first on test stands in. `behind`: methods that it is ahead of over seeds and rows after
     Holm's correction; `ahead`: those that are ahead of it. `behind_here`: different with one seed each, so of the trained models
-    alone. `open`: the rest. `untested`: no seed in common with it. `state`: settled (all others are behind), partly, open (none
-    is), one_seed (only one seed was tested), or alone (one method).
+    alone. `open`: the rest. `single`: one training in common with it, where others have more; `untested`: none. `state`: settled
+    (all others are behind), partly, open (none is), one_seed (only one seed was tested), or alone (one method).
     """
     order = sorted(methods, key=lambda name: methods[name][f"{key}_rank"])
     first = chosen or order[0]
     others = [name for name in order if name != first]
     pairs = {name: _pair(methods[name].get(f"{key}_against_best"), 1 if key == "score" else -1) for name in others}
-    groups: dict[str, list[str]] = {"behind": [], "ahead": [], "behind_here": [], "open": [], "untested": []}
+    groups: dict[str, list[str]] = {"behind": [], "ahead": [], "behind_here": [], "open": [], "single": [], "untested": []}
     for name, pair in pairs.items():
         groups[pair["verdict"]].append(name)
-    tested = [pair for pair in pairs.values() if pair["verdict"] != "untested"]
+    tested = [pair for pair in pairs.values() if pair["verdict"] not in ("single", "untested")]
     state = "settled" if len(groups["behind"]) == len(others) else "partly" if groups["behind"] else "open"
     if tested and all(pair["rows_only"] for pair in tested):
         state = "one_seed"
@@ -146,15 +149,17 @@ def race(methods: Mapping[str, Numbers], key: str, chosen: str | None) -> dict[s
 
 def _pair(against: Numbers | None, sign: int) -> dict[str, Any]:
     """A method's difference from the chosen one, and what may be said of it. sign: -1 where less is better."""
-    if against is None or against["p_holm"] is None:
+    if against is None:
         return {"verdict": "untested", "rows_only": True}
     difference = _interval(against["difference"])
     rows_only, p = against["difference"]["rows_only"], against["p_holm"]
+    if p is None:
+        return {"verdict": "single", "difference": difference, "rows_only": rows_only, "p": None}
     settled = p < ALPHA and (difference.low > 0 or difference.high < 0)
     verdict = ("behind_here" if rows_only else "ahead" if sign * difference.value > 0 else "behind") if settled else "open"
     return {
         "verdict": verdict, "difference": difference, "rows_only": rows_only, "p": p, "needed": against["seeds_needed"],
-        "alone": against["p_value"],
+        "alone": against["p_value"], "same": abs(difference.value) <= SAME,
     }  # fmt: skip
 
 
@@ -164,7 +169,8 @@ def _needs(pairs: Mapping[str, Numbers]) -> dict[str, Any]:
     last = max(more, key=lambda name: more[name], default=None)
     return {
         "more": more.get(last), "last": last,
-        "rows": [name for name, pair in pairs.items() if pair["needed"]["verdict"] == "rows_too_few"],
+        "same": [name for name, pair in pairs.items() if pair["same"]],
+        "rows": [name for name, pair in pairs.items() if pair["needed"]["verdict"] == "rows_too_few" and not pair["same"]],
         "unknown": [name for name, pair in pairs.items() if pair["needed"]["verdict"] == "seed_variance_unknown"],
         "corrected": [name for name, pair in pairs.items() if pair["needed"]["verdict"] == "settled"],
     }  # fmt: skip

@@ -20,6 +20,9 @@ NOTE = (
 )
 
 
+OF_TEACHERS = "5 of 3 x 2: three seeds under two teachers each, of which one training is missing."
+
+
 def show(summary: dict[str, Any], form: str = "table") -> None:
     """Print a summary. form: table, markdown, latex, csv or json. Cells that failed or are left out: on standard error."""
     for cell in summary["failed"]:
@@ -29,11 +32,14 @@ def show(summary: dict[str, Any], form: str = "table") -> None:
     if form == "json":
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
+    if form == "csv":
+        print_table("", *numbers(summary), form=form)
+        return
     print_table("methods on test rows, 95 % intervals", *grid(summary), form=form)
     if form == "table":
         _show_effects(summary)
-    if form != "csv":
-        print({"markdown": f"\n\\{NOTE}", "latex": f"% {NOTE}"}.get(form, NOTE))
+    note = f"{NOTE} {OF_TEACHERS}" if _several_teachers(summary) else NOTE
+    print({"markdown": f"\n\\{note}", "latex": f"% {note}"}.get(form, note))
 
 
 def _show_effects(summary: dict[str, Any]) -> None:
@@ -51,9 +57,8 @@ def grid(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the printed table: base models and methods of every recipe, the best on test first, failed ones last."""
     metrics = list(dict.fromkeys(recipe["metric"] for recipe in summary["recipes"]))
     score = metrics[0] if len(metrics) == 1 else "score"
-    several = any(seen["trajectories"] > 1 for recipe in summary["recipes"] for seen in recipe["methods"].values())
-    seeds = "seeds x teachers" if several else "seeds"
-    head = ["recipe", "method", seeds, score, "gap closed", "loss (nats)", "p (Holm)", "seconds", "rank"]
+    seeds = "seeds x teachers" if _several_teachers(summary) else "seeds"
+    head = ["recipe", "method", seeds, score, "gap closed", "loss (nats)", "p (Holm)", "seconds", "rank: score / loss"]
     failed = Counter((cell["recipe"], cell["method"]) for cell in summary["failed"])
     lines = []
     for recipe in summary["recipes"]:
@@ -66,6 +71,38 @@ def grid(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             lines.append([shown, name, counted, *_results(recipe, name, seen)])
     lines += [[recipe, name, f"0, {count} failed", *[""] * 6] for (recipe, name), count in failed.items()]
     return head, lines
+
+
+def _several_teachers(summary: Mapping[str, Any]) -> bool:
+    return any(seen["trajectories"] > 1 for recipe in summary["recipes"] for seen in recipe["methods"].values())
+
+
+def numbers(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the same table for other programs: a number a column, in full, and nothing where there is none."""
+    failed = Counter((cell["recipe"], cell["method"]) for cell in summary["failed"])
+    rows: list[dict[str, Any]] = []
+    for recipe in summary["recipes"]:
+        for role in ("base", "methods"):
+            for name, seen in recipe[role].items():
+                lost = failed.pop((recipe["name"], name), 0) if role == "methods" else None
+                best = name == recipe["best"]["score"] if role == "methods" else None
+                rows.append({"recipe": recipe["name"], "metric": recipe["metric"], "model": name, "failed": lost, "best": best})
+                rows[-1] |= _flat(seen)
+    rows += [{"recipe": recipe, "model": name, "failed": count} for (recipe, name), count in failed.items()]
+    head = list(dict.fromkeys(key for row in rows for key in row))
+    return head, [["" if row.get(key) is None else str(row[key]) for key in head] for row in rows]
+
+
+def _flat(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of a base model or a method; of its differences from the best p alone."""
+    found = {key: seen.get(key) for key in ("trainings", "seeds", "trajectories")}
+    for key in ("score", "nll"):
+        against = seen.get(f"{key}_against_best", {})
+        found |= {f"{key}_{part}": seen[key][part] for part in ("value", "low", "high", "rows_only")}
+        found |= {f"{key}_{part}": against.get(part) for part in ("p_value", "p_holm")} | {f"{key}_rank": seen.get(f"{key}_rank")}
+    gap = seen.get("gap_closed") or {}
+    found |= {f"gap_closed_{part}": gap.get(part) for part in ("share", "low", "high", "from")}
+    return found | {"seconds": seen.get("seconds")}
 
 
 def _results(recipe: Mapping[str, Any], name: str, seen: Mapping[str, Any]) -> list[str]:
@@ -87,8 +124,8 @@ def trained(seen: Mapping[str, Any]) -> str:
 
 
 def _span(value: Mapping[str, Any], sign: str = "") -> str:
-    numbers = (f"{value[key]:{sign}.3f}" for key in ("value", "low", "high"))
-    return "{} [{}, {}]".format(*numbers) + ("*" if value["rows_only"] else "")
+    ends = (f"{round(value[key], 3) + 0.0:{sign}.3f}" for key in ("value", "low", "high"))  # + 0.0: no negative zero
+    return "{} [{}, {}]".format(*ends) + ("*" if value["rows_only"] else "")
 
 
 def _p_value(against: Mapping[str, Any] | None) -> str:

@@ -24,6 +24,8 @@ from tutelage.tasks import make_task
 
 Lines = Mapping[Cell, list[dict[str, Any]]]
 """Of results.jsonl, by cell."""
+Inputs = Mapping[Cell, str | None]
+"""Fingerprints of what cells are made from now; None where that is not there."""
 Key = tuple[int, int]
 """Teacher trajectory and seed of a training."""
 
@@ -49,12 +51,14 @@ def in_order(lines: Lines, plan: Sequence[Cell]) -> dict[Cell, list[dict[str, An
     return {cell: lines[cell] for cell in sorted(lines, key=place)}
 
 
-def current(lines: Lines, inputs: Mapping[Cell, str] | None) -> tuple[dict[Cell, list[dict[str, Any]]], list[dict[str, Any]]]:
+def current(
+    lines: Lines, inputs: Mapping[Cell, str | None] | None
+) -> tuple[dict[Cell, list[dict[str, Any]]], list[dict[str, Any]]]:
     """(cells that count, those that were made from other inputs: the cell's fields, `inputs`, and `wanted`, or null).
 
-    inputs: fingerprints of what the cells of the plan are made from. It is the same for all seeds of a method, so a seed that is
-    not in the plan is held to it too; so is a cell with other options, or of another run folder of the same recipe and
-    trajectory, for which nothing is wanted any more. Cells that the plan says nothing of count.
+    inputs: the same for all seeds of a method, so seeds that are not in it are held to it too; so is a cell with other options, or
+    of another run folder of the same recipe and trajectory, for which nothing is wanted any more. Cells of which nothing is said
+    count.
     Raises UserError where one recipe and trajectory has two run folders, or one training two sets of options.
     """
     planned = {(cell.recipe, cell.teacher_seed): cell.run for cell in inputs or {}}
@@ -62,11 +66,11 @@ def current(lines: Lines, inputs: Mapping[Cell, str] | None) -> tuple[dict[Cell,
     methods = {_kind(replace(cell, options="")) for cell in inputs or {}}
     kept, stale = {}, []
     for cell, rows in lines.items():
-        found, expected = rows[0]["inputs"], wanted.get(_kind(cell))
+        found, kind = rows[0]["inputs"], _kind(cell)
         moved = planned.get((cell.recipe, cell.teacher_seed), cell.run) != cell.run
-        other = expected is None and _kind(replace(cell, options="")) in methods
-        if moved or other or expected not in (None, found):
-            stale.append({**asdict(cell), "inputs": found, "wanted": expected})
+        named = kind in wanted or _kind(replace(cell, options="")) in methods
+        if moved or (named and wanted.get(kind) != found):
+            stale.append({**asdict(cell), "inputs": found, "wanted": wanted.get(kind)})
         else:
             kept[cell] = rows
     _refuse_two(kept)

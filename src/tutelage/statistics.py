@@ -282,11 +282,12 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def holm_levels(p_values: ArrayLike, alpha: float = ALPHA) -> np.ndarray:
-    """[tests] what each p-value is compared with by Holm's method, as long as all smaller ones are below theirs."""
-    order = np.argsort(p_values, kind="stable")
-    levels = np.empty(len(order))
-    levels[order] = alpha / np.arange(len(order), 0, -1)
-    return levels
+    """[tests] what each p-value is compared with by Holm's method, as long as all smaller ones are below theirs.
+
+    Equal ones have the level of the first of them: none of them is below its own before that one is.
+    """
+    found = np.asarray(p_values, dtype=np.float64)
+    return alpha / (found[None] >= found[:, None]).sum(axis=1)
 
 
 def mean_ranks(scores: ArrayLike) -> np.ndarray:

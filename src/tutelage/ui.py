@@ -54,11 +54,14 @@ class Screen:
 
     @contextmanager
     def steps(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """Like `progress`, for work that reports (steps done, steps in all)."""
-        began, seen = time.monotonic(), [0, 0]
+        """Like `progress`, for work that reports (steps done, steps in all), first before its first step: some may be there."""
+        began = time.monotonic()
         if not self.console.is_terminal:
-            yield lambda done, total: seen.__setitem__(slice(None), [done, total])
-            self.say(f"{title}: {seen[0]:,} steps in {time.monotonic() - began:.1f} s")
+            seen: list[int] = []  # the first and the last report
+            yield lambda done, total: seen.__setitem__(slice(1, None), [done])
+            first, last = (seen[0], seen[-1]) if seen else (0, 0)
+            there = f" after {first:,} that were there" if first else ""
+            self.say(f"{title}: {last - first:,} steps{there} in {time.monotonic() - began:.1f} s")
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
