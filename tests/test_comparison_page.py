@@ -158,7 +158,7 @@ def test_a_method_with_one_training_in_common_is_compared_on_that_alone(read):
     page = read(found)
     assert page.text.count("td has one training in common with it and is compared on that alone") == 2
     assert "no seed in common" not in page.text and "−0.150*" in page.text
-    assert page.text.count("After Holm's correction it is ahead of sft") == 2
+    assert page.text.count("After Holm's correction it is ahead of sft . td has one training") == 2
 
 
 def test_models_that_answer_alike_do_not_ask_for_rows(read):
@@ -269,6 +269,7 @@ def test_validation_may_choose_what_test_does_not_put_first(read):
     assert "Validation chooses scd; that it is first on test is not settled." in headline(page)
     assert page.text.count("rank 2 of 2 on test") == 2
     assert page.text.count("td is ahead of it, which validation did not show") == 2
+    assert "no more than luck allows" not in page.text and "differs from none" not in page.text
     assert race(methods, "nll", "scd")["ahead"] == ["td"]
 
 
