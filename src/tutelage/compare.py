@@ -126,10 +126,10 @@ def run(plan: Plan) -> MadeFrom:
         wanted = {cell: space for space in spaces for cell in _cells(space, plan, own.get(space.recipe.name, {}))}
         results = ResultsFile(plan.folder / "results.jsonl")
         planned = _make(plan, wanted, results, _executor(plan, make_cell, spaces), _rows_of)
-        return MadeFrom(planned, _others(plan, spaces, results.lines().keys() - planned.keys()))
+        return MadeFrom(planned, _others(spaces, results.lines().keys() - planned.keys()))
 
 
-def _others(plan: Plan, spaces: Sequence[Workspace], cells: Collection[Cell]) -> dict[Cell, str | None]:
+def _others(spaces: Sequence[Workspace], cells: Collection[Cell]) -> dict[Cell, str | None]:
     """What the recipes' other cells would be made from now. Methods that are not installed, and other recipes, are left out."""
     first = {space.recipe.name: space for space in reversed(spaces)}
     found: dict[Cell, str | None] = {}
