@@ -146,7 +146,7 @@ def test_losses_of_tokens_lie_row_by_row_in_store_and_reading(tmp_path):
 def test_methods_that_mix_teachers_go_the_whole_road(tmp_path, command):
     methods = "ens,cd-mix,cd+schedule.glide=true"
     assert command("compare", make_project(tmp_path), "--methods", methods, "--seeds", 1, "--format", "csv") == 0, command.err
-    assert all(name in command.out for name in methods.split(",")) and "failed" not in command.out
+    assert all(name in command.out for name in methods.split(",")) and "failed" not in command.err
     run = tmp_path / "run"
     tokens = {p.stem: load_file(str(p))["tokens"] for p in (run / "teach/validation").glob("*.safetensors")}
     assert len(tokens) == 2

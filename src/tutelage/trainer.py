@@ -187,9 +187,9 @@ class DistillTrainer(Trainer):
 class SaveAt(TrainerCallback):
     """Saves at chosen optimizer steps, and marks each saved folder as whole."""
 
-    def __init__(self, steps: Sequence[int], began: float) -> None:
-        """steps: counted from 1. began: on the monotonic clock, earlier by what was trained before an interruption."""
-        self.steps, self.began = set(steps), began
+    def __init__(self, steps: Sequence[int], began: float | None = None) -> None:
+        """steps: counted from 1. began: on the monotonic clock, earlier by what was trained before an interruption; or now."""
+        self.steps, self.began = set(steps), time.monotonic() if began is None else began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint after these steps."""
