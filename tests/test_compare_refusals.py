@@ -81,7 +81,7 @@ def test_methods_that_need_whole_distributions_are_refused_before_a_student_is_t
     assert "ens, scd, taid, rkl, td+temperature=2.0, cd+schedule.glide=true, cd-mix cannot learn from this teacher" in command.err
     assert not (tmp_path / "run/anchor").exists()
     assert command("compare", recipe, "--methods", "td,cd-aw", "--seeds", 1) == 0
-    assert "failed" not in command.out
+    assert "failed" not in command.err
 
 
 def test_bad_rows_of_the_last_recipe_are_said_before_the_first_is_trained(tmp_path, command):
