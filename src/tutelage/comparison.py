@@ -16,7 +16,7 @@ import numpy as np
 from tutelage.artifacts import write_json
 from tutelage.cells import Cell, ResultsFile
 from tutelage.resampling import ROUNDING, Estimate
-from tutelage.scored import Key, ScoredRecipe, current, in_order
+from tutelage.scored import Inputs, Key, ScoredRecipe, current, in_order
 from tutelage.statistics import (
     ALPHA,
     Difference,
@@ -44,7 +44,7 @@ IDENTITY_NATS = 1e-9
 """R(S) - R(T) and deficit - advantage may differ by this, which is rounding."""
 
 
-def write_summary(folder: Path, inputs: Mapping[Cell, str | None] | None = None) -> dict[str, Any]:
+def write_summary(folder: Path, inputs: Inputs | None = None) -> dict[str, Any]:
     """Work out summary.json of a comparison from results.jsonl and the run folders, and return it.
 
     inputs: fingerprints of what cells are made from now, first those of the plan; cells of other inputs are left out and listed.

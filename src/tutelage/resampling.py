@@ -169,7 +169,7 @@ def contrast(samples: Sequence[Sample], weights: Sequence[float], grid: Grid | N
     freedom = float(degrees(kept, rows, *(part for spread in spreads for part in spread.parts)))
     error = math.sqrt(kept + sum(spread.seed_part + spread.trajectory_part - spread.both_part for spread in spreads))
     half = float(stdtrit(freedom, 0.975)) * error
-    seeds, trajectories = (max((spread[place] for spread in spreads), default=1) for place in (0, 1))
+    seeds = max((spread.seeds for spread in spreads), default=1)
     return Estimate(
         interval=Interval(value, value - half, value + half),
         seeds=seeds,
@@ -177,7 +177,7 @@ def contrast(samples: Sequence[Sample], weights: Sequence[float], grid: Grid | N
         row_error=math.sqrt(kept),
         seed_deviation=math.sqrt(sum(spread.seeds * spread.seed_part for spread in spreads)) if seeds > 1 else None,
         seed_noise=math.sqrt(sum(spread.seeds * spread.seed_noise for spread in spreads)),
-        trajectories=trajectories,
+        trajectories=max((spread.trajectories for spread in spreads), default=1),
         trajectory_error=math.sqrt(sum(spread.trajectory_part for spread in spreads)),
         both_error=math.sqrt(sum(spread.both_part for spread in spreads)),
         error=error,
