@@ -1,1 +1,2 @@
-"""Speed and memory, measured: each module runs by itself (`python -m benchmarks.NAME`); RESULTS.md holds what came out."""
+"""Speed and memory, measured: each module runs by itself (`python -m benchmarks.NAME`); RESULTS.md holds what came
+out."""

@@ -1,12 +1,13 @@
-"""Seconds of building a store against plain forward passes of the teacher: `python -m benchmarks.caching [--json FILE]`.
+"""Seconds of building a store against plain forward passes of the teacher: `python -m benchmarks.caching [--json
+FILE]`.
 
     forward   the teacher reads the rows, batch by batch: hidden states and logits at the answer positions, nothing kept
     cache     CacheBuilder over the same rows in the same batches: losses, states in bfloat16, shards and index written
     open      HiddenStore on what was written, until the first batch's states are there
 
-The teacher has the shape of SmolLM2-135M with random weights, float32, all cores; rows have 32 to 224 tokens, 8 of them answer, in
-batches of 16 sorted by length. `forward` and `cache` take turns after a round for warming up, so whatever else the machine does
-meets both alike. Memory is not measured here: `benchmarks.scale` does.
+The teacher has the shape of SmolLM2-135M with random weights, float32, all cores; rows have 32 to 224 tokens, 8 of them
+answer, in batches of 16 sorted by length. `forward` and `cache` take turns after a round for warming up, so whatever
+else the machine does meets both alike. Memory is not measured here: `benchmarks.scale` does.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from torch import nn
 
 from benchmarks.machine import cores, machine_class, versions
 from benchmarks.shapes import EOS, FIRST_TEXT_ID, PAD, SMOLLM2_135M, Shape, build_model
-from tutelage.caching import CacheBuilder
-from tutelage.data import Collator, EncodedRow
-from tutelage.heads import answer_logits
-from tutelage.hidden_store import HiddenStore
-from tutelage.token_store import length_order
+from tutelage.data.encode import Collator, EncodedRow
+from tutelage.data.token_store import length_order
+from tutelage.models.heads import answer_logits
+from tutelage.teacher.build_cache import CacheBuilder
+from tutelage.teacher.hidden_store import HiddenStore
 
 ROWS, ANSWER, PROMPT_TOKENS, BATCH = 48, 8, (24, 217), 16
 CHECKPOINT = "checkpoint-1"
@@ -90,7 +91,12 @@ def measure(folder: Path, shape: Shape = SMOLLM2_135M, rows: int = ROWS, rounds:
             if number:
                 samples[name].append(taken)
     found = {name: statistics.median(values) for name, values in samples.items()}
-    return {"rows": rows, "seconds": found, "ratios": {"cache/forward": found["cache"] / found["forward"]}, "samples": samples}
+    return {
+        "rows": rows,
+        "seconds": found,
+        "ratios": {"cache/forward": found["cache"] / found["forward"]},
+        "samples": samples,
+    }
 
 
 def main(
@@ -104,7 +110,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), rounds=rounds) | about
     for name, value in found["seconds"].items():
-        console.print(f"{name:8} {value:8.3f} s   {min(found['samples'][name]):.3f} to {max(found['samples'][name]):.3f}")
+        console.print(
+            f"{name:8} {value:8.3f} s   {min(found['samples'][name]):.3f} to {max(found['samples'][name]):.3f}"
+        )
     console.print(f"cache/forward {found['ratios']['cache/forward']:.2f}")
     if json_file:
         json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

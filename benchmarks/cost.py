@@ -4,14 +4,16 @@ Four ways in which a student can hear its teacher, over the same rows:
 
     states       ours: final hidden states on disk, the teacher's head in memory, full logits by one product
     full logits  every logit of every answer position on disk
-    top-k        the k largest log-probabilities a position on disk; no full distribution, so SCD's choice is not possible
-    live         the teacher in memory, a forward pass of it in every step
+    top-k        the k largest log-probabilities a position on disk; no full distribution, so SCD's choice is not
+    possible live         the teacher in memory, a forward pass of it in every step
 
-`python -m benchmarks.cost --check --step FILE` holds the FLOP formulas against what `benchmarks.step --json FILE` measured.
+`python -m benchmarks.cost --check --step FILE` holds the FLOP formulas against what `benchmarks.step --json FILE`
+measured.
 
-Counting: a multiply-add is 2 FLOPs; matrix products and attention alone are counted (softmax, norms and optimizer are bound by
-memory, not by FLOPs). GB are 10^9 bytes. Rows have no padding. A run is SCD+AW: as many stages as checkpoints, `EPOCHS` passes
-each. Disk for the checkpoints themselves is the same four times and not in the table. Interconnects and offloading are left
+Counting: a multiply-add is 2 FLOPs; matrix products and attention alone are counted (softmax, norms and optimizer are
+bound by memory, not by FLOPs). GB are 10^9 bytes. Rows have no padding. A run is SCD+AW: as many stages as checkpoints,
+`EPOCHS` passes each. Disk for the checkpoints themselves is the same four times and not in the table. Interconnects and
+offloading are left
 out: what does not fit on one card is said not to fit.
 """
 
@@ -44,8 +46,8 @@ PEAK_SHARE = 0.4
 USABLE = 0.9
 """Share of a card's memory that tensors may take; the rest is for CUDA's context and fragmentation."""
 CHUNK_BYTES = 6 * (1 << 27)
-"""Six float32 tensors of one chunk of answer positions by vocabulary: logits, log-probabilities and probabilities of two models,
-as `tutelage.head_loss` sizes its chunks on a GPU."""
+"""Six float32 tensors of one chunk of answer positions by vocabulary: logits, log-probabilities and probabilities of
+two models, as `tutelage.training.fused_loss` sizes its chunks on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ def shared_vocabulary(teacher: Llm, student: Llm) -> int:
 def position_bytes(teacher: Llm, vocabulary: int, top_k: int) -> dict[str, int]:
     """Bytes on disk for one answer position of one checkpoint.
 
-    states: hidden size x 2 (bf16). full logits: vocabulary x 2 (fp16). top-k: k x (4 for the id + 4 for the log-probability, as
-    `tutelage.caching` stores them).
+    states: hidden size x 2 (bf16). full logits: vocabulary x 2 (fp16). top-k: k x (4 for the id + 4 for the
+    log-probability, as
+    `tutelage.teacher.build_cache` stores them).
     """
     return {"states": 2 * teacher.hidden, "full logits": 2 * vocabulary, "top-k": 8 * top_k, "live": 0}
 
@@ -86,8 +89,8 @@ def head_bytes(teacher: Llm, vocabulary: int) -> int:
 
 
 def disk_bytes(teacher: Llm, vocabulary: int, work: Work) -> dict[str, int]:
-    """Bytes on disk for all checkpoints: rows x answer tokens x checkpoints x bytes a position; states also keep N heads (one
-    head for all if the teacher was trained with LoRA)."""
+    """Bytes on disk for all checkpoints: rows x answer tokens x checkpoints x bytes a position; states also keep N
+    heads (one head for all if the teacher was trained with LoRA)."""
     positions = work.rows * work.answer_tokens * work.checkpoints
     found = {source: positions * each for source, each in position_bytes(teacher, vocabulary, work.top_k).items()}
     found["states"] += work.checkpoints * head_bytes(teacher, vocabulary)
@@ -115,11 +118,14 @@ def forward_flops(shape: Llm, tokens: int, positions: int, vocabulary: int) -> i
     return body_flops(shape, tokens) + head_flops(shape, positions, vocabulary)
 
 
-def training_flops(shape: Llm, tokens: int, positions: int, vocabulary: int, *, lora: bool = False, recompute: bool = False) -> int:
+def training_flops(
+    shape: Llm, tokens: int, positions: int, vocabulary: int, *, lora: bool = False, recompute: bool = False
+) -> int:
     """A student's forward and backward pass on a row.
 
-    Backward costs a forward pass for the gradients of the inputs and another for those of the weights: 3 in all. With LoRA
-    frozen weights have none (2 in all) and adapters add 3 x 2 x adapters a token; attention has no weights and stays at 3.
+    Backward costs a forward pass for the gradients of the inputs and another for those of the weights: 3 in all. With
+    LoRA frozen weights have none (2 in all) and adapters add 3 x 2 x adapters a token; attention has no weights and
+    stays at 3.
     recompute: gradient checkpointing runs the body forward once more; the head is not part of it.
     """
     attention = body_flops(shape, tokens) - tokens * 2 * shape.body
@@ -139,8 +145,10 @@ def teacher_flops(teacher: Llm, source: str, tokens: int, positions: int, vocabu
 def run_flops(teacher: Llm, student: Llm, source: str, work: Work, runs: int = 1) -> dict[str, int]:
     """FLOPs of whole runs by part, full student with gradient checkpointing.
 
-    cache: every checkpoint reads every row once, however many runs there are. student and teacher: stages x EPOCHS x rows.
-    losses: a live teacher measures each stage's checkpoint on all rows for adaptive weighting; on disk they are there already.
+    cache: every checkpoint reads every row once, however many runs there are. student and teacher: stages x EPOCHS x
+    rows.
+    losses: a live teacher measures each stage's checkpoint on all rows for adaptive weighting; on disk they are there
+    already.
     choice: in each stage the student reads PROBE_ROWS rows and N checkpoints and T* answer for them.
     """
     vocabulary = shared_vocabulary(teacher, student)
@@ -167,29 +175,33 @@ def hours(flops: float, card: Card) -> float:
 
 
 def state_bytes(student: Llm, lora: bool) -> int:
-    """Weights bf16 (2), and for what is trained a bf16 gradient (2) and two AdamW moments in float32 (8): 12 bytes a parameter
-    in full training; with LoRA 2 a parameter and 12 an adapter's. No float32 copy of the weights is counted."""
+    """Weights bf16 (2), and for what is trained a bf16 gradient (2) and two AdamW moments in float32 (8): 12 bytes a
+    parameter in full training; with LoRA 2 a parameter and 12 an adapter's. No float32 copy of the weights is
+    counted."""
     trained = student.adapters(LORA_RANK) if lora else student.parameters
     return 2 * (student.parameters + (trained if lora else 0)) + 10 * trained
 
 
 def layer_bytes(shape: Llm, tokens: int) -> int:
-    """bf16 activations inside one layer: per token 4 x hidden (two norms, two residuals), queries, keys, values, attention's
-    output, and 4 x intermediate (gate, its activation, up, their product). Attention scores are never held (SDPA)."""
+    """bf16 activations inside one layer: per token 4 x hidden (two norms, two residuals), queries, keys, values,
+    attention's output, and 4 x intermediate (gate, its activation, up, their product). Attention scores are never held
+    (SDPA)."""
     attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
     return 2 * tokens * (4 * shape.hidden + attention + 4 * shape.intermediate)
 
 
 def activation_bytes(student: Llm, tokens: int) -> int:
-    """With gradient checkpointing: the bf16 input of every layer, and one layer with its gradients (twice `layer_bytes`)."""
+    """With gradient checkpointing: the bf16 input of every layer, and one layer with its gradients (twice
+    `layer_bytes`)."""
     return 2 * student.layers * tokens * student.hidden + 2 * layer_bytes(student, tokens)
 
 
 def step_bytes(teacher: Llm, student: Llm, source: str, work: Work, lora: bool) -> int:
     """Memory of a training step: student's state, activations, loss, and what the source keeps beside it.
 
-    Loss: four float32 chunks, and in full training the head's gradient in float32 (vocabulary x hidden x 4). states: the
-    teacher's head. full logits, top-k: one batch. live: the teacher's bf16 weights, one of its layers, its logits in bf16.
+    Loss: four float32 chunks, and in full training the head's gradient in float32 (vocabulary x hidden x 4). states:
+    the teacher's head. full logits, top-k: one batch. live: the teacher's bf16 weights, one of its layers, its logits
+    in bf16.
     """
     vocabulary = shared_vocabulary(teacher, student)
     tokens, positions = work.batch * work.tokens, work.batch * work.answer_tokens
@@ -205,7 +217,8 @@ def step_bytes(teacher: Llm, student: Llm, source: str, work: Work, lora: bool) 
 
 
 def caching_bytes(teacher: Llm, work: Work) -> int:
-    """Memory of the cache stage: bf16 weights of one checkpoint, one layer of a batch, bf16 logits at its answer positions."""
+    """Memory of the cache stage: bf16 weights of one checkpoint, one layer of a batch, bf16 logits at its answer
+    positions."""
     tokens, positions = work.batch * work.tokens, work.batch * work.answer_tokens
     return 2 * teacher.parameters + layer_bytes(teacher, tokens) + positions * 2 * teacher.vocabulary
 
@@ -251,7 +264,13 @@ def pair_record(teacher_name: str, student_name: str, work: Work) -> dict[str, A
         "fits": fits(caching),
         "checkpoint_bytes": 2 * teacher.parameters,
     }
-    return {"teacher": teacher_name, "student": student_name, "vocabulary": vocabulary, "cache": cache, "sources": sources}
+    return {
+        "teacher": teacher_name,
+        "student": student_name,
+        "vocabulary": vocabulary,
+        "cache": cache,
+        "sources": sources,
+    }
 
 
 def assumptions(work: Work) -> dict[str, Any]:
@@ -311,7 +330,8 @@ def in_words(work: Work) -> str:
 
 
 def predicted(teacher: Llm, student: Llm, tokens: int, positions: int, lora: bool) -> dict[str, float]:
-    """Ratios of `benchmarks.step` by FLOPs alone, no gradient checkpointing; TRL's logits are at all positions of both models."""
+    """Ratios of `benchmarks.step` by FLOPs alone, no gradient checkpointing; TRL's logits are at all positions of both
+    models."""
     vocabulary = shared_vocabulary(teacher, student)
     limit = training_flops(student, tokens, positions, vocabulary, lora=lora)
     everywhere = training_flops(student, tokens, tokens, vocabulary, lora=lora)
@@ -368,7 +388,9 @@ def check_table(found: list[dict[str, Any]]) -> Table:
 def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
     check_formulas: Annotated[bool, typer.Option("--check", help="Compare the formulas with --step.")] = False,
-    step_file: Annotated[Path | None, typer.Option("--step", exists=True, help="JSON of benchmarks.step, for --check.")] = None,
+    step_file: Annotated[
+        Path | None, typer.Option("--step", exists=True, help="JSON of benchmarks.step, for --check.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Training rows.")] = Work.rows,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of a row, answer included.")] = Work.tokens,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Answer tokens of a row.")] = Work.answer_tokens,
@@ -376,7 +398,9 @@ def main(
 ) -> None:
     """What a run costs by shapes alone, for four ways to hear the teacher."""
     if check_formulas != (step_file is not None):
-        raise typer.BadParameter("--check and --step FILE go together; FILE comes from `python -m benchmarks.step --json FILE`")
+        raise typer.BadParameter(
+            "--check and --step FILE go together; FILE comes from `python -m benchmarks.step --json FILE`"
+        )
     if answer_tokens > tokens:
         raise typer.BadParameter(f"--answer-tokens {answer_tokens} is more than the {tokens} tokens of a row")
     console = Console(soft_wrap=False)

@@ -3,16 +3,18 @@
     greedy          answers of mixed lengths, 1 to 64 tokens
         tutelage    tutelage's own loop: rows that ended leave the batch
         generate    model.generate on the same batches: rows that ended stay until the longest answer is done
-    labels, sure    77 labels of 2 to 8 tokens, a model that knows them and is nearly always sure (as a fine-tuned one is)
+    labels, sure    77 labels of 2 to 8 tokens, a model that knows them and is nearly always sure (as a fine-tuned one
+    is)
         one         one label a prompt: what reading the prompt and a single answer costs
         choose      the best of 77
         all         the scores of all 77
-    labels, unsure  the same with a model that knows nothing: the worst case, no label can be ruled out before it is read
+    labels, unsure  the same with a model that knows nothing: the worst case, no label can be ruled out before it is
+    read
 
-64 prompts of 40 to 80 tokens, batches of 16 sorted by length, a random Llama of 19 million parameters, float32, all cores. The
-model's likings (when to end, which label) are added to its logits by a hook that every variant goes through. Variants take
-turns, so whatever else the machine does meets all of them alike. Seconds are of all 64 prompts; tokens are those that go
-through the model, padding included.
+64 prompts of 40 to 80 tokens, batches of 16 sorted by length, a random Llama of 19 million parameters, float32, all
+cores. The model's likings (when to end, which label) are added to its logits by a hook that every variant goes through.
+Variants take turns, so whatever else the machine does meets all of them alike. Seconds are of all 64 prompts; tokens
+are those that go through the model, padding included.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from transformers import GenerationConfig
 
 from benchmarks.machine import cores, machine_class, versions
 from benchmarks.shapes import EOS, FIRST_TEXT_ID, PAD, Shape, build_model
-from tutelage.generation import generate_answers, length_batches, pad_left
-from tutelage.labels import choose_labels, label_scores
+from tutelage.models.generation import generate_answers, length_batches, pad_left
+from tutelage.models.label_scoring import choose_labels, label_scores
 
 MODEL = Shape(hidden=384, layers=8, heads=6, kv_heads=2, intermediate=1024, vocabulary=16_384)
 PROMPTS, BATCH, LONGEST_ANSWER, LABELS, FIRST_TOKENS = 64, 16, 64, 77, 30
@@ -66,13 +68,15 @@ class Ids:
 
 
 def ends_by_position(module: nn.Module, args: tuple, inputs: dict[str, Any], output: Any) -> None:
-    """End-of-sequence wherever 17 x position + 31 x token is a multiple of the longest answer: 1 to about that many tokens."""
+    """End-of-sequence wherever 17 x position + 31 x token is a multiple of the longest answer: 1 to about that many
+    tokens."""
     ends = (17 * inputs["position_ids"][:, -1] + 31 * inputs["input_ids"][:, -1]) % LONGEST_ANSWER == 0
     output.logits[ends, -1, EOS] += 1e4
 
 
 class Taught:
-    """Hook that makes a model as sure of labels as training does: a prompt's label is the one at its length modulo their number."""
+    """Hook that makes a model as sure of labels as training does: a prompt's label is the one at its length modulo
+    their number."""
 
     def __init__(self, labels: Sequence[Sequence[int]], known: float = KNOWN, ahead: float = AHEAD) -> None:
         """known, ahead: nats, see KNOWN and AHEAD."""
@@ -101,7 +105,8 @@ def random_labels(vocabulary: int, seed: int, count: int = LABELS, first_tokens:
     draw = np.random.default_rng(seed)
     first = draw.integers(FIRST_TEXT_ID, vocabulary, first_tokens)
     return [
-        [int(draw.choice(first)), *draw.integers(FIRST_TEXT_ID, vocabulary, draw.integers(1, 8)).tolist()] for _ in range(count)
+        [int(draw.choice(first)), *draw.integers(FIRST_TEXT_ID, vocabulary, draw.integers(1, 8)).tolist()]
+        for _ in range(count)
     ]
 
 
@@ -128,11 +133,16 @@ def by_generate(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[str]
 
 def cases(shape: Shape, count: int) -> list[tuple[str, Callable | None, dict[str, Callable[[nn.Module], Any]]]]:
     """(case, hook, what each variant does with the model). count: prompts."""
-    prompts, labels, ids = random_prompts(shape.vocabulary, 1, count), random_labels(shape.vocabulary, 2), Ids(shape.vocabulary)
+    prompts, labels, ids = (
+        random_prompts(shape.vocabulary, 1, count),
+        random_labels(shape.vocabulary, 2),
+        Ids(shape.vocabulary),
+    )
     one, every = [[labels[len(prompt) % LABELS]] for prompt in prompts], [labels] * len(prompts)
     decoding = {
         "tutelage": lambda model: [
-            answer.text for answer in generate_answers(model, ids, prompts, max_new_tokens=LONGEST_ANSWER, batch_size=BATCH)
+            answer.text
+            for answer in generate_answers(model, ids, prompts, max_new_tokens=LONGEST_ANSWER, batch_size=BATCH)
         ],
         "generate": lambda model: by_generate(model, prompts),
     }
@@ -141,7 +151,11 @@ def cases(shape: Shape, count: int) -> list[tuple[str, Callable | None, dict[str
         "choose": lambda model: choose_labels(model, ids, prompts, every, batch_size=BATCH),
         "all": lambda model: label_scores(model, ids, prompts, every, batch_size=BATCH),
     }
-    return [("greedy", ends_by_position, decoding), ("labels, sure", Taught(labels), choosing), ("labels, unsure", None, choosing)]
+    return [
+        ("greedy", ends_by_position, decoding),
+        ("labels, sure", Taught(labels), choosing),
+        ("labels, unsure", None, choosing),
+    ]
 
 
 def measure(
@@ -167,7 +181,9 @@ def measure(
 def count_tokens(model: nn.Module, run: Callable[[nn.Module], Any]) -> int:
     """Tokens, padding included, that go through the model meanwhile."""
     seen: list[int] = []
-    handle = model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True)
+    handle = model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
     try:
         run(model)
     finally:
@@ -177,7 +193,9 @@ def count_tokens(model: nn.Module, run: Callable[[nn.Module], Any]) -> int:
 
 def table(found: dict[str, Any]) -> Table:
     """One record as a table: a line a variant, the ratios below."""
-    view = Table(title=found["case"], caption="\n".join(f"{name} {value:.2f}" for name, value in found["ratios"].items()))
+    view = Table(
+        title=found["case"], caption="\n".join(f"{name} {value:.2f}" for name, value in found["ratios"].items())
+    )
     for heading in ("variant", "s (median)", "fastest", "slowest", "tokens"):
         view.add_column(heading, justify="left" if heading == "variant" else "right")
     for name, seconds in found["seconds"].items():
@@ -191,7 +209,9 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after one to warm up.")] = 5,
     prompts: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = PROMPTS,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0: one a core. On a machine with other work, take 1.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads; 0: one a core. On a machine with other work, take 1.")
+    ] = 0,
 ) -> None:
     """Seconds and tokens of greedy decoding, and of choosing between 77 labels."""
     torch.set_num_threads(threads or cores())

@@ -1,24 +1,28 @@
 """A whole SCD+AW run, three ways: `python -m benchmarks.endtoend [--quick] [--json FILE]`.
 
     cached   the stages `cache` and `distill` as the command runs them, cache building included
-    live     the stage `distill` with LiveTeacher in place of CachedTeacher: a teacher's forward pass in every step, in every
+    live     the stage `distill` with LiveTeacher in place of CachedTeacher: a teacher's forward pass in every step, in
+    every
              stage's choice, and over all rows for the losses that adaptive weighting needs
-    trl_gkd  as many steps of TRL's GKDTrainer on the gold answers (lmbda 0) with forward KL (beta 0): one teacher, no choice,
+    trl_gkd  as many steps of TRL's GKDTrainer on the gold answers (lmbda 0) with forward KL (beta 0): one teacher, no
+    choice,
              no weights; some steps are timed, and their median times the steps of the run is its total
 
 N = 4 checkpoints, T = 2 epochs in each of 4 stages. Models are Llamas with random weights, between a test's size and
-SmolLM2-135M; rows are random words, all of the same length, so that none of the three meets padding. Everything is float32.
+SmolLM2-135M; rows are random words, all of the same length, so that none of the three meets padding. Everything is
+float32.
 
-To be fair to `live`: it holds all N checkpoints in memory once they are loaded (one at a time, as a user would have to, it would
-load anew for every choice), and measures each checkpoint's losses once. Its peak memory is that of N checkpoints;
+To be fair to `live`: it holds all N checkpoints in memory once they are loaded (one at a time, as a user would have to,
+it would load anew for every choice), and measures each checkpoint's losses once. Its peak memory is that of N
+checkpoints;
 `teacher_mb` says what one weighs.
 
-Not counted in any of the three: preparing rows, the teacher's training, the anchor. Two validation rows are scored after each
-stage and are part of `rest`, as are loading and saving models. The choice looks at 2 % as many rows as a stage trains on, all
-epochs counted; its share of a stage grows with that, so it is printed beside it (`probe_share`).
+Not counted in any of the three: preparing rows, the teacher's training, the anchor. Two validation rows are scored
+after each stage and are part of `rest`, as are loading and saving models. The choice looks at 2 % as many rows as a
+stage trains on, all epochs counted; its share of a stage grows with that, so it is printed beside it (`probe_share`).
 
-Each of the three has a process of its own with all cores, one after another. Peak memory is the process's highest resident
-memory (VmHWM), pages of mapped files included. About 15 minutes on 2 cores, `--quick` 5.
+Each of the three has a process of its own with all cores, one after another. Peak memory is the process's highest
+resident memory (VmHWM), pages of mapped files included. About 15 minutes on 2 cores, `--quick` 5.
 """
 
 from __future__ import annotations
@@ -62,7 +66,8 @@ class Size:
 
     rows: int
     probe_rows: int
-    """Rows on which checkpoints are compared: 2 % of rows x epochs, as the recipe has it by default from 400 rows on."""
+    """Rows on which checkpoints are compared: 2 % of rows x epochs, as the recipe has it by default from 400 rows
+    on."""
     trl_steps: int
     """Timed steps of TRL, after two for warming up."""
     tokens: int = 100
@@ -112,7 +117,8 @@ class Clock:
 
 
 def words_tokenizer(vocabulary: int) -> Any:
-    """A token for each of the words w2, w3, ...; ids of end-of-sequence and padding as the benchmarks' models have them."""
+    """A token for each of the words w2, w3, ...; ids of end-of-sequence and padding as the benchmarks' models have
+    them."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -188,8 +194,8 @@ def make_project(folder: Path, size: Size) -> Path:
 
 def workspace(recipe: Path, force: bool = False) -> Any:
     """The run of a recipe."""
-    from tutelage.config import load_recipe
-    from tutelage.workspace import Workspace
+    from tutelage.recipe.load import load_recipe
+    from tutelage.run.workspace import Workspace
 
     return Workspace(load_recipe(recipe, []).recipe, force=force)
 
@@ -210,7 +216,7 @@ def set_up(pipe: Connection, folder: Path, size: Size, threads: int) -> None:
 
 def clocked(clock: Clock) -> type:
     """Distillation that says how long its parts take."""
-    from tutelage.distillation import Distillation
+    from tutelage.training.distillation import Distillation
 
     class Clocked(Distillation):
         def _choose(self, *args: Any) -> Any:
@@ -230,9 +236,9 @@ def clocked(clock: Clock) -> type:
 
 def live_teacher(space: Any) -> type:
     """LiveTeacher, built with CachedTeacher's arguments; keeps models and losses it has once."""
-    from tutelage.data import pad_id_of
-    from tutelage.models import load_model
-    from tutelage.teachers import LiveTeacher
+    from tutelage.data.encode import pad_id_of
+    from tutelage.models.load import load_model
+    from tutelage.teacher.sources import LiveTeacher
 
     class Live(LiveTeacher):
         def __init__(self, folder: Path, checkpoints: list[str], rows: Any, *, bf16: bool, heads: int) -> None:
@@ -242,7 +248,9 @@ def live_teacher(space: Any) -> type:
 
         def _load(self, checkpoint: str) -> nn.Module:
             if checkpoint not in self._models:
-                self._models[checkpoint] = load_model(space.recipe.teacher, Path(space.recipe.teach.checkpoints) / checkpoint)
+                self._models[checkpoint] = load_model(
+                    space.recipe.teacher, Path(space.recipe.teach.checkpoints) / checkpoint
+                )
             return self._models[checkpoint]
 
         def nll(self, checkpoint: str) -> np.ndarray:
@@ -280,7 +288,9 @@ def run_live(pipe: Connection, recipe: Path, threads: int) -> None:
 
 def result(space: Any, clock: Clock, baseline: float) -> dict[str, Any]:
     """What a run of ours reports. followed: the checkpoint of every stage."""
-    stages = json.loads((space.folder / "distill" / METHOD / f"seed-{SEED}" / "stages.json").read_text(encoding="utf-8"))
+    stages = json.loads(
+        (space.folder / "distill" / METHOD / f"seed-{SEED}" / "stages.json").read_text(encoding="utf-8")
+    )
     return {
         "parts": clock.seconds,
         "seconds": sum(clock.seconds.values()),
@@ -302,7 +312,13 @@ def run_trl(folder: Path, size: Size, threads: int, worker: type = Worker) -> di
     finally:
         process.end()
     median = statistics.median(samples)
-    return {"seconds": median * size.steps, "seconds_a_step": median, "samples": samples, "steps_timed": len(samples), **memory}
+    return {
+        "seconds": median * size.steps,
+        "seconds_a_step": median,
+        "samples": samples,
+        "steps_timed": len(samples),
+        **memory,
+    }
 
 
 def measure(folder: Path, size: Size, threads: int, console: Console, worker: type = Worker) -> dict[str, Any]:
@@ -331,7 +347,8 @@ def measure(folder: Path, size: Size, threads: int, console: Console, worker: ty
 
 
 def record(size: Size, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Runs with their ratios. choice_share: of a stage's choice, weights and steps; without cache, loading and saving."""
+    """Runs with their ratios. choice_share: of a stage's choice, weights and steps; without cache, loading and
+    saving."""
     seconds = {name: run["seconds"] for name, run in runs.items()}
     peak = {name: run["peak_mb"] for name, run in runs.items()}
     found = {f"cached/{name}": seconds["cached"] / seconds[name] for name in ("live", "trl_gkd") if name in seconds}
@@ -354,7 +371,10 @@ def table(found: dict[str, Any]) -> Table:
     """A line a run, ratios below."""
     share, probe = found["choice_share"], found["probe_share"]
     lines = [f"{name} {value:.2f}" for name, value in found["ratios"].items()]
-    lines += [f"choice: {share[name]:.1%} of a stage ({name}), with {probe:.1%} of the rows it reads as probe" for name in share]
+    lines += [
+        f"choice: {share[name]:.1%} of a stage ({name}), with {probe:.1%} of the rows it reads as probe"
+        for name in share
+    ]
     view = Table(title=f"SCD+AW, {found['steps_total']:,} steps", caption="\n".join(lines))
     parts = ("cache", "choice", "weights", "steps", "rest")
     for heading in ("run", "s in all", *(f"{part}, s" for part in parts), "steps timed", "peak MB", "of which imports"):
@@ -371,7 +391,8 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="96 rows in place of 400.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record to this file.")] = None,
 ) -> None:
-    """Seconds and peak memory of a whole SCD+AW run: from the cache, with a live teacher, and TRL's GKD for as many steps."""
+    """Seconds and peak memory of a whole SCD+AW run: from the cache, with a live teacher, and TRL's GKD for as many
+    steps."""
     console, about = Console(), {"machine": machine_class(), "versions": versions()}
     packages = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     console.print(f"{about['machine']}; {packages}", highlight=False)

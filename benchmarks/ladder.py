@@ -1,11 +1,12 @@
-"""A cheap pair of models for a data set: trained from nothing, so that methods can be compared over many seeds in minutes.
+"""A cheap pair of models for a data set: trained from nothing, so that methods can be compared over many seeds in
+minutes.
 
-    python -m benchmarks.ladder DATA FOLDER [--seed 0]     # DATA holds train, validation and test.jsonl of prompt and completion
-    tutelage compare FOLDER/recipe.yaml --methods sft,td,scd --seeds 10 --jobs 2
+    python -m benchmarks.ladder DATA FOLDER [--seed 0]     # DATA holds train, validation and test.jsonl of prompt and
+    completion tutelage compare FOLDER/recipe.yaml --methods sft,td,scd --seeds 10 --jobs 2
 
-Writes FOLDER/models (a Llama of 4 layers x 192 and one of 2 x 64, random weights, a BPE tokenizer of 4,000 entries learned from the
-training rows) and FOLDER/recipe.yaml. What the order of methods is on such a pair need not be their order on pretrained models:
-benchmarks/RESULTS.md says which numbers come from which.
+Writes FOLDER/models (a Llama of 4 layers x 192 and one of 2 x 64, random weights, a BPE tokenizer of 4,000 entries
+learned from the training rows) and FOLDER/recipe.yaml. What the order of methods is on such a pair need not be their
+order on pretrained models: benchmarks/RESULTS.md says which numbers come from which.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pathlib import Path
 import yaml
 
 from tutelage.demo import models
-from tutelage.records import read_jsonl
+from tutelage.utils.files import read_jsonl
 
 TEACHER = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6}
 STUDENT = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
 INIT = {"teacher": 0.05, "student": 0.1}
-"""Standard deviations of the random weights: narrow models leave a start of 0.02 too slowly for trainings this short."""
+"""Standard deviations of the random weights: narrow models leave a start of 0.02 too slowly for trainings this
+short."""
 
 
 def texts(rows: Path) -> Iterator[str]:
@@ -32,7 +34,9 @@ def texts(rows: Path) -> Iterator[str]:
         yield f" {row['completion']}"
 
 
-def write(data: Path, folder: Path, *, seed: int, teacher_epochs: float, epochs_per_stage: float, vocabulary: int) -> Path:
+def write(
+    data: Path, folder: Path, *, seed: int, teacher_epochs: float, epochs_per_stage: float, vocabulary: int
+) -> Path:
     """Models and recipe; returns the recipe's path."""
     shapes = {
         "teacher": TEACHER | {"initializer_range": INIT["teacher"]},

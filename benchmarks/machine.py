@@ -1,4 +1,5 @@
-"""What a measurement was taken on, in words and without naming a host; and what the kernel says about a process's memory."""
+"""What a measurement was taken on, in words and without naming a host; and what the kernel says about a process's
+memory."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def memory_mb(field: str) -> float:
     """Memory of this process in MB (10^6 bytes) by the kernel's count: `VmRSS` now, `VmHWM` the highest so far."""
     status = _read("/proc/self/status")
     if not status:
-        raise SystemExit("memory is read from /proc/self/status, which this system has not got: run the benchmark on Linux")
+        raise SystemExit(
+            "memory is read from /proc/self/status, which this system has not got: run the benchmark on Linux"
+        )
     return _kib(status, field) * 1024 / 1e6
 
 

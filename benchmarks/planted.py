@@ -1,26 +1,29 @@
-"""Does each mechanism do what the theory says, where the truth is planted? `python -m benchmarks.planted [--seeds 3] [--json FILE]`
+"""Does each mechanism do what the theory says, where the truth is planted? `python -m benchmarks.planted [--seeds 3]
+[--json FILE]`
 
-Real stages, from prepare to evaluate, run on the worlds of `planted_data.py`; every seed has a world, a teacher and students of its
-own. Bounds follow from the theory or from chance, not from what was measured. A check must hold in every seed; the exit code is 1
-if one does not.
+Real stages, from prepare to evaluate, run on the worlds of `planted_data.py`; every seed has a world, a teacher and
+students of its own. Bounds follow from the theory or from chance, not from what was measured. A check must hold in
+every seed; the exit code is 1 if one does not.
 
     1  the SFS/TFS split of anchor and teacher finds the plant
     2  adaptive weights: far below 0.5 on what the teacher has wrong, above 0.5 on what only it knows
     3  adaptive weighting protects what the teacher has wrong
-    4  the published schedule (scd) stays with a checkpoint within the student's reach, and that pays where T* is out of it
-    5  R(S) - R(T) = deficit - advantage for every pair of models, and its sign says who wins
+    4  the published schedule (scd) stays with a checkpoint within the student's reach, and that pays where T* is out of
+    it 5  R(S) - R(T) = deficit - advantage for every pair of models, and its sign says who wins
     6  where the teacher is right everywhere, adaptive weighting has nothing to protect
     7  an anchor that has memorised its rows turns the weights round; losses out of sample (cross-fitted) do not
     8  where T* is within reach, scd moves on, and little is lost
 
 What does not hold here, or is not claimed:
 
-- Checkpoints in fixed order (cd) close 3, 6 and -3 % of td's deficit on knowledge: no more than noise, for three of four stages
+- Checkpoints in fixed order (cd) close 3, 6 and -3 % of td's deficit on knowledge: no more than noise, for three of
+four stages
   follow checkpoints that know the members. scd closes 42 to 48 %: what helps is staying, not the order.
 - Where T* can be followed, no schedule has to help: a teacher that is right and sure says what gold says.
-- Under 6, td-aw is a little better than td over all rows (0.03 to 0.07 nats), although nothing is there to protect: with a weight
-  of 0.8 on knowledge rows the target has less of gold's certainty than with a kd_ratio of 0.5. On the rows of the plant it is no
-  better (0.01).
+- Under 6, td-aw is a little better than td over all rows (0.03 to 0.07 nats), although nothing is there to protect:
+with a weight
+  of 0.8 on knowledge rows the target has less of gold's certainty than with a kd_ratio of 0.5. On the rows of the plant
+  it is no better (0.01).
 - Adaptive weighting is not claimed to help on knowledge rows: -3, -5 and 12 % of td's deficit.
 """
 
@@ -47,11 +50,11 @@ from rich.table import Table
 
 from benchmarks.machine import machine_class, versions
 from benchmarks.planted_data import KD_RATIO, MEMBERS, SETTINGS, Run, make_runs, read_run
-from tutelage.theory import Split, split_risk
+from tutelage.method.risk_split import Split, split_risk
 
 HARM = -math.log(1 - KD_RATIO) / 2
-"""Nats an answer token that constant weighting costs on a row whose gold the teacher excludes: the student's target gives gold the
-probability 1 - kd_ratio, at one of the answer's two tokens (the label and end-of-sequence)."""
+"""Nats an answer token that constant weighting costs on a row whose gold the teacher excludes: the student's target
+gives gold the probability 1 - kd_ratio, at one of the answer's two tokens (the label and end-of-sequence)."""
 GROUPS_ONLY = math.log(MEMBERS) / 2
 """Loss on knowledge of a model that knows the groups and, rightly, nothing about members."""
 STAY = -math.log(1 - KD_RATIO + KD_RATIO / MEMBERS) / 2
@@ -97,15 +100,18 @@ def each(seeds: Seeds, setting: str, measure: Callable[[Run], float]) -> list[fl
 def claims(seeds: Seeds) -> list[Claim]:
     """All claims, measured."""
     return [
-        make(seeds) for make in (the_split, the_weights, protection, the_schedule, the_identity, no_plant, memory, within_reach)
+        make(seeds)
+        for make in (the_split, the_weights, protection, the_schedule, the_identity, no_plant, memory, within_reach)
     ]
 
 
 def the_split(seeds: Seeds) -> Claim:
-    """The subdomain that the student is better on is the one that changed; the one the teacher is better on is knowledge."""
-    # With nothing planted about half of the rows are in SFS, and each subdomain has its share of the nats: 1/4 and 1/2. A student
-    # that knows nothing still guesses the member of 1 thing in MEMBERS, and may be surer of it than the teacher: TFS need not have
-    # more than 1 - 1 / MEMBERS of the knowledge rows, and the bound lies between that and one half.
+    """The subdomain that the student is better on is the one that changed; the one the teacher is better on is
+    knowledge."""
+    # With nothing planted about half of the rows are in SFS, and each subdomain has its share of the nats: 1/4 and 1/2.
+    # A student that knows nothing still guesses the member of 1 thing in MEMBERS, and may be surer of it than the
+    # teacher: TFS need not have more than 1 - 1 / MEMBERS of the knowledge rows, and the bound lies between that and
+    # one half.
     lucky = 1 / MEMBERS
     known = each(seeds, "planted", lambda run: 1 - favoured(run, "knowledge"))
     return Claim(
@@ -113,8 +119,18 @@ def the_split(seeds: Seeds) -> Claim:
         [
             Check("P(SFS | changed)", each(seeds, "planted", lambda run: favoured(run, "changed")), "at least", MOST),
             Check("P(TFS | knowledge)", known, "at least", (0.5 + 1 - lucky) / 2),
-            Check("share of the advantage that is changed rows'", each(seeds, "planted", advantage_of_changed), "at least", MOST),
-            Check("share of the deficit that is knowledge rows'", each(seeds, "planted", deficit_of_knowledge), "at least", MOST),
+            Check(
+                "share of the advantage that is changed rows'",
+                each(seeds, "planted", advantage_of_changed),
+                "at least",
+                MOST,
+            ),
+            Check(
+                "share of the deficit that is knowledge rows'",
+                each(seeds, "planted", deficit_of_knowledge),
+                "at least",
+                MOST,
+            ),
         ],
     )
 
@@ -152,7 +168,10 @@ def the_weights(seeds: Seeds) -> Claim:
     )
     return Claim(
         "adaptive weights follow who is right",
-        [Check("mean weight, changed", changed, "at most", FEW), Check("mean weight, knowledge", knowledge, "at least", 0.5)],
+        [
+            Check("mean weight, changed", changed, "at most", FEW),
+            Check("mean weight, knowledge", knowledge, "at least", 0.5),
+        ],
     )
 
 
@@ -163,7 +182,10 @@ def protection(seeds: Seeds) -> Claim:
         "adaptive weighting protects what the teacher has wrong",
         [
             Check(
-                f"loss of td less td-aw, changed (theory {HARM:.2f})", each(seeds, "planted", gain_on_changed), "at least", HARM / 2
+                f"loss of td less td-aw, changed (theory {HARM:.2f})",
+                each(seeds, "planted", gain_on_changed),
+                "at least",
+                HARM / 2,
             )
         ],
     )
@@ -175,15 +197,24 @@ def gain_on_changed(run: Run) -> float:
 
 
 def the_schedule(seeds: Seeds) -> Claim:
-    """This student cannot have the members: T*'s targets make it memorise, the group-only checkpoint has nothing to memorise."""
-    # What memorising costs is the loss beyond that of a student which knows the groups and nothing else. Gold is half of the target
-    # under either schedule and has the members in it, so no more than about half of this cost is the schedule's to avoid. A mean
-    # place of 0.5 leaves room for two of four stages with the second checkpoint; always following T* gives 1 to 3.
+    """This student cannot have the members: T*'s targets make it memorise, the group-only checkpoint has nothing to
+    memorise."""
+    # What memorising costs is the loss beyond that of a student which knows the groups and nothing else. Gold is half
+    # of the target under either schedule and has the members in it, so no more than about half of this cost is the
+    # schedule's to avoid. A mean place of 0.5 leaves room for two of four stages with the second checkpoint; always
+    # following T* gives 1 to 3.
     return Claim(
         "the published schedule stays within the student's reach, and that pays where T* is out of it",
         [
-            Check("place of the checkpoint that scd follows (0 to 3)", each(seeds, "planted", mean_place), "at most", 0.5),
-            Check("share of what memorising costs td that scd avoids, knowledge", each(seeds, "planted", avoided), "at least", FEW),
+            Check(
+                "place of the checkpoint that scd follows (0 to 3)", each(seeds, "planted", mean_place), "at most", 0.5
+            ),
+            Check(
+                "share of what memorising costs td that scd avoids, knowledge",
+                each(seeds, "planted", avoided),
+                "at least",
+                FEW,
+            ),
         ],
     )
 
@@ -211,7 +242,9 @@ def within_reach(seeds: Seeds) -> Claim:
     return Claim(
         "where T* is within reach, the published schedule moves on, and little is lost",
         [
-            Check("place of the last checkpoint that scd follows", each(seeds, "reachable", last_place), "at least", 1.0),
+            Check(
+                "place of the last checkpoint that scd follows", each(seeds, "reachable", last_place), "at least", 1.0
+            ),
             Check(f"loss of scd less td, knowledge (if it stayed {STAY:.2f})", cost, "at most", STAY / 2),
         ],
     )
@@ -223,7 +256,8 @@ def last_place(run: Run) -> float:
 
 
 def the_identity(seeds: Seeds) -> Claim:
-    """On all pairs of models of all runs; who wins is told by the risks that `evaluate` reports, which it computes by itself."""
+    """On all pairs of models of all runs; who wins is told by the risks that `evaluate` reports, which it computes by
+    itself."""
     pairs = [[pair for run in runs.values() for pair in pairs_of(run)] for runs in seeds]
     foretold = [sum(won for _, won in found) / len(found) for found in pairs]
     return Claim(
@@ -251,8 +285,15 @@ def no_plant(seeds: Seeds) -> Claim:
     return Claim(
         "where the teacher is right everywhere, adaptive weighting has nothing to protect",
         [
-            Check("mean weight, all rows", each(seeds, "absent", lambda run: run.weights["td-aw"]["all"]), "at least", 0.5),
-            Check("mean weight, changed", each(seeds, "absent", lambda run: run.weights["td-aw"]["changed"]), "at least", 0.5),
+            Check(
+                "mean weight, all rows", each(seeds, "absent", lambda run: run.weights["td-aw"]["all"]), "at least", 0.5
+            ),
+            Check(
+                "mean weight, changed",
+                each(seeds, "absent", lambda run: run.weights["td-aw"]["changed"]),
+                "at least",
+                0.5,
+            ),
             Check("loss of td less td-aw, changed", each(seeds, "absent", gain_on_changed), "at most", HARM / 4),
         ],
     )
@@ -264,8 +305,8 @@ def memory(seeds: Seeds) -> Claim:
     def weight(method: str, name: str) -> list[float]:
         return each(seeds, "memorised", lambda run: run.weights[method][name])
 
-    # 0.5 would say that the anchor, which guesses members, is as good as the teacher, which knows them. With equal weights
-    # the two students' losses would be equal; the bound is the one of claim 3.
+    # 0.5 would say that the anchor, which guesses members, is as good as the teacher, which knows them. With equal
+    # weights the two students' losses would be equal; the bound is the one of claim 3.
     better = each(seeds, "memorised", lambda run: run.loss("td-aw", "knowledge") - run.loss("td-aw-cf", "knowledge"))
     return Claim(
         "memory turns adaptive weights round; cross-fitted ones stay right",
@@ -296,12 +337,16 @@ def observations(seeds: Seeds) -> list[tuple[str, list[float]]]:
 def measure(folder: Path, count: int, jobs: int, console: Console) -> list[dict[str, Run]]:
     """Make the runs of all seeds, several worlds at a time, and read them."""
     worlds = [(seed, outdated) for outdated in (True, False) for seed in range(count)]  # those that take longest first
-    place = {(seed, outdated): folder / f"seed-{seed}" / ("outdated" if outdated else "today") for seed, outdated in worlds}
+    place = {
+        (seed, outdated): folder / f"seed-{seed}" / ("outdated" if outdated else "today") for seed, outdated in worlds
+    }
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(make_runs, place[world], *world): world for world in worlds}
         for done in as_completed(waiting):
             seed, outdated = waiting[done]
-            console.print(f"seed {seed}, teacher {'outdated' if outdated else 'of today'}: {done.result():.0f} s", highlight=False)
+            console.print(
+                f"seed {seed}, teacher {'outdated' if outdated else 'of today'}: {done.result():.0f} s", highlight=False
+            )
     return [{s.name: read_run(place[seed, s.outdated] / s.name) for s in SETTINGS} for seed in range(count)]
 
 
@@ -314,7 +359,11 @@ def claims_table(found: Sequence[Claim]) -> Table:
         view.add_row(str(number), f"[bold]{claim.title}", "", "", "")
         for check in claim.checks:
             view.add_row(
-                "", check.text, in_words(check.values), f"{check.side} {check.bound:.3g}", "holds" if check.holds else "[red]FAILS"
+                "",
+                check.text,
+                in_words(check.values),
+                f"{check.side} {check.bound:.3g}",
+                "holds" if check.holds else "[red]FAILS",
             )
     return view
 
@@ -328,7 +377,9 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Worlds, each with a teacher and students of its own.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Worlds at a time; each works on one thread.")] = 2,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep the run folders here; what is there already is not made again.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the run folders here; what is there already is not made again.")
+    ] = None,
 ) -> None:
     """Plant a truth, train on it, and see whether each mechanism does what the theory says."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that are started from here
@@ -340,13 +391,19 @@ def main(
     for text, values in more:
         console.print(f"{text}: {in_words(values)}", highlight=False)
     failed = [number for number, claim in enumerate(found, start=1) if not all(check.holds for check in claim.checks)]
-    console.print(f"{seconds:.0f} s; " + (f"claims that fail: {failed}" if failed else "all claims hold"), highlight=False)
+    console.print(
+        f"{seconds:.0f} s; " + (f"claims that fail: {failed}" if failed else "all claims hold"), highlight=False
+    )
     if json_file:
         lines = [
-            {"claim": n, **check._asdict(), "holds": check.holds} for n, claim in enumerate(found, 1) for check in claim.checks
+            {"claim": n, **check._asdict(), "holds": check.holds}
+            for n, claim in enumerate(found, 1)
+            for check in claim.checks
         ]
         about = {"machine": machine_class(), "versions": versions(), "seconds": seconds}
-        json_file.write_text(json.dumps({"checks": lines, "observations": dict(more), **about}, indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(
+            json.dumps({"checks": lines, "observations": dict(more), **about}, indent=2) + "\n", encoding="utf-8"
+        )
     raise typer.Exit(1 if failed else 0)
 
 

@@ -1,18 +1,23 @@
-"""A small world whose truth is known, the runs that are made on it, and what they say in numbers: for `benchmarks.planted`.
+"""A small world whose truth is known, the runs that are made on it, and what they say in numbers: for
+`benchmarks.planted`.
 
 A row is three words, `filler cue thing`, and a label. What decides the label is planted, by subdomain:
 
-    knowledge   label = (group of the cue, member of the thing). 16 cues fall into 4 groups: soon learned. Every thing has a member
-                of its own, 1 of 4, which nothing in the row gives away: it has to be remembered. Things of the student's training
-                rows, of validation and of test are different ones, and each of its training rows has a thing of its own; the
-                teacher's corpus names every thing several times. So only the teacher, with its larger corpus and its capacity,
-                can know the member; a student can learn the group, and memorise what it was shown.
-    changed     the label is the thing's (a law's). The world changed after the teacher was trained: in its corpus every law has
+    knowledge   label = (group of the cue, member of the thing). 16 cues fall into 4 groups: soon learned. Every thing
+    has a member
+                of its own, 1 of 4, which nothing in the row gives away: it has to be remembered. Things of the
+                student's training rows, of validation and of test are different ones, and each of its training rows has
+                a thing of its own; the teacher's corpus names every thing several times. So only the teacher, with its
+                larger corpus and its capacity, can know the member; a student can learn the group, and memorise what it
+                was shown.
+    changed     the label is the thing's (a law's). The world changed after the teacher was trained: in its corpus every
+    law has
                 another label than in the student's rows, so that the teacher cannot have learned what is gold now.
     easy        the label is the thing's, for teacher and student alike.
 
-`splits(within_reach=True)` has knowledge rows about 24 things only, the same in all splits: members are there to be learned.
-With `outdated=False` the corpus has today's laws: the plant is absent, and the teacher is right everywhere. Everything is seeded.
+`splits(within_reach=True)` has knowledge rows about 24 things only, the same in all splits: members are there to be
+learned. With `outdated=False` the corpus has today's laws: the plant is absent, and the teacher is right everywhere.
+Everything is seeded.
 """
 
 from __future__ import annotations
@@ -29,8 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from tutelage.artifacts import read_json
-from tutelage.records import read_jsonl, write_jsonl
+from tutelage.utils.files import read_json, read_jsonl, write_jsonl
 
 GROUPS, MEMBERS = 4, 4
 CUES, LAWS, WORDS, FILLERS = 16, 24, 24, 40
@@ -42,16 +46,28 @@ ROWS = {
 CORPUS = {"knowledge": 3200, "changed": 600, "easy": 600}
 """Rows that the teacher is trained on; none of them is a row of the student's."""
 NOISE = 0.1
-"""Share of the corpus's knowledge rows whose member is drawn at random: a teacher that has learned its corpus is right, and says so
-with the certainty of 0.9 rather than of 1, as a teacher of real data would."""
+"""Share of the corpus's knowledge rows whose member is drawn at random: a teacher that has learned its corpus is right,
+and says so with the certainty of 0.9 rather than of 1, as a teacher of real data would."""
 
 EOS, PAD = "<eos>", "<pad>"
 THINGS = sum(kinds["knowledge"] for kinds in ROWS.values())
 FEW_THINGS = 24
 """As many as there are laws and easy words, which a student learns from its rows."""
 
-TEACHER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.08}
-STUDENT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.2}
+TEACHER = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.08,
+}
+STUDENT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "initializer_range": 0.2,
+}
 
 Row = dict[str, Any]
 
@@ -89,8 +105,8 @@ class World:
         )
 
     def splits(self, *, within_reach: bool = False) -> dict[str, list[Row]]:
-        """The student's rows: train, validation and test, as ROWS counts them; no text occurs twice. within_reach: about
-        the same FEW_THINGS things everywhere, so that a student can learn them too."""
+        """The student's rows: train, validation and test, as ROWS counts them; no text occurs twice. within_reach:
+        about the same FEW_THINGS things everywhere, so that a student can learn them too."""
         rng, seen, found, first = random.Random(f"{self.seed}/rows"), set(), {}, 0
         for split, kinds in ROWS.items():
             things = range(FEW_THINGS) if within_reach else range(first, first + kinds["knowledge"])
@@ -104,7 +120,8 @@ class World:
         return found
 
     def corpus(self, *, outdated: bool) -> list[Row]:
-        """The teacher's rows: every thing in turn, laws and words. None has the text of a student's row. outdated: old laws."""
+        """The teacher's rows: every thing in turn, laws and words. None has the text of a student's row. outdated: old
+        laws."""
         rng, rows = random.Random(f"{self.seed}/corpus"), []
         students = (*self.splits().values(), *self.splits(within_reach=True).values())
         taken = {row["text"] for rows_of_split in students for row in rows_of_split}
@@ -136,7 +153,13 @@ class World:
 def vocabulary() -> list[str]:
     """Every word there is, labels included: a token each."""
     counts = {"f": FILLERS, "c": CUES, "t": THINGS, "l": LAWS, "w": WORDS, "L": GROUPS * MEMBERS}
-    return [EOS, PAD, "law", "word", *(f"{letter}{number}" for letter, count in counts.items() for number in range(count))]
+    return [
+        EOS,
+        PAD,
+        "law",
+        "word",
+        *(f"{letter}{number}" for letter, count in counts.items() for number in range(count)),
+    ]
 
 
 def words_tokenizer() -> Any:
@@ -150,7 +173,8 @@ def words_tokenizer() -> Any:
 
 
 def write_models(folder: Path, seed: int) -> None:
-    """Write folder/teacher (about 100,000 weights) and folder/student (about 11,000): random Llamas, and the tokenizer of both."""
+    """Write folder/teacher (about 100,000 weights) and folder/student (about 11,000): random Llamas, and the tokenizer
+    of both."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -159,7 +183,9 @@ def write_models(folder: Path, seed: int) -> None:
     tokenizer = words_tokenizer()
     for place, (name, shape) in enumerate((("teacher", TEACHER), ("student", STUDENT))):
         ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        config = LlamaConfig(**shape, **ends, vocab_size=len(tokenizer), max_position_embeddings=32, tie_word_embeddings=True)
+        config = LlamaConfig(
+            **shape, **ends, vocab_size=len(tokenizer), max_position_embeddings=32, tie_word_embeddings=True
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2 * seed + place)
             LlamaForCausalLM(config).save_pretrained(folder / name)
@@ -230,8 +256,8 @@ def write_world(folder: Path, seed: int, outdated: bool) -> None:
 def student_recipe(folder: Path, setting: Setting, seed: int) -> Path:
     """Students of a setting, taught by the checkpoints in folder/teacher.
 
-    cross_fit: the teacher has seen none of the student's rows, so its losses on them are out of sample as they are. keep: every
-    student after the same steps; a choice of stage on validation would have a part in what is measured.
+    cross_fit: the teacher has seen none of the student's rows, so its losses on them are out of sample as they are.
+    keep: every student after the same steps; a choice of stage on validation would have a part in what is measured.
     """
     distill = {
         "methods": list(setting.methods),
@@ -243,7 +269,9 @@ def student_recipe(folder: Path, setting: Setting, seed: int) -> Path:
         "trainer": {"learning_rate": 5e-3},
     }
     teach = {"checkpoints": str(folder / "teacher" / "teach")}
-    return write_recipe(folder, setting.name, setting.data, seed, teach=teach, distill=distill, cross_fit={"teacher": False})
+    return write_recipe(
+        folder, setting.name, setting.data, seed, teach=teach, distill=distill, cross_fit={"teacher": False}
+    )
 
 
 def write_recipe(folder: Path, name: str, data: str, seed: int, **sections: dict[str, Any]) -> Path:
@@ -265,9 +293,10 @@ def write_recipe(folder: Path, name: str, data: str, seed: int, **sections: dict
 
 
 def run_stages(recipe: Path, stages: Iterable[str]) -> None:
-    """What `tutelage STAGE RECIPE` does, in this process: starting one for every stage would take longer than the trainings."""
-    from tutelage.config import load_recipe
-    from tutelage.workspace import Workspace
+    """What `tutelage STAGE RECIPE` does, in this process: starting one for every stage would take longer than the
+    trainings."""
+    from tutelage.recipe.load import load_recipe
+    from tutelage.run.workspace import Workspace
 
     space = Workspace(load_recipe(recipe).recipe)
     for stage in stages:
@@ -321,4 +350,6 @@ def read_run(folder: Path) -> Run:
         weights[path.parent.name] = {name: float(values.mean()) for name, values in rows.items()}
         weights[path.parent.name]["all"] = float(np.concatenate(list(rows.values())).mean())
         followed[path.parent.name] = [names.index(stage["chosen"]) for stage in read_json(path / "stages.json")]
-    return Run(losses, {model.split("/")[0]: score["nll"]["value"] for model, score in scores.items()}, weights, followed)
+    return Run(
+        losses, {model.split("/")[0]: score["nll"]["value"] for model, score in scores.items()}, weights, followed
+    )

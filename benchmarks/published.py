@@ -44,8 +44,9 @@ class Llm:
         return self.layers * rank * sum(rows + columns for rows, columns in self.linear_layers)
 
 
-# Source: config.json of each model on the Hugging Face hub (meta-llama/..., Qwen/...). Their parameter counts, as `parameters`
-# gives them, are the published ones: 8,030,261,248; 3,212,749,824; 70,553,706,496; 7,615,616,512; 494,032,768.
+# Source: config.json of each model on the Hugging Face hub (meta-llama/..., Qwen/...). Their parameter counts, as
+# `parameters` gives them, are the published ones: 8,030,261,248; 3,212,749,824; 70,553,706,496; 7,615,616,512;
+# 494,032,768.
 SHAPES = {
     "Llama-3.1-8B": Llm(4096, 32, 14336, 32, 8, 128, 128_256, tied=False),
     "Llama-3.2-3B": Llm(3072, 28, 8192, 24, 8, 128, 128_256, tied=True),

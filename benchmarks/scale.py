@@ -1,18 +1,20 @@
 """Seconds a row and peak memory of every stage as rows grow: `python -m benchmarks.scale [--quick] [--json FILE]`.
 
-The real stages run through the command, `python -m tutelage STAGE RECIPE`, each in a process of its own, on 1,000, 10,000 and
-100,000 training rows (`--quick`: the first two) of 40 to 80 tokens; validation and test keep 100 rows each. Models are tiny, so
-that what grows with the rows shows, and not what a model weighs. Teacher (two checkpoints) and anchor are given; one stage of one
-epoch is distilled, method scd-aw.
+The real stages run through the command, `python -m tutelage STAGE RECIPE`, each in a process of its own, on 1,000,
+10,000 and 100,000 training rows (`--quick`: the first two) of 40 to 80 tokens; validation and test keep 100 rows each.
+Models are tiny, so that what grows with the rows shows, and not what a model weighs. Teacher (two checkpoints) and
+anchor are given; one stage of one epoch is distilled, method scd-aw.
 
 Memory is read from outside, from /proc/PID/status every 10 ms:
 
-    peak_mb   VmHWM, the kernel's own record of the highest resident memory; pages of mapped files that were touched are in it,
+    peak_mb   VmHWM, the kernel's own record of the highest resident memory; pages of mapped files that were touched are
+    in it,
               although the kernel takes them back when memory is short
     anon_mb   the highest RssAnon that was seen: memory that only the process itself can give back
 
-`startup` is a process that imports the stage and ends. Ratios of peaks are given as they are and with startup subtracted.
-About 8 minutes on 2 cores, `--quick` 2. 100,000 rows take about 1 GB (estimated) in the folder for temporary files.
+`startup` is a process that imports the stage and ends. Ratios of peaks are given as they are and with startup
+subtracted. About 8 minutes on 2 cores, `--quick` 2. 100,000 rows take about 1 GB (estimated) in the folder for
+temporary files.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def memory_of(pid: int) -> dict[str, float]:
 
 def startup(stage: str) -> dict[str, float]:
     """Seconds and memory of a process that does nothing but start."""
-    return watch([sys.executable, "-c", f"import tutelage.cli, tutelage.stages.{stage}"])
+    return watch([sys.executable, "-c", f"import tutelage.cli.main, tutelage.stages.{stage}"])
 
 
 def run_rows(rows: int, stages: Sequence[str], console: Console) -> list[dict[str, Any]]:
@@ -118,11 +120,13 @@ def run_rows(rows: int, stages: Sequence[str], console: Console) -> list[dict[st
     return found
 
 
-def summary(records: Sequence[dict[str, Any]], starts: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+def summary(
+    records: Sequence[dict[str, Any]], starts: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float | None]]:
     """For every stage, the largest number of rows against the smallest.
 
-    peak, anon: ratio of the two; less startup: the same after startup is subtracted from both. seconds a row: ratio of the
-    seconds beyond startup, by rows.
+    peak, anon: ratio of the two; less startup: the same after startup is subtracted from both. seconds a row: ratio of
+    the seconds beyond startup, by rows.
     """
     found = {}
     for stage, start in starts.items():
@@ -148,7 +152,9 @@ def rows_table(records: Sequence[dict[str, Any]], starts: dict[str, dict[str, fl
     for heading in ("stage", "rows", "s", "ms a row", "peak MB", "anonymous MB"):
         view.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage, start in starts.items():
-        view.add_row(stage, "startup", f"{start['seconds']:.1f}", "", f"{start['peak_mb']:,.0f}", f"{start['anon_mb']:,.0f}")
+        view.add_row(
+            stage, "startup", f"{start['seconds']:.1f}", "", f"{start['peak_mb']:,.0f}", f"{start['anon_mb']:,.0f}"
+        )
         for line in (line for line in records if line["stage"] == stage):
             times = f"{line['seconds']:.1f}", f"{line['seconds_a_row'] * 1e3:.2f}"
             view.add_row("", f"{line['rows']:,}", *times, f"{line['peak_mb']:,.0f}", f"{line['anon_mb']:,.0f}")
@@ -173,7 +179,9 @@ def main(
 ) -> None:
     """Seconds a row and peak memory of every stage, as training rows grow."""
     if not Path("/proc/self/status").is_file():
-        raise SystemExit("memory is read from /proc/PID/status, which this system has not got: run the benchmark on Linux")
+        raise SystemExit(
+            "memory is read from /proc/PID/status, which this system has not got: run the benchmark on Linux"
+        )
     console = Console()
     about = {"machine": machine_class(), "versions": versions()}
     packages = ", ".join(f"{name} {version}" for name, version in about["versions"].items())

@@ -1,4 +1,5 @@
-"""Models and rows that the benchmarks run on: real shapes, random weights and ids. Time and memory do not depend on the values."""
+"""Models and rows that the benchmarks run on: real shapes, random weights and ids. Time and memory do not depend on the
+values."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tutelage.data import EncodedRow
-from tutelage.models import with_lora
-from tutelage.recipe_schema import Lora
+from tutelage.data.encode import EncodedRow
+from tutelage.models.load import with_lora
+from tutelage.recipe.schema import Lora
 
 EOS, PAD = 0, 1
 FIRST_TEXT_ID = 2
@@ -72,7 +73,8 @@ def build_model(shape: Shape, seed: int) -> LlamaForCausalLM:
 
 
 def build_student(shape: Shape, seed: int, adapters: bool) -> nn.Module:
-    """The student to train: all of its weights, or LoRA adapters of rank 16 on every linear layer but the output head."""
+    """The student to train: all of its weights, or LoRA adapters of rank 16 on every linear layer but the output
+    head."""
     model = build_model(shape, seed)
     if not adapters:
         return model

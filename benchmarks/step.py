@@ -6,16 +6,17 @@
     live      the same with the teacher in memory and a forward pass of it in every step
     trl_gkd   TRL's GKDTrainer on the gold answers (lmbda 0) with the same divergence, forward KL (beta 0)
 
-All have the same seeded weights, rows, batches, order, optimizer and type. `cached` and `live` compute forward KL and gold
-cross-entropy, mixed by a weight per sample; `trl_gkd` computes forward KL alone. TRL's own defaults of gradient checkpointing and
-bfloat16 are set to what the others have. In bfloat16 the weights stay float32 and forward passes run under autocast, the
-teacher's included.
+All have the same seeded weights, rows, batches, order, optimizer and type. `cached` and `live` compute forward KL and
+gold cross-entropy, mixed by a weight per sample; `trl_gkd` computes forward KL alone. TRL's own defaults of gradient
+checkpointing and bfloat16 are set to what the others have. In bfloat16 the weights stay float32 and forward passes run
+under autocast, the teacher's included.
 
-Every variant lives in a process of its own with all cores. One step is taken at a time, by the variants in turn, so whatever
-else the machine does meets all of them alike; with long rows, whose five processes want more than 24 GiB together, `trl_gkd`
-takes turns with `cached` alone. A step's seconds run from the word to start until its end: reading the batch,
-forward, backward, clipping and optimizer. The store is written before, by a process that then ends. Peak memory is the
-highest resident memory of the variant's whole process (VmHWM: building the models included, and pages of mapped files);
+Every variant lives in a process of its own with all cores. One step is taken at a time, by the variants in turn, so
+whatever else the machine does meets all of them alike; with long rows, whose five processes want more than 24 GiB
+together, `trl_gkd` takes turns with `cached` alone. A step's seconds run from the word to start until its end: reading
+the batch, forward, backward, clipping and optimizer. The store is written before, by a process that then ends. Peak
+memory is the highest resident memory of the variant's whole process (VmHWM: building the models included, and pages of
+mapped files);
 `baseline_mb` is what the process held after its imports, before it built anything.
 """
 
@@ -46,7 +47,7 @@ from transformers import PrinterCallback, TrainerCallback
 from benchmarks.machine import cores, machine_class, memory_mb, product_seconds, versions, why_no_bf16
 from benchmarks.shapes import CASES, PAD
 from benchmarks.variants import CHECKPOINT, TRAINERS, WARMUP_STEPS, Job, variants_here
-from tutelage.caching import CacheBuilder
+from tutelage.teacher.build_cache import CacheBuilder
 
 DTYPES = ("fp32", "bf16")
 STUDENTS = ("full", "lora")
@@ -101,7 +102,9 @@ def write_store(pipe: Connection, job: Job) -> None:
     """Cache the teacher's states for the job's rows."""
     torch.set_num_threads(job.threads)
     rows, vocabulary = job.rows(), job.teacher_shape.vocabulary
-    builder = CacheBuilder(Path(job.folder), rows, vocabulary=vocabulary, pad_id=PAD, dtype=CACHE_DTYPE, batch_size=job.batch.rows)
+    builder = CacheBuilder(
+        Path(job.folder), rows, vocabulary=vocabulary, pad_id=PAD, dtype=CACHE_DTYPE, batch_size=job.batch.rows
+    )
     note = builder.build(CHECKPOINT, job.make_teacher(), {})
     if note:
         raise RuntimeError(f"the store is not what is to be measured: {note}")
@@ -140,7 +143,9 @@ class Worker:
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
-            raise RuntimeError(f"{self.name}: its process ended (exit code {code}; -9 is most often a lack of memory)") from None
+            raise RuntimeError(
+                f"{self.name}: its process ended (exit code {code}; -9 is most often a lack of memory)"
+            ) from None
         if kind != expected:
             raise RuntimeError(f"{self.name} failed:\n{answer}")
         return answer
@@ -151,7 +156,9 @@ class Worker:
         self.process.join()
 
 
-def alternate(workers: Sequence[Any], rounds: int, on_round: Callable[[int], None] | None = None) -> dict[str, list[float]]:
+def alternate(
+    workers: Sequence[Any], rounds: int, on_round: Callable[[int], None] | None = None
+) -> dict[str, list[float]]:
     """Seconds of every step by worker; in each round every worker takes one step, alone."""
     seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for number in range(rounds):
@@ -167,8 +174,8 @@ Measured = tuple[dict[str, list[float]], dict[str, dict[str, float]]]
 
 
 def groups(case: str, variants: Sequence[str]) -> list[list[str]]:
-    """Variants that take turns with each other. Each holds its models and what its heap keeps: with long rows all five need
-    more than 24 GiB, so that trl_gkd takes turns with `cached` alone."""
+    """Variants that take turns with each other. Each holds its models and what its heap keeps: with long rows all five
+    need more than 24 GiB, so that trl_gkd takes turns with `cached` alone."""
     if case == "short" or not {"trl_gkd", "cached"} <= set(variants):
         return [list(variants)]
     return [[name for name in variants if name != "trl_gkd"], ["cached", "trl_gkd"]]
@@ -181,7 +188,9 @@ def run_job(job: Job, variants: Sequence[str], on_round: Callable[[int], None] |
         store.ask("done", go=False)
     finally:
         store.end()
-    return record(job.case, job.dtype, job.student, [run_group(job, group, on_round) for group in groups(job.case, variants)])
+    return record(
+        job.case, job.dtype, job.student, [run_group(job, group, on_round) for group in groups(job.case, variants)]
+    )
 
 
 def run_group(job: Job, variants: Sequence[str], on_round: Callable[[int], None] | None) -> Measured:
@@ -201,8 +210,8 @@ def run_group(job: Job, variants: Sequence[str], on_round: Callable[[int], None]
 def record(case: str, dtype: str, student: str, measured: Sequence[Measured]) -> dict[str, Any]:
     """What is reported of a job.
 
-    measured: of each group. A ratio of seconds is of two variants that took turns; a variant of two groups shows what the first
-    one saw.
+    measured: of each group. A ratio of seconds is of two variants that took turns; a variant of two groups shows what
+    the first one saw.
     """
     found: dict[str, Any] = {"samples": {}, "seconds": {}, "peak_mb": {}, "baseline_mb": {}}
     of_seconds: dict[str, float] = {}
@@ -229,7 +238,9 @@ def plan(quick: bool, case: str | None = None, dtype: str | None = None) -> list
     return [(name, kind, student) for name in cases for kind in ([dtype] if dtype else DTYPES) for student in students]
 
 
-def run(jobs: Sequence[tuple[str, str, str]], make_job: Callable[..., Job], console: Console) -> Iterator[dict[str, Any]]:
+def run(
+    jobs: Sequence[tuple[str, str, str]], make_job: Callable[..., Job], console: Console
+) -> Iterator[dict[str, Any]]:
     """The record of each job; bfloat16 is left out, with the reason, where the processor has none to speak of."""
     reason = why_no_bf16(product_seconds(torch.float32), product_seconds(torch.bfloat16))
     about = {"machine": machine_class(), "versions": versions()}

@@ -1,4 +1,5 @@
-"""The trainers that are compared, each built from the same description of a job: same weights, rows, order and arguments."""
+"""The trainers that are compared, each built from the same description of a job: same weights, rows, order and
+arguments."""
 
 from __future__ import annotations
 
@@ -13,10 +14,20 @@ import transformers
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from benchmarks.shapes import EOS, PAD, SMOLLM2_10_LAYERS, SMOLLM2_135M, Batch, Shape, build_model, build_student, random_rows
-from tutelage.data import EncodedRow
-from tutelage.teachers import CachedTeacher, LiveTeacher, TeacherSource
-from tutelage.trainer import DistillTrainer, Guidance
+from benchmarks.shapes import (
+    EOS,
+    PAD,
+    SMOLLM2_10_LAYERS,
+    SMOLLM2_135M,
+    Batch,
+    Shape,
+    build_model,
+    build_student,
+    random_rows,
+)
+from tutelage.data.encode import EncodedRow
+from tutelage.teacher.sources import CachedTeacher, LiveTeacher, TeacherSource
+from tutelage.training.trainer import DistillTrainer, Guidance
 
 WARMUP_STEPS = 2
 CHECKPOINT = "checkpoint-1"
@@ -83,7 +94,9 @@ def distill_trainer(job: Job, source: TeacherSource | None = None) -> Trainer:
     weight = np.random.default_rng(ROW_SEED).uniform(0.05, 0.95, len(rows))
     guidance = Guidance(source, CHECKPOINT, weight) if source is not None else None
     vocabulary = job.student_shape.vocabulary
-    return DistillTrainer(job.make_student(), job.arguments(), rows, vocabulary=vocabulary, pad_id=PAD, guidance=guidance)
+    return DistillTrainer(
+        job.make_student(), job.arguments(), rows, vocabulary=vocabulary, pad_id=PAD, guidance=guidance
+    )
 
 
 def cached_trainer(job: Job) -> Trainer:
@@ -112,13 +125,16 @@ def plain_trainer(job: Job) -> Trainer:
         }
         for row in job.rows()
     ]
-    return Trainer(job.make_student(), job.arguments(), data_collator=transformers.default_data_collator, train_dataset=items)
+    return Trainer(
+        job.make_student(), job.arguments(), data_collator=transformers.default_data_collator, train_dataset=items
+    )
 
 
 def trl_trainer(job: Job) -> Trainer:
     """GKDTrainer with its own collator on rows that are tokenized already; it never generates.
 
-    beta 0 is KL(teacher || student), our forward KL: tests/test_trl_parity.py. Its divergence has temperature 1 whatever
+    beta 0 is KL(teacher || student), our forward KL: tests/test_trl_parity.py. Its divergence has temperature 1
+    whatever
     `temperature` says.
     """
     from datasets import Dataset
@@ -126,7 +142,9 @@ def trl_trainer(job: Job) -> Trainer:
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     words = models.WordLevel({"<eos>": EOS, "<pad>": PAD}, unk_token="<pad>")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="<eos>", pad_token="<pad>")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(words), eos_token="<eos>", pad_token="<pad>"
+    )
     items = [
         {
             "prompt": "",  # the collator looks for this key, and takes the prompt's ids from input_ids and the mask

@@ -1,4 +1,5 @@
-"""Every test runs offline and on one torch thread, so that results repeat and two cores are enough. Fixtures of several files."""
+"""Every test runs offline and on one torch thread, so that results repeat and two cores are enough. Fixtures of several
+files."""
 
 import os
 
@@ -8,7 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 
-from recipes_in import GOOD
+from helpers.recipes_in import GOOD
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,8 +36,8 @@ def complaints(recipe_file):
     """The problems of a recipe, a line each, with the folder of the file left out."""
 
     def find(more="", overrides=(), text=GOOD):
-        from tutelage.config import load_recipe
         from tutelage.errors import ConfigError
+        from tutelage.recipe.load import load_recipe
 
         path = recipe_file(more, text)
         with pytest.raises(ConfigError) as caught:

@@ -16,15 +16,16 @@ import pytest
 import typer
 from torch import nn
 
-from test_layers import layer_of, module_name
-from tutelage import distillation, probe
-from tutelage.cli import app
-from tutelage.config import load_recipe
-from tutelage.data import EncodedRow
+from helpers.import_graph import PACKAGES
+from tutelage.cli.main import app
+from tutelage.data.encode import EncodedRow
 from tutelage.errors import ConfigError
-from tutelage.records import Prediction, SampleLoss, read_jsonl
-from tutelage.schedule import Candidate
-from tutelage.weighting import AdaptiveWeighting
+from tutelage.method.schedule import Candidate
+from tutelage.method.weighting import AdaptiveWeighting
+from tutelage.recipe.load import load_recipe
+from tutelage.records import Prediction, SampleLoss
+from tutelage.training import distillation, probe
+from tutelage.utils.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tutelage"
@@ -56,9 +57,14 @@ def inline(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every `tutelage ...` command, up to a pipe, a redirection or a comment. A name alone in a line of prose
-    (`tutelage shrink`) is a mention: it stands here with `--help`."""
-    found = [command for block in blocks(text) for line in block.replace("\\\n", " ").splitlines() if (command := command_in(line))]
+    """The words of every `tutelage ...` command, up to a pipe, a redirection or a comment. A name alone in a line of
+    prose (`tutelage shrink`) is a mention: it stands here with `--help`."""
+    found = [
+        command
+        for block in blocks(text)
+        for line in block.replace("\\\n", " ").splitlines()
+        if (command := command_in(line))
+    ]
     for code in inline(text):
         if command := command_in(code):
             found.append([*command, "--help"] if len(command) == 1 and command[0].isalpha() else command)
@@ -97,39 +103,12 @@ def test_commands_are_found_in_text(text, expected):
     assert commands(text) == expected
 
 
-# --- the file tree ---
+# --- the packages ---
 
 
-def tree() -> dict[str, int | None]:
-    """Every path in the tree of docs/code.md, relative to the root; its layer for what is in the package."""
-    text = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
-    block = next(body for _, body in FENCE.findall(text) if body.startswith("src/tutelage/"))
-    found, layer = {}, None
-    for line in block.splitlines():
-        if match := re.match(r"  L(\d)  \S", line):
-            layer = int(match[1])
-        elif match := re.match(r"    (\S+) +\S", line):
-            assert f"src/tutelage/{match[1]}" not in found, f"{match[1]} is in the tree twice"
-            found[f"src/tutelage/{match[1]}"] = layer
-        elif match := re.match(r"(\S+/)", line):
-            found[match[1]] = None
-        else:
-            raise AssertionError(f"a line of the tree that is neither a layer nor a file with its purpose: {line!r}")
-    return found
-
-
-def test_every_module_is_in_the_tree():
-    modules = {name_of(path) for path in SOURCE.rglob("*.py") if path.stat().st_size}  # empty package files say nothing
-    assert modules - tree().keys() == set()
-
-
-def test_every_file_in_the_tree_exists():
-    assert [name for name in tree() if not any(ROOT.glob(name))] == []
-
-
-def test_the_tree_names_the_layers_that_imports_obey():
-    told = {name: layer for name, layer in tree().items() if name.endswith(".py")}
-    assert told == {name: layer_of(module_name(ROOT / name)) for name in told}
+def test_the_architecture_page_lists_the_packages_in_the_order_that_imports_obey():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE) == list(PACKAGES)
 
 
 # --- commands and keys ---
@@ -163,7 +142,9 @@ def test_every_command_in_the_documents_and_recipes_parses(path, capsys):
     assert [reason for arguments in commands(text) if (reason := refused(arguments))] == []
 
 
-@pytest.mark.parametrize("line", ["teech r.yaml", "run", "run r.yaml --fast", "shrink a b", "shrink a b --layers x", "predict m"])
+@pytest.mark.parametrize(
+    "line", ["teech r.yaml", "run", "run r.yaml --fast", "shrink a b", "shrink a b --layers x", "predict m"]
+)
 def test_a_wrong_command_would_be_seen(line):
     assert refused(line.split())
 
@@ -178,7 +159,9 @@ def test_every_dotted_key_in_the_documents_is_one_of_the_recipe(path):
 
 def unknown(key: str) -> bool:
     try:
-        load_recipe(RECIPES[0], [f"{key}=null"])  # null is wrong for most keys, and said in other words than a key that is none
+        load_recipe(
+            RECIPES[0], [f"{key}=null"]
+        )  # null is wrong for most keys, and said in other words than a key that is none
     except ConfigError as error:
         return "unknown key" in str(error) or "not an argument" in str(error)
     return False
@@ -210,7 +193,9 @@ def defined(path: Path) -> set[str]:
     nodes = ast.parse(path.read_text(encoding="utf-8"))
     names = {node.name for node in ast.walk(nodes) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     for node in nodes.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         names |= {target.id for target in targets if isinstance(target, ast.Name)}
     return names
 
@@ -232,7 +217,9 @@ def test_every_test_that_the_method_page_names_alone_exists():
     path = ROOT / "docs" / "method.md"
     everything = set().union(*(defined(file) for file in (ROOT / "tests").glob("test_*.py")))
     assert [
-        code for code in inline(path.read_text(encoding="utf-8")) if re.fullmatch(r"test_\w+", code) and code not in everything
+        code
+        for code in inline(path.read_text(encoding="utf-8"))
+        if re.fullmatch(r"test_\w+", code) and code not in everything
     ] == []
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from project import make_project, run_to_the_end
+from helpers.project import make_project, run_to_the_end
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 

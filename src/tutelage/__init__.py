@@ -10,12 +10,12 @@ __version__ = "0.1.0"
 __all__ = ["SCDConfig", "SCDTrainer", "__version__"]
 
 if TYPE_CHECKING:
-    from tutelage.scd_trainer import SCDConfig, SCDTrainer
+    from tutelage.training.scd_trainer import SCDConfig, SCDTrainer
 
 
 def __getattr__(name: str) -> Any:
     if name in ("SCDConfig", "SCDTrainer"):
-        from tutelage import scd_trainer
+        from tutelage.training import scd_trainer
 
         return getattr(scd_trainer, name)
     raise AttributeError(f"module 'tutelage' has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """`python -m tutelage` is the `tutelage` command."""
 
-from tutelage.cli import main
+from tutelage.cli.main import main
 
 main()

@@ -1,18 +1,18 @@
 """What crosses the border between stages: plain records with a JSON form, nothing else.
 
-A row of the user's data becomes one `Example`; every model's answer to it one `Prediction`; every model's loss on it one
+A row of the user's data becomes one `Example`; every model's answer to it one `Prediction`; every model's loss on it
+one
 `SampleLoss`. They are written as JSON lines into the run folder and read back by the stages that come after.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 SPLITS = ("train", "validation", "test")
+BASE_MODELS = ("teacher", "student", "anchor")
+"""Models that every run scores besides its distilled students: teacher, untrained student, fine-tuned student."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ class Prediction:
     nll: float | None
     """Nats per gold answer token, as in `SampleLoss`."""
     confidence: float | None = None
-    """Probability in [0, 1] that the model gave the whole of its own answer, end-of-sequence included; None if not recorded."""
+    """Probability in [0, 1] that the model gave the whole of its own answer, end-of-sequence included; None if not
+    recorded."""
 
 
 class Interval(NamedTuple):
@@ -77,28 +78,3 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def write_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """Write dataclass records or dicts, one JSON object a line, and move the whole file into place at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    with draft.open("w", encoding="utf-8") as file:
-        for record in records:
-            row = record if isinstance(record, dict) else asdict(record)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    draft.replace(path)
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
-
-
-def read_records(path: Path, kind: type) -> list[Any]:
-    """The lines of a file that `write_jsonl` made, as records of `kind`; keys that `kind` lacks are ignored."""
-    names = {field.name for field in fields(kind)}
-    return [kind(**{key: value for key, value in row.items() if key in names}) for row in read_jsonl(path)]

@@ -1,9 +1,9 @@
 """The demo's data: intake notes of a small clinic, written by a seeded generator in English, Korean and Japanese.
 
-Three tasks: which department (classification), drugs, doses, symptoms and durations (ner), a question about the note (qa).
-Difficulty is honest: some rows are decided by one word, others by a word that points at one of two complaints, by a
-negation, or by copying a drug name no training row holds. A share of the training labels is wrong, as in real data; validation and
-test are clean. Every row names its kind in `subdomain`. No text occurs in two splits.
+Three tasks: which department (classification), drugs, doses, symptoms and durations (ner), a question about the note
+(qa). Difficulty is honest: some rows are decided by one word, others by a word that points at one of two complaints, by
+a negation, or by copying a drug name no training row holds. A share of the training labels is wrong, as in real data;
+validation and test are clean. Every row names its kind in `subdomain`. No text occurs in two splits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from tutelage.demo import lexicon as words
 from tutelage.errors import DataError
-from tutelage.records import write_jsonl
+from tutelage.utils.files import write_jsonl
 
 VERSION = 2
 ROWS = {"train": 1600, "validation": 200, "test": 400}
@@ -26,7 +26,8 @@ LABEL_NOISE = 0.05
 """Share of the training rows of the classification task whose label is another department's."""
 SEED = 20260114
 TRIES = 2000
-"""Repeats in a row after which a kind of note counts as used up; the smallest kind has about 300 different texts a language."""
+"""Repeats in a row after which a kind of note counts as used up; the smallest kind has about 300 different texts a
+language."""
 
 Row = dict[str, Any]
 
@@ -36,9 +37,11 @@ def write_clinic(
 ) -> dict[str, Path]:
     """Write clinic_TASK/{train,validation,test}.jsonl below `folder`; returns the folder of each task.
 
-    rows: rows of each split (default ROWS), the same for all tasks; about 5,000 in all is what the smallest kind of note can fill.
-    label_noise: share in [0, 1] of the training rows of classification that get another department's label; validation and test
-    are always clean. The texts of that task depend on it too. Raises DataError where no further text can be made.
+    rows: rows of each split (default ROWS), the same for all tasks; about 5,000 in all is what the smallest kind of
+    note can fill.
+    label_noise: share in [0, 1] of the training rows of classification that get another department's label; validation
+    and test are always clean. The texts of that task depend on it too. Raises DataError where no further text can be
+    made.
     """
     if not 0 <= label_noise <= 1:
         raise DataError(f"label_noise is {label_noise}: it is a share of the training rows; give a number from 0 to 1")
@@ -79,7 +82,7 @@ def _used_up(task: str, split: str, made: int, kind: str, sizes: dict[str, int])
     )
 
 
-# --- sentences ----------------------------------------------------------------------------------------------------------------
+# --- sentences ---
 
 _PARTICLES = {"를": ("을", "를"), "는": ("은", "는"), "가": ("이", "가"), "와": ("과", "와"), "로": ("으로", "로")}
 
@@ -120,7 +123,7 @@ def _drug(rng: random.Random, tongue: int, rare: bool, split: str) -> str:
             return "".join(part[place] for part, place in zip(words.RARE[tongue], places, strict=True))
 
 
-# --- rows ---------------------------------------------------------------------------------------------------------------------
+# --- rows ---
 
 
 def _triage_row(rng: random.Random, tongue: int, turn: int, split: str, *, label_noise: float) -> Row:
@@ -176,7 +179,8 @@ def _entity_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
 
 
 def _question_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
-    """One question a note: the drug taken now, the dose of one of two drugs, a duration, or a drug of an unknown name."""
+    """One question a note: the drug taken now, the dose of one of two drugs, a duration, or a drug of an unknown
+    name."""
     kind = ("plain", "changed", "two", "duration", "rare")[turn % 5]
     text, values = _note(rng, tongue, "changed" if kind == "rare" else kind, kind == "rare", split)
     asked = {"plain": "drug", "changed": "drug", "rare": "drug", "two": "dose", "duration": "span"}[kind]

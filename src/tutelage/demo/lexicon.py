@@ -68,8 +68,14 @@ TRIAGE: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["{who}、{a}はないが、{when}から{b}を訴える。", "{who}、{when}から{b}あり、{a}はなし。"],
     ),
     "corrected": (
-        ["{who}, booked for {a}; on asking it is {b} since {when}.", "{who} is here for {b} since {when}, not for {a} as booked."],
-        ["{who}, {a:로} 예약했으나 실제로는 {when}부터 {b:를} 호소함.", "{who}, {when}부터 {b:로} 내원, 예약된 {a:는} 아님."],
+        [
+            "{who}, booked for {a}; on asking it is {b} since {when}.",
+            "{who} is here for {b} since {when}, not for {a} as booked.",
+        ],
+        [
+            "{who}, {a:로} 예약했으나 실제로는 {when}부터 {b:를} 호소함.",
+            "{who}, {when}부터 {b:로} 내원, 예약된 {a:는} 아님.",
+        ],
         ["{who}、{a}で予約したが、実際は{when}から{b}を訴える。", "{who}、{when}から{b}で来院、予約の{a}ではない。"],
     ),
     "former_latter": (
@@ -78,12 +84,32 @@ TRIAGE: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["{who}、{when}から{a}と{b}を訴え、新しいのは{which}のみ。"],
     ),
 }
-"""Frames by kind of difficulty, then language. `keyword`: the one complaint decides. `negated`, `corrected`: the other complaint
-must be ignored. `former_latter`: a word at the end picks one of the two."""
+"""Frames by kind of difficulty, then language. `keyword`: the one complaint decides. `negated`, `corrected`: the other
+complaint must be ignored. `former_latter`: a word at the end picks one of the two."""
 
 DRUGS = (
-    ["aspirin", "ibuprofen", "metformin", "amlodipine", "omeprazole", "cetirizine", "atorvastatin", "amoxicillin", "prednisolone"],
-    ["아스피린", "이부프로펜", "메트포르민", "암로디핀", "오메프라졸", "세티리진", "아토르바스타틴", "아목시실린", "프레드니솔론"],
+    [
+        "aspirin",
+        "ibuprofen",
+        "metformin",
+        "amlodipine",
+        "omeprazole",
+        "cetirizine",
+        "atorvastatin",
+        "amoxicillin",
+        "prednisolone",
+    ],
+    [
+        "아스피린",
+        "이부프로펜",
+        "메트포르민",
+        "암로디핀",
+        "오메프라졸",
+        "세티리진",
+        "아토르바스타틴",
+        "아목시실린",
+        "프레드니솔론",
+    ],
     [
         "アスピリン",
         "イブプロフェン",
@@ -113,7 +139,8 @@ RARE = (
         ["モール", "スチン", "プラジン", "ジピン", "シリン", "ロン"],
     ),
 )
-"""Parts of made-up drug names: a quarter of the combinations is kept for validation and test, readable from their context alone."""
+"""Parts of made-up drug names: a quarter of the combinations is kept for validation and test, readable from their
+context alone."""
 
 DOSES = (5, 10, 20, 25, 40, 50, 75, 100, 150, 200, 250, 500)
 SPANS = (("{n} days", "{n} weeks", "{n} months"), ("{n}일", "{n}주", "{n}개월"), ("{n}日間", "{n}週間", "{n}か月"))
@@ -125,13 +152,22 @@ NOTES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["{who}、{symptom}のため{drug} {dose}を服用中。", "{who}、{symptom}に対し{drug} {dose}を処方。"],
     ),
     "duration": (
-        ["{who} has had {symptom} for {span}; {drug} {dose} given.", "{who}: {drug} {dose} for {span} against {symptom}."],
+        [
+            "{who} has had {symptom} for {span}; {drug} {dose} given.",
+            "{who}: {drug} {dose} for {span} against {symptom}.",
+        ],
         ["{who}, {span} 동안 {symptom}, {drug} {dose} 처방함.", "{who}, {symptom:로} {drug} {dose} {span} 동안 복용."],
         ["{who}、{symptom}が{span}続き、{drug} {dose}を処方。", "{who}、{symptom}に{drug} {dose}を{span}服用。"],
     ),
     "changed": (
-        ["{who} stopped {drug} {dose} and now takes {drug2} {dose2}.", "{who}: {drug2} {dose2} now, {drug} {dose} stopped."],
-        ["{who}, {drug} {dose} 중단, 현재 {drug2} {dose2} 복용.", "{who}, 현재 {drug2} {dose2} 복용, {drug} {dose} 중단."],
+        [
+            "{who} stopped {drug} {dose} and now takes {drug2} {dose2}.",
+            "{who}: {drug2} {dose2} now, {drug} {dose} stopped.",
+        ],
+        [
+            "{who}, {drug} {dose} 중단, 현재 {drug2} {dose2} 복용.",
+            "{who}, 현재 {drug2} {dose2} 복용, {drug} {dose} 중단.",
+        ],
         [
             "{who}、{drug} {dose}を中止し、現在は{drug2} {dose2}を服用。",
             "{who}、現在は{drug2} {dose2}を服用、{drug} {dose}は中止。",

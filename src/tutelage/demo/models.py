@@ -20,7 +20,8 @@ STUDENT = {
     "num_attention_heads": 4,
     "initializer_range": 0.1,
 }
-"""Wider random weights than the usual 0.02, with which models this narrow spend most of a short training on leaving their start."""
+"""Wider random weights than the usual 0.02, with which models this narrow spend most of a short training on leaving
+their start."""
 EOS, PAD = "<|end|>", "<|pad|>"
 
 
@@ -28,9 +29,15 @@ SHAPES = {"teacher": TEACHER, "student": STUDENT}
 
 
 def build_models(
-    folder: Path, texts: Iterable[str], *, seed: int = 0, vocabulary: int = 2000, shapes: dict[str, dict[str, Any]] = SHAPES
+    folder: Path,
+    texts: Iterable[str],
+    *,
+    seed: int = 0,
+    vocabulary: int = 2000,
+    shapes: dict[str, dict[str, Any]] = SHAPES,
 ) -> None:
-    """Write a folder for each of `shapes` (random Llamas, tied embeddings) with a byte-level BPE learned from `texts`."""
+    """Write a folder for each of `shapes` (random Llamas, tied embeddings) with a byte-level BPE learned from
+    `texts`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -60,6 +67,8 @@ def _tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[EOS, PAD], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[EOS, PAD], initial_alphabet=alphabet, show_progress=False
+    )
     inner.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=EOS, pad_token=PAD)

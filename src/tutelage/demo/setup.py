@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tutelage.artifacts import read_json, write_json
 from tutelage.demo.clinic import TASKS, VERSION, write_clinic
 from tutelage.demo.models import build_models
 from tutelage.errors import ConfigError
-from tutelage.records import read_jsonl
+from tutelage.utils.files import read_json, read_jsonl, write_json
 
 DEFAULT_TASKS = ("classification", "ner")
 RECIPES = Path(__file__).parent / "recipes"
@@ -17,7 +16,8 @@ MARK = "ready.json"
 
 
 def prepare(folder: Path, tasks: list[str]) -> None:
-    """Write folder/data and folder/models unless this version of them is there. Raises ConfigError for a task that is none."""
+    """Write folder/data and folder/models unless this version of them is there. Raises ConfigError for a task that is
+    none."""
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise ConfigError(f"--task {unknown[0]}: the demo has {', '.join(TASKS)}")

@@ -1,8 +1,8 @@
 """`tutelage doctor`: what is wrong, or looks wrong, before hours of work; and whether distillation can pay.
 
-Only what is cheap is done: rows are read and tokenized, small models loaded for one step, finished stages read. With a probe both
-models are trained for a few steps in a temporary folder, which foretells time, disk, memory and payoff. What the stages check
-themselves is asked of the same functions, and their refusals become checks.
+Only what is cheap is done: rows are read and tokenized, small models loaded for one step, finished stages read. With a
+probe both models are trained for a few steps in a temporary folder, which foretells time, disk, memory and payoff. What
+the stages check themselves is asked of the same functions, and their refusals become checks.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ from typing import TYPE_CHECKING
 
 from tutelage.doctor.checks import Check, exit_code, located, show, to_json, verdict
 from tutelage.errors import ConfigError, UserError
-from tutelage.recipe_schema import Recipe
+from tutelage.recipe.schema import Recipe
 
 if TYPE_CHECKING:
+    from tutelage.data.dataset import Rows
     from tutelage.doctor.fit_checks import Fitted
-    from tutelage.doctor.payoff import Pair
-    from tutelage.rows import Rows
+    from tutelage.doctor.headroom import Pair
 
 __all__ = ["Check", "examine", "examine_file", "exit_code", "show", "to_json", "verdict"]
 
 
 def examine_file(
-    path: Path | str, overrides: Sequence[str] = (), *, probe: int | None = None, say: Callable[[str], None] = lambda text: None
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    probe: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Check]:
     """Examine a recipe file, with its overrides; each check names the line of the file that is to be changed.
 
     A recipe that cannot be read is itself a list of checks that fail. Arguments as for `examine`.
     """
-    from tutelage.config import load_recipe
+    from tutelage.recipe.load import load_recipe
 
     try:
         loaded = load_recipe(path, overrides)
@@ -48,14 +52,15 @@ def examine_file(
 
 
 def examine(recipe: Recipe, *, probe: int | None = None, say: Callable[[str], None] = lambda text: None) -> list[Check]:
-    """Every check of a recipe whose values are right. probe: rows of a short trial of both models; without, only what is cheap.
+    """Every check of a recipe whose values are right. probe: rows of a short trial of both models; without, only what
+    is cheap.
 
     say: told in words what is going on. Nothing is written but into a temporary folder.
     """
     from tutelage.doctor.data_checks import check_data
     from tutelage.doctor.fit_checks import check_fit
     from tutelage.doctor.model_checks import check_loaded, check_settings, check_tokenizers
-    from tutelage.doctor.reading import read
+    from tutelage.doctor.row_checks import read
 
     with TemporaryDirectory(prefix="tutelage-doctor-") as scratch:
         began = time.perf_counter()
@@ -114,14 +119,20 @@ def _trial(
     recipe: Recipe, rows: Rows, fitted: Fitted, scratch: Path, probe: int, seconds: float, say: Callable[[str], None]
 ) -> tuple[Pair | None, list[Check]]:
     """The budget, and losses for a first sight of the payoff."""
-    from tutelage.doctor.budget import check_budget
-    from tutelage.doctor.trial import Trials
+    from tutelage.doctor.cost_estimate import check_budget
+    from tutelage.doctor.timing_run import Trials
     from tutelage.tasks import make_task
 
     task = make_task(recipe.task, rows.labels, choice=rows.choice)
     try:
         trial = Trials(recipe, fitted, task, scratch / "trial", probe).run(say)
-    except (UserError, RuntimeError, ValueError, MemoryError, OSError) as error:  # torch's out of memory is a RuntimeError
+    except (
+        UserError,
+        RuntimeError,
+        ValueError,
+        MemoryError,
+        OSError,
+    ) as error:  # torch's out of memory is a RuntimeError
         first = next(iter(str(error).splitlines()), type(error).__name__)
         batch = recipe.trainer_arguments("teach")["per_device_train_batch_size"]
         memory = "memory" in str(error).lower() or isinstance(error, MemoryError)
@@ -132,9 +143,9 @@ def _trial(
 
 def _stages(recipe: Recipe, pair: Pair | None) -> list[Check]:
     """What finished stages of the run tell."""
-    from tutelage.doctor.payoff import check_payoff
-    from tutelage.doctor.trajectory import check_trajectory
-    from tutelage.workspace import Workspace
+    from tutelage.doctor.checkpoint_checks import check_trajectory
+    from tutelage.doctor.headroom import check_payoff
+    from tutelage.run.workspace import Workspace
 
     space = Workspace(recipe)
     return [*check_trajectory(space), *check_payoff(space, pair)]

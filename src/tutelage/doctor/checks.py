@@ -1,4 +1,5 @@
-"""What the doctor says about one thing: a `Check`, its colour, the line of the recipe to change; and how checks are shown."""
+"""What the doctor says about one thing: a `Check`, its colour, the line of the recipe to change; and how checks are
+shown."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from tutelage.recipe_schema import Recipe
+    from tutelage.recipe.schema import Recipe
 
 Status = Literal["passed", "skipped", "look", "fail"]
 WORDS: dict[str, str] = {"passed": "passed", "skipped": "not looked at", "look": "look here", "fail": "will fail"}
@@ -28,8 +29,8 @@ class Check:
     area: str
     """One of `AREAS`."""
     status: Status
-    """`passed`, `look` (a human should), `fail` (the run would stop, or its result would be void); `skipped`: nothing to judge by
-    yet, which the text says how to change."""
+    """`passed`, `look` (a human should), `fail` (the run would stop, or its result would be void); `skipped`: nothing
+    to judge by yet, which the text says how to change."""
     text: str
     """What was found and why it matters."""
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +82,8 @@ def verdict(checks: Sequence[Check]) -> str:
 
 
 def show(checks: Sequence[Check]) -> None:
-    """Print the checks by area on standard output, those that ask for something in colour. Text from data cannot style it."""
+    """Print the checks by area on standard output, those that ask for something in colour. Text from data cannot style
+    it."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,4 +1,5 @@
-"""Checks of the rows themselves: too few, almost the same in two splits, contradicting, lopsided, in another language."""
+"""Checks of the rows themselves: too few, almost the same in two splits, contradicting, lopsided, in another
+language."""
 
 from __future__ import annotations
 
@@ -6,13 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from tutelage.data.dataset import Rows
+from tutelage.data.languages import language_shares, main_language
+from tutelage.data.near_duplicates import ALIKE, near_pairs
 from tutelage.doctor.checks import Check
-from tutelage.doctor.languages import language_shares, main_language
-from tutelage.doctor.near import ALIKE, near_pairs
-from tutelage.doctor.reading import SPLITS, data_line, normalised, own_texts, prompt_text
-from tutelage.recipe_schema import Recipe
+from tutelage.doctor.row_checks import SPLITS, data_line, normalised, own_texts, prompt_text
+from tutelage.recipe.schema import Recipe
 from tutelage.records import Example
-from tutelage.rows import Rows
 from tutelage.tasks.metrics import base_language, normalize_surface
 from tutelage.tasks.ner import entities_from_answer
 
@@ -68,7 +69,8 @@ def _sizes(rows: Rows, recipe: Recipe) -> Check:
 
 
 def _larger_share(rows: Rows, counts: dict[str, int]) -> str | None:
-    """The line that holds out enough rows to choose by, if enough stay to learn from; None where validation rows were given."""
+    """The line that holds out enough rows to choose by, if enough stay to learn from; None where validation rows were
+    given."""
     total = counts["train"] + counts["validation"]
     wanted = math.ceil(100 * FEW_JUDGING_ROWS / total) / 100
     held_out = any("held out" in note for note in rows.notes)
@@ -95,7 +97,9 @@ def _near_leaks(rows: Rows, texts: dict[str, list[str]], recipe: Recipe) -> Chec
         count = sum(numbers.values())
         text = f"{'no' if not count else f'only {count:,}'} rows of one split are almost rows of another"
         return Check("near leaks", "data", "passed", f"{text} (character shingles, {ALIKE:.0%} alike)", numbers)
-    text = "\n".join([*shown, "A model that has them by heart looks better than it is: split by source, or take them out"])
+    text = "\n".join(
+        [*shown, "A model that has them by heart looks better than it is: split by source, or take them out"]
+    )
     return Check("near leaks", "data", "look", text, numbers | {"share": round(worst, 4)}, data_line(recipe, bad))
 
 
@@ -174,14 +178,24 @@ def _label_shares(rows: Rows, recipe: Recipe) -> Check:
             " drawn alike, so a score on test is not what training aims at"
         )
         return Check("label shares", "data", "look", text, numbers, data_line(recipe, "test"))
-    return Check("label shares", "data", "passed", f"the commonest answer is {label!r}, {share:.0%} of the training rows", numbers)
+    return Check(
+        "label shares",
+        "data",
+        "passed",
+        f"the commonest answer is {label!r}, {share:.0%} of the training rows",
+        numbers,
+    )
 
 
 def _unlikely(one: Counter[str], other: Counter[str], labels: Sequence[str]) -> bool:
     """Whether two samples of labels can hardly come from one distribution (chi-square, p < 0.0001)."""
     from scipy.stats import chi2_contingency
 
-    return len(labels) > 1 and bool(other) and chi2_contingency([[c[name] for name in labels] for c in (one, other)]).pvalue < 1e-4
+    return (
+        len(labels) > 1
+        and bool(other)
+        and chi2_contingency([[c[name] for name in labels] for c in (one, other)]).pvalue < 1e-4
+    )
 
 
 def _surfaces(rows: Rows, recipe: Recipe) -> Check | None:
@@ -202,7 +216,11 @@ def _surfaces(rows: Rows, recipe: Recipe) -> Check | None:
     what = "entities" if asked == "ner" else "answers"
     numbers = {what: total, "not_found": lost}
     if not lost or (asked == "qa" and lost > 0.2 * total):  # free answers need not be spans
-        found = f"all {total:,} {what} stand in their prompts" if not lost else f"{total - lost:,} of {total:,} answers are spans"
+        found = (
+            f"all {total:,} {what} stand in their prompts"
+            if not lost
+            else f"{total - lost:,} of {total:,} answers are spans"
+        )
         return Check("entities" if asked == "ner" else "spans", "data", "passed", found, numbers)
     text = (
         f"{lost:,} of {total:,} {what} are not in the prompt as they are written ({'; '.join(shown[:SHOWN])}): the model is asked"
@@ -216,13 +234,14 @@ def _languages(texts: dict[str, list[str]], rows: Rows, recipe: Recipe) -> Check
     shares = {split: language_shares(own) for split, own in texts.items()}
     told = Counter(base_language(e.language) for split in SPLITS for e in rows.examples[split])
     main = main_language(texts["train"][:500])
-    numbers = {"guessed": {split: {k: round(v, 3) for k, v in own.items()} for split, own in shares.items()}, "main": main}
+    numbers = {
+        "guessed": {split: {k: round(v, 3) for k, v in own.items()} for split, own in shares.items()},
+        "main": main,
+    }
     numbers["told"] = {code or "unknown": count for code, count in told.items()}
     told_codes = {code for code in told if code}
     if main and not told_codes and main != "en":
-        text = (
-            f"the texts look like {main!r}, and the recipe does not say so: prompts and comparison of answers are those of English"
-        )
+        text = f"the texts look like {main!r}, and the recipe does not say so: prompts and comparison of answers are those of English"
         return Check("languages", "data", "look", text, numbers, f"task.language={main}")
     by_row = len(told_codes) > 1 or (recipe.task.language is None and bool(told_codes))
     if main and not by_row and told_codes and main not in told_codes:
@@ -234,7 +253,10 @@ def _languages(texts: dict[str, list[str]], rows: Rows, recipe: Recipe) -> Check
             seen = train.get(code, 0.0)
             text = f"{share:.0%} of the test rows look like {code!r}, {seen:.0%} of the training rows do: get such rows"
             return Check("languages", "data", "look", text, numbers, data_line(recipe, "train"))
-    listed = ", ".join(f"{code} {share:.0%}" for code, share in train.items() if share >= 0.05) or "not to be told from these texts"
+    listed = (
+        ", ".join(f"{code} {share:.0%}" for code, share in train.items() if share >= 0.05)
+        or "not to be told from these texts"
+    )
     mixed = "; a column `language` would say it row by row" if main is None and shares["train"] and not by_row else ""
     return Check("languages", "data", "passed", f"training texts look like: {listed}{mixed}", numbers)
 

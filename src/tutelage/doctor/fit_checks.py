@@ -1,4 +1,5 @@
-"""Checks of the rows as token ids: do they fit, can answers be written and read back, does the cache fit on the disk."""
+"""Checks of the rows as token ids: do they fit, can answers be written and read back, does the cache fit on the
+disk."""
 
 from __future__ import annotations
 
@@ -11,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.caching import foretell
-from tutelage.data import Encoder, Misfits
+from tutelage.data.dataset import Rows
+from tutelage.data.encode import Encoder, Misfits
+from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
 from tutelage.doctor.checks import Check, argument_line
-from tutelage.doctor.reading import SPLITS, data_line
+from tutelage.doctor.row_checks import SPLITS, data_line
 from tutelage.errors import DataError, UserError
-from tutelage.models import list_checkpoints, longest_context
-from tutelage.recipe_schema import Recipe
+from tutelage.models.load import longest_context
+from tutelage.recipe.schema import Recipe
 from tutelage.records import Example
-from tutelage.rows import Rows
-from tutelage.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
-from tutelage.workspace import make_encoder
+from tutelage.run.checkpoints import list_checkpoints
+from tutelage.run.workspace import make_encoder
+from tutelage.teacher.build_cache import foretell
 
 MANY_CUT = 0.05
 """Share of the rows above which leaving out or cutting is worth a look."""
@@ -52,7 +54,9 @@ class Fitted:
         return self.longest_answer + self.longest_answer // 2 + 4
 
 
-def check_fit(rows: Rows, recipe: Recipe, tokenizer: Any, vocabulary: int, scratch: Path) -> tuple[Fitted | None, list[Check]]:
+def check_fit(
+    rows: Rows, recipe: Recipe, tokenizer: Any, vocabulary: int, scratch: Path
+) -> tuple[Fitted | None, list[Check]]:
     """Tokenize all rows into `scratch`, and judge their lengths. None where nothing is left to train on."""
     encoder, misfits, kept = make_encoder(recipe, tokenizer), Misfits(), {}
     for split in SPLITS:
@@ -78,7 +82,9 @@ def _noting(encoder: Encoder, examples: list[Example], misfits: Misfits, kept: l
 
 def _too_long(encoder: Encoder, rows: Rows, misfits: Misfits, stores: dict[str, TokenStore], recipe: Recipe) -> Check:
     total, limit = sum(len(rows.examples[split]) for split in SPLITS), encoder.max_length
-    longest = max([*(int(row_lengths(store).max(initial=0)) for store in stores.values()), *(p + a for _, p, a in misfits.long)])
+    longest = max(
+        [*(int(row_lengths(store).max(initial=0)) for store in stores.values()), *(p + a for _, p, a in misfits.long)]
+    )
     numbers: dict[str, Any] = {"rows": total, "too_long": len(misfits.long), "longest": longest, "max_length": limit}
     try:
         encoder.check(misfits)
@@ -91,11 +97,20 @@ def _too_long(encoder: Encoder, rows: Rows, misfits: Misfits, stores: dict[str, 
         what = "lose the start of their prompt" if encoder.too_long == "truncate_prompt" else "are left out"
         text = f"{cut:,} of {total:,} rows are longer than {limit} tokens and {what}: is that meant?"
         return Check(
-            "lengths", "data", "look", text, numbers, f"data.max_length={longest}" if misfits.long else "data.max_length=MORE"
+            "lengths",
+            "data",
+            "look",
+            text,
+            numbers,
+            f"data.max_length={longest}" if misfits.long else "data.max_length=MORE",
         )
     text = f"every row fits into {limit:,} tokens; the longest has {longest:,}"
     return Check(
-        "lengths", "data", "passed", text if not cut else f"{cut:,} of {total:,} rows do not fit ({limit} tokens)", numbers
+        "lengths",
+        "data",
+        "passed",
+        text if not cut else f"{cut:,} of {total:,} rows do not fit ({limit} tokens)",
+        numbers,
     )
 
 
@@ -120,14 +135,21 @@ def _context(fitted: Fitted, recipe: Recipe) -> Check:
             " truncate_prompt or drop"
         )
         return Check("positions", "models", "fail", text, numbers, f"data.max_length={positions}")
-    return Check("positions", "models", "passed", f"both models have positions for the longest row, {longest:,} tokens", numbers)
+    return Check(
+        "positions", "models", "passed", f"both models have positions for the longest row, {longest:,} tokens", numbers
+    )
 
 
 def _answers(fitted: Fitted, rows: Rows, recipe: Recipe) -> Check:
     """Whether decoding is allowed as many tokens as gold answers have."""
     lengths = np.concatenate([answer_lengths(store) for store in fitted.stores.values()])
     allowed, longest = recipe.task.max_new_tokens or fitted.max_new_tokens, int(lengths.max())
-    numbers = {"median": int(np.median(lengths)), "p95": int(np.quantile(lengths, 0.95)), "longest": longest, "allowed": allowed}
+    numbers = {
+        "median": int(np.median(lengths)),
+        "p95": int(np.quantile(lengths, 0.95)),
+        "longest": longest,
+        "allowed": allowed,
+    }
     short = int(np.count_nonzero(lengths - 1 > allowed))  # the end-of-sequence token need not be written
     share = short / len(lengths)
     if share > FEW_LONG and recipe.task.decoding == "generate":
@@ -155,7 +177,9 @@ def _decoding(fitted: Fitted, recipe: Recipe) -> Check:
             " tokenizer has no way to write them, so no model with it can be right"
         )
         return Check("answers as tokens", "models", "look", text, numbers, "teacher.model_name_or_path=ANOTHER_FAMILY")
-    return Check("answers as tokens", "models", "passed", "the tokenizer writes answers that read back as they were", numbers)
+    return Check(
+        "answers as tokens", "models", "passed", "the tokenizer writes answers that read back as they were", numbers
+    )
 
 
 def _steps(fitted: Fitted, recipe: Recipe) -> Check:
@@ -168,7 +192,9 @@ def _steps(fitted: Fitted, recipe: Recipe) -> Check:
         del epochs["anchor"]
     sections = {"teach": ("teach",), "anchor": ("distill", "anchor"), "stage": ("distill",)}
     arguments = {name: recipe.trainer_arguments(*sections[name]) for name in epochs}
-    batches = {name: one.get(BATCH_SIZE, 8) * one.get("gradient_accumulation_steps", 1) for name, one in arguments.items()}
+    batches = {
+        name: one.get(BATCH_SIZE, 8) * one.get("gradient_accumulation_steps", 1) for name, one in arguments.items()
+    }
     steps = {name: math.ceil(epochs[name] * math.ceil(rows / batches[name])) for name in epochs}
     name = min(steps, key=steps.get)
     wanted = int(rows * epochs[name] / FEW_STEPS)

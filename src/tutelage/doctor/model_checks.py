@@ -1,4 +1,5 @@
-"""Checks of the two models without training: tokenizers, sizes, chat template, training arguments, checkpoints, precision, head."""
+"""Checks of the two models without training: tokenizers, sizes, chat template, training arguments, checkpoints,
+precision, head."""
 
 from __future__ import annotations
 
@@ -7,16 +8,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tutelage.data.dataset import load_rows
 from tutelage.doctor.checks import Check, argument_line, in_bytes
 from tutelage.doctor.fit_checks import Fitted
 from tutelage.errors import ModelError, UserError
-from tutelage.memory import machine_memory
-from tutelage.methods import find_method
-from tutelage.models import check_vocabularies, config_of, device, list_checkpoints, load_tokenizer
-from tutelage.outside import parameters
-from tutelage.precision import bf16_pays
-from tutelage.recipe_schema import Model, Recipe
-from tutelage.rows import load_rows
+from tutelage.method.methods import find_method
+from tutelage.models.load import check_vocabularies, config_of, device, load_tokenizer
+from tutelage.models.precision import bf16_pays
+from tutelage.recipe.schema import Model, Recipe
+from tutelage.run.checkpoints import list_checkpoints
+from tutelage.run.live_reader import parameters
+from tutelage.utils.memory import machine_memory
 
 ROLES = ("teacher", "student")
 SMALL_BYTES = 2_000_000_000
@@ -33,7 +35,9 @@ def check_tokenizers(recipe: Recipe) -> tuple[Any | None, int, list[Check]]:
         try:
             found[role] = load_tokenizer(getattr(recipe, role))
         except ModelError as error:
-            checks.append(Check("tokenizers", "models", "fail", f"{role}: {error}", {}, f"{role}.model_name_or_path=..."))
+            checks.append(
+                Check("tokenizers", "models", "fail", f"{role}: {error}", {}, f"{role}.model_name_or_path=...")
+            )
     if checks:
         return found.get("student"), 0, checks
     sizes = {role: len(found[role].get_vocab()) for role in ROLES}
@@ -42,8 +46,14 @@ def check_tokenizers(recipe: Recipe) -> tuple[Any | None, int, list[Check]]:
     except ModelError as error:
         name = "end of sequence" if "end a sequence" in str(error) else "vocabularies"
         return found["student"], 0, [Check(name, "models", "fail", str(error), sizes, "student.model_name_or_path=...")]
-    text = f"both tokenizers have the same {vocabulary:,} entries and end a sequence with {found['student'].eos_token!r}"
-    checks = [Check("vocabularies", "models", "passed", text, sizes), _padding(recipe, vocabulary), _chat(recipe, found)]
+    text = (
+        f"both tokenizers have the same {vocabulary:,} entries and end a sequence with {found['student'].eos_token!r}"
+    )
+    checks = [
+        Check("vocabularies", "models", "passed", text, sizes),
+        _padding(recipe, vocabulary),
+        _chat(recipe, found),
+    ]
     return found["student"], vocabulary, [check for check in checks if check]
 
 
@@ -54,15 +64,11 @@ def _padding(recipe: Recipe, vocabulary: int) -> Check | None:
     numbers = {"vocabulary": vocabulary, **sizes}
     short = [role for role, size in sizes.items() if size is not None and size < vocabulary]
     if short:
-        text = (
-            f"the tokenizer has {vocabulary:,} entries, the {short[0]} embeddings for {sizes[short[0]]:,}: it cannot read them all"
-        )
+        text = f"the tokenizer has {vocabulary:,} entries, the {short[0]} embeddings for {sizes[short[0]]:,}: it cannot read them all"
         return Check("padded sizes", "models", "fail", text, numbers, f"{short[0]}.model_name_or_path=...")
     if None in sizes.values():
         return None
-    text = (
-        f"embeddings for {sizes['teacher']:,} (teacher) and {sizes['student']:,} (student); what is beyond the tokenizer is cut off"
-    )
+    text = f"embeddings for {sizes['teacher']:,} (teacher) and {sizes['student']:,} (student); what is beyond the tokenizer is cut off"
     return Check("padded sizes", "models", "passed", text, numbers)
 
 
@@ -89,23 +95,33 @@ def _chat(recipe: Recipe, tokenizers: dict[str, Any]) -> Check | None:
 def _plain(recipe: Recipe) -> bool:
     """Whether the rows can be read without a chat template: conversations cannot."""
     try:
-        load_rows(recipe.model_copy(update={"data": recipe.data.model_copy(update={"chat_template": False, "system": None})}))
+        load_rows(
+            recipe.model_copy(update={"data": recipe.data.model_copy(update={"chat_template": False, "system": None})})
+        )
     except UserError:
         return False
     return True
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------------
+# --- settings ---
 
 
 def check_settings(recipe: Recipe) -> list[Check]:
-    """Training arguments, precision, checkpoints of the user's, and whether the student is another model than the teacher."""
-    checks = [_trainers(recipe), _rates(recipe), _precision(recipe), _memory(recipe), _checkpoints(recipe), _same(recipe)]
+    """Training arguments, precision, checkpoints of the user's, and whether the student is another model than the
+    teacher."""
+    checks = [
+        _trainers(recipe),
+        _rates(recipe),
+        _precision(recipe),
+        _memory(recipe),
+        _checkpoints(recipe),
+        _same(recipe),
+    ]
     return [check for check in checks if check]
 
 
 def _trainers(recipe: Recipe) -> Check:
-    from tutelage.trainer import training_arguments
+    from tutelage.training.trainer import training_arguments
 
     with TemporaryDirectory() as folder:
         for sections in (("teach",), ("distill", "anchor"), ("distill",)):
@@ -113,7 +129,9 @@ def _trainers(recipe: Recipe) -> Check:
                 training_arguments(Path(folder), recipe.trainer_arguments(*sections), seed=0)
             except (ValueError, TypeError, ImportError) as error:
                 text = f"transformers refuses these arguments: {error}"
-                return Check("training arguments", "models", "fail", text, {}, f"{_named(recipe, sections[-1], str(error))}")
+                return Check(
+                    "training arguments", "models", "fail", text, {}, f"{_named(recipe, sections[-1], str(error))}"
+                )
     return Check("training arguments", "models", "passed", "transformers takes them")
 
 
@@ -127,15 +145,21 @@ def _rates(recipe: Recipe) -> Check | None:
         if isinstance(rate, int | float) and not low <= rate <= high:
             what = f"so {'large' if rate > high else 'small'} that the {'model breaks' if rate > high else 'model stays as it is'}"
             text = f"the learning rate of {name}, {rate:g}, is {what}; usual are 1e-5 to 1e-3"
-            return Check("learning rate", "models", "look", text, numbers, f"{argument_line(recipe, name, 'learning_rate')}=1e-4")
-    return Check("learning rate", "models", "passed", ", ".join(f"{name} {rate:g}" for name, rate in numbers.items()), numbers)
+            return Check(
+                "learning rate", "models", "look", text, numbers, f"{argument_line(recipe, name, 'learning_rate')}=1e-4"
+            )
+    return Check(
+        "learning rate", "models", "passed", ", ".join(f"{name} {rate:g}" for name, rate in numbers.items()), numbers
+    )
 
 
 def _named(recipe: Recipe, section: str, message: str) -> str:
     """The line of the argument that a message of transformers is about, as far as it names one."""
     given = {**{name: f"trainer.{name}" for name in recipe.trainer}}
     given |= {name: f"{section}.trainer.{name}" for name in getattr(recipe, section).trainer}
-    about = next((line for name, line in given.items() if name in message or str(recipe.trainer.get(name)) in message), None)
+    about = next(
+        (line for name, line in given.items() if name in message or str(recipe.trainer.get(name)) in message), None
+    )
     return f"{about or f'{section}.trainer'}=..."
 
 
@@ -159,11 +183,14 @@ def _precision(recipe: Recipe) -> Check:
         return Check("precision", "models", "look", f"bfloat16 is slow here: {why}", numbers, "trainer.bf16=false")
     if "bf16" in recipe.trainer or "fp16" in recipe.trainer:
         return Check("precision", "models", "passed", f"as the recipe says; {why}", numbers)
-    return Check("precision", "models", "passed", f"{'bfloat16' if pays else 'float32'} will be used, since {why}", numbers)
+    return Check(
+        "precision", "models", "passed", f"{'bfloat16' if pays else 'float32'} will be used, since {why}", numbers
+    )
 
 
 def _memory(recipe: Recipe) -> Check | None:
-    """Whether weights, gradients and the optimizer's two moments fit here at all. None for models that are not on this disk."""
+    """Whether weights, gradients and the optimizer's two moments fit here at all. None for models that are not on this
+    disk."""
     total = machine_memory()
     numbers: dict[str, Any] = {"machine": total}
     for role in ROLES:
@@ -178,7 +205,14 @@ def _memory(recipe: Recipe) -> Check | None:
                 f"the {role} takes {in_bytes(numbers[role])}{' while all its weights are trained' if whole else ''}, and there"
                 f" are {in_bytes(total)} here{': adapters need little more than the weights' if whole else ''}"
             )
-            return Check("memory of weights", "models", "fail", text, numbers, f"{role}.{'lora={}' if whole else 'dtype=bfloat16'}")
+            return Check(
+                "memory of weights",
+                "models",
+                "fail",
+                text,
+                numbers,
+                f"{role}.{'lora={}' if whole else 'dtype=bfloat16'}",
+            )
     if not numbers["teacher"] or not numbers["student"]:
         return None
     listed = " and ".join(f"{in_bytes(numbers[role])} for the {role}" for role in ROLES)
@@ -196,9 +230,16 @@ def _checkpoints(recipe: Recipe) -> Check | None:
         except ModelError as error:
             return Check("checkpoints", "models", "fail", str(error), {}, "teach.checkpoints=FOLDER")
     if count == 1 and needs:
-        text = "one checkpoint: a schedule over checkpoints has nothing to choose from, and is plain distillation from it"
+        text = (
+            "one checkpoint: a schedule over checkpoints has nothing to choose from, and is plain distillation from it"
+        )
         return Check(
-            "checkpoints", "models", "look", text, {"checkpoints": 1}, f"teach.{'checkpoints' if given else 'num_checkpoints'}=4"
+            "checkpoints",
+            "models",
+            "look",
+            text,
+            {"checkpoints": 1},
+            f"teach.{'checkpoints' if given else 'num_checkpoints'}=4",
         )
     return Check("checkpoints", "models", "passed", f"{count} of your own", {"checkpoints": count}) if given else None
 
@@ -211,7 +252,7 @@ def _same(recipe: Recipe) -> Check | None:
     return None
 
 
-# --- models that are loaded ---------------------------------------------------------------------------------------------------
+# --- models that are loaded ---
 
 
 def check_loaded(recipe: Recipe, fitted: Fitted | None, *, even_large: bool) -> list[Check]:
@@ -219,7 +260,9 @@ def check_loaded(recipe: Recipe, fitted: Fitted | None, *, even_large: bool) -> 
     unseen = [role for role in ROLES if not even_large and not _small(getattr(recipe, role))]
     if unseen:
         which = " and the ".join(unseen)
-        text = f"the weights of the {which} are large or not here, so head and precision were not tried: --probe 200 does"
+        text = (
+            f"the weights of the {which} are large or not here, so head and precision were not tried: --probe 200 does"
+        )
         return [Check("head", "models", "skipped", text)]
     checks, sizes = [], {}
     for role in ROLES:
@@ -231,7 +274,9 @@ def check_loaded(recipe: Recipe, fitted: Fitted | None, *, even_large: bool) -> 
             return [*checks, Check("loading", "models", "fail", f"the {role} cannot be used here: {first}", {}, change)]
     if sizes["student"] >= sizes["teacher"] and not _same(recipe):
         text = f"the student has {sizes['student']:,} weights and the teacher {sizes['teacher']:,}: nothing is made smaller"
-        checks.append(Check("sizes of models", "models", "look", text, sizes, "student.model_name_or_path=A_SMALLER_ONE"))
+        checks.append(
+            Check("sizes of models", "models", "look", text, sizes, "student.model_name_or_path=A_SMALLER_ONE")
+        )
     else:
         text = f"the student has {sizes['student'] / sizes['teacher']:.0%} of the teacher's weights"
         checks.append(Check("sizes of models", "models", "passed", text, sizes))
@@ -240,7 +285,11 @@ def check_loaded(recipe: Recipe, fitted: Fitted | None, *, even_large: bool) -> 
 
 def _attention(recipe: Recipe, role: str, message: str) -> str | None:
     chosen = getattr(recipe, role).attn_implementation
-    return f"{role}.attn_implementation=sdpa" if chosen and ("attn" in message.lower() or "attention" in message.lower()) else None
+    return (
+        f"{role}.attn_implementation=sdpa"
+        if chosen and ("attn" in message.lower() or "attention" in message.lower())
+        else None
+    )
 
 
 def _small(model: Model) -> bool:
@@ -252,17 +301,19 @@ def _try(recipe: Recipe, role: str, fitted: Fitted | None, say: Callable[[Check]
     """Number of the model's weights; checks of its head and of a gradient go to `say`."""
     import torch
 
-    from tutelage.data import Collator, pad_id_of
-    from tutelage.heads import FAITHFUL_NATS, answer_logits, answer_states, head_error, head_of
-    from tutelage.models import load_model
-    from tutelage.trainer import IGNORED
+    from tutelage.data.encode import Collator, pad_id_of
+    from tutelage.models.heads import FAITHFUL_NATS, answer_logits, answer_states, head_error, head_of
+    from tutelage.models.load import load_model
+    from tutelage.training.trainer import IGNORED
 
     model = load_model(getattr(recipe, role))
     size = model.num_parameters()
     if fitted is None:
         return size
     rows = [(place, fitted.stores["train"][place]) for place in range(min(HEAD_ROWS, len(fitted.stores["train"])))]
-    batch = {name: tensor.to(model.device) for name, tensor in Collator(pad_id_of(fitted.encoder.tokenizer))(rows).items()}
+    batch = {
+        name: tensor.to(model.device) for name, tensor in Collator(pad_id_of(fitted.encoder.tokenizer))(rows).items()
+    }
     error = head_error(head_of(model, fitted.vocabulary), *answer_states(model, batch))
     looks = any(find_method(name).looks for name in recipe.distill.methods)
     numbers = {"head_error_nats": error, "allowed": FAITHFUL_NATS}
@@ -273,12 +324,27 @@ def _try(recipe: Recipe, role: str, fitted: Fitted | None, say: Callable[[Check]
             f"head(hidden) is {error:.2g} nats from the model's own logits, so the cache would hold the top {recipe.cache.top_k}"
             f" log-probabilities{', and a schedule that looks cannot compare checkpoints' if looks else ''}"
         )
-        say(Check(f"head of the {role}", "models", "fail" if looks else "look", text, numbers, "distill.methods=[cd-aw]"))
+        say(
+            Check(
+                f"head of the {role}", "models", "fail" if looks else "look", text, numbers, "distill.methods=[cd-aw]"
+            )
+        )
     logits = answer_logits(model, batch)[..., : fitted.vocabulary]
-    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten(), ignore_index=IGNORED)
+    loss = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), batch["targets"].flatten(), ignore_index=IGNORED
+    )
     loss.backward()
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     if not (torch.isfinite(loss) and all(torch.isfinite(gradient).all() for gradient in gradients)):
         text = f"loss or gradient of the {role} is not finite on the first rows in {getattr(recipe, role).dtype}"
-        say(Check(f"gradient of the {role}", "models", "fail", text, {"loss": float(loss.detach())}, f"{role}.dtype=float32"))
+        say(
+            Check(
+                f"gradient of the {role}",
+                "models",
+                "fail",
+                text,
+                {"loss": float(loss.detach())},
+                f"{role}.dtype=float32",
+            )
+        )
     return size

@@ -1,26 +1,28 @@
-"""Would the schedule stall: what it would choose for the untrained student, and for the one that fine-tuning has made of it."""
+"""Would the schedule stall: what it would choose for the untrained student, and for the one that fine-tuning has made
+of it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from tutelage.data import pad_id_of
+from tutelage.data.encode import pad_id_of
 from tutelage.doctor.checks import Check
 from tutelage.errors import UserError
-from tutelage.methods import find_method
-from tutelage.probe import Probe
-from tutelage.schedule import nearest
-from tutelage.teachers import CachedTeacher
-from tutelage.workspace import Workspace
+from tutelage.method.methods import find_method
+from tutelage.method.schedule import nearest
+from tutelage.run.workspace import Workspace
+from tutelage.teacher.sources import CachedTeacher
+from tutelage.training.probe import Probe
 
 ROWS = 64
 
 
 def foresee_stall(space: Workspace) -> Check | None:
-    """The published choice at both ends of the student's road, once teacher, cache and anchor are there and no student is yet.
+    """The published choice at both ends of the student's road, once teacher, cache and anchor are there and no student
+    is yet.
 
-    The anchor has had as many steps on gold as the student gets. A schedule that gives it the checkpoint it gave the untrained
-    student, and has it still far from there, would hardly move on. None where there is nothing to judge.
+    The anchor has had as many steps on gold as the student gets. A schedule that gives it the checkpoint it gave the
+    untrained student, and has it still far from there, would hardly move on. None where there is nothing to judge.
     """
     section = space.recipe.distill.schedule
     looks = any(find_method(name).schedule == "nearest" for name in space.recipe.distill.methods)
@@ -46,7 +48,7 @@ def foresee_stall(space: Workspace) -> Check | None:
 
 def _seen(space: Workspace) -> tuple[list, list, str, list[str]]:
     """Candidates as the untrained student and as the anchor see them; T*; names of all checkpoints."""
-    from tutelage.artifacts import read_json
+    from tutelage.utils.files import read_json
 
     taught, rows = read_json(space.folder / "teach" / "checkpoints.json"), space.encoded("train")
     names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]

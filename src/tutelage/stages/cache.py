@@ -1,7 +1,7 @@
 """cache: read every teacher checkpoint once over the training rows and keep what it said.
 
-Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them; for methods that learn from
-the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold.
+Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them; for methods that
+learn from the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tutelage import lineage
-from tutelage.artifacts import read_json
-from tutelage.caching import each_checkpoint, foretell
+from tutelage.data.token_store import write_tokens
 from tutelage.errors import ModelError
-from tutelage.evaluation import loss_records
-from tutelage.hidden_store import HiddenStore
-from tutelage.methods import find_method
-from tutelage.records import write_jsonl
-from tutelage.token_store import write_tokens
-from tutelage.workspace import Workspace
+from tutelage.method.methods import find_method
+from tutelage.models.evaluation import loss_records
+from tutelage.run import stage_inputs
+from tutelage.run.workspace import Workspace
+from tutelage.teacher.build_cache import each_checkpoint, foretell
+from tutelage.teacher.hidden_store import HiddenStore
+from tutelage.utils.files import read_json, write_jsonl
 
 
 def run(space: Workspace) -> None:
@@ -33,12 +32,14 @@ def run(space: Workspace) -> None:
 
 def _states(space: Workspace) -> None:
     recipe, section = space.recipe, space.recipe.cache
-    with space.work("cache", lineage.cache(space)) as work:
+    with space.work("cache", stage_inputs.cache(space)) as work:
         if work is None:
             return
         rows = space.encoded("train")
         checkpoints = read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]
-        space.screen.say(foretell(rows, recipe.teacher, len(checkpoints), space.about["vocabulary"], section.dtype, space.folder))
+        space.screen.say(
+            foretell(rows, recipe.teacher, len(checkpoints), space.about["vocabulary"], section.dtype, space.folder)
+        )
         builder = space.cache_builder(work.folder)
         folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
@@ -53,7 +54,8 @@ def _states(space: Workspace) -> None:
 
 
 def _refuse_top_k(space: Workspace) -> None:
-    """Raises ModelError, before a student is trained, for methods that need more of the teacher than such a cache holds."""
+    """Raises ModelError, before a student is trained, for methods that need more of the teacher than such a cache
+    holds."""
     stores = (read_json(path)["kind"] for path in (space.folder / "cache").glob("*/store.json"))
     if "top_k" not in stores:
         return
@@ -74,7 +76,7 @@ def _refuse_top_k(space: Workspace) -> None:
 
 def _answers(space: Workspace) -> None:
     """T*'s answers to the training rows: answers.jsonl, and the rows as token ids with those answers."""
-    with space.work("teacher_answers", lineage.teacher_answers(space)) as work:
+    with space.work("teacher_answers", stage_inputs.teacher_answers(space)) as work:
         if work is None:
             return
         exam, encoder = space.exam("train"), space.encoder

@@ -1,12 +1,13 @@
-"""cross_fit: losses of student and teacher on training rows that they have not been trained on, for weights that compare skill.
+"""cross_fit: losses of student and teacher on training rows that they have not been trained on, for weights that
+compare skill.
 
-After some epochs a model has memorised its rows, and the ratio of two such losses says who memorised better. Here the rows are
-cut into folds; for each fold a student, and a teacher with its checkpoints, are trained on the other rows, as long as anchor and
-teacher are, and read the fold. The cost: as many more trainings of student and teacher as there are folds, each on (folds - 1) /
-folds of the rows; with `cross_fit.teacher: false` of the student alone.
+After some epochs a model has memorised its rows, and the ratio of two such losses says who memorised better. Here the
+rows are cut into folds; for each fold a student, and a teacher with its checkpoints, are trained on the other rows, as
+long as anchor and teacher are, and read the fold. The cost: as many more trainings of student and teacher as there are
+folds, each on (folds - 1) / folds of the rows; with `cross_fit.teacher: false` of the student alone.
 
-Writes cross_fit/sample_loss.jsonl: each training row's `fold`, the student's loss (`anchor`) and each checkpoint's (`teacher`); and
-token_loss.safetensors, the same for answer tokens.
+Writes cross_fit/sample_loss.jsonl: each training row's `fold`, the student's loss (`anchor`) and each checkpoint's
+(`teacher`); and token_loss.safetensors, the same for answer tokens.
 """
 
 from __future__ import annotations
@@ -19,29 +20,30 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tutelage import lineage
-from tutelage.artifacts import read_json
-from tutelage.data import EncodedRow, Subset
+from tutelage.data.encode import EncodedRow, Subset
+from tutelage.data.token_store import answer_lengths
 from tutelage.errors import ModelError
-from tutelage.hidden_store import HiddenStore
-from tutelage.methods import find_method
-from tutelage.mixtures import row_means
-from tutelage.recipe_schema import Model
-from tutelage.records import write_jsonl
-from tutelage.token_store import answer_lengths
-from tutelage.trainer import steps_of, training_arguments
-from tutelage.workspace import Workspace
+from tutelage.method.methods import find_method
+from tutelage.recipe.schema import Model
+from tutelage.run import stage_inputs
+from tutelage.run.workspace import Workspace
+from tutelage.teacher.hidden_store import HiddenStore
+from tutelage.training.mixtures import row_means
+from tutelage.training.trainer import steps_of, training_arguments
+from tutelage.utils.files import read_json, write_jsonl
 
 
 def run(space: Workspace) -> None:
     """Do the stage, if a method of the recipe weighs by losses out of sample."""
     if not any(find_method(name).needs_cross_fit for name in space.recipe.distill.methods):
         return
-    with space.work("cross_fit", lineage.cross_fit(space)) as work:
+    with space.work("cross_fit", stage_inputs.cross_fit(space)) as work:
         if work is None:
             return
         rows, folds = space.encoded("train"), space.recipe.cross_fit.folds
-        names = [checkpoint["name"] for checkpoint in read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]]
+        names = [
+            checkpoint["name"] for checkpoint in read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]
+        ]
         fold_of = np.random.default_rng(space.recipe.seed).permutation(len(rows)) % folds
         lengths = answer_lengths(rows)
         in_fold = np.repeat(fold_of, lengths)
@@ -51,7 +53,10 @@ def run(space: Workspace) -> None:
             for name, losses in _fold(space, work.folder / f"fold-{fold}", places, others, names).items():
                 tokens[name][in_fold == fold] = losses
         save_file(tokens, str(work.folder / "token_loss.safetensors"))
-        write_jsonl(work.folder / "sample_loss.jsonl", _lines(rows, fold_of, {n: row_means(t, lengths) for n, t in tokens.items()}))
+        write_jsonl(
+            work.folder / "sample_loss.jsonl",
+            _lines(rows, fold_of, {n: row_means(t, lengths) for n, t in tokens.items()}),
+        )
         for fold in range(folds):
             shutil.rmtree(work.folder / f"fold-{fold}")
 
@@ -62,8 +67,11 @@ def _lines(rows: Sequence[EncodedRow], fold_of: np.ndarray, losses: dict[str, np
         yield {"id": row.id, "fold": int(fold_of[place]), "anchor": float(losses["anchor"][place]), "teacher": teacher}
 
 
-def _fold(space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    """[positions] losses on the rows at `places`, row by row, of `anchor` and checkpoints trained on the rows at `others`.
+def _fold(
+    space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray, names: list[str]
+) -> dict[str, np.ndarray]:
+    """[positions] losses on the rows at `places`, row by row, of `anchor` and checkpoints trained on the rows at
+    `others`.
 
     They are kept, so that a restart goes on with the next fold.
     """
@@ -76,9 +84,13 @@ def _fold(space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray
         space, folder / "student", recipe.student, ("distill", "anchor"), recipe.seed, epochs, places, others, [1.0]
     )
     if recipe.cross_fit.teacher:
-        whole = steps_of(training_arguments(folder, space.trainer_arguments("teach"), seed=0), len(space.encoded("train")))
+        whole = steps_of(
+            training_arguments(folder, space.trainer_arguments("teach"), seed=0), len(space.encoded("train"))
+        )
         shares = [int(name.removeprefix("checkpoint-")) / whole for name in names]
-        teacher = _losses(space, folder / "teacher", recipe.teacher, ("teach",), recipe.teacher_seed, None, places, others, shares)
+        teacher = _losses(
+            space, folder / "teacher", recipe.teacher, ("teach",), recipe.teacher_seed, None, places, others, shares
+        )
     else:
         lengths = answer_lengths(space.encoded("train"))
         theirs = np.repeat(np.isin(np.arange(len(lengths)), places), lengths)

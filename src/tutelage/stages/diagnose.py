@@ -1,7 +1,8 @@
 """diagnose: when and where each student wins or loses against T*, from what the run folder holds. No model, no torch.
 
-Writes diagnose/slices.json (two models on every slice), rows.jsonl (every test row: its slices, its scores) and summary.json
-(calibration, cascades, what weighting and schedule did, losses on training rows and by stage). docs/artifacts.md names every key.
+Writes diagnose/slices.json (two models on every slice), rows.jsonl (every test row: its slices, its scores) and
+summary.json (calibration, cascades, what weighting and schedule did, losses on training rows and by stage).
+docs/artifacts.md names every key.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.artifacts import Work, read_json, write_json
-from tutelage.calibration import cascades, limits, reliability, router, sequence_probability
-from tutelage.effects import contrasts, effect_of
-from tutelage.records import write_jsonl
-from tutelage.rows import prompt_text
-from tutelage.scored_rows import Scored, check_scored, parameters, read_scored
-from tutelage.slice_search import ALPHA, FEWEST_ROWS, Prompts, members, read_prompts, search
-from tutelage.slices import MEASURES, MOST_VALUES, Answers, Slice, by_amount, by_value, measure_slices
+from tutelage.analysis.calibration import cascades, limits, reliability, router, sequence_probability
+from tutelage.analysis.evaluated_rows import Scored, check_scored, parameters, read_scored
+from tutelage.analysis.method_effects import contrasts, effect_of
+from tutelage.analysis.slice_discovery import ALPHA, FEWEST_ROWS, Prompts, members, read_prompts, search
+from tutelage.analysis.slices import MEASURES, MOST_VALUES, Answers, Slice, by_amount, by_value, measure_slices
+from tutelage.analysis.training_dynamics import training
+from tutelage.data.dataset import prompt_text
+from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
-from tutelage.training_rows import training
-from tutelage.ui import print_table
+from tutelage.utils.console import print_table
+from tutelage.utils.files import read_json, write_json, write_jsonl
 
 if TYPE_CHECKING:
-    from tutelage.workspace import Workspace
+    from tutelage.run.workspace import Workspace
 
 INPUTS = (
     "prepare/rows.jsonl",
@@ -86,7 +87,7 @@ def _inputs(folder: Path) -> dict[str, str]:
     return {"tutelage": __version__, **hashes}
 
 
-# --- slices -----------------------------------------------------------------------------------------------------------------
+# --- slices ---
 
 
 def given_slices(scored: Scored, texts: Sequence[str]) -> list[Slice]:
@@ -112,7 +113,8 @@ def given_slices(scored: Scored, texts: Sequence[str]) -> list[Slice]:
 def _entity_slices(scored: Scored, gold: Sequence[Sequence[Sequence[str]]]) -> list[Slice]:
     """Rows with gold entities of a type, scored by these entities alone; and the rows without any entity."""
     counts = {
-        name: [entity_counts(line["prediction"] or [], line["gold"]) for line in lines] for name, lines in scored.lines.items()
+        name: [entity_counts(line["prediction"] or [], line["gold"]) for line in lines]
+        for name, lines in scored.lines.items()
     }
     seen = [{kind for kind, _ in one} for one in gold]
     kinds = [kind for kind, _ in Counter(kind for row in seen for kind in row).most_common(MOST_VALUES)]
@@ -143,12 +145,19 @@ def compare(scored: Scored, slices: Sequence[Slice], prompts: Prompts | None) ->
 def _about(scored: Scored, slices: Sequence[Slice]) -> dict[str, Any]:
     keys = list(dict.fromkeys(one.key for one in slices))
     unit = "tokens" if scored.tokens else "characters"
-    units = {"answer_length": unit, "prompt_length": unit, "teacher_loss": "nats a token", "teacher_certainty": "probability"}
+    units = {
+        "answer_length": unit,
+        "prompt_length": unit,
+        "teacher_loss": "nats a token",
+        "teacher_certainty": "probability",
+    }
     partitions = []
     for key in keys:
         mine = [one for one in slices if one.key == key]
         disjoint, tested = all(one.disjoint for one in mine), all(one.tested for one in mine)
-        partitions.append({"key": key, "unit": units.get(key), "disjoint": disjoint, "tested": tested, "slices": len(mine)})
+        partitions.append(
+            {"key": key, "unit": units.get(key), "disjoint": disjoint, "tested": tested, "slices": len(mine)}
+        )
     return {"rows": len(scored.rows), "split": "test", "resamples": RESAMPLES, "partitions": partitions}
 
 
@@ -187,15 +196,19 @@ def _row_of(name: str, place: int, answers: Mapping[str, Answers], sure: np.ndar
     return line
 
 
-# --- summary ----------------------------------------------------------------------------------------------------------------
+# --- summary ---
 
 
-def summarise(folder: Path, scored: Scored, pairs: Sequence[Mapping[str, Any]], prompts: Prompts | None) -> dict[str, Any]:
+def summarise(
+    folder: Path, scored: Scored, pairs: Sequence[Mapping[str, Any]], prompts: Prompts | None
+) -> dict[str, Any]:
     """summary.json: what is not a matter of slices, and the slices that tell most."""
     notes = list(scored.notes)
     unsure = [name for name in scored.answers if name != "student" and scored.confidence(name) is None]
     if unsure:
-        notes.append(NO_CONFIDENCE % (", ".join(unsure[:3]) + (f" and {len(unsure) - 3} more models" if len(unsure) > 3 else "")))
+        notes.append(
+            NO_CONFIDENCE % (", ".join(unsure[:3]) + (f" and {len(unsure) - 3} more models" if len(unsure) > 3 else ""))
+        )
     return {
         "rows": len(scored.rows),
         "notes": notes,
@@ -208,7 +221,8 @@ def summarise(folder: Path, scored: Scored, pairs: Sequence[Mapping[str, Any]], 
 
 
 def _outcome(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair in short: all rows, and the slices on which one of the two is surely ahead, the greatest differences first."""
+    """A pair in short: all rows, and the slices on which one of the two is surely ahead, the greatest differences
+    first."""
     found: dict[str, Any] = {"whole": pair["whole"], "found": [line["name"] for line in pair["found"]]}
     for measure in MEASURES:
         sign = 1 if measure == "score" else -1
@@ -226,18 +240,22 @@ def _sure(record: Mapping[str, Any]) -> bool:
 
 
 def _calibration(scored: Scored, name: str) -> dict[str, Any] | None:
-    """Measured where confidences were recorded, bounded where they were not; None where answers' lengths are unknown as well."""
+    """Measured where confidences were recorded, bounded where they were not; None where answers' lengths are unknown as
+    well."""
     right, sure = scored.answers[name].score >= 1.0, scored.confidence(name)
     if sure is not None:
         return reliability(sure, right)
     if "answers" not in scored.tokens:
         return None
-    same = [line["raw"].strip() == row["answer"].strip() for line, row in zip(scored.lines[name], scored.rows, strict=True)]
+    same = [
+        line["raw"].strip() == row["answer"].strip() for line, row in zip(scored.lines[name], scored.rows, strict=True)
+    ]
     return limits(sequence_probability(scored.answers[name].nll, scored.tokens["answers"]), right, np.array(same))
 
 
 def _cascades(folder: Path, scored: Scored, prompts: Prompts | None) -> dict[str, Any]:
-    """Each student in front of the teacher. The signal is its confidence, or else what prompts foretell of the two scores."""
+    """Each student in front of the teacher. The signal is its confidence, or else what prompts foretell of the two
+    scores."""
     teacher, students = scored.answers["teacher"].score, {name: one.score for name, one in scored.students.items()}
     sure = {name: scored.confidence(name) for name in students}
     signals = {name: values for name, values in sure.items() if values is not None}
@@ -274,20 +292,31 @@ def _effects(scored: Scored) -> list[dict[str, Any]]:
 
 
 def show(folder: Path) -> None:
-    """Print diagnose/: every student against T*, the slices on which they surely differ, and what was found in the prompts."""
+    """Print diagnose/: every student against T*, the slices on which they surely differ, and what was found in the
+    prompts."""
     result = read_json(folder / "diagnose" / "slices.json")
     head = ["student", "score", "teacher", "difference", "wins", "losses", "loss (nats)", "advantage", "deficit"]
     print_table(f"{result['rows']:,} test rows, 95 % intervals", head, [_whole_line(pair) for pair in result["pairs"]])
     lines = [line for pair in result["pairs"] for line in _slice_lines(pair)]
     if lines:
-        print_table("slices on which a student and T* surely differ (Holm)", ["student", "slice", "rows", "score", "nats"], lines)
+        print_table(
+            "slices on which a student and T* surely differ (Holm)",
+            ["student", "slice", "rows", "score", "nats"],
+            lines,
+        )
     for note in read_json(folder / "diagnose" / "summary.json")["notes"]:
         print(note)
 
 
 def _whole_line(pair: Mapping[str, Any]) -> list[str]:
     score, nll = pair["whole"]["score"], pair["whole"]["nll"]
-    values = [f"{score['student']:.3f}", f"{score['teacher']:.3f}", _span(score), str(score["wins"]), str(score["losses"])]
+    values = [
+        f"{score['student']:.3f}",
+        f"{score['teacher']:.3f}",
+        _span(score),
+        str(score["wins"]),
+        str(score["losses"]),
+    ]
     return [pair["student"], *values, _span(nll), f"{nll['advantage']['value']:.3f}", f"{nll['deficit']['value']:.3f}"]
 
 
@@ -295,7 +324,9 @@ def _slice_lines(pair: Mapping[str, Any]) -> list[list[str]]:
     sure = [line for line in pair["slices"] if any(_sure(line[key]) for key in MEASURES)]
     named = [(f"{line['key']} {line['value'] if line['value'] is not None else '(none)'}", line) for line in sure]
     named += [(f"found: {line['name']}", line) for line in pair["found"]]
-    return [[pair["student"], name, str(line["rows"]), _span(line["score"]), _span(line["nll"])] for name, line in named]
+    return [
+        [pair["student"], name, str(line["rows"]), _span(line["score"]), _span(line["nll"])] for name, line in named
+    ]
 
 
 def _span(record: Mapping[str, float]) -> str:

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage import lineage, losses
-from tutelage.artifacts import Work, read_json
-from tutelage.data import EncodedRow, pad_id_of
-from tutelage.distillation import Distillation, Plan, Validation, ValidationRow
-from tutelage.methods import Method, find_method
-from tutelage.mixtures import Ensemble, mixture_shares
-from tutelage.models import device, load_trainable, merged, save_student
-from tutelage.teachers import CachedTeacher, TeacherSource
-from tutelage.token_store import TokenStore, answer_lengths
-from tutelage.workspace import Workspace
+from tutelage.data.encode import EncodedRow, pad_id_of
+from tutelage.data.token_store import TokenStore, answer_lengths
+from tutelage.method.methods import Method, find_method
+from tutelage.models.load import device, load_trainable, merged, save_student
+from tutelage.run import stage_inputs
+from tutelage.run.manifest import Work
+from tutelage.run.workspace import Workspace
+from tutelage.teacher.sources import CachedTeacher, TeacherSource
+from tutelage.training import recorded_losses as losses
+from tutelage.training.distillation import Distillation, Plan, Validation, ValidationRow
+from tutelage.training.mixtures import Ensemble, mixture_shares
+from tutelage.utils.files import read_json
 
 
 def run(space: Workspace) -> None:
@@ -35,13 +37,15 @@ def run(space: Workspace) -> None:
 
 def cell(space: Workspace, method: str, seed: int) -> None:
     """Distil one student, unless it is there."""
-    inputs, space = lineage.student(space, method), space.varied(method)
+    inputs, space = stage_inputs.student(space, method), space.varied(method)
     recipe, parts = space.recipe, find_method(method)
     with space.work(f"distill/{method}/seed-{seed}", inputs) as work:
         if work is None:
             return
         rows = (
-            space.encoded("train") if parts.answers == "gold" else TokenStore(space.folder / "teacher_answers/train.arrow", "train")
+            space.encoded("train")
+            if parts.answers == "gold"
+            else TokenStore(space.folder / "teacher_answers/train.arrow", "train")
         )
         source, best = _teacher(space, parts, rows)
         plan = make_plan(space, method, seed)
@@ -98,8 +102,12 @@ def _teacher(space: Workspace, parts: Method, rows: Sequence[EncodedRow]) -> tup
     heads = len(names) if together else 2 if space.recipe.distill.schedule.glide else 1
     source = CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16, heads=heads)
     if together:
-        shares = mixture_shares({name: losses.validation_tokens(space, name) for name in names}, losses.validation_lengths(space))
-        space.screen.say("ensemble: shares fitted on validation: " + ", ".join(f"{n} {share:.2f}" for n, share in shares.items()))
+        shares = mixture_shares(
+            {name: losses.validation_tokens(space, name) for name in names}, losses.validation_lengths(space)
+        )
+        space.screen.say(
+            "ensemble: shares fitted on validation: " + ", ".join(f"{n} {share:.2f}" for n, share in shares.items())
+        )
         source = Ensemble(source, shares, answer_lengths(rows))
     return source, taught["best"]
 

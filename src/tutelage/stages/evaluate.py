@@ -1,7 +1,7 @@
 """evaluate: score teacher, untrained student, anchor and every distilled student on the test rows.
 
-Writes evaluate/MODEL/ for each model (a restart, or another method, scores only what is new): predictions.jsonl, scores.json and
-validation_loss.jsonl; then evaluate/predictions.jsonl and evaluate/scores.json with all of them.
+Writes evaluate/MODEL/ for each model (a restart, or another method, scores only what is new): predictions.jsonl,
+scores.json and validation_loss.jsonl; then evaluate/predictions.jsonl and evaluate/scores.json with all of them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from tutelage.artifacts import read_json, write_json
-from tutelage.evaluation import loss_records
-from tutelage.records import Prediction, read_records, write_jsonl
-from tutelage.ui import print_table
-from tutelage.workspace import Workspace
+from tutelage.models.evaluation import loss_records
+from tutelage.records import Prediction
+from tutelage.run.workspace import Workspace
+from tutelage.utils.console import print_table
+from tutelage.utils.files import read_json, read_records, write_json, write_jsonl
 
 
 class Candidate(NamedTuple):
@@ -47,7 +47,8 @@ def run(space: Workspace) -> None:
 
 
 def score(space: Workspace, model: Candidate) -> None:
-    """Answers and scores of one model on the test rows, and its losses on the validation rows, unless they are there."""
+    """Answers and scores of one model on the test rows, and its losses on the validation rows, unless they are
+    there."""
     inputs = model.inputs | space.upstream("prepare") | space.settings("task", "evaluate")
     with space.work(f"evaluate/{model.name}", inputs, rebuild_stale=True) as work:
         if work is None:
@@ -56,7 +57,9 @@ def score(space: Workspace, model: Candidate) -> None:
         began = time.perf_counter()
         with space.screen.progress(f"score {model.name}", len(exam.examples)) as advance:
             predictions = space.evaluator.predict(model.name, network, exam, advance)
-        work.about = {"answering": round(time.perf_counter() - began, 3)}  # without loading: what a comparison of speed is about
+        work.about = {
+            "answering": round(time.perf_counter() - began, 3)
+        }  # without loading: what a comparison of speed is about
         losses = space.evaluator.losses(network, held_out).rows
         write_jsonl(work.folder / "predictions.jsonl", predictions)
         write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))

@@ -1,7 +1,7 @@
 """prepare: read, check and freeze the rows, before any model weights are loaded.
 
-Writes prepare/rows.jsonl (every example that is used), prepare/tokens/ (the same as token ids, see `token_store.py`) and
-prepare/data.json (label set, vocabulary size, lengths, notes).
+Writes prepare/rows.jsonl (every example that is used), prepare/tokens/ (the same as token ids, see `token_store.py`)
+and prepare/data.json (label set, vocabulary size, lengths, notes).
 """
 
 from __future__ import annotations
@@ -10,31 +10,34 @@ import itertools
 import shutil
 from pathlib import Path
 
-from tutelage import lineage
-from tutelage.artifacts import write_json
-from tutelage.caching import foretell
-from tutelage.data import Encoder, Misfits
+from tutelage.data.dataset import load_rows
+from tutelage.data.encode import Encoder, Misfits
+from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
 from tutelage.errors import ConfigError, ModelError
-from tutelage.models import check_vocabularies, device, list_checkpoints, load_tokenizer, longest_context
-from tutelage.precision import bf16_pays
-from tutelage.records import SPLITS, Example, write_jsonl
-from tutelage.rows import load_rows
+from tutelage.models.load import check_vocabularies, device, load_tokenizer, longest_context
+from tutelage.models.precision import bf16_pays
+from tutelage.records import SPLITS, Example
+from tutelage.run import stage_inputs
+from tutelage.run.checkpoints import list_checkpoints
+from tutelage.run.workspace import Workspace, make_encoder
 from tutelage.tasks import make_task
-from tutelage.token_store import TokenStore, row_lengths, write_tokens
-from tutelage.trainer import training_arguments
-from tutelage.workspace import Workspace, make_encoder
+from tutelage.teacher.build_cache import foretell
+from tutelage.training.trainer import training_arguments
+from tutelage.utils.files import write_json, write_jsonl
 
 
 def run(space: Workspace) -> None:
     """Do the stage."""
     recipe = space.recipe
-    with space.work("prepare", lineage.prepare(space)) as work:
+    with space.work("prepare", stage_inputs.prepare(space)) as work:
         if work is None:
             return
         rows = load_rows(recipe)
         task = make_task(recipe.task, rows.labels, choice=rows.choice)
         if recipe.task.decoding == "labels" and not task.closed:
-            raise ConfigError("task.decoding: labels needs closed answers, and these rows have free text: write generate")
+            raise ConfigError(
+                "task.decoding: labels needs closed answers, and these rows have free text: write generate"
+            )
         _check_trainers(space)
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         tokenizer = load_tokenizer(recipe.student)
@@ -51,7 +54,9 @@ def run(space: Workspace) -> None:
         lengths = {split: _lengths(encoded[split]) for split in SPLITS}
         notes = list(rows.notes)
         if dropped:
-            notes.append(f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ...")
+            notes.append(
+                f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ..."
+            )
         _check_fit(space, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
         bf16, why = bf16_pays(device().type)
@@ -78,15 +83,20 @@ def run(space: Workspace) -> None:
         )
 
 
-def _tokenize(examples: dict[str, list[Example]], encoder: Encoder, folder: Path) -> tuple[dict[str, TokenStore], list[str]]:
-    """Write the rows of every split that fit as token ids; ids of those that are left out. Raises DataError as the encoder does."""
+def _tokenize(
+    examples: dict[str, list[Example]], encoder: Encoder, folder: Path
+) -> tuple[dict[str, TokenStore], list[str]]:
+    """Write the rows of every split that fit as token ids; ids of those that are left out. Raises DataError as the
+    encoder does."""
     misfits = Misfits()
     try:
         for split in SPLITS:
             write_tokens(folder / f"{split}.arrow", encoder.fitting(examples[split], misfits))
         dropped = encoder.check(misfits)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # refused rows leave nothing behind that a corrected recipe would trip over
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # refused rows leave nothing behind that a corrected recipe would trip over
         raise
     return {split: TokenStore(folder / f"{split}.arrow", split) for split in SPLITS}, dropped
 
@@ -101,7 +111,8 @@ def _lengths(rows: TokenStore) -> dict[str, int]:
 
 
 def _check_trainers(space: Workspace) -> None:
-    """Build every training's arguments once: transformers checks their values, and should do so before hours of work."""
+    """Build every training's arguments once: transformers checks their values, and should do so before hours of
+    work."""
     for sections in (("teach",), ("distill", "anchor"), ("distill",)):
         try:
             training_arguments(space.folder, space.recipe.trainer_arguments(*sections), seed=0)

@@ -1,7 +1,7 @@
 """report: one self-contained HTML page out of what a run folder holds. Reads artefacts only: no model, no torch.
 
-One function a section turns results into numbers and places; the templates word and draw them. A section whose files are not
-there is left out, and the page says what is missing and which stage writes it.
+One function a section turns results into numbers and places; the templates word and draw them. A section whose files
+are not there is left out, and the page says what is missing and which stage writes it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage import report_insight as insight
-from tutelage import report_sections as sections
-from tutelage.results import Results, read_results
+from tutelage.analysis.run_results import Results, read_results
+from tutelage.report import insight, sections
 
 if TYPE_CHECKING:
-    from tutelage.workspace import Workspace
+    from tutelage.run.workspace import Workspace
 
 INPUTS = (
     "recipe.yaml",
@@ -59,12 +58,13 @@ def run(space: Workspace) -> None:
 def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
     """Write run/report/index.html from the artefacts of a run folder and return its path.
 
-    title: heading of the page; escaped, like everything that comes from data. lang: a code of wording.LANGUAGES. Absent artefacts
-    leave sections out. Raises DataError if an artefact is there but cannot be read, UserError for an unknown language.
+    title: heading of the page; escaped, like everything that comes from data. lang: a code of wording.LANGUAGES. Absent
+    artefacts leave sections out. Raises DataError if an artefact is there but cannot be read, UserError for an unknown
+    language.
     """
     from tutelage import __version__
-    from tutelage.browsing import page_script, script_hash
-    from tutelage.page import render
+    from tutelage.report.page import render
+    from tutelage.report.row_browser import page_script, script_hash
 
     results = read_results(run)
     page = render(
@@ -88,7 +88,7 @@ def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
 
 def _sections(results: Results) -> dict[str, Any]:
     """What each section shows, in the order of the page; None or empty: it is left out."""
-    from tutelage.browsing import browser_data
+    from tutelage.report.row_browser import browser_data
 
     run, students = results.folder, sections.ordered(results)
     weighed = [student for student in students if student.weights]

@@ -1,7 +1,8 @@
 """teach: fine-tune the teacher and keep N checkpoints at equal spacing, or take the user's; then find T* on validation.
 
-Writes teach/checkpoint-STEP/ (Hugging Face layout, or PEFT adapters) and teach/checkpoints.json: name, folder, validation score
-and loss of each, and which is best; teach/validation/ holds their losses on the answer tokens of the validation rows.
+Writes teach/checkpoint-STEP/ (Hugging Face layout, or PEFT adapters) and teach/checkpoints.json: name, folder,
+validation score and loss of each, and which is best; teach/validation/ holds their losses on the answer tokens of the
+validation rows.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tutelage import lineage
-from tutelage.artifacts import read_json, write_json
 from tutelage.errors import ModelError
-from tutelage.finetuning import best_checkpoint, spaced_steps
-from tutelage.models import list_checkpoints
-from tutelage.trainer import WHOLE, seconds_before, training_arguments
-from tutelage.workspace import Workspace
+from tutelage.run import stage_inputs
+from tutelage.run.checkpoints import list_checkpoints
+from tutelage.run.workspace import Workspace
+from tutelage.training.finetuning import best_checkpoint, spaced_steps
+from tutelage.training.trainer import WHOLE, seconds_before, training_arguments
+from tutelage.utils.files import read_json, write_json
 
 RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", WHOLE)
 """What a saved step needs to go on training, and a finished teacher does not."""
@@ -32,7 +33,7 @@ def run(space: Workspace) -> None:
     """Do the stage."""
     recipe = space.recipe
     given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
-    with space.work("teach", lineage.teach(space)) as work:
+    with space.work("teach", stage_inputs.teach(space)) as work:
         if work is None:
             return
         work.seconds_before = seconds_before(work.folder)
@@ -54,10 +55,11 @@ def run(space: Workspace) -> None:
 
 
 def evenly_falling(losses: Sequence[float], count: int) -> list[int]:
-    """Places of `count` checkpoints in training order between which the loss falls about evenly; the last one is always kept.
+    """Places of `count` checkpoints in training order between which the loss falls about evenly; the last one is always
+    kept.
 
-    losses: of all checkpoints on the same rows, in training order. Every loss counts as the lowest up to there, so that a rise
-    late in training is not mistaken for progress.
+    losses: of all checkpoints on the same rows, in training order. Every loss counts as the lowest up to there, so that
+    a rise late in training is not mistaken for progress.
     """
     lowest = np.minimum.accumulate(losses)
     kept = [len(losses) - 1]

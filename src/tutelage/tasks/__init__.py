@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from tutelage.errors import ConfigError
-from tutelage.recipe_schema import Task
+from tutelage.recipe.schema import Task, known_metrics
 from tutelage.tasks import classification, ner, qa
 from tutelage.tasks.base import BaseTask
 from tutelage.tasks.metrics import base_language
@@ -27,12 +27,6 @@ def make_task(section: Task, labels: list[str] | None, *, choice: bool = False) 
     if section.metric is not None and section.metric not in kind.choosable_metrics:
         raise ConfigError(_metric_problem(section, kind.choosable_metrics, choice))
     return kind(section.metric, labels, section.language)
-
-
-def known_metrics(task_type: str) -> tuple[str, ...]:
-    """What `task.metric` can be for a task type, before any row is read: for `qa`, those of spans and of choices."""
-    metrics = TASKS[task_type].choosable_metrics
-    return metrics + qa.ChoiceQA.choosable_metrics if task_type == "qa" else metrics
 
 
 def template_for(task_type: str, language: str | None, choice: bool = False) -> str:

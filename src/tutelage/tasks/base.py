@@ -23,7 +23,8 @@ class BaseTask(ABC):
     """Whether every row's answer comes from a known set, which `decoding: labels` needs."""
 
     def __init__(self, metric: str | None = None, labels: Sequence[str] | None = None, language: str | None = None):
-        """`metric`: one of `choosable_metrics`. `labels`: labels, entity types or choices. `language`: of rows without one."""
+        """`metric`: one of `choosable_metrics`. `labels`: labels, entity types or choices. `language`: of rows without
+        one."""
         self.metric = metric or self.choosable_metrics[0]
         self.labels = list(dict.fromkeys(labels)) if labels else None
         self.language = language
@@ -46,7 +47,8 @@ class BaseTask(ABC):
 
     @abstractmethod
     def table(self, predictions: Sequence[Any | None], examples: Sequence[Example]) -> tuple[np.ndarray, Statistic]:
-        """([n, k] numbers that hold all that the metrics need of a row, the metrics as a function of draws of such rows)."""
+        """([n, k] numbers that hold all that the metrics need of a row, the metrics as a function of draws of such
+        rows)."""
 
     def metrics(
         self, predictions: Sequence[Any | None], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0

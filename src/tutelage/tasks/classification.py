@@ -2,8 +2,8 @@
 
     prompt  "Name the intent of this request.\\nRequest: Wake me at 7\\nIntent:"    answer  "set alarm"
 
-Metrics: accuracy; macro_f1, the mean F1 over the labels that occur in gold; invalid_rate, the share of rows whose answer is
-none of the labels allowed there. An invalid answer counts as wrong in the other two.
+Metrics: accuracy; macro_f1, the mean F1 over the labels that occur in gold; invalid_rate, the share of rows whose
+answer is none of the labels allowed there. An invalid answer counts as wrong in the other two.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
 from tutelage.tasks.base import BaseTask, first_line
 from tutelage.tasks.metrics import Statistic, fold, macro_f1
@@ -32,7 +33,7 @@ class Classification(BaseTask):
     """One label of the task's set, or of the row's own `labels` where it has them."""
 
     name = "classification"
-    choosable_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    choosable_metrics: ClassVar[tuple[str, ...]] = METRICS["classification"]
     closed = True
 
     def allowed(self, example: Example) -> list[str] | None:
@@ -45,7 +46,8 @@ class Classification(BaseTask):
         return _canonical(written, self.allowed(example)) or written
 
     def parse(self, raw: str, example: Example) -> str | None:
-        """The label on the first line: an exact match, else one that differs in case or width only; None if outside the set.
+        """The label on the first line: an exact match, else one that differs in case or width only; None if outside the
+        set.
 
         Where no label set is known, the line itself, or None if it is empty.
         """

@@ -1,7 +1,8 @@
-"""Scores as plain functions of strings and counts, and the bootstrap behind their intervals. Knows nothing of models or rows.
+"""Scores as plain functions of strings and counts, and the bootstrap behind their intervals. Knows nothing of models or
+rows.
 
-Text is compared the way the field does it: SQuAD's normalisation for spans, counted by character where a language puts no
-spaces between words or glues particles to them (zh, ja, ko), and exact surfaces for entities.
+Text is compared the way the field does it: SQuAD's normalisation for spans, counted by character where a language puts
+no spaces between words or glues particles to them (zh, ja, ko), and exact surfaces for entities.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ CHARACTER_LANGUAGES = frozenset({"zh", "ja", "ko"})
 ENGLISH_ARTICLES = frozenset({"a", "an", "the"})
 
 Statistic = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
-"""From draws [R, P] (how often each of P distinct rows was drawn, float) and those rows [P, k] to named values, each [R]."""
+"""From draws [R, P] (how often each of P distinct rows was drawn, float) and those rows [P, k] to named values, each
+[R]."""
 
 _MAX_DRAWS = 4_000_000  # R x P numbers held at once: 32 MB
 
@@ -92,8 +94,9 @@ def ratio(part: np.ndarray, whole: np.ndarray, empty: float | np.ndarray = 0.0) 
 def macro_f1(matched: np.ndarray, predicted: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """Mean F1 over the labels that occur in gold: counts [..., L] in, [...] in [0, 1] out.
 
-    Equals sklearn's `f1_score(average="macro", labels=<those in gold>, zero_division=0)`. A label that is only predicted has
-    no F1 of its own, so every model is averaged over the same labels; its false use costs the gold label's recall.
+    Equals sklearn's `f1_score(average="macro", labels=<those in gold>, zero_division=0)`. A label that is only
+    predicted has no F1 of its own, so every model is averaged over the same labels; its false use costs the gold
+    label's recall.
     """
     present = gold > 0
     return ratio((ratio(2 * matched, predicted + gold) * present).sum(-1), present.sum(-1))
@@ -102,9 +105,10 @@ def macro_f1(matched: np.ndarray, predicted: np.ndarray, gold: np.ndarray) -> np
 def bootstrap(rows: np.ndarray, statistic: Statistic, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """Values on all rows with bootstrap 95 % percentile intervals over rows.
 
-    rows: [n, k] numbers that hold all the statistic needs of a row, n >= 1. Drawing n rows with replacement is one multinomial
-    draw over the distinct rows, so the work grows with how much rows differ, and their order does not matter. A draw on
-    which a value is undefined (NaN) is left out of its interval; a single row has the interval [value, value].
+    rows: [n, k] numbers that hold all the statistic needs of a row, n >= 1. Drawing n rows with replacement is one
+    multinomial draw over the distinct rows, so the work grows with how much rows differ, and their order does not
+    matter. A draw on which a value is undefined (NaN) is left out of its interval; a single row has the interval
+    [value, value].
     """
     if not len(rows):
         raise ValueError("There are no rows to score: a mean over nothing has no value. Give at least one row.")
@@ -115,7 +119,9 @@ def bootstrap(rows: np.ndarray, statistic: Statistic, resamples: int = 1000, see
     for start in range(0, resamples, step):
         draws = rng.multinomial(len(rows), counts / len(rows), size=min(step, resamples - start))
         chunks.append(statistic(draws.astype(np.float64), patterns))
-    return {name: _interval(float(value[0]), np.concatenate([c[name] for c in chunks])) for name, value in values.items()}
+    return {
+        name: _interval(float(value[0]), np.concatenate([c[name] for c in chunks])) for name, value in values.items()
+    }
 
 
 def _interval(value: float, sampled: np.ndarray) -> Interval:

@@ -1,11 +1,12 @@
 """Named-entity recognition, written out: one entity a line in reading order, or the single word `none`.
 
-    prompt  "List the slots ...\\nRequest: play Purple Rain by Prince\\nSlots:"    answer  "song: Purple Rain\\nartist: Prince"
+    prompt  "List the slots ...\\nRequest: play Purple Rain by Prince\\nSlots:"    answer  "song: Purple Rain\\nartist:
+    Prince"
 
-A line is split at its first ": " (or full-width "："), so a surface may hold colons. Metrics: entity_f1, precision and recall
-over (type, surface) pairs, a multiset per row, summed over rows; f1/TYPE for each type that occurs in gold; unparsable_rate,
-the share of rows whose text is neither `none` nor has one readable line. Such a row predicts no entity. Unreadable lines
-beside readable ones are passed over.
+A line is split at its first ": " (or full-width "："), so a surface may hold colons. Metrics: entity_f1, precision and
+recall over (type, surface) pairs, a multiset per row, summed over rows; f1/TYPE for each type that occurs in gold;
+unparsable_rate, the share of rows whose text is neither `none` nor has one readable line. Such a row predicts no
+entity. Unreadable lines beside readable ones are passed over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from tutelage.errors import DataError
+from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
 from tutelage.tasks.base import BaseTask
 from tutelage.tasks.metrics import Statistic, entity_counts, ratio
@@ -68,7 +70,7 @@ class EntityRecognition(BaseTask):
     """Typed entities, counted as a multiset of (type, surface) per row; `labels` are the types."""
 
     name = "ner"
-    choosable_metrics: ClassVar[tuple[str, ...]] = ("entity_f1", "precision", "recall")
+    choosable_metrics: ClassVar[tuple[str, ...]] = METRICS["ner"]
     closed = False
 
     def gold(self, example: Example) -> list[list[str]]:
@@ -88,7 +90,8 @@ class EntityRecognition(BaseTask):
         return None if pairs is None else [list(pair) for pair in pairs]
 
     def score(self, prediction: Sequence[Sequence[str]] | None, example: Example) -> float:
-        """F1 of the row's entities, whatever the task's metric; 1.0 if there are none and none is predicted; 0.0 for None."""
+        """F1 of the row's entities, whatever the task's metric; 1.0 if there are none and none is predicted; 0.0 for
+        None."""
         if prediction is None:
             return 0.0
         matched, predicted, gold = _total(entity_counts(prediction, self.gold(example)))
@@ -139,7 +142,8 @@ def _split(line: str, types: Collection[str] | None) -> tuple[str, str] | None:
 
 
 def _one_line(text: str) -> str:
-    # Other white space stays, so that the surface is still found in the text: names are written with U+3000 in Japanese.
+    # Other white space stays, so that the surface is still found in the text: names are written with U+3000 in
+    # Japanese.
     return " ".join(part.strip() for part in text.splitlines()).strip()
 
 

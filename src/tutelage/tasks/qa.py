@@ -3,9 +3,10 @@
     span    "... Question: Where was Suo Jing from?\\nAnswer:"                        answer  "Dunhuang"
     choice  "What holds a letter?\\nA. car\\nB. envelope\\nC. roof\\nAnswer:"         answer  "B"
 
-Span metrics: exact_match and token_f1 after SQuAD's normalisation, the best over a row's accepted answers, by character for
-zh, ja and ko (see `metrics.answer_tokens`); empty_rate, the share of rows without any answer, which score 0. Choice metrics
-are those of classification; the answers are letters, or whatever closed set the rows name ("yes", "no", "maybe").
+Span metrics: exact_match and token_f1 after SQuAD's normalisation, the best over a row's accepted answers, by character
+for zh, ja and ko (see `metrics.answer_tokens`); empty_rate, the share of rows without any answer, which score 0. Choice
+metrics are those of classification; the answers are letters, or whatever closed set the rows name ("yes", "no",
+"maybe").
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from tutelage.errors import DataError
+from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
 from tutelage.tasks.base import BaseTask, first_line
 from tutelage.tasks.classification import Classification
@@ -70,12 +72,12 @@ class ChoiceQA(Classification):
 class SpanQA(BaseTask):
     """A free answer, compared with every accepted one.
 
-    An answer is one line: what a model writes after it is another question. Gold answers that hold line breaks, as spans of
-    wrapped text do, are therefore put on one line (`one_line`) before they are learned.
+    An answer is one line: what a model writes after it is another question. Gold answers that hold line breaks, as
+    spans of wrapped text do, are therefore put on one line (`one_line`) before they are learned.
     """
 
     name = "qa"
-    choosable_metrics: ClassVar[tuple[str, ...]] = ("exact_match", "token_f1")
+    choosable_metrics: ClassVar[tuple[str, ...]] = METRICS["span_qa"]
     closed = False
 
     def gold(self, example: Example) -> list[str]:

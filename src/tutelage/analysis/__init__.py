@@ -1,0 +1,1 @@
+"""Numbers from a run folder: intervals, tests, slices, calibration. Imports run and below; never torch."""

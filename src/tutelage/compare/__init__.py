@@ -1,0 +1,2 @@
+"""`tutelage compare`: methods x seeds x teachers on shared stages, their summary, table and page. Imports stages and
+below."""

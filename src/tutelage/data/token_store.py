@@ -1,0 +1,113 @@
+"""Rows as token ids on disk: tokenized once by `prepare`, read by every stage after it, never held in memory as a
+whole.
+
+    SPLIT.arrow               id, prompt and answer token ids, 64 rows to a record batch (Arrow IPC)
+    SPLIT.index.safetensors   keys, prompt and answer lengths [rows]: what is needed of all rows at once; written last
+
+Batches are read at their place in the file, through the page cache, and forgotten: of all rows only the index, 24 bytes
+each, is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file, save_file
+
+from tutelage.data.encode import EncodedRow
+
+BATCH_ROWS = 64
+"""Rows read at a time: random access reads a few kilobytes beside the row it wants."""
+_SCHEMA = pa.schema({"id": pa.string(), "prompt": pa.list_(pa.int32()), "answer": pa.list_(pa.int32())})
+
+
+def write_tokens(path: Path, rows: Iterable[EncodedRow]) -> None:
+    """Stream rows of one split into `path` (.arrow) and its index."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    index: list[tuple[int, int, int]] = []
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        for batch in _batches(rows):
+            columns = [[row.id for row in batch], [row.prompt for row in batch], [row.answer for row in batch]]
+            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            index += [(row.key, len(row.prompt), len(row.answer)) for row in batch]
+    keys, prompts, answers = torch.tensor(index, dtype=torch.int64).reshape(-1, 3).T.contiguous()
+    save_file({"keys": keys, "prompts": prompts.clone(), "answers": answers.clone()}, str(_index_of(path)))
+
+
+class TokenStore(Sequence[EncodedRow]):
+    """The rows of one split, read from disk as they are asked for."""
+
+    def __init__(self, path: Path, split: str) -> None:
+        """Open what `write_tokens` wrote."""
+        self.split = split
+        index = load_file(str(_index_of(path)))
+        self.keys, self.prompt_lengths, self.answer_lengths = (index[n].numpy() for n in ("keys", "prompts", "answers"))
+        self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+        self._held: tuple[int, pa.RecordBatch] | None = None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, place: int) -> EncodedRow: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[EncodedRow]: ...
+
+    def __getitem__(self, place: int | slice) -> EncodedRow | list[EncodedRow]:
+        """One row, or a list of the rows of a slice."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        number, row = divmod(int(place), BATCH_ROWS)
+        if self._held is None or self._held[0] != number:
+            self._held = number, self._reader.get_batch(number)
+        name, prompt, answer = (column[row].as_py() for column in self._held[1].columns)
+        return EncodedRow(name, self.split, prompt, answer)
+
+
+def keys_of(rows: Sequence[EncodedRow]) -> np.ndarray:
+    """[rows] fingerprints, int64."""
+    return rows.keys if isinstance(rows, TokenStore) else np.array([row.key for row in rows], dtype=np.int64)
+
+
+def answer_lengths(rows: Sequence[EncodedRow]) -> np.ndarray:
+    """[rows] answer tokens, end-of-sequence included."""
+    return (
+        rows.answer_lengths
+        if isinstance(rows, TokenStore)
+        else np.array([len(row.answer) for row in rows], dtype=np.int64)
+    )
+
+
+def row_lengths(rows: Sequence[EncodedRow]) -> np.ndarray:
+    """[rows] tokens of prompt and answer."""
+    if isinstance(rows, TokenStore):
+        return rows.prompt_lengths + rows.answer_lengths
+    return np.array([len(row.prompt) + len(row.answer) for row in rows], dtype=np.int64)
+
+
+def length_order(rows: Sequence[EncodedRow]) -> list[int]:
+    """Places of the rows, longest first: batches with little padding, and memory trouble shows at once."""
+    return np.argsort(-row_lengths(rows), kind="stable").tolist()
+
+
+def _batches(rows: Iterable[EncodedRow]) -> Iterator[list[EncodedRow]]:
+    batch: list[EncodedRow] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _index_of(path: Path) -> Path:
+    return path.with_suffix(".index.safetensors")

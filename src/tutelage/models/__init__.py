@@ -1,0 +1,1 @@
+"""Hugging Face models: loading, pruning, heads, decoding, scoring. Imports data and below."""

@@ -1,0 +1,184 @@
+"""A model at work on examples: its answers, their scores, and its loss on gold. Used on validation to choose, on test
+to report."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from tutelage.data.encode import Collator, EncodedRow, Encoder, pad_id_of
+from tutelage.data.token_store import answer_lengths, length_order
+from tutelage.errors import ModelError
+from tutelage.models.forward import read_batch
+from tutelage.models.generation import Answer, generate_answers
+from tutelage.models.label_scoring import choose_labels
+from tutelage.records import Example, Prediction, SampleLoss
+from tutelage.tasks.base import BaseTask
+from tutelage.tasks.metrics import bootstrap
+
+OnRows = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Rows as every model meets them: rendered and tokenized once, however many models answer."""
+
+    examples: Sequence[Example]
+    rows: Sequence[EncodedRow]
+    """The same as token ids, answers included; empty where no losses are asked for."""
+    prompts: list[array[int]]
+    labels: list[list[str]]
+    """Of each row, what it may be answered with; empty lists where answers are free text."""
+    candidates: list[list[list[int]]]
+    """The labels as token ids, without end-of-sequence."""
+
+
+class Checked(NamedTuple):
+    """A model on validation rows: what choices are made by."""
+
+    score: float
+    """The task's own metric over all rows."""
+    scores: list[float]
+    """[rows] each row's own score in [0, 1]."""
+    losses: Losses
+
+
+class Losses(NamedTuple):
+    """Losses of a model on rows, in nats."""
+
+    rows: np.ndarray
+    """[rows] means over the answer's tokens, end-of-sequence included."""
+    tokens: np.ndarray
+    """[positions] of every answer token, row by row."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Everything about evaluation that does not depend on the model."""
+
+    task: BaseTask
+    encoder: Encoder
+    vocabulary: int
+    max_new_tokens: int
+    decoding: str = "generate"
+    batch_size: int = 16
+
+    def exam(self, examples: Sequence[Example], rows: Sequence[EncodedRow] = ()) -> Exam:
+        """Examples made ready for models to answer."""
+        prompts = [array("i", self.encoder.prompt(example, self.max_new_tokens)) for example in examples]
+        closed = self.decoding != "generate"
+        labels = [list(example.labels or self.task.labels or []) if closed else [] for example in examples]
+        encoded = {label: self.encoder.answer(label)[:-1] for label in {label for row in labels for label in row}}
+        return Exam(examples, rows, prompts, labels, [[encoded[label] for label in row] for row in labels])
+
+    def answers(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Answer]:
+        """Raw answers in the order of the examples: greedy text, or the likeliest of the row's labels.
+
+        The probability of a label is that of its text, among all texts.
+        """
+        how = {"batch_size": self.batch_size, "on_batch": on_rows}
+        tokenizer = self.encoder.tokenizer
+        if self.decoding == "generate":
+            return generate_answers(model, tokenizer, exam.prompts, max_new_tokens=self.max_new_tokens, **how)
+        best = choose_labels(model, tokenizer, exam.prompts, exam.candidates, **how)
+        return [Answer(row[place], log_prob) for row, (place, log_prob) in zip(exam.labels, best, strict=True)]
+
+    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> Losses:
+        """l_i(M), and those of the answer tokens, in order. Raises ModelError where they are no numbers."""
+        found = read_losses(
+            model,
+            rows,
+            vocabulary=self.vocabulary,
+            pad_id=pad_id_of(self.encoder.tokenizer),
+            batch_size=self.batch_size,
+            on_rows=on_rows,
+        )
+        wrong = np.flatnonzero(~np.isfinite(found.rows))
+        if len(wrong):
+            raise ModelError(
+                f"the model's loss is no number on {len(wrong):,} of {len(rows):,} rows, first on {rows[int(wrong[0])].id}: its"
+                " training diverged, or its dtype is too narrow. Lower the learning_rate of its training, or load it in float32"
+            )
+        return found
+
+    def predict(self, name: str, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Prediction]:
+        """Answer, parsed answer, score, loss and confidence of a model on every example."""
+        answers = self.answers(model, exam, on_rows)
+        losses = self.losses(model, exam.rows).rows
+        predictions = []
+        for example, answer, loss in zip(exam.examples, answers, losses, strict=True):
+            parsed = self.task.parse(answer.text, example)
+            score, gold = self.task.score(parsed, example), self.task.gold(example)
+            row = (example.id, name, example.split, gold, answer.text, parsed, score, float(loss))
+            predictions.append(Prediction(*row, confidence=answer.confidence))
+        return predictions
+
+    def summary(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example], resamples: int = 1000
+    ) -> dict[str, Any]:
+        """Every metric, and the mean loss, as {"value", "low", "high"} with bootstrap 95 % intervals."""
+        metrics = self.task.metrics([p.prediction for p in predictions], examples, resamples=resamples)
+        table = {name: interval._asdict() for name, interval in metrics.items()}
+        losses = np.array([[prediction.nll] for prediction in predictions])
+        table |= {name: interval._asdict() for name, interval in bootstrap(losses, _mean_nll, resamples).items()}
+        return table
+
+    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> Checked:
+        """Score and losses on validation rows, and the score of every row."""
+        answers = self.answers(model, exam, on_rows)
+        parsed = [self.task.parse(answer.text, example) for answer, example in zip(answers, exam.examples, strict=True)]
+        score = self.task.metrics(parsed, exam.examples, resamples=100)[self.task.metric].value
+        scores = [self.task.score(one, example) for one, example in zip(parsed, exam.examples, strict=True)]
+        return Checked(score, scores, self.losses(model, exam.rows))
+
+
+def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """[draws] mean losses; a statistic for `bootstrap`, which draws rows with replacement."""
+    return {"nll": draws @ rows[:, 0] / draws.sum(1)}
+
+
+def sample_losses(
+    model: nn.Module, rows: Sequence[EncodedRow], *, vocabulary: int, pad_id: int, batch_size: int
+) -> np.ndarray:
+    """[rows] losses, nats a token, in the order of the rows."""
+    return read_losses(model, rows, vocabulary=vocabulary, pad_id=pad_id, batch_size=batch_size).rows
+
+
+@torch.no_grad()
+def read_losses(
+    model: nn.Module,
+    rows: Sequence[EncodedRow],
+    *,
+    vocabulary: int,
+    pad_id: int,
+    batch_size: int,
+    on_rows: OnRows | None = None,
+) -> Losses:
+    """Losses in nats by a teacher-forced forward pass, batches sorted by length, results in the order of the rows."""
+    training, collate, order = model.training, Collator(pad_id), length_order(rows)
+    model.eval()
+    nll, lengths = np.zeros(len(rows)), answer_lengths(rows)
+    ends = np.cumsum(lengths)
+    tokens = np.zeros(int(ends[-1]) if len(rows) else 0)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        _, (losses, means) = read_batch(model, collate([(place, rows[place]) for place in places]), vocabulary)
+        nll[places] = means.double().numpy()
+        for place, piece in zip(places, losses.double().split(lengths[places].tolist()), strict=True):
+            tokens[ends[place] - len(piece) : ends[place]] = piece
+        if on_rows:
+            on_rows(len(places))
+    model.train(training)
+    return Losses(nll, tokens)
+
+
+def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[SampleLoss]:
+    """The losses of rows as records, one at a time."""
+    for row, loss, tokens in zip(rows, nll.tolist(), answer_lengths(rows).tolist(), strict=True):
+        yield SampleLoss(row.id, row.split, loss, tokens)

@@ -1,0 +1,159 @@
+"""The output head of a causal LM as a function of its input, and forward passes that keep answer positions only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.data.encode import IGNORED
+
+FAITHFUL_NATS = 1e-3
+"""Largest mean KL between a model's own distribution and `head(hidden)`: bfloat16 rounding is far below, a missing cap
+is not."""
+BLOCK_BYTES = 1 << 22
+"""Size of the block of a head's weight that a CPU multiplies at a time, in float32: it stays in the cache."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Maps the hidden state that enters the output head to logits over the tokenizer's real vocabulary.
+
+    logits = softcap(scale x (W h + b)). Gemma caps, Granite and Cohere scale, Falcon-H1 multiplies; whether this
+    reproduces a model's own logits is checked by `head_error` before anything relies on it.
+    """
+
+    weight: Tensor
+    """[V, H], rows past the tokenizer's vocabulary cut off."""
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[N, H] to logits [N, V], computed in the type of the weight; in float32 if that is the type of either, on a
+        CPU."""
+        wide = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+        logits = vocabulary_product(hidden if wide else hidden.to(self.weight.dtype), self.weight, self.bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+
+    def to(self, *args: torch.dtype | torch.device | str) -> Head:
+        """The same head in another type or on another device."""
+        bias = None if self.bias is None else self.bias.to(*args)
+        return Head(self.weight.to(*args), bias, self.scale, self.softcap)
+
+
+def vocabulary_product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """hidden [N, H] times weight^T [H, V], plus bias: logits [N, V] in the type of `hidden`.
+
+    In float32 on a CPU block by block over the vocabulary. That is faster than the whole product
+    (benchmarks/RESULTS.md), and a bfloat16 weight is widened, which changes no value, without a float32 copy of it.
+    """
+    in_blocks = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+    if not in_blocks or (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
+        return nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+    logits = hidden.new_empty(len(hidden), len(weight))
+    size = max(1, BLOCK_BYTES // (4 * weight.shape[1]))
+    for start in range(0, len(weight), size):
+        block = slice(start, start + size)
+        torch.mm(hidden, weight[block].float().T, out=logits[:, block])
+    return logits if bias is None else logits.add_(bias)
+
+
+def head_of(model: nn.Module, vocabulary: int) -> Head:
+    """The output head of `model`, cut to `vocabulary` entries; weights are shared with the model, not copied."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = 1.0
+    if getattr(config, "logits_scaling", None):  # Granite divides
+        scale /= config.logits_scaling
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1 multiply
+        if isinstance(getattr(config, name, None), float):
+            scale *= getattr(config, name)
+    bias = getattr(layer, "bias", None)
+    return Head(
+        layer.weight.detach()[:vocabulary],
+        None if bias is None else bias.detach()[:vocabulary],
+        scale,
+        getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def takes_logits_to_keep(model: nn.Module) -> bool:
+    """Whether the model can be asked for the logits of the last positions alone."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def answer_logits(model: nn.Module, batch: dict[str, Tensor], *, keep: bool | None = None) -> Tensor:
+    """[B, A, V'] logits at the last A positions of a left-padded batch (A: columns of its targets).
+
+    The wrapped model is called as it is, so DDP and FSDP see an ordinary forward pass. keep: result of
+    `takes_logits_to_keep` on the unwrapped model, when the caller has it.
+    """
+    columns = batch["targets"].shape[1]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    if takes_logits_to_keep(model) if keep is None else keep:
+        return model(**inputs, logits_to_keep=columns, use_cache=False).logits
+    return model(**inputs, use_cache=False).logits[:, -columns:]
+
+
+@contextmanager
+def _watch_head(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what enters the output head during forward passes."""
+    seen: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def in_place_of(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While this lasts, the model computes `forward` where that layer would run."""
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+@torch.no_grad()
+def answer_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """[N, H] hidden states that enter the head at the batch's answer positions; the head itself does not run."""
+    layer, mask, seen = model.get_output_embeddings(), batch["targets"] != IGNORED, []
+    if "forward" in layer.__dict__:  # a wrapper has put its own there: leave it alone
+        return answer_states(model, batch)[0]
+
+    def forward(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return hidden[..., :1]
+
+    with in_place_of(layer, forward):
+        answer_logits(model, batch)
+    return seen[-1][:, -mask.shape[1] :][mask]
+
+
+@torch.no_grad()
+def answer_states(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Hidden states that enter the head and the model's own logits, both at the batch's answer positions.
+
+    Returns ([N, H], [N, V']) with the N answer positions in row-major order of the targets.
+    """
+    with _watch_head(model) as seen:
+        logits = answer_logits(model, batch)
+    mask = batch["targets"] != IGNORED
+    return seen[-1][:, -mask.shape[1] :][mask], logits[mask]
+
+
+def head_error(head: Head, hidden: Tensor, logits: Tensor) -> float:
+    """Mean KL (nats) between the model's own distribution and `head(hidden)`; about 0 where the head is faithful."""
+    from tutelage.method.divergences import forward_kl
+
+    vocabulary = head.weight.shape[0]
+    return float(forward_kl(head(hidden), logits[:, :vocabulary]).mean())

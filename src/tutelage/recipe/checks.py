@@ -1,0 +1,277 @@
+"""What can be wrong with a recipe's values: the messages about each, and the checks across fields.
+
+Owns the training arguments too: which are refused, and their names and types as transformers' source has them, so that
+a typo is reported without importing it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from tutelage.errors import ConfigError
+from tutelage.recipe.schema import Recipe, Section, known_metrics
+from tutelage.recipe.yaml_source import NUMBERS, shown
+
+RESERVED = {
+    "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
+    "seed": "set the recipe's `seed`, or `distill.seeds` for the students",
+    "data_seed": "set the recipe's `seed`, or `distill.seeds` for the students",
+    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`; for the teacher `teach.trainer.num_train_epochs`",
+    "auto_find_batch_size": "every method gets the same steps: set `per_device_train_batch_size`",
+    "dataloader_drop_last": "every training row is used; leave it out",
+    "remove_unused_columns": "the rows are already as the model needs them; leave it out",
+    "label_smoothing_factor": "the loss is tutelage's own and has no label smoothing; leave it out",
+    "resume_from_checkpoint": "the same command continues a stopped run by itself; leave it out",
+    "per_device_eval_batch_size": "set `evaluate.batch_size`",
+    "load_best_model_at_end": "set `distill.keep`, and `teach.best_by` for the teacher",
+    "metric_for_best_model": "set `task.metric`, `teach.best_by` and `distill.keep_by`",
+    "greater_is_better": "set `task.metric`, `teach.best_by` and `distill.keep_by`",
+    "push_to_hub": "bring the finished student to the Hub with `tutelage push RUN OWNER/NAME`",
+    "hub_*": "bring the finished student to the Hub with `tutelage push RUN OWNER/NAME`",
+    "disable_tqdm": "progress is shown by tutelage; leave it out",
+    "log_level": "messages are tutelage's own; leave it out",
+    "save_*": "set `teach.num_checkpoints` for the teacher, `distill.save_steps` for restart points of the student",
+    "eval_*": "validation takes place after each stage and for each teacher checkpoint; leave it out",
+    "do_*": "each stage is a command of its own; leave it out",
+    "evaluation_strategy": "validation takes place after each stage and for each teacher checkpoint; leave it out",
+    "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a share of the steps)",
+    "group_by_length": "write train_sampling_strategy: group_by_length",
+    "no_cuda": "write use_cpu: true",
+}
+"""Names (or patterns) of training arguments that the library decides itself or that have a new name: what to use
+instead."""
+
+_TRAINED = ("teach", "anchor", "distill")
+"""Sections with a `trainer` of their own."""
+
+
+class Problem(NamedTuple):
+    """Values that are each right and do not go together."""
+
+    key: str
+    """Dotted key where it is best mended."""
+    text: str
+    also: tuple[str, ...] = ()
+    """Dotted keys it depends on besides; if one of them is wrong itself, this problem is not worth reporting yet."""
+
+
+# --- what a message says ---
+
+
+def wrong(info: FieldInfo, value: Any) -> str:
+    """What to say about a value that its field does not take."""
+    wanted = _wanted(info.annotation, info.metadata)
+    hint = ""
+    if near := get_close_matches(value, _choices(info.annotation), 1) if isinstance(value, str) else []:
+        hint = f"; did you mean {near[0]}?"
+    elif "text" in wanted:
+        hint = "; put text in quotes that YAML reads as something else (yes, no, null, 12, {x})"
+    elif isinstance(value, str) and any(pattern.match(value) for pattern in NUMBERS.values()):
+        hint = "; write it without quotes"
+    return f"found {shown(value)}, want {wanted}{hint}"
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for inner in get_args(annotation) for choice in _choices(inner)]
+
+
+def _wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """A type in words: "a whole number above 0 or null"."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"a mapping of {', '.join(annotation.model_fields)}"
+    if origin is list:
+        return f"a list (of {_wanted(inner[0])})"
+    if origin is dict:
+        return "a mapping of text to text" if inner[1] is str else "a mapping"
+    if origin is Literal:
+        return ("one of " if len(inner) > 1 else "") + ", ".join(inner)
+    if inner:
+        return " or ".join(_wanted(part, metadata if part is not NoneType else ()) for part in inner)
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    bounds = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+    limits = [f"{word} {getattr(m, name)}" for m in metadata for name, word in bounds.items() if hasattr(m, name)]
+    return f"{words[annotation]} {' and '.join(limits)}".strip()
+
+
+# --- checks across fields ---
+
+
+def check(recipe: Recipe) -> list[str]:
+    """What cannot work although each value is right by itself, as `key: what, and what to do`; empty if all is well."""
+    return [f"{problem.key}: {problem.text}" for problem in cross_problems(recipe)]
+
+
+def cross_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What `check` words, with the keys that each problem depends on."""
+    yield from _task_problems(recipe)
+    yield from _method_problems(recipe)
+    yield from _given_model_problems(recipe)
+    for section in ("", *_TRAINED):
+        place = f"{section}.trainer".lstrip(".")
+        for name, value in (getattr(recipe, section) if section else recipe).trainer.items():
+            if text := _trainer_problem(place, name, value):
+                yield Problem(f"{place}.{name}", text)
+
+
+def _task_problems(recipe: Recipe) -> Iterator[Problem]:
+    task, data = recipe.task, recipe.data
+    if not (data.dataset or data.train):
+        hint = "no training rows; set data.dataset (a folder or hub id) or data.train (a file or files)"
+        yield Problem("data.dataset", hint, ("data.train",))
+    if data.system is not None and not data.chat_template:
+        hint = (
+            "a system message needs a chat prompt; set data.chat_template: true, or write the text into data.template"
+        )
+        yield Problem("data.system", hint, ("data.chat_template",))
+    if task.decoding == "labels" and task.type == "ner":
+        hint = "`labels` picks one answer of a closed set, and ner has none; write generate"
+        yield Problem("task.decoding", hint, ("task.type",))
+    if task.metric is not None:
+        known = tuple(dict.fromkeys(known_metrics(task.type)))
+        if task.metric not in known:
+            hint = f"no score of {task.type} is called {task.metric!r}; {_one_of(task.metric, known)}"
+            yield Problem("task.metric", hint, ("task.type",))
+
+
+def _method_problems(recipe: Recipe) -> Iterator[Problem]:
+    from tutelage.method.methods import find_method, method_names, split_variant
+
+    for key, values in {"distill.methods": recipe.distill.methods, "distill.seeds": recipe.distill.seeds}.items():
+        if not values:
+            yield Problem(key, f"empty; leave it out for {type(recipe.distill).model_fields[key[8:]].default}")
+        for value in dict.fromkeys(v for v in values if values.count(v) > 1):
+            yield Problem(key, f"{value} is there {values.count(value)} times; write it once")
+    for name in dict.fromkeys(recipe.distill.methods):
+        base, _ = split_variant(name)
+        if base not in method_names():
+            yield Problem("distill.methods", f"no method is called {base!r}; {_one_of(base, method_names())}")
+            continue
+        for mistake in find_method(base).mistakes():
+            yield Problem("distill.methods", f"{base} cannot work: {mistake}")
+    if split_variant(recipe.tune.on)[0] not in method_names():
+        yield Problem("tune.on", f"no method is called {recipe.tune.on!r}; {_one_of(recipe.tune.on, method_names())}")
+    elif find_method(recipe.tune.on).needs_anchor or find_method(recipe.tune.on).needs_cross_fit:
+        hint = f"{recipe.tune.on} weighs by the anchor, which is trained with the rate that is looked for; write td, or another"
+        yield Problem("tune.on", f"{hint} method with constant weights")
+    if not recipe.tune.grid or min(recipe.tune.grid) <= 0:
+        yield Problem(
+            "tune.grid", f"found {shown(recipe.tune.grid)}, want learning rates above 0, e.g. [2.0e-5, 1.0e-4]"
+        )
+    yield from _weighting_problems(recipe)
+    of_teacher = [recipe.teach.seed] if recipe.teach.seed is not None else []
+    for key, seeds in {"seed": [recipe.seed], "teach.seed": of_teacher, "distill.seeds": recipe.distill.seeds}.items():
+        for seed in seeds:
+            if not 0 <= seed < 2**32:
+                yield Problem(key, f"{seed} cannot seed a random generator; write a number from 0 to 4294967295")
+
+
+def _weighting_problems(recipe: Recipe) -> Iterator[Problem]:
+    from tutelage.method.methods import find_method, method_names, split_variant
+
+    how = recipe.distill.weighting
+    for name in ("calibrate", "smooth"):
+        if how.per_token and getattr(how, name):
+            hint = f"`{name}` is about rows, and `per_token` weighs tokens; use one of the two"
+            yield Problem(f"distill.weighting.{name}", hint, ("distill.weighting.per_token",))
+    known = [find_method(name) for name in recipe.distill.methods if split_variant(name)[0] in method_names()]
+    if recipe.teach.checkpoints and recipe.cross_fit.teacher and any(method.needs_cross_fit for method in known):
+        hint = (
+            "a teacher of yours cannot be trained on folds, since how it was trained is not known; write cross_fit.teacher: false"
+            " (the student's losses are then out of sample, the checkpoints' are not)"
+        )
+        yield Problem("cross_fit.teacher", hint, ("teach.checkpoints", "distill.methods"))
+
+
+def method_problems(recipe: Recipe, method: str, settings: Sequence[str]) -> Iterator[str]:
+    """Why a known method cannot be with these settings. recipe: as the method sees it. settings: those in its name,
+    `key=value`."""
+    from tutelage.method.methods import find_method
+
+    parts = find_method(method)
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if not parts.reads(key):
+            yield f"{key} makes no difference to {method}: it would be the same student under another name; leave it out"
+    if parts.weighting == "gated" and recipe.distill.weighting.per_token:
+        yield f"weighting.per_token weighs tokens, and {method} mixes its two teachers row by row; leave one of them out"
+
+
+def budget(recipe: Recipe) -> dict[str, float]:
+    """What decides how many steps a student is trained for, and on how many rows each."""
+    plan, given = recipe.distill, {"gradient_accumulation_steps": 1} | recipe.trainer_arguments("distill")
+    rows = {name: given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
+    return {"epochs in all": round(plan.num_stages * plan.epochs_per_stage, 9), **rows}
+
+
+def _given_model_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.teach.checkpoints is not None and not recipe.teach.checkpoints:
+        yield Problem("teach.checkpoints", "names no checkpoint; name a folder, or leave it out to train the teacher")
+    checkpoints, anchor = recipe.teach.checkpoints, recipe.anchor
+    unread = {
+        "teach.trainer": (recipe.teach.trainer, "teach.checkpoints", checkpoints),
+        "anchor.trainer": (anchor.trainer, "anchor.model_name_or_path", anchor.model_name_or_path),
+        "anchor.keep": (anchor.keep != "last", "anchor.model_name_or_path", anchor.model_name_or_path),
+    }
+    for place, (is_set, key, value) in unread.items():
+        if value and is_set:
+            hint = f"has no effect: nothing is trained, because {key} names a model of yours; remove one of the two"
+            yield Problem(place, hint, (key,))
+
+
+def _one_of(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    return (f"did you mean {near[0]}? " if near else "") + f"There are: {', '.join(known)}"
+
+
+# --- TrainingArguments ---
+
+
+@cache
+def _trainer_arguments() -> dict[str, str]:
+    """Annotation of every field of transformers.TrainingArguments, out of its source: importing it takes seconds."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise ConfigError("transformers is not installed in this Python; run: pip install tutelage")
+    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    return {line.target.id: ast.unparse(line.annotation) for line in body if isinstance(line, ast.AnnAssign)}
+
+
+def trainer_argument_names() -> frozenset[str]:
+    """Names of all fields of transformers.TrainingArguments, as installed; transformers is not imported."""
+    return frozenset(_trainer_arguments())
+
+
+def refusal(place: str, name: str) -> str | None:
+    """Why the library does not take this training argument here (`teach.trainer`, ...), and what to use instead."""
+    if name == "num_train_epochs" and place != "teach.trainer":
+        return "distillation's length is num_stages x epochs_per_stage: set these in `distill`, for the teacher teach.trainer"
+    return next((hint for pattern, hint in RESERVED.items() if fnmatch(name, pattern)), None)
+
+
+def _trainer_problem(place: str, name: str, value: Any) -> str | None:
+    if hint := refusal(place, name):
+        return f"not taken here; {hint}"
+    if name not in trainer_argument_names():
+        near = get_close_matches(name, trainer_argument_names() - RESERVED.keys(), 1)
+        hint = f"did you mean `{near[0]}`?" if near else "see the documentation of that class for its arguments"
+        return f"not an argument of transformers.TrainingArguments; {hint}"
+    kinds = {"int": int, "float": float, "bool": bool}
+    kind = kinds.get(_trainer_arguments()[name])
+    right = isinstance(value, int | float) if kind is float else isinstance(value, kind or object)
+    if kind and (not right or isinstance(value, bool) != (kind is bool)):
+        return f"found {shown(value)}, want {_wanted(kind)}"
+    return None

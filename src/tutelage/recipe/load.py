@@ -1,0 +1,254 @@
+"""The recipe: loaded and checked as a whole, every problem at once, flattened, and written back.
+
+Owns the walk over the schema and how pydantic's errors become messages; what a recipe may hold is declared in
+`recipe_schema.py`, the text is read by `recipe_yaml.py`, values are judged by `recipe_checks.py`. Nothing heavy is
+imported, so a typo is reported at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from tutelage.errors import ConfigError, problems
+from tutelage.method.methods import find_method, method_names, split_variant
+from tutelage.recipe.checks import (
+    budget,
+    check,
+    cross_problems,
+    method_problems,
+    refusal,
+    trainer_argument_names,
+    wrong,
+)
+from tutelage.recipe.schema import Recipe, Section
+from tutelage.recipe.yaml_source import REQUIRED, Dumper, Keys, Source, dotted, example, override, read
+
+__all__ = ["LoadedRecipe", "check", "dump_recipe", "flatten", "load_recipe", "show_rows", "trainer_argument_names"]
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe that has passed every check."""
+
+    recipe: Recipe
+    origins: dict[str, str]
+    """By dotted key of every leaf: `default`, `override`, or file and line (`banking77.yaml:14`)."""
+    path: Path
+
+
+# --- loading ---
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe, set `section.key=value` overrides (values are YAML), and check everything.
+
+    `name` is the file's stem and `output_dir` runs/NAME unless given. An empty section counts as `{}`. ConfigError with
+    all problems at once, each as `file:line: key: what, and what to do`.
+    """
+    source = read(Path(path))
+    for text in overrides:
+        override(source, text)
+    given = copy.deepcopy(source.values)
+    source.values.setdefault("name", source.path.stem)
+    source.values.setdefault("output_dir", f"runs/{source.values['name']}")
+    _fill_empty_sections(source.values)
+    recipe = _validate(source)
+    if source.problems or recipe is None:
+        count = len(source.problems)
+        raise ConfigError(problems(f"{path} has {count} problem{'s' * (count != 1)}:", source.problems))
+    for method in recipe.distill.methods:
+        varied(recipe, method)
+    origins = {}
+    for keys, _, _ in _leaves(recipe):
+        known = _get(given, keys) is not _ABSENT
+        origins[dotted(keys)] = source.place(keys, source.path.name) if known else "default"
+    return LoadedRecipe(recipe, origins, source.path)
+
+
+def varied(recipe: Recipe, method: str) -> Recipe:
+    """The recipe with the settings of a method and those that its name carries: `td+kd_ratio=0.7` sets
+    distill.kd_ratio.
+
+    Raises ConfigError for settings that cannot be, that make no difference to the method, or that would change its
+    budget: steps and rows a step are the same for all methods of a run.
+    """
+    base, named = split_variant(method)
+    known = base in method_names()
+    source, found = Source(Path(method), {}), recipe
+    if settings := [*(find_method(base).settings if known else ()), *named]:
+        source.values = recipe.model_dump()
+        for text in settings:
+            if "/" in text:
+                source.problems.append(
+                    f"{text!r}: the name of a variant is the name of a folder, and `/` cannot be in it"
+                )
+            override(source, f"distill.{text}")
+        found = _validate(source)
+    if found is not None:
+        own, others = budget(found), budget(recipe)
+        source.problems += [
+            f"{own[name]:g} {name}, and the others have {others[name]:g}: every method gets the same steps"
+            for name in own if own[name] != others[name]
+        ]  # fmt: skip
+        if found.distill.methods != recipe.distill.methods or found.distill.seeds != recipe.distill.seeds:
+            source.problems.append("methods and seeds are those of the whole run; leave them out")
+        if known:
+            source.problems += method_problems(found, base, named)
+    if source.problems:
+        raise ConfigError(problems(f"the method {method!r} cannot be:", source.problems))
+    return found
+
+
+def _fill_empty_sections(values: dict[str, Any]) -> None:
+    """`teach:` with nothing under it means the defaults; a field that may be null (lora) stays null."""
+    for keys, info in _schema(Recipe):
+        may_be_empty = _section_of(info) or get_origin(info.annotation) is dict
+        if may_be_empty and NoneType not in get_args(info.annotation) and _get(values, keys) is None:
+            _get(values, keys[:-1])[keys[-1]] = {}
+
+
+def _validate(source: Source) -> Recipe | None:
+    """The recipe, or None; problems are added to the source. What is wrong is mended to check the rest in the same
+    go."""
+    try:
+        recipe, errors = Recipe.model_validate(source.values, strict=True), []
+    except ValidationError as error:
+        recipe, errors = None, error.errors(include_url=False)
+    faults: dict[Keys, str] = {}
+    meant: set[Keys] = set()
+    for error in errors:
+        keys, info, section = _locate(error["loc"])
+        if info is None:
+            faults[keys], near = _unknown(keys, section)
+            meant |= {near} - {None}
+        elif error["type"] == "missing":
+            faults.setdefault(keys, f"missing; write for example `{example(keys)}`")
+        else:
+            faults.setdefault(keys, wrong(info, _get(source.values, keys)))
+    for keys in meant:  # a required key that was misspelt is not missing as well
+        if _get(source.values, keys) is _ABSENT:
+            faults.pop(keys, None)
+    for keys, text in faults.items():
+        source.report(keys, text)
+    whole = recipe or _mended(source.values, faults.keys() | meant)
+    bad = {dotted(keys) for keys in faults.keys() | meant}
+    for problem in cross_problems(whole) if whole else ():
+        if not any(f"{key}.".startswith(f"{fault}.") for key in (problem.key, *problem.also) for fault in bad):
+            source.report(tuple(problem.key.split(".")), problem.text)
+    return recipe
+
+
+def _mended(values: dict[str, Any], faults: set[Keys]) -> Recipe | None:
+    """The recipe with wrong values left out, required ones replaced by an example."""
+    mended = copy.deepcopy(values)
+    for keys in faults:
+        inside = _get(mended, keys[:-1])
+        if isinstance(inside, dict):
+            inside.pop(keys[-1], None)
+            if dotted(keys) in REQUIRED:
+                inside[keys[-1]] = copy.deepcopy(REQUIRED[dotted(keys)])
+    try:
+        return Recipe.model_validate({"name": "-", "output_dir": "-"} | mended, strict=True)
+    except ValidationError:
+        return None
+
+
+def _unknown(keys: Keys, section: type[Section]) -> tuple[str, Keys | None]:
+    """What to say about a key that its section lacks, and the key of the section that was probably meant."""
+    name, inside = str(keys[-1]), keys[:-1]
+    trainer = dotted((*inside, "trainer") if "trainer" in section.model_fields else ("trainer",))
+    near = get_close_matches(name, section.model_fields, 1)
+    elsewhere = [dotted(other) for other, _ in _schema(Recipe) if other[-1] == name]
+    meant = (*inside, near[0]) if near else None
+    hints = [f"did you mean `{near[0]}`?"] if near else []
+    if elsewhere:
+        hints.append(f"`{name}` is a key of another section: write {' or '.join(elsewhere)}")
+    elif hint := refusal(trainer, name):
+        return f"unknown key; {hint}", None
+    elif name in trainer_argument_names():
+        return f"unknown key; it is an argument of transformers.TrainingArguments: write {trainer}.{name}", None
+    if not hints:
+        alike = get_close_matches(name, [other[-1] for other, _ in _schema(Recipe)], 1, 0.75)
+        hints = [f"did you mean {dotted(other)}?" for other, _ in _schema(Recipe) if other[-1] in alike]
+    return f"unknown key; {'; '.join(hints) or 'valid here: ' + ', '.join(section.model_fields)}", meant
+
+
+# --- walks over values and schema ---
+
+
+def _get(values: Any, keys: Keys) -> Any:
+    for key in keys:
+        if not isinstance(values, dict) or key not in values:
+            return _ABSENT
+        values = values[key]
+    return values
+
+
+def _section_of(info: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, if it holds one."""
+    kinds = get_args(info.annotation) or (info.annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def _schema(section: type[Section], prefix: Keys = ()) -> Iterator[tuple[Keys, FieldInfo]]:
+    """Every field of a section and of the sections in it, outer ones first."""
+    for name, info in section.model_fields.items():
+        yield (*prefix, name), info
+        if inner := _section_of(info):
+            yield from _schema(inner, (*prefix, name))
+
+
+def _locate(loc: Keys) -> tuple[Keys, FieldInfo | None, type[Section]]:
+    """The field that an error of pydantic lies in, or None for a key that the section lacks; and the section."""
+    section, info = Recipe, None
+    for depth, name in enumerate(loc, 1):
+        info = section.model_fields.get(name)
+        inner = _section_of(info) if info else None
+        if inner is None or depth == len(loc):
+            return loc[:depth], info, section
+        section = inner
+    raise AssertionError(f"no field at {loc}")
+
+
+def _leaves(section: Section, prefix: Keys = ()) -> Iterator[tuple[Keys, Any, str]]:
+    """Keys, value and docstring of every leaf. Entries of a mapping are leaves, and so is an empty mapping."""
+    for name, info in type(section).model_fields.items():
+        value, keys = getattr(section, name), (*prefix, name)
+        if isinstance(value, Section):
+            yield from _leaves(value, keys)
+        elif isinstance(value, dict) and value:
+            yield from (((*keys, key), entry, info.description or "") for key, entry in value.items())
+        else:
+            yield keys, value, info.description or ""
+
+
+# --- what others read of a recipe ---
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, defaults included, in the order of the schema; `load_recipe` reads an equal one back."""
+    return yaml.dump(recipe.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Every leaf by its dotted key ("distill.num_stages", "trainer.learning_rate"); values as JSON has them."""
+    return {dotted(keys): value for keys, value, _ in _leaves(recipe) if value != {}}
+
+
+def show_rows(loaded: LoadedRecipe) -> list[tuple[str, Any, str, str]]:
+    """Key, value, origin and help of every leaf; `trainer` with the defaults that the recipe leaves alone."""
+    full = loaded.recipe.model_copy(update={"trainer": loaded.recipe.trainer_arguments()})
+    rows = ((dotted(keys), value, text) for keys, value, text in _leaves(full))
+    return [(key, value, loaded.origins.get(key, "default"), text) for key, value, text in rows]

@@ -1,0 +1,228 @@
+"""A recipe's values before they are judged: read from YAML with their lines, overridden, and where each comes from.
+
+Owns what YAML is read and written here, and the messages about text that holds no mapping of values at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tutelage.errors import ConfigError
+
+Keys = tuple[Any, ...]
+"""Path of a value: ("distill", "trainer", "learning_rate"); an integer is a place in a list."""
+
+REQUIRED = {
+    "task": {"type": "classification"},
+    "task.type": "classification",
+    "data": {"train": "data/train.jsonl"},
+    "teacher": {"model_name_or_path": "HuggingFaceTB/SmolLM2-360M-Instruct"},
+    "teacher.model_name_or_path": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "student": {"model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    "student.model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""An example of each key that has no default."""
+
+_OVERRIDE = re.compile(r"(?P<key>[^\W\d][\w-]*(?:\.[\w-]+)*)=(?P<value>.*\S.*)", re.DOTALL)
+_DEEPEST = 20
+"""Levels of nesting in a recipe; a YAML alias that holds itself has no end."""
+
+
+# --- how keys and values are shown ---
+
+
+def dotted(keys: Keys) -> str:
+    """The dotted key: "distill.trainer.learning_rate"."""
+    return ".".join(str(key) for key in keys)
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, cut to 60 characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def example(keys: Keys) -> str:
+    """A line that sets a required key."""
+    value = REQUIRED.get(dotted(keys), "...")
+    text = (
+        "{" + ", ".join(f"{key}: {inner}" for key, inner in value.items()) + "}" if isinstance(value, dict) else value
+    )
+    return f"{keys[-1]}: {text}"
+
+
+# --- YAML ---
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that differs from YAML 1.1 where that surprises: 1e-4 is a number; 12:30, 010 and 2024-01-01 are
+    text."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes all text that `_Loader` or a YAML 1.1 reader would take for something else."""
+
+
+_CORE = "tag:yaml.org,2002:"
+NUMBERS = {
+    "int": re.compile(r"[-+]?(0|[1-9][0-9_]*)$"),
+    "float": re.compile(
+        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.nan$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0].removeprefix(_CORE) not in ("int", "float", "timestamp")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern in NUMBERS.items():
+    _Loader.add_implicit_resolver(_CORE + _kind, _pattern, list("-+.0123456789"))
+    Dumper.add_implicit_resolver(_CORE + _kind, _pattern, list("-+.0123456789"))
+for _kind in ("binary", "omap", "pairs", "set", "timestamp"):  # a recipe holds what JSON can hold
+    _Loader.add_constructor(_CORE + _kind, _Loader.construct_undefined)
+
+
+@dataclass
+class Source:
+    """A recipe's values before they are judged, and where each comes from."""
+
+    path: Path
+    values: dict[str, Any]
+    lines: dict[Keys, int] = field(default_factory=dict)
+    overridden: list[Keys] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def place(self, keys: Keys, file: Path | str | None = None) -> str:
+        """`override`, or file and line of the value or of what it should stand in."""
+        if any(given == keys[: len(given)] or keys == given[: len(keys)] for given in self.overridden):
+            return "override"
+        line = next((self.lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in self.lines), None)
+        return f"{file or self.path}" if line is None else f"{file or self.path}:{line}"
+
+    def report(self, keys: Keys, text: str) -> None:
+        """Add a problem."""
+        self.problems.append(f"{self.place(keys)}: {dotted(keys)}: {text}")
+
+
+def read(path: Path) -> Source:
+    """The file's values and lines; of a run folder, those of its recipe.yaml, with the folder where it lies now.
+
+    ConfigError where there is nothing that could be judged key by key.
+    """
+    folder = path if (path / "recipe.yaml").is_file() else None
+    path = folder / "recipe.yaml" if folder else path
+    source = Source(path, {})
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8-sig"))
+        node = loader.get_single_node()
+        _note_lines(node, (), source)
+        values = loader.construct_document(node) if node else None
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such recipe file.{_files_nearby(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path}: a folder without recipe.yaml; name a recipe file (YAML), or the folder of a run"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a recipe file (YAML)") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(_yaml_problem(path, error)) from None
+    if not values:
+        least = "".join(f"\n  {example((key,))}" for key in REQUIRED if "." not in key)
+        raise ConfigError(f"{path}:1: the recipe is empty. The least it needs:{least}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}:1: a recipe is a mapping of sections (`task:`, `data:`, ...); found {shown(values)}")
+    source.values = _plain(values)
+    if folder and (folder / "prepare").is_dir():
+        source.values["output_dir"] = str(folder)
+    return source
+
+
+def _plain(value: Any) -> Any:
+    """A copy with keys as text, in which a YAML alias is a value of its own: an override changes one of them."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _note_lines(node: yaml.Node | None, keys: Keys, source: Source) -> None:
+    """Record the line of every key, and keys that are written twice."""
+    if len(keys) > _DEEPEST:
+        raise ConfigError(
+            f"{source.path}:{node.start_mark.line + 1}: nested deeper than {_DEEPEST} levels; write it flatter"
+        )
+    if isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            _note_lines(item, (*keys, place), source)
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        child, line = (*keys, str(key.value)), key.start_mark.line + 1
+        if child in source.lines:
+            text = f"written twice, first in line {source.lines[child]}; keep one of them"
+            source.problems.append(f"{source.path}:{line}: {dotted(child)}: {text}")
+        source.lines.setdefault(child, line)
+        _note_lines(value, child, source)
+
+
+def _yaml_problem(path: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error).split("\n")[0]
+    start, context = getattr(error, "context_mark", None), getattr(error, "context", None)
+    since = (
+        f" ({context} that begins in line {start.line + 1})" if start and context and start.line != mark.line else ""
+    )
+    hint = "indent with spaces, close quotes and brackets, and put text that holds ': ' or begins with { or [ in quotes"
+    return f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {what}{since}; {hint}"
+
+
+def _files_nearby(path: Path) -> str:
+    names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, 1) or get_close_matches(path.stem, names, 1, 0.4)
+    return (
+        f" Did you mean {path.parent / near[0]}?"
+        if near
+        else " Check the path; it is looked up from the current folder."
+    )
+
+
+# --- overrides ---
+
+
+def override(source: Source, text: str) -> None:
+    """Set one value. A mapping replaces the one that is there; a dotted key sets a single entry."""
+    form = "write section.key=value without spaces around `=`, e.g. distill.num_stages=4 or 'teacher.lora={r: 8}'"
+    match = _OVERRIDE.fullmatch(text)
+    if not match:
+        clear = f"{text}null" if text.endswith("=") else None
+        hint = f"no value; write {clear}, or {text}\"''\" for empty text" if clear else f"not an override; {form}"
+        source.problems.append(f"override {text!r}: {hint}")
+        return
+    keys = tuple(match["key"].split("."))
+    try:
+        value = _plain(yaml.load(match["value"], _Loader))
+    except yaml.YAMLError:
+        quoted = f"{match['key']}={json.dumps(match['value'].strip(), ensure_ascii=False)}"
+        source.problems.append(
+            f"override {text!r}: the value is not valid YAML; {form}; text goes in quotes: '{quoted}'"
+        )
+        return
+    inner = source.values
+    for depth, key in enumerate(keys[:-1], 1):
+        if inner.get(key) is None:
+            inner[key] = {}
+        inner = inner[key]
+        if not isinstance(inner, dict):
+            parent = dotted(keys[:depth])
+            source.problems.append(
+                f"override {text!r}: {parent} is {shown(inner)}, not a mapping; write {parent}=... whole"
+            )
+            return
+    inner[keys[-1]] = value
+    source.overridden.append(keys)

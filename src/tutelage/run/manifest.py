@@ -1,0 +1,207 @@
+"""The run folder: its names, manifests written last, fingerprints, and whether a result is fresh, stale (and why) or
+unfinished.
+
+A folder's *inputs* are a flat dict: the recipe's values it depends on, fingerprints of files, and fingerprints of the
+stages before it. `started.json` records them when work begins, `manifest.json` when it ends: a manifest means finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tutelage.errors import ConfigError, RunLockedError, StaleArtifactError
+from tutelage.utils.files import read_json, write_json
+
+STARTED, MANIFEST = "started.json", "manifest.json"
+VERSIONS_OF = ("tutelage", "torch", "transformers", "peft", "datasets")
+
+
+def digest(value: Any) -> str:
+    """Short stable hash of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def folder_fingerprint(name: str, revision: str | None = None) -> str:
+    """Fingerprint of a model: contents of a local folder's config, tokenizer and weight files; id and revision on the
+    hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{revision or 'main'}"
+    parts = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja"} and path.name not in {
+            MANIFEST,
+            STARTED,
+        }:
+            with path.open("rb") as file:
+                parts[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(parts)
+
+
+def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
+    """Fingerprint of a finished folder: of the inputs it was made from.
+
+    Raises StaleArtifactError if it is not finished, or was made from other inputs than `expected`.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise StaleArtifactError(
+            f"{folder} is missing or unfinished, and this stage needs it: `tutelage run RECIPE` makes all"
+        )
+    inputs = read_json(folder / MANIFEST)["inputs"]
+    if changed := differences(inputs, _plain(expected)):
+        raise StaleArtifactError(
+            _stale_message(folder, changed, "a result", "tutelage run RECIPE --force makes all again")
+        )
+    return digest(inputs)
+
+
+def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs as they read back from JSON."""
+    return json.loads(json.dumps(inputs, default=str))
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed between two sets of inputs, a line each."""
+    lines = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if old != new:
+            upstream = key.startswith("stage ")
+            lines.append(f"{key} was made anew" if upstream else f"{key}: {_short(old)} -> {_short(new)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass
+class Work:
+    """A piece of work in one folder of the run: fresh already, or to be done (perhaps from where a killed run left
+    it)."""
+
+    folder: Path
+    inputs: dict[str, Any]
+    force: bool = False
+    rebuild_stale: bool = False
+    """Rebuild instead of refusing: for results that cost little and lose nothing (scores, report)."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the manifest."""
+    notes: list[str] = field(default_factory=list)
+    """What `prepare` decided, for the user."""
+    seconds_before: float = 0.0
+    """Of training, by earlier processes that were interrupted: what this one need not do again."""
+
+    def prepare(self) -> bool:
+        """True if there is work to do. Clears the folder if it must be rebuilt.
+
+        Raises StaleArtifactError if the folder holds a result, whole or begun, of other inputs, and neither `force` nor
+        `rebuild_stale` is set.
+        """
+        self.inputs = _plain(self.inputs)
+        finished = (self.folder / MANIFEST).is_file()
+        record = self._record()
+        nothing_yet = not finished and record.is_file() and len(list(self.folder.iterdir())) == 1
+        if self.force or nothing_yet:
+            self._clear()
+        elif record.is_file():
+            changed = self.changed()
+            if not changed:
+                return not finished
+            if not self.rebuild_stale:
+                what = "a result" if finished else "unfinished work"
+                raise StaleArtifactError(_stale_message(self.folder, changed, what, "add --force to this command"))
+            self.notes.append(f"{self.folder.name} is made again: {changed[0]}{' ...' if len(changed) > 1 else ''}")
+            self._clear()
+        write_json(self.folder / STARTED, {"inputs": self.inputs})
+        return True
+
+    def changed(self) -> list[str]:
+        """What changed since the folder's result, whole or begun, was made, a line each; empty where there is none."""
+        record = self._record()
+        return differences(read_json(record)["inputs"], _plain(self.inputs)) if record.is_file() else []
+
+    def _record(self) -> Path:
+        finished = self.folder / MANIFEST
+        return finished if finished.is_file() else self.folder / STARTED
+
+    def finish(self, seconds: float) -> None:
+        """Write the manifest; from here on the folder counts as finished. seconds: by this process."""
+        spent, now = round(self.seconds_before + seconds, 3), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        found = {"inputs": self.inputs, "seconds": spent, "finished": now, "versions": versions(), **self.about}
+        write_json(self.folder / MANIFEST, found)
+        (self.folder / STARTED).unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _stale_message(folder: Path, changed: list[str], what: str, again: str) -> str:
+    """What changed since a folder was made, and the two ways on."""
+    lines = [f"{folder} holds {what} of other inputs than the recipe asks for now:"]
+    lines += [f"  - {line}" for line in changed[:12]]
+    lines += [f"  ... and {len(changed) - 12} more"] if len(changed) > 12 else []
+    lines += [
+        f"  make it again, deleting the old one:  {again}",
+        "  keep it, and run elsewhere:           output_dir=runs/ANOTHER_NAME",
+    ]
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": sys.version.split()[0]}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # the package may be run from a source tree
+            found[name] = "source"
+    return found
+
+
+def one_process() -> None:
+    """Raises ConfigError in one of several processes that a launcher started: each would write the same files."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise ConfigError(
+            f"a launcher started this as {count} processes, and a folder has one writer: start it as one process, without"
+            " `accelerate launch` or `torchrun`. Several GPUs train several students: `tutelage compare RECIPE --jobs GPUS`"
+        )
+
+
+@contextmanager
+def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Iterator[None]:
+    """Hold a folder for this process. Raises RunLockedError if another one has it, ConfigError as in `one_process`.
+
+    elsewhere: what to type for a folder of one's own.
+    """
+    one_process()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunLockedError(
+            f"another process is working in {folder}: wait for it, or run elsewhere with {elsewhere}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,328 @@
+"""A first recipe from a file: the reader accepts it, the doctor has nothing to say about it, and nothing is
+overwritten."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from helpers.project import LABELS, write_rows
+from helpers.sound_project import rows, texts
+from helpers.tiny import save_pair
+from tutelage.cli.init import initialise
+from tutelage.data.dataset import load_rows
+from tutelage.data.guess_columns import guess_rows
+from tutelage.doctor import examine_file, exit_code
+from tutelage.errors import DataError, UserError
+from tutelage.models.prune import shrink_model
+from tutelage.recipe.load import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write_csv(path: Path, records: list[dict]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, records[0])
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def read(sketch):
+    recipe = load_recipe(sketch.path).recipe
+    return recipe, load_rows(recipe)
+
+
+def test_one_csv_with_columns_of_its_own_becomes_a_recipe_that_the_doctor_passes(tmp_path):
+    teacher, student = save_pair(tmp_path / "models")
+    reviews = [{"key": n, "opinion": text, "grade": LABELS[n % 3]} for n, text in enumerate(texts(400, 7))]
+    write_csv(tmp_path / "reviews.csv", reviews)
+    sketch = initialise("reviews.csv", str(teacher), str(student))
+    recipe, found = read(sketch)
+    assert (sketch.path, sketch.missing) == (Path("reviews.yaml"), [])
+    assert (recipe.task.type, recipe.task.labels) == ("classification", sorted(LABELS))
+    assert recipe.data.columns == {"text": "opinion", "label": "grade"}
+    assert {split: len(own) for split, own in found.examples.items()} == {"train": 256, "validation": 64, "test": 80}
+    checks = examine_file(sketch.path)
+    assert exit_code(checks) == 0, [check for check in checks if check.status not in ("passed", "skipped")]
+
+
+def test_a_folder_with_splits_is_taken_as_it_is(tmp_path):
+    for split in ("train", "validation", "test"):
+        write_rows(tmp_path / "data" / f"{split}.jsonl", rows(split))
+    sketch = initialise("data", output=Path("recipes/one.yaml"))
+    recipe, _ = read(sketch)
+    assert recipe.data.dataset == "data" and not Path("recipes/one_data").exists()
+    assert (recipe.task.language, recipe.data.max_length) == ("en", 96)
+    assert "SmolLM2" in recipe.teacher.model_name_or_path
+
+
+def test_nothing_is_overwritten(tmp_path):
+    write_csv(tmp_path / "r.csv", rows("train"))
+    initialise("r.csv")
+    before = Path("r.yaml").read_text()
+    with pytest.raises(UserError, match="there already"):
+        initialise("r.csv")
+    assert Path("r.yaml").read_text() == before
+    with pytest.raises(UserError, match="there already"):  # another recipe, whose split files are there
+        initialise("r.csv", output=Path("r.yml"))
+    assert not Path("r.yml").exists()
+
+
+def test_rows_that_are_equal_but_for_their_answer_stay_on_one_side(tmp_path):
+    own = [{"text": text, "label": label} for text in texts(60, 3) for label in ("red", "blue")]
+    write_csv(tmp_path / "r.csv", own)
+    _, found = read(initialise("r.csv"))
+    prompts = [{example.prompt for example in own} for own in found.examples.values()]
+    assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
+
+
+def test_entities_of_a_conll_file(tmp_path):
+    draw = random.Random(0)
+    sentences = [f"takes O\n{draw.randint(100, 99999)} B-DOSE\nof O\naspirin{n} B-DRUG\n" for n in range(120)]
+    Path("notes.conll").write_text("\n".join(sentences), encoding="utf-8")
+    recipe, found = read(initialise("notes.conll"))
+    assert (recipe.task.type, recipe.task.labels) == ("ner", ["DOSE", "DRUG"])
+    assert found.examples["train"][0].answer.startswith("DOSE: ")
+
+
+def test_korean_rows_get_their_language_and_models_that_know_it(tmp_path):
+    own = [
+        {"text": f"{n * 7919}번 손님이 오늘 카드를 잃어버렸습니다", "label": ("분실", "문의")[n % 2]}
+        for n in range(120)
+    ]
+    write_rows(tmp_path / "bank.jsonl", own)
+    recipe, found = read(initialise("bank.jsonl"))
+    assert recipe.task.language == "ko" and "Qwen" in recipe.teacher.model_name_or_path
+    assert found.examples["train"][0].prompt.startswith("글에 맞는 레이블")
+
+
+def test_many_labels_are_not_listed_in_every_prompt(tmp_path):
+    own = [{"text": text, "label": f"intent {n % 30}"} for n, text in enumerate(texts(300, 5))]
+    write_rows(tmp_path / "bank.jsonl", own)
+    recipe, found = read(initialise("bank.jsonl"))
+    assert recipe.data.template == "Text: {text}\nLabel:" and "intent" not in found.examples["train"][0].prompt
+
+
+def test_conversations_are_told_by_their_answers(tmp_path):
+    def chat(text, answer):
+        return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
+
+    write_rows(tmp_path / "few.jsonl", [chat(text, LABELS[n % 3]) for n, text in enumerate(texts(90, 1))])
+    write_rows(
+        tmp_path / "free.jsonl",
+        [chat(text, f"it is about {text.split()[1]} {n}") for n, text in enumerate(texts(90, 2))],
+    )
+    assert [read(initialise(name))[0].task.type for name in ("few.jsonl", "free.jsonl")] == ["classification", "qa"]
+    assert load_recipe("few.yaml").recipe.data.chat_template
+
+
+def test_what_is_missing_is_said(tmp_path):
+    teacher, _ = save_pair(tmp_path / "models")
+    own = rows("train")
+    own[5]["label"] = ["red", "blue"]
+    write_rows(tmp_path / "r.jsonl", own)
+    sketch = initialise("r.jsonl", str(teacher))
+    load_recipe(sketch.path)
+    assert any("tutelage shrink" in line for line in sketch.missing) and any(
+        "multi-label" in line for line in sketch.missing
+    )
+
+
+def test_a_large_teacher_gets_adapters_and_a_student_of_its_family(tmp_path):
+    write_rows(tmp_path / "r.jsonl", rows("train"))
+    recipe, _ = read(initialise("r.jsonl", "Qwen/Qwen2.5-7B-Instruct"))
+    assert recipe.teacher.lora is not None and recipe.student.model_name_or_path == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def test_a_pruned_student_is_trained_at_a_higher_rate(tmp_path):
+    """Its teacher with layers taken out has much to heal; another model of the family, or a large one, has not been
+    measured."""
+    teacher, smaller = save_pair(tmp_path / "models")
+    pruned = tmp_path / "models/pruned"
+    shrink_model(str(teacher), pruned, 2)
+    write_rows(tmp_path / "r.jsonl", rows("train"))
+    rates = [
+        read(initialise("r.jsonl", str(teacher), student and str(student), tmp_path / f"{name}.yaml"))[
+            0
+        ].distill.trainer["learning_rate"]
+        for name, student in (("pruned", pruned), ("smaller", smaller), ("itself", teacher), ("to_be_made", None))
+    ]
+    assert rates == [5e-4, 2e-4, 2e-4, 5e-4]
+
+
+def test_leaks_between_splits_are_left_out(tmp_path):
+    for split in ("train", "test"):
+        write_rows(tmp_path / "data" / f"{split}.jsonl", rows(split))
+    with (tmp_path / "data" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({**rows("test")[0], "id": "again"}) + "\n")
+    assert load_recipe(initialise("data").path).recipe.data.overlap == "drop"
+
+
+@pytest.mark.parametrize(
+    ("row", "task"),
+    [
+        ({"question": "2 + 2?", "choices": ["3", "4"], "answer": "B"}, "qa"),
+        ({"question": "Which?", "context": "Takes aspirin.", "answers": ["aspirin"]}, "qa"),
+        ({"text": "Takes aspirin.", "entities": [["drug", "aspirin"]]}, "ner"),
+        ({"body": "Takes aspirin daily", "spans_found": [{"label": "drug", "start": 6, "end": 13}]}, "ner"),
+        ({"sentence": "Takes aspirin.", "intent": "drug"}, "classification"),
+    ],
+)
+def test_the_task_follows_from_the_columns(row, task):
+    own = [
+        {
+            key: f"{value} {n}" if key in ("question", "body", "sentence", "text") else value
+            for key, value in row.items()
+        }
+        for n in range(30)
+    ]
+    assert guess_rows(own).task == task
+
+
+def test_a_question_and_an_answer_under_other_names():
+    own = [{"query": f"what is the number after {n}, please", "reply": f"it is {n + 1}"} for n in range(60)]
+    guess = guess_rows(own)
+    assert (guess.task, guess.columns) == ("qa", {"prompt": "query", "completion": "reply"})
+
+
+def test_columns_that_tell_nothing_are_refused():
+    with pytest.raises(DataError, match="rename two of them"):
+        guess_rows([{"a": n, "b": n * 2} for n in range(30)])
+
+
+# --- files as people have them ---
+
+
+def tickets(count: int = 120) -> list[dict]:
+    return [
+        {"Message": f'{text}, "quoted"\nsecond line', "Category": LABELS[n % 3]}
+        for n, text in enumerate(texts(count, 4))
+    ]
+
+
+def test_a_spreadsheet_saved_with_semicolons_is_read(tmp_path):
+    with Path("t.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, ["Message", "Category"], delimiter=";", lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(tickets())
+    recipe, found = read(initialise("t.csv"))
+    assert recipe.data.columns == {"text": "Message", "label": "Category"}
+    assert sum(len(own) for own in found.examples.values()) == 120
+    assert all("second line" in example.prompt for example in found.examples["train"])
+
+
+def test_utf_16_is_named_as_what_it_is(tmp_path):
+    Path("t.csv").write_bytes("text\tlabel\nthe lamp\tred\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"UTF-16.*iconv -f UTF-16"):
+        initialise("t.csv")
+
+
+def test_a_table_without_names_of_columns_is_refused(tmp_path):
+    lines = [f'"{text}",{LABELS[n % 3]}\n' for n, text in enumerate(texts(60, 4))]
+    Path("t.csv").write_text("".join(lines))
+    with pytest.raises(DataError, match=r"first line.*names of the columns"):
+        initialise("t.csv")
+
+
+def test_dates_and_ticket_numbers_are_no_labels(tmp_path):
+    own = [
+        {
+            "Ticket ID": f"T-{n:036}",
+            "Customer Message": text,
+            "Routed To": LABELS[n % 3],
+            "Opened": f"2024-01-{n % 28 + 1:02}",
+        }
+        for n, text in enumerate(texts(120, 4))
+    ]
+    write_csv(tmp_path / "t.csv", own)
+    assert guess_rows(own).columns == {"text": "Customer Message", "label": "Routed To"}
+
+
+def test_entities_under_the_name_of_a_label_are_entities(tmp_path):
+    own = [{"text": f"number {n * 37} is it", "label": [[7, 7 + len(str(n * 37)), "ID"]]} for n in range(60)]
+    write_rows(tmp_path / "doccano.jsonl", own)
+    recipe, found = read(initialise("doccano.jsonl"))
+    assert (recipe.task.type, recipe.data.columns) == ("ner", {"entities": "label"})
+    assert found.examples["train"][0].answer.startswith("ID: ")
+
+
+def test_rows_without_an_answer_are_left_out_of_the_split(tmp_path):
+    own = [{"text": text, "label": LABELS[n % 3] if n % 10 else ""} for n, text in enumerate(texts(120, 4))]
+    write_csv(tmp_path / "t.csv", own)
+    sketch = initialise("t.csv")
+    _, found = read(sketch)
+    assert sketch.missing == []
+    assert sum(len(one) for one in found.examples.values()) == 108
+    assert any("12 of 120 rows have no answer" in line for line in sketch.found)
+
+
+def test_a_validation_file_under_another_name_is_the_test(tmp_path):
+    write_rows(tmp_path / "data" / "train.jsonl", rows("train"))
+    write_rows(tmp_path / "data" / "dev.jsonl", rows("validation"))
+    recipe, found = read(initialise("data"))
+    assert recipe.data.test_split == "dev" and len(found.examples["test"]) == 60
+
+
+def test_too_few_rows_to_split_are_refused(tmp_path):
+    write_csv(tmp_path / "t.csv", tickets(2))
+    with pytest.raises(DataError, match="2 rows"):
+        initialise("t.csv")
+    assert not Path("t_data").exists() and not Path("t.yaml").exists()
+    Path("lines.txt").write_text("".join(f"{text}\tred\n" for text in texts(30, 2)))  # a table, read as CoNLL
+    with pytest.raises(DataError, match=r"\.tsv"):
+        initialise("lines.txt")
+
+
+def test_a_single_label_is_told(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"text": text, "label": "ok"} for text in texts(120, 4)])
+    assert any("one label" in line for line in initialise("t.csv").missing)
+
+
+def test_questions_about_one_passage_stay_on_one_side(tmp_path):
+    own = [
+        {"question": f"Which word is number {k} of {n}?", "context": text, "answers": [text.split()[k]]}
+        for n, text in enumerate(texts(90, 6))
+        for k in range(1, 5)
+    ]
+    write_rows(tmp_path / "t.jsonl", own)
+    _, found = read(initialise("t.jsonl"))
+    passages = [{example.prompt.split("Question:")[0] for example in split} for split in found.examples.values()]
+    assert not passages[0] & passages[1] and not passages[0] & passages[2] and not passages[1] & passages[2]
+
+
+def test_enough_rows_are_held_out_where_there_are_enough(tmp_path):
+    teacher, student = save_pair(tmp_path / "models")
+    write_csv(tmp_path / "t.csv", [{"text": text, "label": LABELS[n % 3]} for n, text in enumerate(texts(260, 4))])
+    checks = examine_file(initialise("t.csv", str(teacher), str(student)).path)
+    assert exit_code(checks) == 0, [check for check in checks if check.status not in ("passed", "skipped")]
+
+
+def test_nothing_is_said_of_lengths_of_rows_that_cannot_be_read(tmp_path):
+    own = [{**row, "label": ["red", "blue"]} for row in rows("train")]
+    write_rows(tmp_path / "data" / "train.jsonl", own)
+    write_rows(tmp_path / "data" / "test.jsonl", rows("test"))
+    sketch = initialise("data")
+    assert any("multi-label" in line for line in sketch.missing)
+    assert "max_length" not in sketch.text and "rows in ten" not in sketch.text
+
+
+def test_what_was_guessed_is_said_in_a_line(tmp_path):
+    write_csv(tmp_path / "t.csv", tickets())
+    first = initialise("t.csv").found[0]
+    assert "classification" in first and "Category has 3 values" in first
+
+
+def test_a_small_batch_is_made_up_for_by_accumulation(tmp_path):
+    own = [{"text": f"{text} " * 20, "label": LABELS[n % 3]} for n, text in enumerate(texts(400, 4))]
+    write_csv(tmp_path / "t.csv", own)
+    recipe, _ = read(initialise("t.csv"))
+    arguments = recipe.trainer_arguments("teach")
+    assert arguments["per_device_train_batch_size"] < 16
+    assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 16

@@ -1,0 +1,222 @@
+"""Methods against each other: every cell once, failures kept, interruptions survived, numbers that follow from the
+files."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from helpers.project import Command, Inline, make_project
+from tutelage.compare import experiment as compare
+from tutelage.compare.cells import Cell, ResultsFile
+from tutelage.compare.executors import LocalExecutor
+from tutelage.errors import DataError
+from tutelage.utils.files import read_jsonl
+
+METHODS = "sft,td,td-aw,scd,scd-aw"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "LocalExecutor", Inline)
+    return Command(monkeypatch, capsys)
+
+
+def lines(folder):
+    return list(read_jsonl(folder / "run/compare/results.jsonl"))
+
+
+def test_a_comparison_from_rows_to_summary(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("compare", recipe, "--methods", METHODS, "--seeds", 2, "--format", "markdown") == 0
+    assert "| scd-aw |" in command.out and "10 cells, 0 of them are there" in command.err
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    (seen,) = summary["recipes"]
+    assert set(seen["methods"]) == set(METHODS.split(",")) and seen["rows"] == 6
+    for name, method in seen["methods"].items():  # from the predictions, by other means
+        files = [tmp_path / f"run/evaluate/{name}/seed-{seed}/predictions.jsonl" for seed in (0, 1)]
+        rows = [list(read_jsonl(file)) for file in files]
+        assert method["score"]["value"] == pytest.approx(
+            np.mean([[r["prediction"] == r["gold"] for r in one] for one in rows])
+        )
+        assert method["nll"]["value"] == pytest.approx(np.mean([[r["nll"] for r in one] for one in rows]))
+        assert method["seeds"] == 2 and method["nll"]["low"] <= method["nll"]["value"] <= method["nll"]["high"]
+    effect = seen["two_by_two"]["nll"]["schedule"]["value"]
+    nll = {name: method["nll"]["value"] for name, method in seen["methods"].items()}
+    assert effect == pytest.approx((nll["scd"] + nll["scd-aw"] - nll["td"] - nll["td-aw"]) / 2)
+    assert len(summary["cells"]) == 10
+    for cell in summary["cells"]:
+        assert cell["test"]["difference"] == pytest.approx(
+            cell["test"]["deficit"] - cell["test"]["advantage"], abs=1e-9
+        )
+    before = lines(tmp_path)
+    assert command("compare", recipe, "--methods", METHODS, "--seeds", 2) == 0
+    assert "10 of them are there" in command.err and lines(tmp_path) == before
+
+
+def test_a_cell_that_fails_is_recorded_and_made_again(tmp_path, command, monkeypatch):
+    recipe, real = make_project(tmp_path), compare.distill.cell
+
+    def out_of_memory(space, method, seed):
+        if method == "td":
+            raise MemoryError("no room")
+        real(space, method, seed)
+
+    monkeypatch.setattr(compare.distill, "cell", out_of_memory)
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 1
+    assert "failed: recipe teacher-0 td seed-0: MemoryError: no room" in command.err
+    assert "1 of 2 students failed; the same command tries them again" in command.err
+    assert [line.split("\t")[2] for line in command.out.splitlines() if "\ttd\t" in line] == ["0, 1 failed"]
+    monkeypatch.setattr(compare.distill, "cell", real)
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
+    assert "2 cells, 1 of them are there" in command.err and "failed" not in command.out + command.err
+    found = ResultsFile(tmp_path / "run/compare/results.jsonl").lines()
+    assert [rows[0]["status"] for rows in found.values()] == ["done", "done"]
+
+
+def test_cells_of_other_methods_and_teachers_are_held_to_the_recipe_as_it_is_now(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("compare", recipe, "--methods", "sft,td,scd-aw", "--seeds", 1, "--teacher-seeds", 2) == 0
+    assert command("compare", recipe, "--methods", "jsd", "--seeds", 1) == 0  # nothing changed: the others still count
+    assert "left out" not in command.err
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    assert set(summary["recipes"][0]["methods"]) == {"sft", "td", "scd-aw", "jsd"} and not summary["stale"]
+    assert command("compare", recipe, "distill.epochs_per_stage=2", "--methods", "td", "--seeds", 1, "--force") == 0
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    assert [(cell["method"], cell["teacher_seed"]) for cell in summary["cells"]] == [("td", 0)]
+    stale = {(cell["method"], cell["teacher_seed"]) for cell in summary["stale"]}
+    assert stale == {("jsd", 0), ("sft", 0), ("scd-aw", 0), ("scd-aw", 1), ("td", 1)}
+    assert "left out: recipe teacher-1 td seed-0" in command.err
+
+
+def test_cells_speak_of_the_metric_that_choices_are_made_by(tmp_path, command):
+    recipe = make_project(tmp_path, task={"metric": "macro_f1"})
+    assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0
+    assert "[1/1] recipe teacher-0 sft seed-0: macro_f1 0." in command.err
+    assert command.out.splitlines()[0].split("\t")[3] == "macro_f1"
+
+
+def test_a_comparison_in_use_names_the_setting_that_leads_elsewhere(tmp_path, command):
+    recipe = make_project(tmp_path)
+    for folder, way_out in (("run", "output_dir="), ("both", "--output ")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        with FileLock(str(tmp_path / folder / ".lock")):
+            assert command("compare", recipe, "--methods", "sft", "--output", tmp_path / "both") == 2
+        assert f"another process is working in {tmp_path / folder}:" in command.err and way_out in command.err
+
+
+def test_more_trajectories_share_the_anchor(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1, "--teacher-seeds", 2) == 0
+    assert "give --seeds 2 or more" in command.err
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    td = summary["recipes"][0]["methods"]["td"]
+    assert (td["trainings"], td["seeds"], td["trajectories"]) == (2, 1, 2)
+    assert {cell["teacher_seed"] for cell in summary["cells"]} == {0, 1}
+    teachers = [tmp_path / f"{run}/evaluate/teacher/predictions.jsonl" for run in ("run", "run-teacher-1")]
+    assert [r["nll"] for r in read_jsonl(teachers[0])] != [r["nll"] for r in read_jsonl(teachers[1])]
+    anchors = [tmp_path / f"{run}/anchor/sample_loss.jsonl" for run in ("run", "run-teacher-1")]
+    assert list(read_jsonl(anchors[0])) == list(read_jsonl(anchors[1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--methods", "td,scd-aww"], "did you mean scd-aw"),
+        (["--methods", "td,td"], "2 times"),
+        (["--methods", ","], "empty"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_runs(tmp_path, command, given, words):
+    assert command("compare", make_project(tmp_path), *given) == 2
+    assert words in command.err and not (tmp_path / "run").exists()
+
+
+def test_two_recipes_need_names_folders_and_a_place_of_their_own(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("compare", recipe, recipe) == 2
+    for words in ("two recipes write there", "same name", "--output"):
+        assert words in command.err
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    cell = Cell("r", "run", "td", 0, 0)
+    results = ResultsFile(tmp_path / "results.jsonl")
+    results.append(cell, "abc", [{"status": "done", "metric": "accuracy"}, {"status": "done", "metric": "nll"}])
+    whole = results.path.read_bytes()
+    results.path.write_bytes(whole + b'{"recipe": "r", "run')
+    assert len(ResultsFile(results.path).lines()[cell]) == 2
+    assert results.path.read_bytes() == whole
+    results.append(cell, "def", [{"status": "failed", "error": "no"}])
+    assert results.done() == {}
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"status": "done"}\n{"status": "do\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"results\.jsonl, line 2 is not JSON .* its cell is made again"):
+        list(ResultsFile(path)._read())
+
+
+def test_students_of_other_threads_are_said(tmp_path, command, monkeypatch):
+    recipe = make_project(tmp_path)  # its students are trained here, on one thread
+    assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0 and "threads" not in command.err
+    monkeypatch.setattr(Inline, "threads", 2)
+    assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0
+    assert "threads" not in command.err  # there is nothing to come
+    assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
+    said = " ".join(command.err.split())
+    assert "2 for the students to come, 1 for 1 of those that are there" in said and "With the same --jobs" in said
+    monkeypatch.setattr(Inline, "threads", 1)
+    assert command("compare", recipe, "--methods", "sft,td,scd", "--seeds", 1) == 0 and "threads" not in command.err
+
+
+# --- processes ---
+
+
+@pytest.mark.parametrize(("ours", "jobs", "each"), [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
+def test_cells_share_the_threads_of_this_process(tmp_path, monkeypatch, ours, jobs, each):
+    monkeypatch.setattr(
+        torch, "get_num_threads", lambda: ours
+    )  # fewer than the machine has where processors are shared
+    assert LocalExecutor(end_as_told, tmp_path, jobs).threads == each
+
+
+def end_as_told(cell):
+    print("words of", cell.method)
+    if cell.method == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cell.method == "raises":
+        raise ValueError("not today")
+    if cell.method == "slow":
+        time.sleep(600)  # longer than any machine takes to start a process
+
+
+def test_each_cell_has_a_process_of_its_own(tmp_path):
+    cells = [Cell("r", "run", method, 0, 0) for method in ("killed", "raises", "good")]
+    found = {o.cell.method: o for o in LocalExecutor(end_as_told, tmp_path / "logs", jobs=3).run(cells)}
+    assert "SIGKILL" in found["killed"].error and "memory" in found["killed"].error
+    assert found["raises"].error == "ValueError: not today"
+    assert found["good"].error is None
+    assert {path.read_text().splitlines()[0] for path in (tmp_path / "logs").iterdir()} >= {
+        "words of raises",
+        "words of good",
+    }
+
+
+def test_cells_end_with_the_comparison(tmp_path):
+    running = LocalExecutor(end_as_told, tmp_path / "logs", jobs=2).run(
+        [Cell("r", "run", m, 0, 0) for m in ("slow", "good")]
+    )
+    began = time.monotonic()
+    assert next(running).cell.method == "good"
+    running.close()
+    assert time.monotonic() - began < 500 and not multiprocessing.active_children()

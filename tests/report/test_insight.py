@@ -1,0 +1,478 @@
+"""What the report says of size, slices, weights, training, calibration, cascade and effects; its numbers derived by
+hand."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from helpers.fake_run import INJECTION, Page, make_fake_run, write
+from tutelage.analysis.run_results import read_results
+from tutelage.report.charts import cascade_chart, curves, reliability_diagram
+from tutelage.report.insight import slice_table
+from tutelage.report.page import slice_value
+from tutelage.stages.diagnose import diagnose
+from tutelage.stages.report import build_report, inputs
+from tutelage.utils.files import write_jsonl
+
+MAIN = "scd-aw/seed-0"
+
+
+def measured(difference: float, *, p_holm: float | None = None, rest: float | None = None, **more: object) -> dict:
+    """One measure of a slice; rest: its corrected p-value against the other rows."""
+    found = {"student": 0.5 + difference, "teacher": 0.5, "difference": difference, "low": difference - 0.1}
+    against = {
+        "difference": difference,
+        "low": difference - 0.2,
+        "high": difference + 0.2,
+        "p_value": 0.5,
+        "p_holm": rest,
+    }
+    found |= {
+        "high": difference + 0.1,
+        "wins": 7,
+        "losses": 3,
+        "p_value": 0.5,
+        "p_holm": p_holm,
+        "against_rest": against,
+    }
+    return found | more
+
+
+def one_slice(key: str, value: str | None, score: dict, nll: dict, **more: object) -> dict:
+    return {"key": key, "value": value, "rows": 1234, "share": 0.5, "score": score, "nll": nll} | more
+
+
+def write_diagnosis(run: Path, slices: list[dict], found: list[dict] = (), tried: int = 0, **summary: object) -> None:
+    keys = list(dict.fromkeys(line["key"] for line in slices))
+    units = {"prompt_length": "tokens", "teacher_loss": "nats a token"}
+    partitions = [{"key": key, "unit": units.get(key), "tested": key != "teacher_loss"} for key in keys]
+    whole = one_slice("all", None, measured(0.0), measured(0.0))
+    pair = {
+        "student": MAIN,
+        "teacher": "teacher",
+        "whole": whole,
+        "slices": slices,
+        "found": list(found),
+        "tried": [{}] * tried,
+    }
+    write(run / "diagnose" / "slices.json", {"rows": 40, "partitions": partitions, "pairs": [pair]})
+    write(run / "diagnose" / "summary.json", {"rows": 40, "notes": [], **summary})
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return make_fake_run(tmp_path, rows=40)
+
+
+def page_of(run: Path) -> Page:
+    return Page(build_report(run, title="t"))
+
+
+def write_logs(run: Path) -> None:
+    for part in ("teach", "anchor"):
+        write_jsonl(run / part / "log.jsonl", [{"step": 10 * n, "loss": 1 / n, "ce": 1 / n} for n in range(1, 9)])
+    log = [
+        {"stage": stage, "step": step, "loss": 1.0, "ce": 2.0 / stage, "kd": 1.0 / step}
+        for stage in (1, 2, 3, 4)
+        for step in (10, 20)
+    ]
+    write_jsonl(run / "distill" / MAIN / "log.jsonl", [*log, {"stage": 4, "step": 20, "train_loss": 1.0}])
+
+
+def write_models(run: Path) -> None:
+    """A student of 1,000 parameters and a teacher of 4,000, scored in 0.06 and 0.12 s; 40 test rows."""
+    for folder, size in (("distill/scd-aw/seed-0", 1000), ("teach/checkpoint-360", 4000)):
+        (run / folder).mkdir(parents=True, exist_ok=True)
+        save_file({"w": np.zeros(size, np.float32)}, run / folder / "model.safetensors")
+    for model, seconds in ((MAIN, 0.06), ("teacher", 0.12)):
+        about = {
+            "seconds": 9.0,
+            "answering": seconds,
+            "finished": "2026-01-01",
+            "versions": {},
+        }  # loading takes most of the 9 s
+        write(run / "evaluate" / model / "manifest.json", about)
+
+
+def test_a_diagnosed_run_has_every_section(tmp_path):
+    run = make_fake_run(tmp_path, rows=120)
+    write_logs(run)
+    write_models(run)
+    diagnose(run)
+    page = page_of(run)
+    expected = [
+        "size",
+        "scores",
+        "gap",
+        "teacher",
+        "schedule",
+        "split",
+        "slices",
+        "weights",
+        "learning",
+        "cascade",
+        "rows",
+        "made",
+    ]
+    assert (
+        page.sections == expected
+    )  # no calibration: the lengths of answers are not known; no effects: no two methods to compare
+    assert "Not in this report" not in page.text
+    assert page.text.count(INJECTION) >= 2  # a subdomain is called so
+    assert not [tag for tag, _ in page.tags if tag in ("img", "iframe", "object", "embed", "base", "form")]
+
+
+def test_size_speed_and_cost(run):
+    write_models(run)
+    text = page_of(run).text
+    assert "Parameters 4.0 times fewer 1 k against the teacher's 4 k" in text.replace("\u00a0", " ")
+    assert "2.0 times as fast 1.5 ms against the teacher's 3.0 ms a test row" in text.replace("\u00a0", " ")
+    assert "Cost of a call 0.25 teacher calls" in text
+
+
+def test_the_verdict_tells_size_and_speed_beside_the_teachers(run):
+    write_models(run)
+    verdict = page_of(run).text.partition("Size, speed and cost")[0]
+    assert "4.0 times fewer parameters than its teacher: a call costs 0.25 of the teacher's" in verdict
+    assert "It answered the test rows 2.0 times as fast" in verdict
+
+
+def test_the_verdict_is_silent_on_what_did_not_get_smaller_or_faster(run):
+    write_models(run)
+    write(run / "evaluate" / MAIN / "manifest.json", {"seconds": 9.0, "answering": 0.2})
+    save_file({"w": np.zeros(4000, np.float32)}, run / "distill" / MAIN / "model.safetensors")
+    verdict = page_of(run).text.partition("Size, speed and cost")[0]
+    assert "times fewer" not in verdict and "times as fast" not in verdict
+
+
+def test_size_of_deleted_models_is_left_out(run):
+    write_models(run)
+    (run / "distill" / MAIN / "model.safetensors").unlink()
+    page = page_of(run)
+    assert "size" in page.sections and "times as fast" in page.text
+    assert "times fewer" not in page.text and "Cost of a call" not in page.text
+
+
+def test_slices_are_sorted_and_marked(run):
+    write_diagnosis(
+        run,
+        [
+            one_slice("language", "ja", measured(-0.2), measured(0.3, p_holm=0.01, rest=0.02)),
+            one_slice("subdomain", INJECTION, measured(0.25, p_holm=0.05), measured(-0.1, p_holm=0.04)),
+            one_slice("prompt_length", "3-17", measured(0.1, p_holm=0.06), measured(-0.1)),
+            one_slice("teacher_loss", None, measured(0.0, p_value=None), measured(0.0, p_value=None)),
+        ],
+    )
+    page = page_of(run)
+    text = page.text[page.text.rindex("Where it wins and loses") :]
+    places = [text.index(value) for value in (INJECTION, "3–17", "teacher's loss (none)", "language ja")]
+    assert places == sorted(places)
+    assert "on 4 slices of the test rows. With Holm's correction over the 3 that were tested" in text
+    assert "surely ahead on 1 and surely behind on 1 . 1 slice is surely unlike the other rows." in text
+    assert "+0.250 [+0.150, +0.350] −0.100 7 / 3 ahead in score and loss" in text
+    assert "−0.200 [−0.300, −0.100] +0.300 7 / 3 behind in loss worse than elsewhere in loss" in text
+    assert "Prompt length: quarters of the rows, in tokens." in text
+    assert "Slices by the teacher's loss are not tested" in text
+    values = [attrs["data-value"] for tag, attrs in page.tags if tag == "td" and "data-value" in attrs]
+    assert values[:4] == ["1234", "0.25", "-0.1", "4"]
+
+
+def test_where_the_student_mostly_loses_the_losses_come_first(run):
+    worse = [
+        one_slice("label", name, measured(-gap, p_holm=0.01), measured(0.1))
+        for name, gap in (("bad", 0.1), ("worst", 0.4))
+    ]
+    write_diagnosis(run, worse)
+    page = page_of(run)
+    text = page.text[page.text.rindex("Where it wins and loses") :]
+    assert text.index("worst") < text.index("bad")
+    assert [attrs["aria-sort"] for tag, attrs in page.tags if tag == "th" and "aria-sort" in attrs] == ["ascending"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("teacher_certainty", "1.83e-28-0.817", "0–0.817"),
+        ("answer_length", "3-17", "3–17"),
+        ("label", "covid-19", "covid-19"),
+        ("label", "1e-5", "1e-5"),
+        ("prompt_length", None, None),
+    ],
+)
+def test_ranges_are_written_for_readers(key, value, shown):
+    assert slice_value(key, value) == shown
+
+
+def test_intervals_of_slices_are_drawn_whole_or_marked_as_cut(run):
+    wide, narrow = measured(-0.1), measured(-0.05)
+    wide |= {"low": -0.4, "high": 0.2}
+    tiny = one_slice("label", "rare", measured(-0.9) | {"low": -1.0, "high": -0.6}, measured(0.0)) | {"rows": 3}
+    slices = [
+        one_slice("label", "wide", wide, measured(0.0)),
+        one_slice("label", "narrow", narrow, measured(0.0)),
+        tiny,
+    ]
+    write_diagnosis(run, slices)
+    bars = {line["value"]: line["bar"] for line in slice_table(read_results(run))["rows"]}
+    assert bars["wide"]["low"] == 1 and bars["wide"]["high"] == pytest.approx(
+        74.5
+    )  # 0.4 reaches the border, 0.2 half of it
+    assert bars["narrow"]["low"] == pytest.approx(50 - 49 * 0.15 / 0.4, abs=0.01)
+    assert [bars[name]["cut"] for name in ("wide", "narrow", "rare")] == [
+        False,
+        False,
+        True,
+    ]  # three rows do not squeeze the rest
+    assert page_of(run).source.count('class="cut ') == 1
+
+
+def test_a_slice_on_which_both_are_level_leans_to_nobody(run):
+    write_diagnosis(run, [one_slice("label", "even", measured(0.0), measured(0.0))])
+    slices = page_of(run).source.partition('id="slices"')[2]
+    drawn = re.search(r'<td class="balance">(.*?)</td>', slices, re.DOTALL)[1]
+    assert "untrained" in drawn and "distilled" not in drawn and "teacher" not in drawn
+
+
+def test_found_slices_have_their_rule_in_words(run):
+    rule = [
+        {"what": "contains", "value": "<b>", "holds": False},
+        {"what": "characters", "value": "40", "holds": True},
+        {"what": "language", "value": "ko", "holds": True},
+    ]
+    found = [
+        one_slice("found", "x", measured(0.1, rest=0.01), measured(0.0), name="x", how="tree", by="score", rule=rule),
+        one_slice(
+            *("found", "y", measured(0.0), measured(0.2, rest=0.03)),
+            name="cluster 4: a, b",
+            how="cluster",
+            by="nll",
+            rule=[],
+        ),
+    ]
+    write_diagnosis(run, [], found, tried=10)
+    text = page_of(run).text
+    assert "2 of 10 candidates held" in text
+    assert "does not contain “<b>” at least 40 characters language is ko" in text
+    assert "better than elsewhere in score +0.100 [−0.100, +0.300]" in text
+    assert "similar prompts, rich in a, b" in text and "worse than elsewhere in loss +0.200" in text
+    write_diagnosis(run, [], [], tried=10)
+    assert "None of 10 candidates held" in page_of(run).text
+
+
+def test_without_a_diagnosis_of_the_main_student_known_slices_stand(run):
+    write_diagnosis(run, [])
+    path = run / "diagnose" / "slices.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(MAIN, "td/seed-0"), encoding="utf-8")
+    assert "By language" in page_of(run).text
+
+
+def test_weights_by_slice_and_at_both_ends(run):
+    lines = [
+        {"id": f"t{n}", "stage": stage, "checkpoint": "c", "anchor_nll": 0.1 * n, "teacher_nll": 0.5, "weight": weight}
+        for stage, weights in ((3, [0.99] * 10), (4, [0.5, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.55]))
+        for n, weight in enumerate(weights)
+    ]
+    write_jsonl(run / "distill" / MAIN / "weights.jsonl", lines)
+    about = [
+        {
+            "id": f"t{n}",
+            "split": "train",
+            "prompt": [{"role": "user", "content": f"ask {n} {INJECTION}"}],
+            "answer": f"gold {n}",
+        }
+        for n in range(10)
+    ]
+    rows = [json.loads(line) for line in (run / "prepare/rows.jsonl").open(encoding="utf-8")]
+    write_jsonl(
+        run / "prepare/rows.jsonl",
+        [row for row in rows if row["split"] == "test"] + [one | {"language": None} for one in about],
+    )
+    by_slice = [{"key": "language", "value": "ko", "rows": 7, "by_stage": {"3": 0.4, "4": 0.2}}]
+    write_diagnosis(run, [], training={"students": {MAIN: {"weights": by_slice}}})
+    text = page_of(run).text
+    assert "language ko 7 0.300 0.400 0.200" in text
+    ends = text[text.index("Training rows at both ends") : text.rindex("How it learned")]
+    assert [place for place in range(10) if f"ask {place} " in ends] == [1, 2, 3, 4, 5, 6, 7, 8]  # not 0.5 and 0.55
+    order = [ends.index(f"ask {place} ") for place in (8, 7, 6, 5, 4, 3, 2, 1)]
+    assert order == sorted(order) and "gold 8 0.8000 0.5000 0.900" in ends
+    assert ends.index("Learn from gold") < ends.index("ask 4 ")
+
+
+def test_constant_weights_have_no_ends(run):
+    (run / "distill" / MAIN / "weights.jsonl").unlink()
+    path = run / "distill/td/seed-0/weights.jsonl"
+    lines = [json.loads(line) | {"anchor_nll": None} for line in path.open(encoding="utf-8")]
+    write_jsonl(path, lines)
+    assert "Training rows at both ends" not in page_of(run).text
+
+
+def test_learning_curves(run):
+    write_logs(run)
+    text = page_of(run).text
+    assert "cross-entropy on gold, last 0.500" in text and "divergence from the checkpoint, last 0.050" in text
+    assert "Teacher: cross-entropy on gold over steps, last 0.125" in text
+    assert "4, kept" in text
+
+
+def test_curves_are_places_on_a_logarithmic_axis():
+    chart = curves({"ce": [(0, 1.0), (50, 10.0), (100, 100.0)]}, [50], height=100, most=10)
+    points = [tuple(map(float, point.split(","))) for point in chart["lines"]["ce"].split()]
+    assert [x for x, _ in points] == [0, 50, 100]
+    assert points[1][1] == pytest.approx((points[0][1] + points[2][1]) / 2, abs=0.1)  # 10 lies midway between 1 and 100
+    assert min(y for _, y in points) > 16  # the names of the stages stand above all lines
+    assert chart["borders"] == [50] and chart["middles"] == [25, 75]
+    assert [tick.text for tick in chart["ticks"]] == ["1", "10", "100"]
+    assert len(curves({"ce": [(n, 1 + n) for n in range(1000)]}, [], height=100, most=40)["lines"]["ce"].split()) == 40
+
+
+def test_calibration_is_measured_or_bounded(run):
+    accuracy = {"value": 0.5, "low": 0.2, "high": 0.8}
+    bins = [{"low": 0.8, "high": 0.9, "rows": 10, "confidence": 0.85, "accuracy": accuracy}]
+    sure = {
+        "from": "confidence",
+        "rows": 10,
+        "accuracy": 0.5,
+        "confidence": 0.85,
+        "ece": 0.35,
+        "brier": 0.3,
+        "auroc": None,
+    }
+    bounded = {
+        "from": "gold",
+        "rows": 40,
+        "accuracy": 0.8,
+        "confidence": {"low": 0.6, "high": 0.9},
+        "sure_when_right": 0.95,
+    }
+    told = {
+        MAIN: sure | {"ece_by_chance": 0.1, "bins": bins},
+        "teacher": sure | {"ece_by_chance": 0.4, "bins": bins},
+        "anchor": None,
+    }
+    write_diagnosis(run, [], calibration=told)
+    text = page_of(run).text
+    assert "0.500 0.850 0.350 0.100 0.300 – too sure of itself" in text
+    assert "0.400 0.300 – no miscalibration beyond chance" in text
+    write_diagnosis(run, [], calibration={MAIN: bounded, "teacher": bounded | {"accuracy": 0.95}})
+    text = page_of(run).text
+    assert "0.800 0.600 to 0.900 0.950 open: both too sure and too unsure are possible" in text
+    assert "0.950 0.600 to 0.900 0.950 too unsure of itself" in text
+
+
+def test_a_mark_of_the_reliability_diagram_lies_where_it_should():
+    bins = [
+        {"rows": 4, "confidence": 1.0, "accuracy": {"value": 1.0, "low": 0.5, "high": 1.0}},
+        {"rows": 1, "confidence": 0.5, "accuracy": {"value": 0.0, "low": 0.0, "high": 0.5}},
+    ]
+    first, second = reliability_diagram(bins, height=106)["points"]
+    assert (first["x"], first["y"], first["low"], first["r"]) == (98, 6, 56, 9)
+    assert (second["x"], second["y"], second["high"]) == (49, 106, 56)
+    assert second["r"] == 5.8  # 2.5 + 6.5 * sqrt(1/4) = 5.75
+
+
+def cascade(level: float | None, surely: float | None, cost: float | None = 0.2) -> dict:
+    shares = (0.0, 0.5, 1.0)
+    points = [
+        {
+            "share": share,
+            "threshold": None,
+            "score": 0.8 + share / 10,
+            "perfect": 0.9,
+            "against_teacher": {"value": share / 10 - 0.1, "low": share / 10 - 0.15, "high": share / 10 - 0.05},
+            "cost": None if cost is None else cost + share,
+        }
+        for share in shares
+    ]
+    return {"signal": "confidence", "student_cost": cost, "points": points, "level": level, "surely_level": surely}
+
+
+@pytest.mark.parametrize(
+    ("level", "surely", "words"),
+    [
+        (
+            None,
+            None,
+            ["no share of rows below all of them reaches the teacher's score of 0.900", "At no share is it sure"],
+        ),
+        (
+            0.0,
+            0.5,
+            ["alone it already scores 0.800", "From 50 % on it is sure to be within 0.01", "costs 0.70 teacher calls"],
+        ),
+        (
+            0.5,
+            0.0,
+            ["with 50 % passed on, the two together score 0.850", "without passing on any", "costs 0.20 teacher calls"],
+        ),
+    ],
+)
+def test_a_cascade_in_words(run, level, surely, words):
+    write_diagnosis(run, [], cascades={MAIN: cascade(level, surely)})
+    text = page_of(run).text.replace("\u00a0", " ").replace("\u202f", " ")
+    for sentence in words:
+        assert sentence in text
+
+
+def test_a_cascade_of_unknown_cost(run):
+    write_diagnosis(run, [], cascades={MAIN: cascade(0.5, 0.5, cost=None)})
+    text = page_of(run).text
+    assert "teacher calls" not in text and "cost a row" not in text and "50 %" in text
+
+
+def test_marks_of_a_cascade_that_are_neighbours_do_not_hide_each_others_numbers():
+    first, *rest = cascade(0.5, None)["points"]
+    points = [first, {**first, "share": 0.1}, *rest]
+    sides = [
+        [mark["anchor"] for mark in cascade_chart(points, marks, height=100)["marks"]]
+        for marks in ([0.0, 0.1], [0.1, 0.5])
+    ]
+    assert sides == [["end", "start"], ["middle", "middle"]]
+
+
+def test_cascade_chart_places_the_teacher_at_its_score():
+    chart = cascade_chart(cascade(0.5, None)["points"], [0.5], height=200)
+    last = float(chart["line"].split()[-1].split(",")[1])
+    assert chart["teacher"] == pytest.approx(last, abs=0.1) and chart["marks"][0]["x"] == 50
+    assert chart["marks"][0]["text"] == "0.850" and len(chart["band"].split()) == 6
+
+
+def test_effects(run):
+    difference = {"plain": 0.7, "changed": 0.8, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.01}
+    kinds = {
+        name: {"count": count, "ids": []} for name, count in (("kept", 5), ("lost", 2), ("gained", 4), ("missed", 1))
+    }
+    one = {
+        "effect": "schedule",
+        "plain": "td",
+        "changed": "scd",
+        "seeds": [0, 1],
+        "score": difference,
+        "nll": difference,
+    }
+    weighting = one | {"effect": "weighting", "plain": "scd", "changed": "scd-aw", "rows": kinds}
+    write_diagnosis(run, [], effects=[one, weighting])
+    text = page_of(run).text
+    weighed, scheduled = "adaptive weights SCD → SCD+AW 2 +0.100 [+0.020, +0.180]", "schedule TD → SCD 2 +0.100"
+    assert weighed in text and "5 / 2 4 / 1" in text and text.index(weighed) < text.index(scheduled)
+
+
+@pytest.mark.parametrize(
+    "name", ["diagnose/summary.json", "teach/log.jsonl", f"distill/{MAIN}/log.jsonl", "recipe.yaml"]
+)
+def test_the_page_is_made_again_when_what_it_shows_changes(run, name):
+    write_logs(run)
+    write_diagnosis(run, [])
+    before = inputs(run)
+    assert inputs(run) == before
+    with (run / name).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert inputs(run) != before
+
+
+def test_results_without_a_diagnosis_are_empty(tmp_path):
+    results = read_results(tmp_path)
+    assert results.slices == {} and results.summary == {}

@@ -1,0 +1,305 @@
+"""The user's path from rows to a distilled student, on tiny models: results, reruns, kills, staleness, plain
+transformers."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from helpers.project import Command, make_project, run_to_the_end
+from tutelage.stages import prepare
+from tutelage.training import probe
+from tutelage.utils.files import read_jsonl, write_jsonl
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A project run once to the end, for tests that only look."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = make_project(folder, distill={"keep_stages": True})
+    run_to_the_end(recipe)
+    return folder
+
+
+CELL = "run/distill/scd-aw/seed-0"
+
+
+def test_scores_have_every_model_metric_and_interval(finished):
+    scores = json.loads((finished / "run/evaluate/scores.json").read_text())
+    assert (scores["task"], scores["metric"], scores["split"], scores["rows"]) == (
+        "classification",
+        "accuracy",
+        "test",
+        6,
+    )
+    assert list(scores["models"]) == ["teacher", "student", "anchor", "scd-aw/seed-0"]
+    for table in scores["models"].values():
+        for name in ("accuracy", "macro_f1", "invalid_rate", "nll"):
+            assert table[name]["low"] <= table[name]["value"] <= table[name]["high"]
+
+
+def test_predictions_and_losses_have_their_documented_keys(finished):
+    predictions = list(read_jsonl(finished / "run/evaluate/predictions.jsonl"))
+    assert len(predictions) == 4 * 6
+    assert set(predictions[0]) == {"id", "model", "split", "gold", "raw", "prediction", "score", "nll", "confidence"}
+    anchor = list(read_jsonl(finished / "run/anchor/sample_loss.jsonl"))
+    assert set(anchor[0]) == {"id", "split", "nll", "tokens"}
+    assert {line["split"] for line in anchor} == {"train", "validation"}
+    caches = sorted((finished / "run/cache").glob("checkpoint-*/sample_loss.jsonl"))
+    assert len(caches) == 2 and len(list(read_jsonl(caches[0]))) == 12
+
+
+def test_stages_and_weights_agree_with_each_other_and_with_the_losses_on_file(finished):
+    stages = json.loads((finished / CELL / "stages.json").read_text())
+    assert [record["stage"] for record in stages] == [1, 2]
+    for record in stages:
+        totals = {c["checkpoint"]: c["total"] for c in record["candidates"]}
+        assert record["chosen"] == min(totals, key=totals.get)
+        assert {"reason", "seconds"} <= set(record)
+    anchor = {line["id"]: line["nll"] for line in read_jsonl(finished / "run/anchor/sample_loss.jsonl")}
+    for line in read_jsonl(finished / CELL / "weights.jsonl"):
+        folder = finished / "run/cache" / line["checkpoint"]
+        teacher = {entry["id"]: entry["nll"] for entry in read_jsonl(folder / "sample_loss.jsonl")}[line["id"]]
+        assert line["weight"] == pytest.approx(anchor[line["id"]] / (anchor[line["id"]] + teacher), rel=1e-6)
+    held = list(read_jsonl(finished / CELL / "validation_rows.jsonl"))
+    assert [(line["stage"], line["id"]) for line in held] == [
+        (n, f"validation-{row}") for n in (1, 2) for row in range(6)
+    ]
+    for record in stages:
+        for key in ("nll", "score"):
+            values = [line[key] for line in held if line["stage"] == record["stage"]]
+            assert record["validation"][key] == pytest.approx(sum(values) / 6)
+    assert (finished / CELL / "stage-1-start/config.json").exists() and (
+        finished / CELL / "stage-2-start/config.json"
+    ).exists()
+
+
+def test_the_student_is_a_plain_transformers_model(finished):
+    folder = finished / CELL
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    lines = [
+        line for line in read_jsonl(finished / "run/evaluate/predictions.jsonl") if line["model"] == "scd-aw/seed-0"
+    ]
+    rows = {row["id"]: row for row in read_jsonl(finished / "run/prepare/rows.jsonl")}
+    for line in lines:
+        ids = tokenizer(rows[line["id"]]["prompt"], return_tensors="pt")
+        written = model.generate(**ids, max_new_tokens=6)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(written, skip_special_tokens=True).strip() == line["raw"]
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+
+
+def test_the_report_is_there_and_loads_nothing_from_outside(finished):
+    page = (finished / "run/report/index.html").read_text(encoding="utf-8")
+    assert "scd-aw/seed-0" in page and 'src="http' not in page and "<link" not in page
+
+
+def test_a_second_run_does_nothing(finished, command):
+    student = finished / CELL / "model.safetensors"
+    written = student.stat().st_mtime_ns
+    assert command("run", finished / "recipe.yaml") == 0
+    for name in ("prepare", "teach", "anchor", "cache", "distill/scd-aw/seed-0", "evaluate/teacher"):
+        assert f"{name}: done already" in command.err
+    assert student.stat().st_mtime_ns == written
+    assert "accuracy" in command.out
+
+
+def test_another_method_uses_teacher_and_cache_again_and_scores_only_itself(finished, command):
+    assert command("run", finished / "recipe.yaml", "distill.methods=[scd-aw, td, sft]") == 0
+    assert "cache: done already" in command.err and "evaluate/teacher: done already" in command.err
+    scores = json.loads((finished / "run/evaluate/scores.json").read_text())
+    assert list(scores["models"])[-3:] == ["scd-aw/seed-0", "td/seed-0", "sft/seed-0"]
+
+
+def test_a_changed_recipe_is_refused_with_what_changed(finished, command):
+    assert command("run", finished / "recipe.yaml", "distill.kd_ratio=0.9") == 2
+    assert "distill.kd_ratio: 0.5 -> 0.9" in command.err and "--force" in command.err and "output_dir=" in command.err
+    assert (finished / CELL / "model.safetensors").exists()
+
+
+def test_the_run_folder_of_another_recipe_is_refused(finished, command):
+    assert command("run", finished / "recipe.yaml", "data.max_train_rows=5") == 2
+    assert "data.max_train_rows: null -> 5" in command.err
+
+
+def test_a_stage_never_builds_on_a_stale_one(finished, command):
+    assert command("distill", finished / "recipe.yaml", "data.max_train_rows=5") == 2
+    assert "prepare holds a result of other inputs" in command.err and "data.max_train_rows: null -> 5" in command.err
+    (finished / "data/train.jsonl").touch()  # the same content is no change
+    (finished / "data/task.json").write_text('{"labels": ["red", "green", "blue", "black"]}')
+    assert command("distill", finished / "recipe.yaml") == 2 and "data files" in command.err
+    (finished / "data/task.json").unlink()
+    assert command("distill", finished / "recipe.yaml") == 0
+
+
+def test_processes_of_a_launcher_do_not_write_one_folder(finished, command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("distill", finished / "recipe.yaml") == 2
+    assert "as 2 processes" in command.err and "tutelage compare" in command.err
+
+
+def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):
+    test = finished / "data/test.jsonl"
+    assert command("predict", finished / CELL, "--input", test) == 0
+    answers = [json.loads(line) for line in command.out.splitlines()]
+    expected = {
+        line["id"]: line
+        for line in read_jsonl(finished / "run/evaluate/predictions.jsonl")
+        if line["model"] == "scd-aw/seed-0"
+    }
+    assert [answer["id"] for answer in answers] == [f"test-{n}" for n in range(6)]
+    for answer in answers:
+        assert (answer["raw"], answer["prediction"]) == (
+            expected[answer["id"]]["raw"],
+            expected[answer["id"]]["prediction"],
+        )
+        assert answer["confidence"] == pytest.approx(expected[answer["id"]]["confidence"], rel=1e-4)
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"text": "a new thing"}\n'))
+    assert command("predict", finished / CELL, "--input", "-") == 0
+    assert set(json.loads(command.out)) == {"id", "prediction", "raw", "confidence"}
+
+
+def test_a_run_scored_before_confidences_stays_as_it_is_and_can_be_scored_again(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("run", recipe) == 0
+    student = tmp_path / CELL / "model.safetensors"
+    written = student.stat().st_mtime_ns
+    places = sorted((tmp_path / "run/evaluate").glob("**/predictions.jsonl"))
+    now = {path: path.read_text() for path in places}
+    for path in places:
+        old = [{key: value for key, value in line.items() if key != "confidence"} for line in read_jsonl(path)]
+        write_jsonl(path, old)
+    assert command("evaluate", recipe) == 0 and command.err.count("done already") == 4
+    assert {line["confidence"] for line in read_jsonl(tmp_path / "run/evaluate/predictions.jsonl")} == {None}
+    assert command("diagnose", tmp_path / "run") == 0
+    assert "`tutelage evaluate RECIPE --force`" in " ".join(command.out.split())
+    assert command("evaluate", recipe, "--force") == 0
+    assert {path: path.read_text() for path in places} == now and student.stat().st_mtime_ns == written
+    assert command("diagnose", tmp_path / "run") == 0 and "--force" not in command.out
+    summary = json.loads((tmp_path / "run/diagnose/summary.json").read_text())
+    assert all(one["from"] == "confidence" for one in summary["calibration"].values())
+    assert [one["stage"] for one in summary["training"]["students"]["scd-aw/seed-0"]["rows_by_stage"]["stages"]] == [
+        1,
+        2,
+    ]
+
+
+@pytest.mark.parametrize("killed_in", ["teach", "anchor", "cache", "distill", "evaluate"])
+def test_a_killed_run_continues_to_the_same_student(finished, tmp_path, command, monkeypatch, killed_in):
+    recipe = make_project(tmp_path)
+    with monkeypatch.context() as patch:
+        kill(patch, killed_in)
+        assert command("run", recipe) == 130
+    assert "continues" in command.err
+    assert command("run", recipe) == 0
+    whole = AutoModelForCausalLM.from_pretrained(finished / CELL).state_dict()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / CELL).state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def kill(patch: pytest.MonkeyPatch, stage: str) -> None:
+    """Ctrl-C somewhere inside a stage."""
+    from tutelage.cli.main import Interrupted
+
+    places = {
+        "teach": ("tutelage.training.trainer.SaveAt.on_save", 1),
+        "anchor": ("tutelage.stages.anchor.save_student", 1),
+        "cache": ("tutelage.teacher.hidden_store.StoreWriter.write", 2),
+        "distill": ("tutelage.training.distillation.Distillation._train", 2),
+        "evaluate": ("tutelage.stages.evaluate.write_jsonl", 2),
+    }
+    path, nth = places[stage]
+    module, name = path.rsplit(".", 1)
+    owner = __import__("pkgutil").resolve_name(module.replace(".SaveAt", ":SaveAt").replace(".StoreWriter", ":StoreWriter")
+                                               .replace(".Distillation", ":Distillation"))  # fmt: skip
+    real, calls = getattr(owner, name), []
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == nth:
+            raise Interrupted
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, name, stopping)
+
+
+def test_a_stall_is_reported_to_the_user(tmp_path, command, monkeypatch):
+    """Far from every checkpoint by construction: the student is made to measure the first one as nearest, every
+    time."""
+    real = probe.Probe.compare
+
+    def first_is_nearest(self, model):
+        first, *rest = real(self, model)
+        worse = [type(c)(c.checkpoint, c.kl_best, c.kl_student + 50) for c in rest]
+        return [type(first)(first.checkpoint, first.kl_best, first.kl_student + 1), *worse]
+
+    monkeypatch.setattr(probe.Probe, "compare", first_is_nearest)
+    assert command("run", make_project(tmp_path, distill={"methods": ["scd"]})) == 0
+    assert "stall in stage 2" in command.err and "advance=true" in command.err
+    stages = json.loads((tmp_path / "run/distill/scd/seed-0/stages.json").read_text())
+    assert stages[0]["stall"] is None and "advance" in stages[1]["stall"]
+
+
+def test_lora_teacher_and_student_end_in_a_plain_model(tmp_path, command):
+    recipe = make_project(tmp_path, teacher={"lora": {"r": 4}}, student={"lora": {"r": 4}})
+    assert command("run", recipe) == 0
+    assert len(list((tmp_path / "run/teach").glob("checkpoint-*/adapter_model.safetensors"))) == 2
+    assert (
+        len(list((tmp_path / "run/cache").glob("head-*.safetensors"))) == 1
+    )  # adapters leave the head alone: stored once
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / CELL)
+    assert "lora" not in " ".join(model.state_dict())
+
+
+def test_the_users_own_checkpoints_are_taken_as_they_are(finished, tmp_path, command):
+    recipe = make_project(tmp_path, teach={"checkpoints": str(finished / "run/teach"), "trainer": {}})
+    assert command("run", recipe) == 0
+    whole = AutoModelForCausalLM.from_pretrained(finished / CELL).state_dict()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / CELL).state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not list((tmp_path / "run/teach").glob("checkpoint-*"))
+
+
+def test_decoding_by_labels_never_leaves_the_label_set(tmp_path, command):
+    assert command("run", make_project(tmp_path, task={"decoding": "labels"})) == 0
+    scores = json.loads((tmp_path / "run/evaluate/scores.json").read_text())
+    assert all(table["invalid_rate"]["value"] == 0 for table in scores["models"].values())
+    lengths = load_file(str(tmp_path / "run/prepare/tokens/test.index.safetensors"))["answers"].tolist()
+    tokens = {f"test-{n}": length for n, length in enumerate(lengths)}
+    lines = list(read_jsonl(tmp_path / "run/evaluate/predictions.jsonl"))
+    right = [line for line in lines if line["score"] == 1]
+    assert right and all(0 <= line["confidence"] <= 1 for line in lines)
+    for line in right:  # the loss on gold tells how sure the model was of it, the end included
+        assert line["confidence"] == pytest.approx(math.exp(-line["nll"] * tokens[line["id"]]), rel=1e-3)
+
+
+def test_a_whole_run_in_bfloat16(tmp_path, monkeypatch, command):
+    """Where a processor is fast in it, a recipe that says nothing of precision is run in bfloat16, and says so."""
+    monkeypatch.setattr(prepare, "bf16_pays", lambda kind: (True, "this is a test"))
+    recipe = make_project(tmp_path, distill={"num_stages": 1})
+    words = yaml.safe_load(recipe.read_text())
+    del words["trainer"]["bf16"], words["trainer"]["use_cpu"]
+    recipe.write_text(yaml.safe_dump(words))
+    assert command("run", recipe) == 0 and "precision: bfloat16, since this is a test" in command.err
+    assert all(isinstance(line["nll"], float) for line in read_jsonl(tmp_path / "run/evaluate/predictions.jsonl"))
+    assert command("run", recipe, "trainer.bf16=false", f"output_dir={tmp_path / 'other'}") == 0
+    assert "precision:" not in command.err
+
+
+def test_a_training_that_diverged_is_told_as_such(tmp_path, command):
+    recipe = make_project(tmp_path)
+    assert command("prepare", recipe) == 0
+    assert command("teach", recipe, "teach.trainer.learning_rate=1.0e+30") == 2
+    assert "loss is no number on 6 of 6 rows" in command.err and "Lower the learning_rate" in command.err

@@ -1,0 +1,117 @@
+"""`SCDTrainer`: the README's example as it stands, and the same student as the command with the same settings."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from helpers.project import Command, color_rows, make_project, run_to_the_end
+from tutelage import SCDConfig, SCDTrainer
+from tutelage.errors import ConfigError, ModelError, StaleArtifactError
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = make_project(folder, teach={"best_by": "loss"}, distill={"keep_by": "loss"}, cache={"shard_rows": 1024})
+    run_to_the_end(recipe)
+    return folder
+
+
+def rows(split: str, count: int) -> list[dict[str, str]]:
+    return [
+        {"id": row["id"], "prompt": row["text"] + ":", "completion": row["label"]} for row in color_rows(split, count)
+    ]
+
+
+def trainer_for(finished: Path, output: Path, **changes) -> SCDTrainer:
+    settings = {
+        "num_stages": 2,
+        "epochs_per_stage": 1.0,
+        "probe_rows": 8,
+        "save_every_steps": 2,
+        "cache_dtype": "float32",
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.003,
+        "use_cpu": True,
+    }
+    return SCDTrainer(
+        model=str(finished / "models/student"),
+        teacher_checkpoints=finished / "run/teach",
+        args=SCDConfig(output_dir=str(output), **{**settings, **changes}),
+        train_dataset=rows("train", 12),
+        eval_dataset=rows("validation", 6),
+    )
+
+
+def test_command_and_python_give_the_same_student(finished, tmp_path):
+    trainer = trainer_for(finished, tmp_path / "out")
+    trainer.train()
+    trainer.save_model()
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(finished / "run/distill/scd-aw/seed-0").state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_other_settings_are_refused_in_the_same_folder(finished, tmp_path):
+    trainer_for(finished, tmp_path / "out").train()
+    with pytest.raises(StaleArtifactError, match="temperature"):
+        trainer_for(finished, tmp_path / "out", temperature=2.0).train()
+
+
+def test_saving_before_training_is_an_error(finished, tmp_path):
+    with pytest.raises(ModelError, match="train"):
+        trainer_for(finished, tmp_path / "out").save_model()
+
+
+def test_processes_of_a_launcher_do_not_write_one_folder(finished, tmp_path, monkeypatch):
+    trainer = trainer_for(finished, tmp_path / "out")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="as 2 processes"):
+        trainer.train()
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_an_anchor_of_ones_own_and_adapters(finished, tmp_path):
+    trainer = SCDTrainer(
+        model=str(finished / "models/student"),
+        teacher_checkpoints=sorted((finished / "run/teach").glob("checkpoint-*")),
+        args=SCDConfig(output_dir=str(tmp_path), num_stages=1, epochs_per_stage=1, use_cpu=True),
+        train_dataset=rows("train", 12),
+        anchor=AutoModelForCausalLM.from_pretrained(finished / "run/anchor"),
+        peft_config=LoraConfig(r=2),
+    )
+    records = trainer.train()
+    trainer.save_model(tmp_path / "student")
+    assert records[0]["chosen"].startswith("checkpoint-")
+    assert "lora" not in " ".join(AutoModelForCausalLM.from_pretrained(tmp_path / "student").state_dict())
+
+
+def test_the_readme_example_runs(finished, tmp_path, monkeypatch, capsys):
+    """As printed, with the two folders it names put in place."""
+    code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert len(code.strip().splitlines()) <= 25
+    (tmp_path / "models").mkdir()
+    (tmp_path / "runs").mkdir()
+    os.symlink(finished / "models/student", tmp_path / "models/student")
+    os.symlink(finished / "run/teach", tmp_path / "runs/teacher")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "checkpoint-" in capsys.readouterr().out
+    assert (tmp_path / "runs/student/model.safetensors").exists()
+
+
+def test_command_line_errors_are_python_errors_too(tmp_path, monkeypatch, capsys):
+    with pytest.raises(ModelError, match="checkpoint"):
+        SCDTrainer(
+            model="x", teacher_checkpoints=str(tmp_path), args=SCDConfig(output_dir=str(tmp_path)), train_dataset=[]
+        )
+    assert Command(monkeypatch, capsys)("show", tmp_path / "none.yaml") == 2
