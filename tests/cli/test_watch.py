@@ -260,7 +260,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_none_of_the_commands_loads_torch():
     code = (
-        "import sys; from tutelage.cli import explain, runs, watch; from tutelage.report import model_card;"
+        "import sys; from tutelage.cli import clean, explain, list_runs, watch; from tutelage.report import model_card;"
         " print({'torch', 'transformers'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

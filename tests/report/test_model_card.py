@@ -16,8 +16,8 @@ from helpers.fake_run import INJECTION, write
 from helpers.whole_run import HOSTILE, model, whole_run
 from tutelage.errors import DataError, UserError
 from tutelage.report.card_text import find_student
+from tutelage.report.markdown import fenced
 from tutelage.report.model_card import push, write_card
-from tutelage.run.live_reader import fenced
 from tutelage.utils.files import write_jsonl
 
 MAIN = "scd-aw/seed-0"

@@ -32,12 +32,12 @@ from tutelage.run.live_reader import (
     read_or_none,
     recipe_of,
     sparkline,
-    weight,
     worker,
     written,
 )
 from tutelage.run.manifest import MANIFEST, STARTED
 from tutelage.utils.console import visible
+from tutelage.utils.format import format_bytes
 
 if TYPE_CHECKING:
     from rich.columns import Columns
@@ -415,7 +415,7 @@ def _machine(seen: Look) -> Text:
     if seen.process:
         pid, family, size = seen.process
         children = f" and {family - 1} of its children" if family > 1 else ""
-        return _line((f"memory {weight(size)}: process {pid}{children}, on this machine", "dim"))
+        return _line((f"memory {format_bytes(size)}: process {pid}{children}, on this machine", "dim"))
     if seen.finished or not seen.working:
         return _line("")
     stopped = "; it may have been stopped: the same command continues it" if seen.quiet > STALLED_SECONDS else ""

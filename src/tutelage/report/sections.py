@@ -20,7 +20,8 @@ from tutelage.method.methods import find_method, method_names
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
 from tutelage.report.charts import curves, interval_plot, line_chart, staircase
-from tutelage.run.live_reader import parameters, read_log, weight
+from tutelage.run.live_reader import parameters, read_log
+from tutelage.utils.format import format_bytes
 
 MOST_POINTS = 160
 """Points of a learning curve; longer logs are averaged into as many."""
@@ -142,7 +143,7 @@ def short_count(number: float) -> str:
 
 def size_on_disk(size: float) -> str:
     """Bytes as 512 B, 1.4 kB, 23 MB."""
-    return weight(size).replace(" ", "\N{NO-BREAK SPACE}")
+    return format_bytes(size).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def short_time(seconds: float) -> str:
