@@ -21,7 +21,7 @@ from tutelage.run.manifest import locked
 from tutelage.run.run_state import Manifests, manifests_by_folder
 from tutelage.utils.console import print_table, visible
 from tutelage.utils.files import size_on_disk
-from tutelage.utils.format import format_bytes
+from tutelage.utils.format import file_size
 
 RESUME_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", "whole")
 """Files of a teacher checkpoint that only an unfinished fine-tuning run needs; the same list as in stages/teach.py."""
@@ -58,7 +58,7 @@ def clean(run: Path, delete: bool = False) -> list[Removable]:
             print(f"{visible(run)}: nothing to delete")
             return groups
         doomed = [group for group in groups if group.kept_because is None]
-        total = format_bytes(sum(group.size for group in doomed))
+        total = file_size(sum(group.size for group in doomed))
         _print_groups(run, groups, total)
         if delete:
             for path in (path for group in doomed for path in group.paths):
@@ -73,7 +73,7 @@ def _print_groups(run: Path, groups: list[Removable], total: str) -> None:
     rows = [
         [
             group.what,
-            format_bytes(group.size),
+            file_size(group.size),
             f"kept: {group.kept_because}" if group.kept_because else group.rebuilt_by,
         ]
         for group in groups

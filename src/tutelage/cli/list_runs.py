@@ -13,9 +13,8 @@ from tutelage.analysis.run_summary import RunSummary, summarise_run
 from tutelage.errors import DataError
 from tutelage.run.live_reader import is_run
 from tutelage.utils.console import print_table, visible
-from tutelage.utils.format import format_bytes
+from tutelage.utils.format import NO_VALUE, file_size, percent
 
-NO_VALUE = "–"
 HEAD = ["run", "task", "teacher → student", "method", "score", "gap closed", "date", "size", "state"]
 
 
@@ -63,15 +62,14 @@ def _cells(run: RunSummary, folder: Path) -> list[str]:
     """The cells of a run, in the order of HEAD."""
     name = run.folder.relative_to(folder).as_posix()
     others = f" (+{run.students - 1})" if run.students > 1 else ""
-    gap = NO_VALUE if run.gap_closed is None else f"{run.gap_closed:.0%}".replace("%", " %").replace("-", "−")
     return [
         name if name != "." else run.folder.resolve().name,
         run.task,
         f"{run.teacher} → {run.student}" if run.teacher else NO_VALUE,
         (run.method or NO_VALUE) + others,
         f"{run.metric} {run.score.value:.3f}" if run.score else NO_VALUE,
-        gap,
+        percent(run.gap_closed),
         run.date.replace("T", " "),
-        format_bytes(run.size),
+        file_size(run.size),
         run.state.text,
     ]

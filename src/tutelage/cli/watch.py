@@ -22,11 +22,11 @@ from rich.text import Text
 from tutelage.errors import DataError
 from tutelage.recipe.schema import Recipe
 from tutelage.records import BASE_MODELS
-from tutelage.report.page import duration, number, percent
 from tutelage.run.live_reader import begun, dig, is_run, newest_change, read_log, read_or_none, recipe_of, written
 from tutelage.run.manifest import STARTED
 from tutelage.run.run_state import RunState, manifests_by_folder, state_of
 from tutelage.utils.console import visible
+from tutelage.utils.format import duration, number, percent
 
 STAGES = ("prepare", "teach", "anchor", "cache", "distill", "evaluate", "diagnose", "report")
 
