@@ -23,7 +23,6 @@ Everything is seeded.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import random
 import time
 from collections.abc import Iterable
@@ -296,11 +295,10 @@ def run_stages(recipe: Path, stages: Iterable[str]) -> None:
     """What `tutelage STAGE RECIPE` does, in this process: starting one for every stage would take longer than the
     trainings."""
     from tutelage.recipe.load import load_recipe
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
+    from tutelage.stages import pipeline
 
-    space = Workspace(load_recipe(recipe).recipe)
-    for stage in stages:
-        importlib.import_module(f"tutelage.stages.{stage}").run(space)
+    pipeline.run_stages(RunFolder(load_recipe(recipe).recipe), stages)
 
 
 # --- what they say ---
