@@ -17,7 +17,7 @@ from helpers.whole_run import HOSTILE, finish, model, whole_run
 from tutelage.cli import runs
 from tutelage.cli.runs import NEEDED, RESTART_ONLY, clean, describe, find_runs, show_runs
 from tutelage.errors import DataError, RunLockedError
-from tutelage.run.live_reader import amount, md, weight, worker
+from tutelage.run.live_reader import worker
 from tutelage.run.manifest import digest, locked
 from tutelage.utils.console import visible
 
@@ -291,24 +291,3 @@ def test_control_characters_are_shown_as_symbols(text, shown):
 
 def test_lines_are_kept_where_they_are_meant():
     assert visible("a\n\tb\r", lines=True) == "a\n\tb␍"
-
-
-def test_markdown_of_data_is_text():
-    assert md("<b>|`x`* [a](http://e.com) a_b _c_\n# d") == r"\<b\>\|\`x\`\* \[a\](http\://e.com) a_b \_c\_ \# d"
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (99_960, "100 kB"), (999_600, "1.0 MB"), (3e9, "3.0 GB")],
-)
-def test_sizes_in_words(size, words):
-    assert weight(size) == words
-
-
-def test_parameters_in_words():
-    assert [amount(n) for n in (0, 12, 156_000, 1_540_000_000)] == [
-        "an unknown number of",
-        "12",
-        "156 thousand",
-        "1.54 billion",
-    ]

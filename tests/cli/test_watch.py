@@ -16,7 +16,7 @@ from helpers.fake_run import write
 from helpers.whole_run import whole_run
 from tutelage.cli.watch import draw, look, watch
 from tutelage.errors import DataError
-from tutelage.run.live_reader import pieces, read_log, sparkline
+from tutelage.run.live_reader import pieces, read_log
 from tutelage.run.manifest import locked
 
 
@@ -174,14 +174,6 @@ def test_a_log_goes_on_where_a_killed_training_went_on(tmp_path):
     assert [(r["stage"], r["step"]) for r in read_log(log)] == [(1, 10), (1, 20), (2, 10)]
     assert read_log(log)[1]["ce"] == 7.0
     assert read_log(tmp_path / "none") == []
-
-
-def test_a_sparkline_is_logarithmic_and_bears_what_is_not_finite():
-    assert sparkline([100.0, 10.0, 1.0], 3) == "█▅▁"  # the middle one is half way down: round(3.5) is 4 of 7
-    assert sparkline([2.0, 0.0], 2) == "█▁"
-    assert sparkline([1.0, float("nan"), float("inf")], 3) == "▁!!"
-    assert sparkline([1.0] * 100, 8) == "▁" * 8
-    assert sparkline([], 8) == ""
 
 
 def test_pieces_are_those_that_the_methods_need():

@@ -22,11 +22,11 @@ from tutelage.analysis.run_results import Results, Student
 from tutelage.errors import DataError
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
-from tutelage.run.live_reader import DEPTHS, begun, dig, is_run, newest_change, read_or_none, recipe_of, weight, worker
+from tutelage.run.live_reader import DEPTHS, begun, dig, is_run, newest_change, read_or_none, recipe_of, worker
 from tutelage.run.manifest import MANIFEST, digest, locked
 from tutelage.utils.console import print_table, visible
+from tutelage.utils.format import NO_VALUE, file_size, percent
 
-NO_VALUE = "–"
 QUIET_SECONDS = 120
 """A run that no process of this machine holds is at work, on another one, if a file in it has changed since so long."""
 RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", "whole")
@@ -252,9 +252,9 @@ def _cells(run: Run, folder: Path) -> list[str]:
         f"{run.teacher} → {run.student}" if run.teacher else NO_VALUE,
         (run.method or NO_VALUE) + more,
         f"{run.metric} {run.score.value:.3f}" if run.score else NO_VALUE,
-        f"{run.share:.0%}".replace("%", " %").replace("-", "−") if run.share is not None else NO_VALUE,
+        percent(run.share),
         run.date.replace("T", " "),
-        weight(run.size),
+        file_size(run.size),
         run.state,
     ]
 
@@ -294,8 +294,8 @@ def clean(run: Path, do: bool = False) -> list[Item]:
         if not items:
             print(f"{visible(run)}: nothing in it can be deleted and made again")
             return items
-        lines = [[i.what, weight(i.size), i.again if i.kept is None else f"stays: {i.kept}"] for i in items]
-        total = weight(sum(item.size for item in doomed))
+        lines = [[i.what, file_size(i.size), i.again if i.kept is None else f"stays: {i.kept}"] for i in items]
+        total = file_size(sum(item.size for item in doomed))
         print_table(
             f"{visible(run)}: can be made again", ["what", "size", "comes back by"], [*lines, ["in all", total, ""]]
         )

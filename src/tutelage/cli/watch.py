@@ -19,7 +19,6 @@ from tutelage.analysis.run_results import as_interval
 from tutelage.errors import DataError
 from tutelage.recipe.schema import TRAINER_DEFAULTS
 from tutelage.records import BASE_MODELS
-from tutelage.report.page import duration, number, percent, span
 from tutelage.run.live_reader import (
     DEPTHS,
     ORDER,
@@ -31,13 +30,12 @@ from tutelage.run.live_reader import (
     read_log,
     read_or_none,
     recipe_of,
-    sparkline,
-    weight,
     worker,
     written,
 )
 from tutelage.run.manifest import MANIFEST, STARTED
 from tutelage.utils.console import visible
+from tutelage.utils.format import duration, file_size, number, percent, span, sparkline
 
 if TYPE_CHECKING:
     from rich.columns import Columns
@@ -415,7 +413,7 @@ def _machine(seen: Look) -> Text:
     if seen.process:
         pid, family, size = seen.process
         children = f" and {family - 1} of its children" if family > 1 else ""
-        return _line((f"memory {weight(size)}: process {pid}{children}, on this machine", "dim"))
+        return _line((f"memory {file_size(size)}: process {pid}{children}, on this machine", "dim"))
     if seen.finished or not seen.working:
         return _line("")
     stopped = "; it may have been stopped: the same command continues it" if seen.quiet > STALLED_SECONDS else ""

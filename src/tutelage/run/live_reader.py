@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +16,10 @@ from tutelage.errors import DataError
 from tutelage.method.methods import find_method
 from tutelage.records import BASE_MODELS
 from tutelage.run.manifest import MANIFEST, STARTED
-from tutelage.utils.console import visible
 
 if TYPE_CHECKING:
     import psutil
 
-BARS = "▁▂▃▄▅▆▇█"
 DEPTHS = ("*", "*/*", "*/*/*")
 """Where the folder of a piece of work lies in a run: cache, evaluate/anchor, distill/METHOD/seed-K."""
 ORDER = (
@@ -32,59 +27,6 @@ ORDER = (
     *("diagnose", "report"),
 )
 """First folders of the pieces of work, in the order in which a run does them."""
-
-
-def amount(count: int) -> str:
-    """A number of parameters in words: 156 thousand, 1.5 billion."""
-    for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count) if count else "an unknown number of"
-
-
-def md(text: Any) -> str:
-    """Text from data as Markdown shows it: no markup, no HTML, no link, one line."""
-    line = " ".join(visible(text, lines=True).split())
-    line = re.sub(r"([\\`*{}\[\]<>|#&~@$])", r"\\\1", line)
-    return re.sub(r"(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", lambda found: "\\" + found[0], line)
-
-
-def fenced(text: str, kind: str) -> list[str]:
-    """Text as a block of code that nothing in it can end."""
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return [f"{ticks}{kind}", visible(text, lines=True).rstrip("\n"), ticks]
-
-
-def md_table(head: list[str], lines: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table, numbers to the right of the first column; cells are Markdown already."""
-    cells = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    return ["| " + " | ".join(line) + " |" for line in cells]
-
-
-def weight(size: float) -> str:
-    """Bytes in words: 512 B, 1.4 kB, 23 MB, 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 9.95 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
-
-
-def sparkline(values: Sequence[float], width: int, among: Sequence[float] | None = None) -> str:
-    """Values as bars of 8 heights, on a logarithmic scale where all are above 0; `!` for what is not finite.
-
-    among: the values whose range is the scale. More than `width` values are averaged into as many bars.
-    """
-    finite = [value for value in (among or values) if math.isfinite(value)]
-    rule = math.log if finite and min(finite) > 0 else float
-    low, high = (rule(min(finite)), rule(max(finite))) if finite else (0.0, 0.0)
-    count, bars = min(width, len(values)), ""
-    for place in range(count):
-        part = values[place * len(values) // count : (place + 1) * len(values) // count]
-        mean = sum(part) / len(part)
-        height = (rule(mean) - low) / (high - low) if math.isfinite(mean) and high > low else 0.0
-        bars += BARS[round(height * (len(BARS) - 1))] if math.isfinite(mean) else "!"
-    return bars
 
 
 def parameters(folder: Path | None) -> int:

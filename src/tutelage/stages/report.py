@@ -68,7 +68,6 @@ def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
 
     results = read_results(run)
     page = render(
-        more=(sections.short_count, sections.size_on_disk, sections.short_time),
         lang=lang,
         title=title,
         version=__version__,
