@@ -12,8 +12,7 @@ float32.
 
 To be fair to `live`: it holds all N checkpoints in memory once they are loaded (one at a time, as a user would have to,
 it would load anew for every choice), and measures each checkpoint's losses once. Its peak memory is that of N
-checkpoints;
-`teacher_mb` says what one weighs.
+checkpoints; `teacher_mb` says what one weighs.
 
 Not counted in any of the three: preparing rows, the teacher's training, the anchor. Two validation rows are scored
 after each stage and are part of `rest`, as are loading and saving models. The choice looks at 2 % as many rows as a
