@@ -34,7 +34,8 @@ from tutelage.run.live_reader import (
     written,
 )
 from tutelage.tasks import TASKS, template_for
-from tutelage.tasks.metrics import bootstrap, entity_counts
+from tutelage.tasks.metrics import entity_counts
+from tutelage.utils.bootstrap import bootstrap
 from tutelage.utils.console import visible
 from tutelage.utils.files import read_jsonl
 from tutelage.utils.format import (
