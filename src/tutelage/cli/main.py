@@ -233,7 +233,7 @@ def list_runs(
     ] = "table",
 ) -> None:
     """Runs as a table: task, models, method, score, share of the gap, date, state, size."""
-    from tutelage.cli.runs import show_runs
+    from tutelage.cli.list_runs import show_runs
 
     show_runs(folder, format)
 
@@ -241,7 +241,7 @@ def list_runs(
 @app.command()
 def clean(run: RunPath, yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
     """What of a run can be deleted and made again, with sizes. Nothing is deleted without --yes."""
-    from tutelage.cli.runs import clean
+    from tutelage.cli.clean import clean
 
     clean(run, yes)
 
