@@ -8,7 +8,8 @@ import time
 import pytest
 
 from helpers.project import Command, make_project
-from tutelage.cli import main as command_line
+from tutelage.cli.main import app
+from tutelage.stages.pipeline import STAGES
 from tutelage.utils.disk import DiskFullError
 
 
@@ -21,11 +22,11 @@ def test_every_command_is_listed_with_a_whole_sentence(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert command("--help") == 0
     listed = command.out.split("Commands:")[1].strip().splitlines()
-    assert len(listed) == len(command_line.app.registered_commands)
+    assert len(listed) == len(app.registered_commands)
     assert all(line.endswith(".") and not line.endswith("...") for line in listed)
 
 
-@pytest.mark.parametrize("name", [None, *command_line.STAGES])
+@pytest.mark.parametrize("name", [None, *STAGES])
 def test_every_stage_has_a_help_page(command, name):
     assert command(*([name.replace("_", "-")] if name else []), "--help") == 0
     assert "Usage:" in command.out
@@ -40,7 +41,7 @@ def test_a_full_disk_in_a_stage_names_the_run_folder(command, tmp_path, monkeypa
     def full(space) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("tutelage.stages.prepare.run", full)
+    monkeypatch.setattr("tutelage.stages.prepare.run_stage", full)
     assert command("prepare", make_project(tmp_path), f"output_dir={tmp_path / 'full'}") == 2
     assert command.err.startswith(f"{DiskFullError.__name__}: the disk of {tmp_path / 'full'} is full")
 
@@ -50,7 +51,7 @@ def test_an_interrupt_exits_with_130(command, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
-    monkeypatch.setattr("tutelage.stages.prepare.run", interrupted)
+    monkeypatch.setattr("tutelage.stages.prepare.run_stage", interrupted)
     before = signal.getsignal(signal.SIGINT)
     try:
         assert command("prepare", make_project(tmp_path)) == 130

@@ -8,7 +8,6 @@ traceback; 130 interrupted.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -20,23 +19,12 @@ import typer
 
 from tutelage.cli import run_commands
 from tutelage.errors import UserError
+from tutelage.stages.pipeline import STAGES, run_stages
 from tutelage.utils.disk import full_disk_as_user_error
 
 if TYPE_CHECKING:
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
 
-STAGES = {
-    "prepare": "Read, check and render the rows; loads no model.",
-    "teach": "Fine-tune the teacher and keep its checkpoints, or use yours. Finds the best one on validation.",
-    "anchor": "Fine-tune the student without a teacher: the anchor. Adaptive weights compare the teacher with it.",
-    "cache": "Run every teacher checkpoint once over the training examples.",
-    "cross_fit": "Compute out-of-fold losses, for methods ccd-aw and *-aw-cf.",
-    "distill": "Train the students, stage by stage. Each stage follows one teacher checkpoint.",
-    "evaluate": "Score every model on the test set.",
-    "diagnose": "Compare each student with its teacher, slice by slice.",
-    "report": "Write report/index.html from the files in the run folder.",
-}
-"""Help of every stage, in the order in which `run` goes through them; each is `tutelage.stages.NAME.run(workspace)`."""
 ON_THEIR_OWN = ("diagnose", "report")
 """Stages whose commands are written out, because they print or take more than the others."""
 
@@ -58,23 +46,19 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Delete the finished results and rebuild them.")]
 
 
-def _workspace(recipe: Path, overrides: list[str] | None, force: bool) -> Workspace:
+def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
     from tutelage.recipe.load import load_recipe
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
 
-    return Workspace(load_recipe(recipe, overrides or []).recipe, force=force)
+    return RunFolder(load_recipe(recipe, overrides or []).recipe, force=force)
 
 
-def _go(space: Workspace, stages: list[str]) -> None:
-    """Run stages under the folder's lock, the resolved recipe written first."""
-    from tutelage.recipe.load import dump_recipe
+def _go(run_folder: RunFolder, stages: list[str]) -> None:
+    """Run stages under the folder's lock."""
     from tutelage.run.manifest import locked
 
-    with locked(space.folder):
-        for name in stages:
-            importlib.import_module(f"tutelage.stages.{name}").run(space)
-            # Only after `prepare` has found the folder to be this recipe's own.
-            (space.folder / "recipe.yaml").write_text(dump_recipe(space.recipe), encoding="utf-8")
+    with locked(run_folder.folder):
+        run_stages(run_folder, stages)
 
 
 @app.command()
@@ -130,20 +114,20 @@ def doctor(
 @app.command()
 def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
     """Run all stages, from raw rows to a distilled student. Continues where an interrupted run stopped."""
-    space = _workspace(recipe, overrides, force)
-    _go(space, list(STAGES))
-    _show(space)
+    run_folder = _open_run(recipe, overrides, force)
+    _go(run_folder, list(STAGES))
+    _show(run_folder)
 
 
-def _show(space: Workspace) -> None:
+def _show(run_folder: RunFolder) -> None:
     """Print the scores of a finished run, its predicted and actual time, and where the report is."""
     from tutelage.doctor.foretold import beside_truth, in_words
     from tutelage.stages.evaluate import show_scores
 
-    show_scores(space.folder)
-    if told := beside_truth(space.folder, space.recipe.distill.students).get("seconds"):
-        space.screen.say(in_words(told))
-    space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
+    show_scores(run_folder.folder)
+    if told := beside_truth(run_folder.folder, run_folder.recipe.distill.students).get("seconds"):
+        run_folder.screen.say(in_words(told))
+    run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
 
 
 @app.command()
@@ -210,14 +194,14 @@ def demo(
     prepare(folder, tasks)
     for name in tasks:
         recipe, overrides = recipe_for(folder, name)
-        space = _workspace(recipe, overrides, force=False)
-        _go(space, list(STAGES))
-        _show(space)
+        run_folder = _open_run(recipe, overrides, force=False)
+        _go(run_folder, list(STAGES))
+        _show(run_folder)
 
 
 def _add_stage(name: str, text: str) -> None:
     def command(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
-        _go(_workspace(recipe, overrides, force), [name])
+        _go(_open_run(recipe, overrides, force), [name])
 
     app.command(name.replace("_", "-"), help=text)(command)
 
@@ -237,9 +221,9 @@ def report(
     force: Force = False,
 ) -> None:
     """Write report/index.html from the run's files. The page is self-contained."""
-    space = _workspace(recipe, [*(overrides or []), *([f"report.lang={lang}"] if lang else [])], force)
-    _go(space, ["report"])
-    space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
+    run_folder = _open_run(recipe, [*(overrides or []), *([f"report.lang={lang}"] if lang else [])], force)
+    _go(run_folder, ["report"])
+    run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
 
 
 run_commands.add_to(app)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 StudentName = Annotated[
     str | None, typer.Option(metavar="METHOD/seed-K", help="The student. Default: the best on validation.")
 ]
@@ -20,16 +20,16 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def diagnose(run: RunFolder) -> None:
+def diagnose(run: RunPath) -> None:
     """Compare each student with its teacher, slice by slice. Writes RUN/diagnose: slices, calibration, a cascade."""
     from tutelage.stages import diagnose
 
-    diagnose.run(run)
+    diagnose.run_stage(run)
     diagnose.show(run)
 
 
 def watch(
-    run: RunFolder,
+    run: RunPath,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 1.0,
 ) -> None:
@@ -42,7 +42,7 @@ def watch(
     watch(run, once, interval)
 
 
-def clean(run: RunFolder, yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
+def clean(run: RunPath, yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
     """List files of a run that can be rebuilt; --yes deletes them."""
     from tutelage.cli.clean import clean
 
@@ -59,7 +59,7 @@ def explain(
     explain(run, id)
 
 
-def card(run: RunFolder, student: StudentName = None) -> None:
+def card(run: RunPath, student: StudentName = None) -> None:
     """Write a student's model card. It becomes README.md in the student's folder."""
     from tutelage.report.model_card import write_card
 
@@ -67,7 +67,7 @@ def card(run: RunFolder, student: StudentName = None) -> None:
 
 
 def push(
-    run: RunFolder,
+    run: RunPath,
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hugging Face Hub.")],
     student: StudentName = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository public. Default: private.")] = False,

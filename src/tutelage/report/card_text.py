@@ -27,7 +27,8 @@ from tutelage.report.page import metric_name, model_name, slice_value
 from tutelage.run.live_reader import best_checkpoint, dig, last_part, parameters, read_or_none, recipe_of, written
 from tutelage.run.run_state import manifests_by_folder
 from tutelage.tasks import TASKS, template_for
-from tutelage.tasks.metrics import bootstrap, entity_counts
+from tutelage.tasks.metrics import entity_counts
+from tutelage.utils.bootstrap import bootstrap
 from tutelage.utils.console import visible
 from tutelage.utils.files import read_jsonl
 from tutelage.utils.format import (
