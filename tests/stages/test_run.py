@@ -302,4 +302,4 @@ def test_a_training_that_diverged_is_told_as_such(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("prepare", recipe) == 0
     assert command("teach", recipe, "teach.trainer.learning_rate=1.0e+30") == 2
-    assert "loss is no number on 6 of 6 rows" in command.err and "Lower the learning_rate" in command.err
+    assert "loss is NaN or infinite on 6 of 6 rows" in command.err and "Lower its learning_rate" in command.err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -10,20 +12,28 @@ from tutelage.method.divergences import cross_entropy
 from tutelage.models.heads import answer_states
 
 
-@torch.no_grad()
-def read_batch(
-    model: nn.Module, batch: dict[str, Tensor], vocabulary: int
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((hidden [N, H], logits [N, V]), (losses [N], nll [B])) of a model at the answer positions of a batch.
+class BatchReading(NamedTuple):
+    """A model's output at the N answer positions of a batch, in row-major order."""
 
-    Losses of tokens and their means over rows are in float32 on the CPU.
-    """
+    hidden: Tensor
+    """[N, H] what enters the output head, on the model's device."""
+    logits: Tensor
+    """[N, V] over the tokenizer's entries, on the model's device."""
+    token_losses: Tensor
+    """[N] cross-entropy with the gold tokens in nats, float32 on the CPU."""
+    row_losses: Tensor
+    """[B] their means over each row, float32 on the CPU."""
+
+
+@torch.no_grad()
+def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> BatchReading:
+    """Run the model on a collated batch. vocabulary: number of the tokenizer's entries."""
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     hidden, logits = answer_states(model, batch)
     logits = logits[:, :vocabulary]
     mask = batch["targets"] != IGNORED
-    sample = torch.repeat_interleave(torch.arange(len(mask), device=device), mask.sum(1))
-    losses = cross_entropy(logits, batch["targets"][mask])
-    nll = torch.zeros(len(mask), device=device).index_add_(0, sample, losses) / mask.sum(1)
-    return (hidden, logits), (losses.cpu(), nll.cpu())
+    row_of_position = torch.repeat_interleave(torch.arange(len(mask), device=device), mask.sum(1))
+    token_losses = cross_entropy(logits, batch["targets"][mask])
+    sums = torch.zeros(len(mask), device=device).index_add_(0, row_of_position, token_losses)
+    return BatchReading(hidden, logits, token_losses.cpu(), (sums / mask.sum(1)).cpu())

@@ -19,8 +19,9 @@ from torch import nn
 
 from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
+from tutelage.models.adapters import merged
 from tutelage.models.evaluation import loss_records
-from tutelage.models.load import load_model, merged, save_student
+from tutelage.models.load import load_model, save_student
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.finetuning import best_checkpoint, spaced_steps

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tutelage.data.encode import Collator, EncodedRow
 from tutelage.data.token_store import length_order
 from tutelage.errors import UserError
+from tutelage.models.adapters import load_adapter
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_states, head_error, head_of
-from tutelage.models.load import hidden_size, load_adapter
+from tutelage.models.load import hidden_size
 from tutelage.recipe.schema import Model
 from tutelage.teacher.hidden_store import StoreWriter, bytes_on_disk
 from tutelage.teacher.sources import save_head
@@ -119,13 +120,11 @@ class CacheBuilder:
         order, pieces, nll = length_order(rows), [{} for _ in rows], torch.zeros(len(rows))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            (hidden, logits), (losses, means) = read_batch(
-                model, self.collate([(p, rows[p]) for p in places]), self.vocabulary
-            )
-            nll[places] = means
+            read = read_batch(model, self.collate([(p, rows[p]) for p in places]), self.vocabulary)
+            nll[places] = read.row_losses
             lengths = [len(rows[place].answer) for place in places]
-            kept = {"states": hidden.to(self.dtype)} if faithful else self._largest(logits)
-            for name, tensor in (kept | {"token_nll": losses}).items():
+            kept = {"states": read.hidden.to(self.dtype)} if faithful else self._largest(read.logits)
+            for name, tensor in (kept | {"token_nll": read.token_losses}).items():
                 for place, piece in zip(places, tensor.cpu().split(lengths), strict=True):
                     pieces[place][name] = piece
             if on_rows:

@@ -20,7 +20,7 @@ from tutelage.data.encode import Collator, EncodedRow
 from tutelage.method.mixed_loss import Targets
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import Head, answer_hidden, head_of
-from tutelage.teacher.hidden_store import HiddenStore, save_whole
+from tutelage.teacher.hidden_store import HiddenStore, save_tensors
 
 
 class TeacherSource(Protocol):
@@ -95,8 +95,8 @@ class LiveTeacher:
         found = np.zeros(len(rows))
         for start in range(0, len(rows), 16):
             items = [(place, rows[place]) for place in range(start, min(start + 16, len(rows)))]
-            _, (_, nll) = read_batch(self._loaded(checkpoint), collate(items), self.vocabulary)
-            found[start : start + len(items)] = nll.double().numpy()
+            read = read_batch(self._loaded(checkpoint), collate(items), self.vocabulary)
+            found[start : start + len(items)] = read.row_losses.double().numpy()
         return found
 
     def ahead(self, checkpoint: str) -> None:
@@ -174,7 +174,7 @@ def save_head(head: Head, path: Path) -> None:
     """Write a head; its scale and cap go along as tensors."""
     numbers = torch.tensor([head.scale, head.softcap or 0.0], dtype=torch.float64)
     bias = {} if head.bias is None else {"bias": head.bias}
-    save_whole({"weight": head.weight, "numbers": numbers, **bias}, path)
+    save_tensors({"weight": head.weight, "numbers": numbers, **bias}, path)
 
 
 def load_head(path: Path) -> Head:
