@@ -22,7 +22,7 @@ from tutelage.models.load import longest_context
 from tutelage.recipe.schema import Recipe
 from tutelage.records import Example
 from tutelage.run.checkpoints import list_checkpoints
-from tutelage.teacher.build_cache import foretell
+from tutelage.teacher.build_cache import predict_cache_size, require_disk_space
 
 MANY_CUT = 0.05
 """Share of the rows above which leaving out or cutting is worth a look."""
@@ -210,14 +210,17 @@ def _steps(fitted: Fitted, recipe: Recipe) -> Check:
 
 
 def _disk(fitted: Fitted, recipe: Recipe) -> Check | None:
-    """What the cache will take; `prepare` refuses where the disk has not got it."""
+    """Whether the disk has room for the cache; `prepare` refuses if it has not."""
+    given, folder = recipe.teach.checkpoints, Path(recipe.output_dir)
     try:
-        given = recipe.teach.checkpoints
         count = len(list_checkpoints(given, recipe.teacher)) if given else recipe.teach.num_checkpoints
-        where = Path(recipe.output_dir)
-        text = foretell(fitted.stores["train"], recipe.teacher, count, fitted.vocabulary, recipe.cache.dtype, where)
+    except UserError:
+        return None  # another check reports the checkpoints
+    rows, dtype = fitted.stores["train"], recipe.cache.dtype
+    size = predict_cache_size(rows, recipe.teacher, count, fitted.vocabulary, dtype, folder)
+    try:
+        require_disk_space(size, folder)
     except UserError as error:
-        if "cache needs" not in str(error):
-            return None  # the checkpoints are another check's matter
         return Check("cache size", "budget", "fail", str(error), {}, "output_dir=A_LARGER_DISK/RUN")
-    return Check("cache size", "budget", "passed", text.removeprefix("cache: "), {"checkpoints": count})
+    text = size.text if size else "known once the teacher's files are on this machine"
+    return Check("cache size", "budget", "passed", text, {"checkpoints": count})

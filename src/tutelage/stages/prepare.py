@@ -21,7 +21,7 @@ from tutelage.run import stage_inputs
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
-from tutelage.teacher.build_cache import foretell
+from tutelage.teacher.build_cache import predict_cache_size, require_disk_space
 from tutelage.training.trainer import training_arguments
 from tutelage.utils.files import write_json, write_jsonl
 
@@ -43,14 +43,11 @@ def run_stage(run: RunFolder) -> None:
         tokenizer = load_tokenizer(recipe.student)
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
         encoded, dropped = _tokenize(rows.examples, make_encoder(recipe.data, tokenizer), work.folder / "tokens")
-        foretell(
-            encoded["train"],
-            recipe.teacher,
-            len(given) if given else recipe.teach.num_checkpoints,
-            vocabulary,
-            recipe.cache.dtype,
-            run.folder,
+        checkpoints = len(given) if given else recipe.teach.num_checkpoints
+        size = predict_cache_size(
+            encoded["train"], recipe.teacher, checkpoints, vocabulary, recipe.cache.dtype, run.folder
         )
+        require_disk_space(size, run.folder)
         lengths = {split: _lengths(encoded[split]) for split in SPLITS}
         notes = list(rows.notes)
         if dropped:
