@@ -139,7 +139,7 @@ class CacheBuilder:
         if faithful:
             return None
         return (
-            f"{checkpoint}: its output head, applied to its hidden states, is {error:.2g} nats away from its own logits,"
+            f"{checkpoint}: its output head, applied to its hidden states, is {error:.2g} nats from its own logits,"
             f" so the cache holds the {self.top_k} largest log-probabilities of each position (forward KL only)"
         )
 
