@@ -126,8 +126,8 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="Rows of the METHODS table, with commas.")
     ] = "sft,td,td-aw,scd,scd-aw,ccd",
-    seeds: Annotated[int, typer.Option(min=1, help="Students a method: seeds 0, 1, ...")] = 3,
-    teacher_seeds: Annotated[int, typer.Option(min=1, help="Teacher trajectories a recipe.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method: 0, 1, ...")] = 3,
+    teacher_seeds: Annotated[int, typer.Option(min=1, help="Number of teachers per recipe, each with its own seed.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Students trained at a time on this machine.")] = 1,
     tune: Annotated[
         bool, typer.Option("--tune", help="Find the learning rate first, by the recipe's `tune` section.")
@@ -142,7 +142,7 @@ def compare(
         Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")
     ] = "table",
     force: Annotated[
-        bool, typer.Option("--force", help="Make again, deleting it, what other inputs than now had made.")
+        bool, typer.Option("--force", help="Delete and rebuild stale results.")
     ] = False,
 ) -> None:
     """Methods against each other: the same teacher, anchor, rows and steps for all, several seeds. Continues where it
@@ -150,23 +150,25 @@ def compare(
 
     Exit code 1 where students failed; those are tried again by the same command.
     """
-    from tutelage.compare.cells import ResultsFile
-    from tutelage.compare.experiment import make_plan, run
-    from tutelage.compare.page import write_page
-    from tutelage.compare.summary import write_summary
-    from tutelage.compare.table import show
+    from tutelage.compare.cell_table import CellState
+    from tutelage.compare.experiment import run
+    from tutelage.compare.plan import make_plan
+    from tutelage.compare.summary.page import write_page
+    from tutelage.compare.summary.summarise import write_summary
+    from tutelage.compare.summary.table import show
     from tutelage.recipe.load import load_recipe
 
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
     loaded = [load_recipe(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
-    cells, others = run(plan)
-    summary = write_summary(plan.folder, cells | others)
+    table = run(plan)
+    summary = write_summary(plan.folder, table)
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
-    if count := len(cells.keys() - ResultsFile(plan.folder / "results.jsonl").done().keys()):
-        print(f"{count} of {len(cells)} students failed; the same command tries them again", file=sys.stderr)
+    states = [entry.state for entry in table.planned()]
+    if failed := sum(state is not CellState.DONE for state in states):
+        print(f"{failed} of {len(states)} students failed; the same command runs them again", file=sys.stderr)
         raise typer.Exit(1)
 
 
