@@ -18,8 +18,8 @@ def interval(value, half, *, once=False):
 
 def split(advantage, deficit):
     return {
-        "rows": 100, "sfs_mass": 0.4, "tfs_mass": 0.6, "advantage": advantage, "deficit": deficit, "risk_student": 0.3 + deficit,
-        "risk_teacher": 0.3 + advantage, "difference": deficit - advantage,
+        "rows": 100, "sfs_mass": 0.4, "tfs_mass": 0.6, "advantage": advantage, "deficit": deficit,
+        "risk_student": 0.3 + deficit, "risk_teacher": 0.3 + advantage, "difference": deficit - advantage,
     }  # fmt: skip
 
 
@@ -442,8 +442,8 @@ def test_an_interval_beyond_what_a_score_can_be_ends_at_the_border():
 
 def test_torch_stays_away(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(NOTHING), encoding="utf-8")
-    code = f"import json, sys; from pathlib import Path; from tutelage.compare.summary.page import write_page; p = Path({str(tmp_path)!r})"
-    code += "; write_page(json.loads((p / 'summary.json').read_text()), p / 'index.html')"
+    code = "import json, sys; from pathlib import Path; from tutelage.compare.summary.page import write_page"
+    code += f"; p = Path({str(tmp_path)!r}); write_page(json.loads((p / 'summary.json').read_text()), p / 'index.html')"
     code += "; assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["index.html", "summary.json"]

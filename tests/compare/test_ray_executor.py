@@ -131,12 +131,12 @@ def test_without_ray_or_a_cluster_it_is_said_what_to_type(tmp_path, monkeypatch)
 
 def test_a_cell_waits_for_its_former_process_but_not_for_ever(tmp_path):
     (cell,) = cells("good")
-    alone = "from tutelage.compare import ray_executor as r; from tutelage.compare.cells import Cell; r.LOCK_SECONDS = 0.3\n"
-    work = f"print(r._work({cell!r}, b'', {str(tmp_path)!r}, 'logs', {{}})[1])"
+    patched = "from tutelage.compare import ray_executor as r; r.LOCK_SECONDS = 0.3\n"
+    work = f"from tutelage.compare.cells import Cell; print(r._work({cell!r}, b'', {str(tmp_path)!r}, 'logs', {{}})[1])"
     (tmp_path / "logs").mkdir()
     log = log_of(cell, tmp_path / "logs")
     with FileLock(log.with_suffix(".lock")):
-        subprocess.run([sys.executable, "-c", alone + work], check=True)
+        subprocess.run([sys.executable, "-c", patched + work], check=True)
     assert "another process" in log.read_text() and f"rm logs/{log.stem}.lock" in log.read_text()
 
 

@@ -20,8 +20,9 @@ from tutelage.errors import StaleArtifactError, problems
 from tutelage.recipe.load import load_recipe
 from tutelage.run import stage_inputs
 from tutelage.run.manifest import MANIFEST, Work, digest
-from tutelage.run.workspace import Workspace
+from tutelage.run.run_folder import RunFolder
 from tutelage.stages import distill, evaluate
+from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_json
 
 # --- one cell, in a process of its own ---
@@ -29,16 +30,17 @@ from tutelage.utils.files import read_json
 
 def make_cell(cell: Cell, rebuild: bool = False) -> None:
     """Train and score one student."""
-    space = train_cell(cell, rebuild)
-    evaluate.score(space, evaluate.student(space, cell.name, cell.seed))
+    run = train_cell(cell, rebuild)
+    models = RunModels(run)
+    evaluate.score(run, models, evaluate.student(run, models, cell.name, cell.seed))
 
 
-def train_cell(cell: Cell, rebuild: bool = False) -> Workspace:
+def train_cell(cell: Cell, rebuild: bool = False) -> RunFolder:
     """Train one student, without scoring it on test: learning rates are chosen on validation."""
     only_cell = [f"distill.methods=[{json.dumps(cell.name)}]", f"distill.seeds=[{cell.seed}]"]
-    space = Workspace(load_recipe(Path(cell.run) / "recipe.yaml", only_cell).recipe, rebuild=rebuild)
-    distill.cell(space, cell.name, cell.seed)
-    return space
+    run = RunFolder(load_recipe(Path(cell.run) / "recipe.yaml", only_cell).recipe, rebuild=rebuild)
+    distill.cell(run, RunModels(run), cell.name, cell.seed)
+    return run
 
 
 # --- what is recorded of a cell ---
@@ -74,8 +76,8 @@ def all_rows(outcome: Outcome) -> list[ResultRow]:
 
 
 @dataclass(frozen=True)
-class CellRuns:
-    """What is done with cells, and where it is recorded."""
+class CellProcedure:
+    """What is done with each cell, and where it is recorded."""
 
     name: str
     """For messages."""
@@ -86,39 +88,39 @@ class CellRuns:
     has_predictions: Callable[[Cell], bool]
 
 
-COMPARE = CellRuns("compare", RESULTS, make_cell, all_rows, has_predictions)
-TUNE = CellRuns("tune", TUNED, train_cell, validation_rows, lambda cell: True)
+COMPARE = CellProcedure("compare", RESULTS, make_cell, all_rows, has_predictions)
+TUNE = CellProcedure("tune", TUNED, train_cell, validation_rows, lambda cell: True)
 
 
-def run_cells(plan: ComparisonPlan, runs: CellRuns, spaces: Mapping[Cell, Workspace]) -> dict[Cell, str]:
-    """Run the cells without a result from today's inputs; record each as it ends. spaces: by cell to be asked for.
+def run_cells(plan: ComparisonPlan, procedure: CellProcedure, runs: Mapping[Cell, RunFolder]) -> dict[Cell, str]:
+    """Run the cells without a result from today's inputs; record each as it ends. runs: by cell to be asked for.
 
     Returns the fingerprints of the cells' inputs. Raises StaleArtifactError if the folders of cells to run hold
     students trained from other inputs, unless the plan says `force`.
     """
-    inputs = {cell: stage_inputs.student(space, cell.name) for cell, space in spaces.items()}
+    inputs = {cell: stage_inputs.student(run, cell.name) for cell, run in runs.items()}
     fingerprints = {cell: digest(values) for cell, values in inputs.items()}
     students = {cell: Work(Path(cell.run) / "distill" / cell.student, values) for cell, values in inputs.items()}
-    results = ResultsFile(plan.folder / runs.file)
-    to_run = CellTable(results.records(), fingerprints, has_predictions=runs.has_predictions).to_run()
+    results = ResultsFile(plan.folder / procedure.file)
+    to_run = CellTable(results.records(), fingerprints, has_predictions=procedure.has_predictions).to_run()
     if not plan.force:
         _refuse_stale_students({cell: students[cell] for cell in to_run})
-    screen, began = next(iter(spaces.values())).screen, time.monotonic()
-    executor = make_executor(plan, runs.task, spaces.values())
+    screen, began = next(iter(runs.values())).screen, time.monotonic()
+    executor = make_executor(plan, procedure.task, runs.values())
     if warning := _other_threads(students.values(), executor.threads):
         screen.warn(warning)
-    screen.say(f"{runs.name}: {len(spaces)} cells, {len(spaces) - len(to_run)} of them up to date")
+    screen.say(f"{procedure.name}: {len(runs)} cells, {len(runs) - len(to_run)} of them up to date")
     for number, outcome in enumerate(executor.run(to_run), start=1):
-        rows = runs.rows_of(outcome)
+        rows = procedure.rows_of(outcome)
         results.append(outcome.cell, fingerprints[outcome.cell], rows)
         left = (time.monotonic() - began) / number * (len(to_run) - number)
         time_left = f"; about {left / 60:.0f} min left" if left > 60 else ""
-        metric = spaces[outcome.cell].task.metric
+        metric = runs[outcome.cell].task.metric
         screen.say(f"[{number}/{len(to_run)}] {_describe(outcome, rows, metric)}{time_left}")
     return fingerprints
 
 
-def make_executor(plan: ComparisonPlan, task: CellTask, spaces: Iterable[Workspace]) -> Executor:
+def make_executor(plan: ComparisonPlan, task: CellTask, runs: Iterable[RunFolder]) -> Executor:
     """The executor that the plan names."""
     logs, task = plan.folder / "logs", partial(task, rebuild=plan.force)
     if plan.executor == "local":
@@ -126,7 +128,7 @@ def make_executor(plan: ComparisonPlan, task: CellTask, spaces: Iterable[Workspa
     from tutelage.compare.ray_executor import RayExecutor
 
     resources = plan.recipes[0].compare
-    folders = list(dict.fromkeys([plan.folder, *(space.folder for space in spaces)]))
+    folders = list(dict.fromkeys([plan.folder, *(run.folder for run in runs)]))
     return RayExecutor(task, logs, folders, num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
 
 

@@ -190,7 +190,7 @@ def _amount(cpus: float, gpus: float) -> str:
 
 
 def _check_folders(ray: ModuleType, folders: Sequence[Path]) -> None:
-    """A file written here must be readable on every node, and the other way round. Raises UserError that names nodes."""
+    """A file written here must be readable on every node and vice versa. Raises UserError that names the nodes."""
     token = secrets.token_hex(16)
     name = f".visible-{token[:8]}"
     try:

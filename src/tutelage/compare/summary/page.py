@@ -30,8 +30,8 @@ from tutelage.compare.summary.table import run_count
 from tutelage.records import Interval
 from tutelage.report import page
 from tutelage.report.charts import forest, linear_scatter
-from tutelage.report.page import number, percent, signed_span, span
 from tutelage.utils.files import write_text
+from tutelage.utils.format import p_value, percent, signed_span, span
 
 TWO_BY_TWO = (("td", "td-aw"), ("scd", "scd-aw"))
 """Rows: best checkpoint, scheduled; columns: constant weights, adaptive ones."""
@@ -74,11 +74,6 @@ def _title(summary: Summary) -> str:
 
 
 # --- how numbers are written ---
-
-
-def p_value(value: float) -> str:
-    """0.012; "< 0.001" below a thousandth, never 0.000."""
-    return "< 0.001" if value < 0.001 else number(value)
 
 
 def ends(score: Interval) -> str:

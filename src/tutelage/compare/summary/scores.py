@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tutelage.analysis.crossed_intervals import Sample, Statistic, stack, take_samples
+from tutelage.analysis.crossed_intervals import Sample, ScalarStatistic, stack, take_samples
 from tutelage.compare.cells import Cell, CellRecord, has_teacher
 from tutelage.errors import StaleArtifactError, problems
 from tutelage.recipe.load import load_recipe
@@ -21,7 +21,7 @@ from tutelage.records import Example, Prediction
 from tutelage.run.manifest import MANIFEST
 from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
-from tutelage.tasks.metrics import Statistic as Metrics
+from tutelage.utils.bootstrap import Statistic
 from tutelage.utils.files import read_json, read_jsonl, read_records
 
 Measure = Literal["score", "nll"]
@@ -59,7 +59,7 @@ class _ModelFiles(NamedTuple):
     metrics: dict[str, float]
     score_table: np.ndarray
     """[rows] the metric of each row, for metrics that are means; otherwise [rows, k], which `score_statistic` reads."""
-    score_statistic: Statistic | None
+    score_statistic: ScalarStatistic | None
     test_losses: np.ndarray
     """[rows]"""
     validation_losses: dict[str, float]
@@ -199,7 +199,7 @@ def _read_model(folder: Path, task: BaseTask, examples: Sequence[Example]) -> _M
     losses = np.array([row.nll for row in predictions], dtype=np.float64)
     on_all_rows = metrics_of(np.ones((1, len(table))), table)
     metrics = {name: float(value[0]) for name, value in on_all_rows.items()} | {"nll": float(losses.mean())}
-    statistic: Statistic | None = partial(_metric, metrics_of, task.metric)
+    statistic: ScalarStatistic | None = partial(_metric, metrics_of, task.metric)
     if task.metric in MEANS:
         patterns, pattern_of_row = np.unique(table, axis=0, return_inverse=True)
         table, statistic = statistic(np.eye(len(patterns)), patterns)[pattern_of_row.ravel()], None
@@ -207,7 +207,7 @@ def _read_model(folder: Path, task: BaseTask, examples: Sequence[Example]) -> _M
     return _ModelFiles(metrics, table, statistic, losses, validation)
 
 
-def _metric(metrics_of: Metrics, name: str, draws: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _metric(metrics_of: Statistic, name: str, draws: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.asarray(metrics_of(draws, rows)[name])
 
 
