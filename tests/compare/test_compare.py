@@ -96,7 +96,16 @@ def test_recorded_cells_of_other_methods_and_teachers_become_stale_with_the_reci
     assert "stale, not counted: recipe teacher-1 td seed-0" in command.err
 
 
-def test_cells_speak_of_the_metric_that_choices_are_made_by(tmp_path, command):
+def test_after_a_change_of_the_run_folder_only_the_new_one_counts(tmp_path, command):
+    recipe, methods = make_project(tmp_path), ["--methods", "sft", "--seeds", 1, "--output", tmp_path / "both"]
+    assert command("compare", recipe, *methods) == 0
+    assert command("compare", recipe, f"output_dir={tmp_path / 'moved'}", *methods) == 0
+    summary = json.loads((tmp_path / "both/summary.json").read_text())
+    assert [cell["run"] for cell in summary["cells"]] == [str(tmp_path / "moved")]
+    assert [cell["run"] for cell in summary["stale"]] == [str(tmp_path / "run")]
+
+
+def test_progress_names_the_metric_of_the_recipe(tmp_path, command):
     recipe = make_project(tmp_path, task={"metric": "macro_f1"})
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0
     assert "[1/1] recipe teacher-0 sft seed-0: macro_f1 0." in command.err

@@ -72,7 +72,7 @@ def test_a_teacher_of_ones_own_has_no_folds_and_no_further_trajectories(tmp_path
     assert command("compare", recipe, "--methods", "ccd-aw") == 2
     assert "write cross_fit.teacher: false" in command.err and not (tmp_path / "run").exists()
     assert command("compare", recipe, "--methods", "td", "--teacher-seeds", 2) == 2
-    assert "--teacher-seeds trains further teachers" in command.err and not (tmp_path / "run").exists()
+    assert "--teacher-seeds trains teachers, but teach.checkpoints names yours" in command.err and not (tmp_path / "run").exists()
 
 
 def test_methods_that_need_whole_distributions_are_refused_before_a_student_is_trained(tmp_path, command, monkeypatch):
