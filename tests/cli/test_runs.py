@@ -143,7 +143,6 @@ def littered(folder: Path) -> Path:
     """A run with everything that cleaning may take, and some that it may not."""
     run = whole_run(folder)
     for path in (
-        "anchor_cache/anchor/shard-00000.safetensors",
         "cross_fit/sample_loss.jsonl",
         "cross_fit/fold-0/losses.safetensors",
         "distill/td/seed-1/trainer-2/checkpoint-8/optimizer.pt",
@@ -163,7 +162,7 @@ def test_a_dry_run_names_everything_and_takes_nothing(tmp_path, capsys):
     items = {item.what: item for item in clean(run)}
     assert files(run) == before
     assert set(items) == {
-        *("cache", "anchor_cache", "cross_fit folds", "distill/td/seed-1 restart points", "teacher optimizer states"),
+        *("cache", "cross_fit folds", "distill/td/seed-1 restart points", "teacher optimizer states"),
     }  # fmt: skip
     assert items["cache"].size == 4 * (1000 + len("{}")) + (run / "cache/manifest.json").stat().st_size
     assert items["teacher optimizer states"].size == 200
@@ -181,8 +180,8 @@ def test_cleaning_takes_the_caches_and_restart_points_and_nothing_else(tmp_path)
     before = files(run)
     clean(run, do=True)
     gone = before - files(run)
-    assert {name.split("/")[0] for name in gone} == {"cache", "anchor_cache", "cross_fit", "distill", "teach"}
-    assert {name for name in gone if not name.startswith(("cache/", "anchor_cache/"))} == {
+    assert {name.split("/")[0] for name in gone} == {"cache", "cross_fit", "distill", "teach"}
+    assert {name for name in gone if not name.startswith("cache/")} == {
         "cross_fit/fold-0/losses.safetensors", "distill/td/seed-1/trainer-2/checkpoint-8/optimizer.pt",
         "teach/checkpoint-120/optimizer.pt", "teach/checkpoint-120/whole",
     }  # fmt: skip
@@ -190,14 +189,13 @@ def test_cleaning_takes_the_caches_and_restart_points_and_nothing_else(tmp_path)
     assert describe(run).state == "finished"
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "list", "anchor"])
+@pytest.mark.parametrize("what", ["checkpoint", "list"])
 def test_what_cannot_be_made_again_stays(tmp_path, what):
     run = littered(tmp_path)
-    path = {"checkpoint": f"teach/{CHECKPOINTS[1]}/model.safetensors", "list": "teach/checkpoints.json"}.get(what)
-    (run / (path or "anchor/model.safetensors")).unlink()
+    path = {"checkpoint": f"teach/{CHECKPOINTS[1]}/model.safetensors", "list": "teach/checkpoints.json"}[what]
+    (run / path).unlink()
     kept = {item.what for item in clean(run, do=True) if item.kept}
-    name = "anchor_cache" if what == "anchor" else "cache"
-    assert kept == {name} and (run / name).is_dir()
+    assert kept == {"cache"} and (run / "cache").is_dir()
 
 
 def test_checkpoints_of_the_users_own_are_never_touched(tmp_path):
@@ -267,7 +265,7 @@ def test_names_agree_with_the_stages():
     source = Path(runs.__file__).parents[1]
     theirs = re.search(r"^RESTART_ONLY = \((.*?)\)$", (source / "stages/teach.py").read_text(), re.MULTILINE)[1]
     assert theirs.replace('"', "").split(", ") == [*RESTART_ONLY[:-1], "WHOLE"]
-    assert f'WHOLE = "{RESTART_ONLY[-1]}"' in (source / "training/trainer.py").read_text()
+    assert f'WHOLE = "{RESTART_ONLY[-1]}"' in (source / "training/callbacks.py").read_text()
 
 
 # --- text from data ---

@@ -185,9 +185,9 @@ def test_a_sparkline_is_logarithmic_and_bears_what_is_not_finite():
 
 
 def test_pieces_are_those_that_the_methods_need():
-    recipe = {"distill": {"methods": ["sft", "cd-mix", "seqkd", "not-here"], "seeds": [0]}}
+    recipe = {"distill": {"methods": ["sft", "cd-aw-cf", "seqkd", "not-here"], "seeds": [0]}}
     found = pieces(recipe)
-    assert found[:7] == ["prepare", "teach", "anchor", "anchor_cache", "cache", "teacher_answers", "cross_fit"]
+    assert found[:6] == ["prepare", "teach", "anchor", "cache", "teacher_answers", "cross_fit"]
     assert found[-1] == "report" and "distill/not-here/seed-0" in found
     assert [name for name in pieces({"distill": {"methods": ["sft"]}}) if "/" not in name] == [
         "prepare",

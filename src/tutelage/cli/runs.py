@@ -314,12 +314,9 @@ def removable(run: Path) -> Iterator[Item]:
     cleaning."""
     recipe, manifests = recipe_of(run), read_manifests(run)
     taught = [c for c in dig(read_or_none(run / "teach/checkpoints.json"), "checkpoints") or [] if isinstance(c, dict)]
-    for name, seconds in ((name, dig(manifests.get(name), "seconds")) for name in ("cache", "anchor_cache")):
-        lost = _lost_checkpoint(run, taught) if name == "cache" else _lost_anchor(run)
-        again = f"`tutelage cache RECIPE`, or `run`{f'; took {seconds:.0f} s' if seconds else ''}"
-        yield from _item(
-            name, [run / name], again.replace("tutelage cache", f"tutelage {name.split('_')[0]}"), recipe, lost
-        )
+    seconds = dig(manifests.get("cache"), "seconds")
+    again = f"`tutelage cache RECIPE`, or `run`{f'; took {seconds:.0f} s' if seconds else ''}"
+    yield from _item("cache", [run / "cache"], again, recipe, _lost_checkpoint(run, taught))
     folds = sorted(run.glob("cross_fit/fold-*"))
     yield from _item("cross_fit folds", folds, "`tutelage cross-fit RECIPE`, from its first fold", recipe)
     yield from _item(
@@ -371,10 +368,6 @@ def _lost_checkpoint(run: Path, taught: list[dict[str, Any]]) -> str | None:
         if not any(place.is_dir() and any(place.glob("*.safetensors")) for place in places):
             return f"{checkpoint.get('name')}, which it was made from, is gone"
     return None if taught else "teach/checkpoints.json, which says what it was made from, is gone"
-
-
-def _lost_anchor(run: Path) -> str | None:
-    return None if any((run / "anchor").glob("*.safetensors")) else "the anchor, which it was made from, is gone"
 
 
 def _delete(run: Path, path: Path) -> None:

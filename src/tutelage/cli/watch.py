@@ -152,8 +152,8 @@ def _at_work(
         logs = run.glob("cross_fit/fold-*/*/log.jsonl" if part == "cross_fit" else f"{part}/log.jsonl")
         if log := max(logs, key=written, default=None):
             return _fine_tuning(run, recipe, name, log), ""
-    if part in ("cache", "anchor_cache"):
-        return None, _cached(run, recipe, part)
+    if part == "cache":
+        return None, _cached(run, recipe)
     return None, ""
 
 
@@ -207,15 +207,13 @@ def _share(
     return min(1.0, share) if math.isfinite(share) else 0.0
 
 
-def _cached(run: Path, recipe: dict[str, Any], part: str) -> str:
+def _cached(run: Path, recipe: dict[str, Any]) -> str:
     """How far the cache is, in shards, and its time left."""
     rows = dig(read_or_none(run / "prepare/data.json"), "lengths", "train", "rows", default=0)
-    checkpoints = (
-        len(dig(read_or_none(run / "teach/checkpoints.json"), "checkpoints", default=[])) if part == "cache" else 1
-    )
+    checkpoints = len(dig(read_or_none(run / "teach/checkpoints.json"), "checkpoints", default=[]))
     whole = checkpoints * -(-rows // dig(recipe, "cache", "shard_rows", default=1024))
-    shards = list(run.glob(f"{part}/*/shard-*.safetensors"))
-    began = written(run / part / STARTED)
+    shards = list(run.glob("cache/*/shard-*.safetensors"))
+    began = written(run / "cache" / STARTED)
     new = [when for when in map(written, shards) if when > began]
     left = (max(new) - began) / len(new) * (whole - len(shards)) if new else None
     return f"{len(shards)} of {whole or '?'} shards" + (f", {duration(left)} left" if left else "")

@@ -13,7 +13,6 @@ from tutelage.errors import UserError
 from tutelage.method.risk_split import interval
 from tutelage.run.workspace import Workspace
 from tutelage.training import recorded_losses as losses
-from tutelage.training.mixtures import row_means
 from tutelage.utils.files import read_json, read_jsonl
 
 SAME_NATS = 1e-3
@@ -50,8 +49,8 @@ def check_trajectory(space: Workspace) -> list[Check]:
 
 def validation_losses(space: Workspace, names: list[str]) -> Losses:
     """Losses of checkpoints on the validation rows. Raises StaleArtifactError where they were not written."""
-    lengths = losses.validation_lengths(space)
-    return {name: row_means(losses.validation_tokens(space, name), lengths) for name in names}
+    rows = space.encoded("validation")
+    return {name: losses.of_checkpoint(space, name, rows) for name in names}
 
 
 def _means(taught: dict[str, Any]) -> list[float]:

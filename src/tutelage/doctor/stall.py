@@ -33,7 +33,7 @@ def foresee_stall(space: Workspace) -> Check | None:
         start, end, best, names = _seen(space)
     except UserError:
         return None  # other checks say what is missing
-    options = {"num_stages": space.recipe.distill.num_stages, "best": best, "trust": section.trust}
+    options = {"num_stages": space.recipe.distill.num_stages, "best": best}
     first = nearest(start, stage=1, **options)
     before = next(candidate for candidate in start if candidate.checkpoint == first.chosen)
     second = nearest(end, stage=2, previous=before, **options)
@@ -59,7 +59,7 @@ def _seen(space: Workspace) -> tuple[list, list, str, list[str]]:
         taught["best"],
         space.about["vocabulary"],
         pad_id_of(space.tokenizer),
-        space.recipe.distill.schedule.reach,
+        space.recipe.distill.schedule.student_kl,
     )
     with space.autocast():
         seen = [probe.compare(space.load(space.recipe.student, folder)) for folder in (None, space.folder / "anchor")]

@@ -28,7 +28,7 @@ BARS = "▁▂▃▄▅▆▇█"
 DEPTHS = ("*", "*/*", "*/*/*")
 """Where the folder of a piece of work lies in a run: cache, evaluate/anchor, distill/METHOD/seed-K."""
 ORDER = (
-    *("prepare", "teach", "anchor", "anchor_cache", "cache", "teacher_answers", "cross_fit", "distill", "evaluate"),
+    *("prepare", "teach", "anchor", "cache", "teacher_answers", "cross_fit", "distill", "evaluate"),
     *("diagnose", "report"),
 )
 """First folders of the pieces of work, in the order in which a run does them."""
@@ -192,7 +192,6 @@ def pieces(recipe: dict[str, Any]) -> list[str]:
     if not names:
         return []
     found = ["prepare", "teach", "anchor"]
-    found += ["anchor_cache"] if any(method.weighting == "gated" for method in methods) else []
     found += ["cache"] if any(method.schedule != "none" for method in methods) else []
     found += ["teacher_answers"] if any(method.answers == "teacher" for method in methods) else []
     found += ["cross_fit"] if any(method.needs_cross_fit for method in methods) else []

@@ -1,9 +1,7 @@
 """anchor: the student after plain fine-tuning on the same rows, with as many steps as distillation gets; then frozen.
 
-With `anchor.keep` the best of `distill.num_stages` points of that training on validation, as distilled students are
-chosen. Writes anchor/ (a whole model) and anchor/sample_loss.jsonl: its loss on every training and validation row;
-those of the answer tokens are in token_loss.safetensors. For methods that learn from teacher and anchor also
-anchor_cache/, the anchor read like a checkpoint.
+With `anchor.keep: score` or `loss`, the best on validation of `distill.num_stages` points of that fine-tuning run.
+Writes anchor/ (a whole model) and anchor/sample_loss.jsonl, its loss on every training and validation row.
 """
 
 from __future__ import annotations
@@ -14,17 +12,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from safetensors.numpy import save_file
 from torch import nn
 
-from tutelage.errors import ModelError
-from tutelage.method.methods import find_method
 from tutelage.models.evaluation import loss_records
 from tutelage.models.load import load_model, merged, save_student
 from tutelage.run import stage_inputs
 from tutelage.run.workspace import Workspace
+from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
-from tutelage.training.trainer import WHOLE, seconds_before, training_arguments
+from tutelage.training.trainer import training_arguments
 from tutelage.utils.files import write_json, write_jsonl
 
 SPLITS = ("train", "validation")
@@ -32,12 +28,6 @@ SPLITS = ("train", "validation")
 
 def run(space: Workspace) -> None:
     """Do the stage."""
-    _anchor(space)
-    if any(find_method(name).weighting == "gated" for name in space.recipe.distill.methods):
-        _states(space)
-
-
-def _anchor(space: Workspace) -> None:
     recipe, own = space.recipe, space.recipe.anchor.model_name_or_path
     with space.work("anchor", stage_inputs.anchor(space)) as work:
         if work is None:
@@ -48,28 +38,9 @@ def _anchor(space: Workspace) -> None:
         splits = [space.encoded(split) for split in SPLITS]
         with space.autocast(), space.screen.progress("anchor losses", sum(map(len, splits))) as advance:
             losses = [space.evaluator.losses(model, rows, advance) for rows in splits]
-        records = itertools.chain.from_iterable(
-            loss_records(rows, found.rows) for rows, found in zip(splits, losses, strict=True)
-        )
+        records = itertools.chain.from_iterable(map(loss_records, splits, losses))
         write_jsonl(work.folder / "sample_loss.jsonl", records)
-        save_file(
-            {split: found.tokens for split, found in zip(SPLITS, losses, strict=True)},
-            str(work.folder / "token_loss.safetensors"),
-        )
         shutil.rmtree(work.folder / "trainer", ignore_errors=True)
-
-
-def _states(space: Workspace) -> None:
-    with space.work("anchor_cache", stage_inputs.anchor_cache(space)) as work:
-        if work is None:
-            return
-        model = space.load(space.recipe.student, space.folder / "anchor")
-        with space.screen.progress("cache anchor", len(space.encoded("train"))) as advance:
-            note = space.cache_builder(work.folder).build("anchor", model, {"checkpoint": "anchor"}, advance)
-        if note:
-            raise ModelError(
-                f"methods that learn from the anchor as well (cd-mix) need whole distributions of it: {note}"
-            )
 
 
 def _train(space: Workspace, folder: Path) -> nn.Module:
@@ -92,7 +63,7 @@ def _best(space: Workspace, folder: Path, points: Sequence[Path]) -> Path:
     for point in points:
         with space.screen.progress(f"validate {point.name}", len(exam.examples)) as advance:
             score, _, losses = space.evaluator.quick(space.load(space.recipe.student, point), exam, advance)
-        found.append({"name": point.name, "score": score, "nll": float(losses.rows.mean())})
+        found.append({"name": point.name, "score": score, "nll": float(losses.mean())})
     best = best_checkpoint(found, space.recipe.anchor.keep)
     write_json(folder / "validation.json", {"best": best, "by": space.recipe.anchor.keep, "checkpoints": found})
     seen = ", ".join(f"{c['name']} {c['score']:.3f}/{c['nll']:.3f}" for c in found)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tutelage.data.encode import EncodedRow, pad_id_of
-from tutelage.data.token_store import TokenStore, answer_lengths
+from tutelage.data.token_store import TokenStore
 from tutelage.method.methods import Method, find_method
 from tutelage.models.load import device, load_trainable, merged, save_student
 from tutelage.run import stage_inputs
@@ -24,7 +24,6 @@ from tutelage.run.workspace import Workspace
 from tutelage.teacher.sources import CachedTeacher, TeacherSource
 from tutelage.training import recorded_losses as losses
 from tutelage.training.distillation import Distillation, Plan, Validation, ValidationRow
-from tutelage.training.mixtures import Ensemble, mixture_shares
 from tutelage.utils.files import read_json
 
 
@@ -49,9 +48,7 @@ def cell(space: Workspace, method: str, seed: int) -> None:
         )
         source, best = _teacher(space, parts, rows)
         plan = make_plan(space, method, seed)
-        adaptive, anchor = losses.weighting(space, parts, rows, source), None
-        if parts.weighting == "gated":
-            anchor = CachedTeacher(space.folder / "anchor_cache", ["anchor"], rows, bf16=space.bf16)
+        adaptive = losses.weighting(space, parts, rows, source)
         first = recipe.student
         if recipe.distill.start == "anchor":
             first = first.model_copy(update={"model_name_or_path": str(space.folder / "anchor"), "revision": None})
@@ -68,7 +65,6 @@ def cell(space: Workspace, method: str, seed: int) -> None:
                 load=lambda folder: load_trainable(first, folder, seed),
                 save=lambda model, folder: save_student(model, space.tokenizer, folder),
                 validate=lambda model: _validate(space, model),
-                anchor=anchor,
                 autocast=space.autocast,
                 on_step=lambda stage, done, total: on_step((stage - 1) * total + done, plan.num_stages * total),
                 on_stage=lambda record: _say(space, record),
@@ -98,25 +94,14 @@ def _teacher(space: Workspace, parts: Method, rows: Sequence[EncodedRow]) -> tup
         return None, None
     taught = read_json(space.folder / "teach" / "checkpoints.json")
     names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
-    together = parts.schedule == "ensemble"
-    heads = len(names) if together else 2 if space.recipe.distill.schedule.glide else 1
-    source = CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16, heads=heads)
-    if together:
-        shares = mixture_shares(
-            {name: losses.validation_tokens(space, name) for name in names}, losses.validation_lengths(space)
-        )
-        space.screen.say(
-            "ensemble: shares fitted on validation: " + ", ".join(f"{n} {share:.2f}" for n, share in shares.items())
-        )
-        source = Ensemble(source, shares, answer_lengths(rows))
-    return source, taught["best"]
+    return CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16), taught["best"]
 
 
 def _validate(space: Workspace, model: nn.Module) -> Validation:
     exam = space.exam("validation")
     score, scores, losses = space.evaluator.quick(model, exam)
-    rows = zip(exam.examples, losses.rows.tolist(), scores, strict=True)
-    return Validation(score, float(losses.rows.mean()), [ValidationRow(example.id, *row) for example, *row in rows])
+    rows = zip(exam.examples, losses.tolist(), scores, strict=True)
+    return Validation(score, float(losses.mean()), [ValidationRow(example.id, *row) for example, *row in rows])
 
 
 def _say(space: Workspace, record: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def score(space: Workspace, model: Candidate) -> None:
         work.about = {
             "answering": round(time.perf_counter() - began, 3)
         }  # without loading: what a comparison of speed is about
-        losses = space.evaluator.losses(network, held_out).rows
+        losses = space.evaluator.losses(network, held_out)
         write_jsonl(work.folder / "predictions.jsonl", predictions)
         write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))
         summary = space.evaluator.summary(predictions, exam.examples, space.recipe.evaluate.resamples)
