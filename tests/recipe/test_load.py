@@ -83,7 +83,7 @@ def test_origins_name_file_and_line(recipe_file):
     assert (
         origins["teacher.lora.lora_alpha"]
         == origins["distill.num_stages"]
-        == origins["distill.schedule.reach"]
+        == origins["distill.schedule.student_kl"]
         == "default"
     )
 
