@@ -42,9 +42,10 @@ def heading_anchor(heading: str) -> str:
 def table_text(table: dict[str, Any]) -> str:
     """The Markdown of a table: its rows, then its date, its section of RESULTS.md and the command that makes it."""
     columns = table["columns"]
-    lines = [[column["name"] for column in columns], ["---"] * len(columns)]
+    lines = [[column["name"] for column in columns]]
     lines += [[cell_text(*pair) for pair in zip(row, columns, strict=True)] for row in table["rows"]]
-    text = "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    head, *body = [f"| {' | '.join(cells)} |\n" for cells in lines]
+    text = f"\n{head}|{'---|' * len(columns)}\n{''.join(body)}"
     if table.get("plain"):
         return f"{text}\n"
     links = ", ".join(f"[{section}]({RECORD}#{heading_anchor(section)})" for section in table["sections"])
