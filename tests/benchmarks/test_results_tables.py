@@ -63,7 +63,12 @@ def test_the_korean_readme_has_the_numbers_of_the_english_table():
 
 def test_a_table_shows_cells_by_what_they_are():
     table = {
-        "columns": [{"name": "method"}, {"name": "seeds", "digits": 0}, {"name": "score"}, {"name": "gap", "sign": True}],
+        "columns": [
+            {"name": "method"},
+            {"name": "seeds", "digits": 0},
+            {"name": "score"},
+            {"name": "gap", "sign": True},
+        ],
         "rows": [["`td`", 10, [0.7, 0.65, 0.75], 0.1], ["`sft`", None, [0.5, "best"], "not run"]],
         "sections": ["A run, short (2026-01-02)"],
         "date": "2026-01-02",
