@@ -40,7 +40,10 @@ def heading_anchor(heading: str) -> str:
 
 
 def table_text(table: dict[str, Any]) -> str:
-    """The Markdown of a table: its rows, then its date, its section of RESULTS.md and the command that makes it."""
+    """The Markdown of a table: its rows, then its date, its section of RESULTS.md, and the command that makes it.
+
+    A table without a command of its own says which runs it is computed `from`.
+    """
     columns = table["columns"]
     lines = [[column["name"] for column in columns]]
     lines += [[cell_text(*pair) for pair in zip(row, columns, strict=True)] for row in table["rows"]]
@@ -50,8 +53,9 @@ def table_text(table: dict[str, Any]) -> str:
         return f"{text}\n"
     links = ", ".join(f"[{section}]({RECORD}#{heading_anchor(section)})" for section in table["sections"])
     commit = f", commit {table['commit']}" if "commit" in table else ""
+    runs = f", from {table['from']}" if "from" in table else ""
     command = "".join(f"    {line}\n" for line in table["command"])
-    return f"{text}\n{table['date']}{commit}. Record: {links}.\n\n{command}" + ("\n" if command else "")
+    return f"{text}\n{table['date']}{commit}{runs}. Record: {links}.\n\n{command}" + ("\n" if command else "")
 
 
 def with_tables(page: str, tables: dict[str, dict[str, Any]]) -> str:
