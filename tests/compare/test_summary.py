@@ -29,11 +29,13 @@ def make(folder: Path, students: dict[str, float], *, name: str = "plain", seed:
     return [line for student in students for line in cell_lines(folder / name, name, student)]
 
 
-def summarise(folder: Path, lines: list[dict], planned: dict[Cell, str] | None = None) -> dict:
-    """planned: fingerprints of what the cells would be made from now."""
+def summarise(
+    folder: Path, lines: list[dict], planned: dict[Cell, str] | None = None, others: dict[Cell, str] | None = None
+) -> dict:
+    """planned, others: fingerprints of what the cells would be made from now."""
     path = folder / "compare" / RESULTS
     write_lines(path, lines)
-    return write_summary(path.parent, CellTable(ResultsFile(path).records(), planned) if planned else None)
+    return write_summary(path.parent, CellTable(ResultsFile(path).records(), planned, others) if planned else None)
 
 
 def cell(line: dict) -> Cell:
@@ -218,8 +220,9 @@ def test_cells_of_other_inputs_are_left_out_and_named(tmp_path, capsys):
     for line in lines:
         line["inputs"] = "old" if line["method"] == "td" and line["seed"] == 1 else "new"
     plan = {cell(line): "new" for line in lines if line["seed"] == 0 and line["method"] != "cd"}
-    summary = summarise(tmp_path, lines, plan)
-    (stale,) = summary["stale"]  # seed 1 was not planned, but would be made from the same as seed 0
+    others = {cell(line): "new" for line in lines if line["seed"] == 1}
+    summary = summarise(tmp_path, lines, plan, others)
+    (stale,) = summary["stale"]
     assert (stale["method"], stale["seed"], stale["inputs"], stale["wanted"]) == ("td", 1, "old", "new")
     methods = summary["recipes"][0]["methods"]
     assert {name: seen["seeds"] for name, seen in methods.items()} == {"td": 1, "scd": 2, "cd": 1}

@@ -50,7 +50,7 @@ def _difference(plain: Method, changed: Method) -> Literal["weighting", "schedul
     ):
         return None
     weighting, schedule = plain.weighting == changed.weighting, plain.schedule == changed.schedule
-    if schedule and plain.weighting == "constant" and not weighting and changed.weighting != "gated":
+    if schedule and plain.weighting == "constant" and not weighting:
         return "weighting"
     return "schedule" if weighting and plain.schedule == "best" and not schedule else None
 

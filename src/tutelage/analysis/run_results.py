@@ -15,6 +15,7 @@ import numpy as np
 
 from tutelage.errors import DataError
 from tutelage.method.risk_split import interval
+from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
@@ -179,7 +180,7 @@ def _recipe(path: Path) -> tuple[dict[str, Any], str]:
         found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise DataError(f"{path} is not YAML ({error}): run `tutelage run RECIPE` again, which writes it") from error
-    return (found if isinstance(found, dict) else {}), text
+    return (translate_nested(found) if isinstance(found, dict) else {}), text
 
 
 def _json(path: Path) -> Any:

@@ -19,7 +19,7 @@ from tutelage.compare.tuning import TUNED
 from tutelage.errors import StaleArtifactError, problems
 from tutelage.recipe.load import load_recipe
 from tutelage.run import stage_inputs
-from tutelage.run.manifest import MANIFEST, Work, digest
+from tutelage.run.manifest import MANIFEST, Work
 from tutelage.run.run_folder import RunFolder
 from tutelage.stages import distill, evaluate
 from tutelage.training.run_models import RunModels
@@ -99,8 +99,8 @@ def run_cells(plan: ComparisonPlan, procedure: CellProcedure, runs: Mapping[Cell
     students trained from other inputs, unless the plan says `force`.
     """
     inputs = {cell: stage_inputs.student(run, cell.name) for cell, run in runs.items()}
-    fingerprints = {cell: digest(values) for cell, values in inputs.items()}
     students = {cell: Work(Path(cell.run) / "distill" / cell.student, values) for cell, values in inputs.items()}
+    fingerprints = {cell: student.fingerprint() for cell, student in students.items()}
     results = ResultsFile(plan.folder / procedure.file)
     to_run = CellTable(results.records(), fingerprints, has_predictions=procedure.has_predictions).to_run()
     if not plan.force:

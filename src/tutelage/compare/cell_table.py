@@ -75,29 +75,25 @@ class ExpectedFingerprints:
     def __init__(self, planned: Mapping[Cell, str], others: Mapping[Cell, str | None] | None = None) -> None:
         """planned: of the cells that the command asks for. others: of recorded cells that it does not ask for, but
         whose recipe it has; None if what such a cell needs does not exist."""
-        self.others = others or {}
+        self.planned, self.others = planned, others or {}
         self._runs = {(cell.recipe, cell.teacher_seed): cell.run for cell in planned}
-        self._any_seed = {_with_any_seed(cell): fingerprint for cell, fingerprint in planned.items()}
-        self._any_options = {_with_any_options(cell) for cell in planned}
+        self._options = {_method_of(cell): cell.options for cell in planned}
 
     def of(self, cell: Cell) -> Expected:
-        """By the first rule that applies: a cell in another run folder than the planned one of its recipe and teacher
-        is not wanted (None); seeds do not change the inputs, so other seeds of a planned cell have its fingerprint;
-        other options of a planned method are not wanted; then what `others` says."""
+        """By the first rule that applies: a planned cell has its own; a cell in another run folder than the planned one
+        of its recipe and teacher seed is not wanted (None), nor is one with other options than planned for its method;
+        then `others` decides."""
+        if cell in self.planned:
+            return self.planned[cell]
         if self._runs.get((cell.recipe, cell.teacher_seed), cell.run) != cell.run:
             return None
-        if _with_any_seed(cell) in self._any_seed:
-            return self._any_seed[_with_any_seed(cell)]
-        if _with_any_options(cell) in self._any_options:
+        if self._options.get(_method_of(cell), cell.options) != cell.options:
             return None
         return self.others.get(cell, UNCHECKED)
 
 
-def _with_any_seed(cell: Cell) -> Cell:
-    return replace(cell, seed=0)
-
-
-def _with_any_options(cell: Cell) -> Cell:
+def _method_of(cell: Cell) -> Cell:
+    """The cell without seed and options."""
     return replace(cell, seed=0, options="")
 
 

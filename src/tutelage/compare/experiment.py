@@ -20,8 +20,9 @@ from tutelage.compare.shared_stages import prepare_rows, run_folders, run_shared
 from tutelage.compare.tuning import TUNED, learning_rate_option
 from tutelage.errors import UserError
 from tutelage.method.methods import method_names, split_variant
+from tutelage.recipe.renamed import variant_notes
 from tutelage.run import stage_inputs
-from tutelage.run.manifest import digest, locked
+from tutelage.run.manifest import Work, locked
 from tutelage.run.run_folder import RunFolder
 
 
@@ -31,6 +32,8 @@ def run_comparison(plan: ComparisonPlan) -> CellTable:
     Raises what a stage before the cells raises.
     """
     runs = [run for recipe in plan.recipes for run in run_folders(recipe, plan)]
+    for note in (note for method in plan.methods for note in variant_notes(method)):
+        runs[0].screen.warn(note)
     if plan.teacher_seeds > 1 and len(plan.seeds) == 1:
         runs[0].screen.warn(
             "one seed with several teacher seeds: 95 % intervals hold in 80 to 85 % only; give --seeds 2 or more"
@@ -105,8 +108,8 @@ def _fingerprints_now(runs: Sequence[RunFolder], cells: Collection[Cell]) -> dic
         own_run = own_runs[cell.recipe]
         run = replace(own_run, recipe=with_teacher_seed(own_run.recipe, cell.teacher_seed))
         try:
-            same_folder = cell.run == str(run.folder)
-            fingerprints[cell] = digest(stage_inputs.student(run, cell.name)) if same_folder else None
+            student = Work(run.folder / "distill" / cell.student, stage_inputs.student(run, cell.name))
+            fingerprints[cell] = student.fingerprint() if cell.run == str(run.folder) else None
         except UserError:  # a stage that it is made from is stale or missing, or its settings are no longer allowed
             fingerprints[cell] = None
     return fingerprints

@@ -17,18 +17,17 @@ Rates = dict[str, dict[str, float]]
 
 
 def search_learning_rates(plan: ComparisonPlan, runs: Sequence[RunFolder]) -> tuple[list[RunFolder], Rates]:
-    """The runs with the learning rate that is best on validation, and the rates of methods that have their own
-    (`tune.each`).
+    """The runs with the learning rate that is best on validation; and with `tune.per_method` the rates of methods.
 
-    The rate of `tune.on` comes first, since the anchor is trained with it too. Rates are searched in the recipe's own
+    The rate of `tune.method` comes first, since the anchor is trained with it too. Rates are searched in the recipe's own
     run folder; the run folders of other teacher seeds get the same.
     """
     own = _first_of_recipe(runs)
     for run in own:
-        teacher_stages(run, list(dict.fromkeys([*plan.methods, run.recipe.tune.on])))
-    shared = _best_rates(plan, [(run, [run.recipe.tune.on]) for run in own])
-    tuned = [_with_rate(run, shared[run.recipe.name][run.recipe.tune.on]) for run in runs]
-    per_method = [run for run in _first_of_recipe(tuned) if run.recipe.tune.each]
+        teacher_stages(run, list(dict.fromkeys([*plan.methods, run.recipe.tune.method])))
+    shared = _best_rates(plan, [(run, [run.recipe.tune.method]) for run in own])
+    tuned = [_with_rate(run, shared[run.recipe.name][run.recipe.tune.method]) for run in runs]
+    per_method = [run for run in _first_of_recipe(tuned) if run.recipe.tune.per_method]
     for run in per_method:
         anchor_stages(run, list(plan.methods))
     rates = _best_rates(plan, [(run, list(plan.methods)) for run in per_method]) if per_method else {}

@@ -67,7 +67,7 @@ def _recipe_refusals(recipes: Sequence[Recipe], methods: Sequence[str], seeds: i
 
 
 def _method_refusals(recipes: Sequence[Recipe], methods: Sequence[str], tune: bool) -> Iterator[str]:
-    tuned = [recipe.tune.on for recipe in recipes] if tune else []
+    tuned = [recipe.tune.method for recipe in recipes] if tune else []
     for recipe, method in itertools.product(recipes, [*methods, *tuned]):
         try:
             varied(recipe, method)

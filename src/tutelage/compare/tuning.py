@@ -28,7 +28,7 @@ class TunedMethod:
     """By learning rate, mean `score` and `nll` of the kept students on validation; rates with which a student failed
     are left out."""
     best: float | None
-    """The rate with the best score or loss, as `distill.keep_by` says, the smaller one of equals; None if all
+    """The rate with the best score or loss, as `distill.select_by` says, the smaller one of equals; None if all
     failed."""
 
 
@@ -52,7 +52,7 @@ def read_tuned(path: Path) -> Iterator[TunedMethod]:
     for run, recipe_name, method in dict.fromkeys((cell.run, cell.recipe, cell.method) for cell in records):
         recipe = load_recipe(Path(run) / "recipe.yaml").recipe
         validation = _validation_means(recipe, method, records)
-        best = _best_rate(validation, recipe.distill.keep_by) if validation else None
+        best = _best_rate(validation, recipe.distill.select_by) if validation else None
         yield TunedMethod(recipe_name, method, recipe.tune.seeds, validation, best)
 
 
@@ -68,9 +68,9 @@ def _validation_means(recipe: Recipe, method: str, records: Mapping[Cell, CellRe
     return means
 
 
-def _best_rate(validation: Mapping[float, Mapping[str, float]], keep_by: str) -> float:
+def _best_rate(validation: Mapping[float, Mapping[str, float]], select_by: str) -> float:
     def quality(rate: float) -> tuple[float, float, float]:
         values = validation[rate]
-        return values.get("score", 0.0) if keep_by == "score" else 0.0, -values["nll"], -rate
+        return values.get("score", 0.0) if select_by == "score" else 0.0, -values["nll"], -rate
 
     return max(validation, key=quality)

@@ -181,7 +181,7 @@ def schedule(results: Results, student: Student) -> dict[str, Any]:
     return {
         "model": student.name,
         "rule": _rule(student.method),
-        "forward": options.get("reach") == "forward",
+        "forward": options.get("student_kl") == "forward",
         "advance": bool(options.get("advance")),
         "stages": stages,
         "kept": student.kept["stage"],
