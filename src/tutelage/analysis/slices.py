@@ -273,7 +273,7 @@ def membership_p(values: np.ndarray, places: np.ndarray) -> float:
     slices ask for. Where few rows hold most of the differences, as losses do, that curve ends too soon: then choices
     are drawn, and p is at least 1e-4.
     """
-    from scipy.special import gammainc, gammaincc, ndtr
+    from scipy.stats import pearson3
 
     n, m = len(values), len(places)
     centred = values - values.mean()
@@ -283,13 +283,7 @@ def membership_p(values: np.ndarray, places: np.ndarray) -> float:
     total = float(centred[places].sum())
     third = m * (n - m) * (n - 2 * m) / (n * (n - 1) * (n - 2)) * float((centred**3).sum())
     z, skew = total / math.sqrt(variance), third / variance**1.5
-    z, skew = (-z, -skew) if skew < 0 else (z, skew)
-    if skew < 1e-4:
-        p_value = min(1.0, 2 * float(ndtr(-abs(z))))
-    else:
-        shape = 4 / skew**2
-        point = max(shape + z * math.sqrt(shape), 0.0)
-        p_value = min(1.0, 2 * min(float(gammainc(shape, point)), float(gammaincc(shape, point))))
+    p_value = min(1.0, 2 * min(float(pearson3.cdf(z, skew)), float(pearson3.sf(z, skew))))
     kurtosis = n * float((centred**4).sum()) / float(centred @ centred) ** 2 - 3
     doubtful = kurtosis > _CURVED * min(m, n - m)
     return _drawn_p(centred, min(m, n - m), total if 2 * m <= n else -total) if doubtful and p_value < 0.3 else p_value

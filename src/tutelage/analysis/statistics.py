@@ -8,7 +8,6 @@ them, so that tables that are met often are resampled once. How rows, seeds and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -30,9 +29,6 @@ from tutelage.analysis.crossed_intervals import (
 from tutelage.method.risk_split import SMALLEST_GAP
 from tutelage.records import Interval
 from tutelage.utils.bootstrap import batch_sizes
-
-Z95 = 1.959963984540054
-"""Half width of a two-sided 95 % interval in standard errors, of a normal distribution."""
 
 ALPHA = 0.05
 """Chance of one false difference or more among those that are tested together."""
@@ -252,10 +248,10 @@ def seeds_needed(difference: Estimate, settled: bool, level: float = ALPHA) -> S
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:
     """Two-sided p-value of McNemar's exact test from the numbers of rows that only one of two models has right."""
-    from scipy.special import bdtr
+    from scipy.stats import binomtest
 
     discordant = first_only + second_only
-    return min(1.0, 2 * float(bdtr(min(first_only, second_only), discordant, 0.5))) if discordant else 1.0
+    return float(binomtest(first_only, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def randomisation_test(
@@ -323,9 +319,9 @@ def mean_ranks(scores: ArrayLike) -> np.ndarray:
     found = np.round(np.asarray(scores, dtype=np.float64), 12)
     if found.ndim != 2 or not found.size or np.isnan(found).any():
         raise ValueError(f"ranks need a score of every method on every data set, [methods, data sets]; found {found}")
-    above = (found[None] > found[:, None]).sum(axis=1)
-    level = (found[None] == found[:, None]).sum(axis=1)
-    return (above + (level + 1) / 2).mean(axis=1)
+    from scipy.stats import rankdata
+
+    return rankdata(-found, axis=0).mean(axis=1)
 
 
 def prediction_table(advantage: ArrayLike, deficit: ArrayLike, won: ArrayLike) -> PredictionTable:
@@ -359,10 +355,10 @@ def wilson_interval(successes: int, trials: int) -> Interval:
         raise ValueError(
             f"successes must lie between 0 and the number of trials, at least 1; found {successes} of {trials}"
         )
-    share, z2 = successes / trials, Z95 * Z95
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
-    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return Interval(successes / trials, float(interval.low), float(interval.high))
 
 
 def _samples(statistic: ScalarStatistic | None, resamples: int, seed: int, **scores: Scores) -> list[Sample]:
