@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tutelage.analysis.crossed_intervals import Sample, stack, take_samples
+from tutelage.analysis.crossed_intervals import RunScores, score_runs, stack
 from tutelage.compare.cells import Cell
 from tutelage.errors import StaleArtifactError, UserError, problems
 from tutelage.method.methods import find_method
@@ -105,7 +105,7 @@ class Scored(NamedTuple):
 
     metrics: dict[str, float]
     """Every metric of the task and `nll`, on all test rows."""
-    samples: dict[str, Sample]
+    samples: dict[str, RunScores]
     """Of one model each: `score`, the recipe's metric, and `nll`, nats an answer token."""
     validation: dict[str, float]
     """Losses on the validation rows, by id."""
@@ -163,12 +163,12 @@ class ScoredRecipe:
         it."""
         return self._untaught[method][key[1]] if method in self._untaught else self.cells[method][key]
 
-    def sample(self, what: str, method: str, keys: Sequence[Key]) -> Sample:
+    def sample(self, what: str, method: str, keys: Sequence[Key]) -> RunScores:
         """`score` or `nll` of a method's trainings, in the order of the keys."""
         cells = (self.cell(method, key) for key in keys)
         return stack([self.models[cell.run, cell.student].samples[what] for cell in cells])
 
-    def base(self, what: str, name: str, keys: Sequence[Key]) -> Sample:
+    def base(self, what: str, name: str, keys: Sequence[Key]) -> RunScores:
         """The same of the teacher of each key's trajectory, or of the anchor, which is the same in all."""
         first = next(iter(self.runs.values()))
         runs = [self.runs.get(key[0], first) if name == "teacher" else first for key in keys]
@@ -197,7 +197,7 @@ class ScoredRecipe:
         losses = {f"losses of {run}/evaluate/{name}": found.losses[None] for (run, name), found in read.items()}
         metric = self.task.metric
         statistic = None if metric in MEANS else lambda draws, rows: self._metrics(draws, rows)[metric]
-        samples = zip(take_samples(tables, statistic), take_samples(losses), strict=True)
+        samples = zip(score_runs(tables, statistic), score_runs(losses), strict=True)
         return {
             key: Scored(found.metrics, {"score": score, "nll": nll}, found.validation)
             for (key, found), (score, nll) in zip(read.items(), samples, strict=True)

@@ -14,18 +14,15 @@ from typing import Any
 import numpy as np
 
 from tutelage.analysis.crossed_intervals import ROUNDING, Estimate
-from tutelage.analysis.statistics import (
+from tutelage.analysis.method_comparison import gap_closed_interval, mean_ranks, prediction_table, two_by_two
+from tutelage.analysis.significance import (
     ALPHA,
     Difference,
-    gap_closed_interval,
-    hierarchical_bootstrap,
     holm,
     holm_levels,
-    mean_ranks,
     paired_difference,
-    prediction_table,
+    score_estimate,
     seeds_needed,
-    two_by_two,
 )
 from tutelage.compare.cells import Cell, ResultsFile
 from tutelage.compare.collect import Inputs, Key, ScoredRecipe, current, in_order
@@ -81,7 +78,7 @@ def _recipe(recipe: ScoredRecipe) -> dict[str, Any]:
     found = {name: _method(recipe, name) for name in recipe.methods}
     teachers = [(trajectory, 0) for trajectory in recipe.runs]
     base = {
-        name: {key: _interval(hierarchical_bootstrap(recipe.base(key, name, keys), grid=keys), key) for key in SIGNS}
+        name: {key: _interval(score_estimate(recipe.base(key, name, keys), grid=keys), key) for key in SIGNS}
         for name, keys in {"teacher": teachers, "anchor": teachers[:1]}.items()
     }
     best = {key: _against_best(recipe, found, key) for key in SIGNS}
@@ -100,7 +97,7 @@ def _method(recipe: ScoredRecipe, name: str) -> dict[str, Any]:
         "trainings": len(keys),
         "seeds": len({seed for _, seed in keys}),
         "trajectories": len({trajectory for trajectory, _ in keys}),
-        **{key: _interval(hierarchical_bootstrap(recipe.sample(key, name, keys), grid=keys), key) for key in SIGNS},
+        **{key: _interval(score_estimate(recipe.sample(key, name, keys), grid=keys), key) for key in SIGNS},
         "gap_closed": _gap_closed(recipe, name),
         "validation": _validation([row for cell in rows for row in cell if row["split"] == "validation"]),
         "seconds": float(np.mean([cell[0]["seconds"] for cell in rows])),
@@ -122,7 +119,7 @@ def _gap_closed(recipe: ScoredRecipe, name: str) -> dict[str, Any] | None:
     keys = recipe.under_teachers(shared or recipe.keys(name), name)
     low = recipe.sample("score", BASELINE, keys) if shared else recipe.base("score", "anchor", keys)
     gap = gap_closed_interval(low, recipe.base("score", "teacher", keys), recipe.sample("score", name, keys), grid=keys)
-    return {"share": gap.share, "low": gap.low, "high": gap.high, "from": BASELINE if shared else "anchor"}
+    return {"share": gap.fraction, "low": gap.low, "high": gap.high, "from": BASELINE if shared else "anchor"}
 
 
 def _interval(estimate: Estimate, of: str | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.analysis.calibration import TOLERANCE
-from tutelage.analysis.run_results import Results, Student, read_lines
+from tutelage.analysis.run_results import Results, StudentRecords, read_lines
 from tutelage.analysis.slice_discovery import ALPHA
 from tutelage.analysis.slices import LEAST_ROWS, MEASURES
 from tutelage.data.dataset import prompt_text
@@ -203,7 +203,7 @@ def known_slices(results: Results) -> list[dict[str, Any]]:
 # --- weights ---
 
 
-def weights(results: Results, student: Student) -> dict[str, Any]:
+def weights(results: Results, student: StudentRecords) -> dict[str, Any]:
     """How far a student followed its teacher: histograms by stage, and mean weights by slice of the training rows."""
     told = (results.summary.get("training") or {}).get("students", {}).get(student.name) or {}
     rows = sorted(told.get("weights") or [], key=lambda line: -_mean(line["by_stage"]))
@@ -215,7 +215,7 @@ def _mean(by_stage: Mapping[str, float]) -> float:
     return sum(by_stage.values()) / len(by_stage)
 
 
-def weight_histograms(student: Student) -> dict[str, Any]:
+def weight_histograms(student: StudentRecords) -> dict[str, Any]:
     """How far the teacher was followed, stage by stage: a histogram of w over the training rows."""
     chosen = {record["stage"]: record["chosen"] for record in student.stages}
     stages = [
@@ -234,7 +234,7 @@ def weight_histograms(student: Student) -> dict[str, Any]:
     return {"model": student.name, "stages": stages, "mean": float(values.mean()), "constant": constant}
 
 
-def weight_ends(results: Results, student: Student) -> dict[str, Any] | None:
+def weight_ends(results: Results, student: StudentRecords) -> dict[str, Any] | None:
     """Training rows with the highest and the lowest weights of the stage whose student was kept; None for constant
     weights."""
     stage, lines = student.kept.get("stage"), []
