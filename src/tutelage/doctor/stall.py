@@ -58,7 +58,7 @@ def _seen(models: RunModels) -> tuple[list, list, str, list[str]]:
         [(int(place), rows[place]) for place in places],
         CachedTeacher(models.run.folder / "cache", names, rows, bf16=models.run.bf16),
         taught["best"],
-        models.run.about["vocabulary"],
+        models.run.prepared["vocabulary"],
         pad_id_of(models.tokenizer),
         models.run.recipe.distill.schedule.reach,
     )

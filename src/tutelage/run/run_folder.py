@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from tutelage.recipe.load import flatten, varied
 from tutelage.recipe.schema import Recipe
+from tutelage.run.artifacts import PreparedData, TeacherCheckpoints
 from tutelage.run.manifest import Work
 from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
@@ -49,7 +50,7 @@ class RunFolder:
     def bf16(self) -> bool:
         """Whether to compute in bfloat16: the recipe's `trainer` decides, else what `prepare` measured as faster here."""
         given = self.recipe.trainer
-        return bool(given.get("bf16")) if "bf16" in given or "fp16" in given else self.about["bf16"]
+        return bool(given.get("bf16")) if "bf16" in given or "fp16" in given else self.prepared["bf16"]
 
     def trainer_arguments(self, *sections: Literal["teach", "anchor", "distill"]) -> dict[str, Any]:
         """TrainingArguments of one training run, with the precision that this run computes in."""
@@ -81,17 +82,22 @@ class RunFolder:
         work.finish(time.monotonic() - began)
 
     @cached_property
-    def about(self) -> dict[str, Any]:
-        """prepare/data.json: labels, choice, vocabulary, max_new_tokens, bf16."""
+    def prepared(self) -> PreparedData:
+        """prepare/data.json, which is there once `prepare` has finished."""
         return read_json(self.folder / "prepare" / "data.json")
 
     @cached_property
     def task(self) -> BaseTask:
         """The task with its resolved label set."""
-        return make_task(self.recipe.task, self.about["labels"], choice=self.about["choice"])
+        return make_task(self.recipe.task, self.prepared["labels"], choice=self.prepared["choice"])
+
+    @property
+    def teacher_checkpoints(self) -> TeacherCheckpoints:
+        """teach/checkpoints.json, which is there once `teach` has finished."""
+        return read_json(self.folder / "teach" / "checkpoints.json")
 
     @property
     def best_teacher(self) -> Path:
         """Folder of T*, the teacher checkpoint that is best on validation."""
-        checkpoints = read_json(self.folder / "teach" / "checkpoints.json")
-        return Path(next(c["folder"] for c in checkpoints["checkpoints"] if c["name"] == checkpoints["best"]))
+        teacher = self.teacher_checkpoints
+        return Path(next(c["folder"] for c in teacher["checkpoints"] if c["name"] == teacher["best"]))

@@ -37,9 +37,9 @@ def _states(run: RunFolder, models: RunModels) -> None:
         if work is None:
             return
         rows = models.encoded("train")
-        checkpoints = read_json(run.folder / "teach" / "checkpoints.json")["checkpoints"]
+        checkpoints = run.teacher_checkpoints["checkpoints"]
         run.screen.say(
-            foretell(rows, recipe.teacher, len(checkpoints), run.about["vocabulary"], section.dtype, run.folder)
+            foretell(rows, recipe.teacher, len(checkpoints), run.prepared["vocabulary"], section.dtype, run.folder)
         )
         builder = models.cache_builder(work.folder)
         folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]

@@ -31,7 +31,7 @@ from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.mixtures import row_means
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import steps_of, training_arguments
-from tutelage.utils.files import read_json, write_jsonl
+from tutelage.utils.files import write_jsonl
 
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
@@ -42,9 +42,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         if work is None:
             return
         rows, folds = models.encoded("train"), run.recipe.cross_fit.folds
-        names = [
-            checkpoint["name"] for checkpoint in read_json(run.folder / "teach" / "checkpoints.json")["checkpoints"]
-        ]
+        names = [checkpoint["name"] for checkpoint in run.teacher_checkpoints["checkpoints"]]
         fold_of = np.random.default_rng(run.recipe.seed).permutation(len(rows)) % folds
         lengths = answer_lengths(rows)
         in_fold = np.repeat(fold_of, lengths)

@@ -26,7 +26,6 @@ from tutelage.training import recorded_losses as losses
 from tutelage.training.distillation import Distillation, Plan, Validation, ValidationRow
 from tutelage.training.mixtures import Ensemble, mixture_shares
 from tutelage.training.run_models import RunModels
-from tutelage.utils.files import read_json
 
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
@@ -100,7 +99,7 @@ def _teacher(
     """The cached checkpoints as the method reads them, and the name of T*."""
     if parts.schedule == "none":
         return None, None
-    taught = read_json(run.folder / "teach" / "checkpoints.json")
+    taught = run.teacher_checkpoints
     names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
     together = parts.schedule == "ensemble"
     heads = len(names) if together else 2 if run.recipe.distill.schedule.glide else 1
@@ -150,10 +149,10 @@ def _finish(
 def write_usage(run: RunFolder, folder: Path) -> None:
     """tutelage.json beside the student: how `predict` renders a row and reads an answer."""
     usage = {
-        "task": run.recipe.task.model_dump() | {"labels": run.about["labels"]},
+        "task": run.recipe.task.model_dump() | {"labels": run.prepared["labels"]},
         "data": run.recipe.data.model_dump(),
-        "choice": run.about["choice"],
-        "max_new_tokens": run.about["max_new_tokens"],
+        "choice": run.prepared["choice"],
+        "max_new_tokens": run.prepared["max_new_tokens"],
         "run": run.recipe.name,
     }
     (folder / "tutelage.json").write_text(json.dumps(usage, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from tutelage.errors import ModelError
 from tutelage.run import stage_inputs
+from tutelage.run.artifacts import CheckpointScore
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
@@ -90,7 +90,7 @@ def _train(run: RunFolder, models: RunModels, folder: Path) -> list[Path]:
     return folders
 
 
-def _validate(run: RunFolder, models: RunModels, folder: Path, checkpoint: Path) -> dict[str, Any]:
+def _validate(run: RunFolder, models: RunModels, folder: Path, checkpoint: Path) -> CheckpointScore:
     """Score and loss of one checkpoint on the validation rows; kept, so that a restart does not measure it again."""
     kept = folder / "validation" / f"{checkpoint.name}.json"
     kept.parent.mkdir(exist_ok=True)

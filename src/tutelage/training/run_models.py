@@ -45,7 +45,7 @@ class RunModels:
     @property
     def vocabulary(self) -> int:
         """Entries of the tokenizer; rows of an embedding beyond it are padding."""
-        return self.run.about["vocabulary"]
+        return self.run.prepared["vocabulary"]
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -70,7 +70,7 @@ class RunModels:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Decoding and scoring, the same for all models."""
-        recipe, about = self.run.recipe, self.run.about
+        recipe, about = self.run.recipe, self.run.prepared
         return Evaluator(
             self.run.task,
             self.encoder,
