@@ -112,7 +112,7 @@ def test_resamples_on_which_a_statistic_is_undefined_are_left_out():
         ([0.1, 0.2], [0.1, 0.2], r"must be \[seeds, rows\]"),
         (np.ones((2, 3)), np.ones((2, 4)), "same rows"),
         (np.ones((2, 0)), np.ones((2, 0)), "at least one seed and one row"),
-        (np.ones((2, 3)), np.ones((3, 3)), "same_seeds=False"),
+        (np.ones((2, 3)), np.ones((3, 3)), "must have the same seeds"),
         (np.ones((1, 2)), [[0.5, math.nan]], "second must be finite; found nan at seed 0, row 1"),
     ],
 )

@@ -69,7 +69,6 @@ class Estimate:
     interval: Interval
     """Value on all rows and training runs, with its 95 % interval."""
     seeds: int
-    """Number of seeds; of a difference, that of the method with more of them."""
     rows: int
     row_error: float
     """Standard error of the value due to the choice of test rows. More seeds do not reduce it."""
@@ -222,38 +221,33 @@ def evaluate(statistic: ScalarStatistic | None, counts: np.ndarray, rows: np.nda
 # --- contrasts over rows, seeds and trajectories ---
 
 
-def contrast(
-    scores: Sequence[RunScores], weights: Sequence[float], grid: Grid | None = None, same_seeds: bool = True
-) -> Estimate:
+def contrast(scores: Sequence[RunScores], weights: Sequence[float], grid: Grid | None = None) -> Estimate:
     """Estimate of the weighted sum of several means over training runs (see the module).
 
-    Scores of one model are a fixed model, paired with every training run of the others. grid: of the scores with
-    several models; by default their lines are seeds of one trajectory. same_seeds: a line is the same trajectory and
-    seed in all scores; False: each of the scores has seeds of its own.
+    A line is the same trajectory and seed in all scores; those of one model are a fixed model, paired with every line
+    of the others. grid: of the lines; by default they are seeds of one trajectory. Raises ValueError for different
+    numbers of lines.
     """
     from scipy.special import stdtrit
 
     rows = scores[0].table.shape[1]
-    blocks = _blocks(scores, weights, same_seeds)
-    value = float(sum(values.mean() for values, _ in blocks))
-    errors = sum(errors.mean(axis=0) for _, errors in blocks)
-    spreads = [_Spread.of(values, errors, grid) for values, errors in blocks if len(values) > 1]
-    row_part = max(float(errors @ errors) - sum(spread.noise for spread in spreads), 0.0)
-    freedom = float(degrees_of_freedom(row_part, rows, *(part for spread in spreads for part in spread.parts)))
-    run_part = sum(spread.seed_part + spread.trajectory_part - spread.both_part for spread in spreads)
-    error = math.sqrt(row_part + run_part)
+    values, errors = _weighted_sum(scores, weights)
+    value, mean_errors = float(values.mean()), errors.mean(axis=0)
+    spread = _Spread.of(values, errors, grid if len(values) > 1 else None)
+    row_part = max(float(mean_errors @ mean_errors) - spread.noise, 0.0)
+    freedom = float(degrees_of_freedom(row_part, rows, *spread.parts))
+    error = math.sqrt(row_part + spread.seed_part + spread.trajectory_part - spread.both_part)
     half = float(stdtrit(freedom, 0.975)) * error
-    seeds = max((spread.seeds for spread in spreads), default=1)
     return Estimate(
         interval=Interval(value, value - half, value + half),
-        seeds=seeds,
+        seeds=spread.seeds,
         rows=rows,
         row_error=math.sqrt(row_part),
-        seed_deviation=math.sqrt(sum(spread.seeds * spread.seed_part for spread in spreads)) if seeds > 1 else None,
-        seed_noise=math.sqrt(sum(spread.seeds * spread.seed_noise for spread in spreads)),
-        trajectories=max((spread.trajectories for spread in spreads), default=1),
-        trajectory_error=math.sqrt(sum(spread.trajectory_part for spread in spreads)),
-        both_error=math.sqrt(sum(spread.both_part for spread in spreads)),
+        seed_deviation=math.sqrt(spread.seeds * spread.seed_part) if spread.seeds > 1 else None,
+        seed_noise=math.sqrt(spread.seeds * spread.seed_noise),
+        trajectories=spread.trajectories,
+        trajectory_error=math.sqrt(spread.trajectory_part),
+        both_error=math.sqrt(spread.both_part),
         error=error,
         freedom=freedom,
     )
@@ -363,20 +357,16 @@ def _least_variance(noise: ArrayLike, count: ArrayLike) -> np.ndarray:
     return noise * chdtri(free, 1 - _CHANCE_LEVEL) / free
 
 
-def _blocks(
-    scores: Sequence[RunScores], weights: Sequence[float], same_seeds: bool
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weighted values and errors; those with the same seeds are added line by line, those of weight 0 left out."""
-    weighted = [
-        (weight * part.values, weight * part.errors) for part, weight in zip(scores, weights, strict=True) if weight
-    ]
-    if not same_seeds:
-        return weighted
-    sizes = sorted({len(values) for values, _ in weighted})
+def _weighted_sum(scores: Sequence[RunScores], weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted (values [lines], errors [lines, n]), added line by line; scores of weight 0 are left out."""
+    weighted = [(weight, part) for part, weight in zip(scores, weights, strict=True) if weight]
+    sizes = sorted({len(part.values) for _, part in weighted})
     if len([size for size in sizes if size > 1]) > 1:
         raise ValueError(
             f"methods compared seed by seed must have the same seeds; found numbers of seeds {sizes}:"
-            " keep the seeds that all have, or pass same_seeds=False"
+            " keep the seeds that all have"
         )
-    # One fixed model is added to every line.
-    return [(sum(values for values, _ in weighted), sum(errors for _, errors in weighted))]
+    # Broadcasting adds one fixed model to every line.
+    values = sum(weight * part.values for weight, part in weighted)
+    errors = sum(weight * part.errors for weight, part in weighted)
+    return values, errors

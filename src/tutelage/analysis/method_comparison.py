@@ -1,6 +1,6 @@
 """What a comparison of methods says beyond pairs: gap closed, effects of schedule and weighting, ranks, predictions.
 
-Scores are given as in `significance`.
+Scores are given as in `significance`, tables as [seeds, rows].
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tutelage.analysis.crossed_intervals import RESAMPLES, Estimate, Grid, ScalarStatistic, contrast
+from tutelage.analysis.crossed_intervals import Estimate, Grid, contrast
 from tutelage.analysis.significance import Scores, as_run_scores, wilson_interval
 from tutelage.method.risk_split import SMALLEST_GAP
 from tutelage.records import Interval
@@ -34,25 +34,15 @@ class GapClosed:
     """teacher - sft, in the unit of the score."""
 
 
-def gap_closed_interval(
-    sft: Scores,
-    teacher: Scores,
-    student: Scores,
-    statistic: ScalarStatistic | None = None,
-    *,
-    grid: Grid | None = None,
-    same_seeds: bool = True,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> GapClosed:
+def gap_closed_interval(sft: Scores, teacher: Scores, student: Scores, *, grid: Grid | None = None) -> GapClosed:
     """Fraction of the gap from plain fine-tuning to the teacher that a student closes, with a 95 % interval.
 
     Arguments as in `significance.paired_difference`; the teacher may have one seed. The interval is Fieller's: all
     fractions r for which the interval of (student - sft) - r (teacher - sft) holds 0. Unlike percentiles of the ratio
     it stays right for a gap that is known badly, and it is bounded exactly where the gap's own interval excludes 0.
     """
-    scores = as_run_scores(statistic, resamples, seed, sft=sft, teacher=teacher, student=student)
-    gap = contrast(scores, [-1.0, 1.0, 0.0], grid, same_seeds)
+    scores = as_run_scores(sft=sft, teacher=teacher, student=student)
+    gap = contrast(scores, [-1.0, 1.0, 0.0], grid)
     if gap.interval.value < SMALLEST_GAP:
         return GapClosed(None, None, None, gap)
     sft_score, teacher_score, student_score = (part.values.mean() for part in scores)
@@ -61,7 +51,7 @@ def gap_closed_interval(
         return GapClosed(fraction, None, None, gap)
 
     def remainder(ratio: float) -> Interval:
-        return contrast(scores, [ratio - 1.0, -ratio, 1.0], grid, same_seeds).interval
+        return contrast(scores, [ratio - 1.0, -ratio, 1.0], grid).interval
 
     low = _root(lambda ratio: remainder(ratio).low, fraction, -1.0)
     high = _root(lambda ratio: remainder(ratio).high, fraction, 1.0)
@@ -102,22 +92,21 @@ def two_by_two(
     best_adaptive: Scores,
     scheduled_constant: Scores,
     scheduled_adaptive: Scores,
-    statistic: ScalarStatistic | None = None,
     *,
     grid: Grid | None = None,
-    same_seeds: bool = True,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> TwoByTwo:
     """The 2 x 2 factorial of schedule by weighting from its four cells (td, td-aw, scd, scd-aw) on the same rows.
 
     Arguments as in `significance.paired_difference`; all three effects come from the same rows and seeds.
     """
-    named = {"best_constant": best_constant, "best_adaptive": best_adaptive}
-    named |= {"scheduled_constant": scheduled_constant, "scheduled_adaptive": scheduled_adaptive}
-    scores = as_run_scores(statistic, resamples, seed, **named)
+    scores = as_run_scores(
+        best_constant=best_constant,
+        best_adaptive=best_adaptive,
+        scheduled_constant=scheduled_constant,
+        scheduled_adaptive=scheduled_adaptive,
+    )
     effects = [
-        contrast(scores, weights, grid, same_seeds)
+        contrast(scores, weights, grid)
         for weights in ((-0.5, -0.5, 0.5, 0.5), (-0.5, 0.5, -0.5, 0.5), (1.0, -1.0, -1.0, 1.0))
     ]
     return TwoByTwo(*effects)

@@ -20,86 +20,10 @@ from tutelage.analysis.slices import Measure, SliceRecord
 from tutelage.analysis.training_dynamics import TrainingDynamics
 from tutelage.errors import DataError
 from tutelage.method.risk_split import interval
-from tutelage.records import BASE_MODELS, Interval, IntervalRecord
+from tutelage.records import BASE_MODELS, Interval
+from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
-
-# --- files of teach, distill and evaluate ---
-
-
-class CheckpointRecord(TypedDict):
-    """A teacher checkpoint."""
-
-    name: str
-    folder: str
-    score: float
-    nll: float
-    """On the validation rows."""
-
-
-class CheckpointsFile(TypedDict, total=False):
-    """teach/checkpoints.json."""
-
-    best: str
-    """Name of T*."""
-    by: Literal["score", "loss"]
-    checkpoints: list[CheckpointRecord]
-    """Oldest first."""
-
-
-class ScheduleCandidate(TypedDict):
-    """A checkpoint that the schedule could choose, with divergences in nats per answer token on the probe set."""
-
-    checkpoint: str
-    kl_best: float
-    """KL(T* || T_k)."""
-    kl_student: float
-    """KL(S || T_k), or the reverse if the recipe asks for it."""
-    total: float
-
-
-class StageRecord(TypedDict, total=False):
-    """A stage in stages.json of a student."""
-
-    stage: int
-    """From 1."""
-    chosen: str | None
-    """The checkpoint that was followed; None without a teacher."""
-    candidates: list[ScheduleCandidate]
-    reason: str
-    stall: str | None
-    """What was observed if the schedule stalled, for showing."""
-    taid: dict[str, float | None] | None
-    seconds: float
-    validation: dict[str, float | None]
-    """`score` and `nll` after the stage."""
-
-
-class ScoresFile(TypedDict, total=False):
-    """evaluate/scores.json."""
-
-    task: str
-    metric: str
-    """The metric that choices were made by."""
-    split: str
-    rows: int
-    models: dict[str, dict[str, IntervalRecord | float]]
-    """Every metric, and `nll`, by model."""
-
-
-class ManifestRecord(TypedDict, total=False):
-    """manifest.json of a finished folder."""
-
-    inputs: dict[str, Any]
-    seconds: float
-    memory: int
-    finished: str
-    versions: dict[str, str]
-    kept_stage: int
-    seed: int
-    threads: int
-    answering: float
-
 
 # --- files of diagnose ---
 
@@ -243,11 +167,12 @@ class Results:
     scores: ScoresFile
     predictions: dict[str, dict[str, dict[str, Any]]]
     """model: id: line of predictions.jsonl, keys as in `records.Prediction`."""
-    taught: CheckpointsFile
+    taught: TeacherCheckpoints | dict[str, Any]
+    """teach/checkpoints.json; empty before `teach` has finished."""
     students: list[StudentRecords]
     rows: dict[str, dict[str, Any]]
     """Rows of the evaluated split by id, keys as in `records.Example`."""
-    manifests: dict[str, ManifestRecord]
+    manifests: dict[str, Manifest]
     """By folder, in the order in which they were finished."""
     slices: SlicesFile = field(default_factory=SlicesFile)
     summary: SummaryFile = field(default_factory=SummaryFile)
@@ -351,7 +276,7 @@ def _student(folder: Path) -> StudentRecords:
     return StudentRecords(f"{folder.parent.name}/{folder.name}", _json(folder / "stages.json") or [], weights, kept)
 
 
-def read_manifests(folder: Path) -> dict[str, ManifestRecord]:
+def read_manifests(folder: Path) -> dict[str, Manifest]:
     """Manifest of every finished folder of a run except the report's, in the order in which they were finished."""
     paths = sorted(path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{MANIFEST}"))
     by_folder = {path.parent.relative_to(folder).as_posix(): _json(path) for path in paths}

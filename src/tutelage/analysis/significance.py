@@ -81,15 +81,14 @@ def paired_difference(
     statistic: ScalarStatistic | None = None,
     *,
     grid: Grid | None = None,
-    same_seeds: bool = True,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
     """First method minus second on the same rows, with a 95 % interval and a two-sided p-value.
 
-    first, second, grid: as in `score_estimate`. same_seeds: line s of both tables is the same seed, and differences are
-    taken seed by seed; False: each has seeds of its own, in any number. A table of one seed is one fixed model (a
-    teacher), compared with every seed of the other; nothing is then said about training that model again.
+    first, second, grid: as in `score_estimate`. Line s of both tables is the same seed, and differences are taken seed
+    by seed. A table of one seed is one fixed model (a teacher), compared with every seed of the other; nothing is then
+    said about training that model again.
 
     The p-value. Several seeds: Student's t with the error and the degrees of freedom of the interval, so that both
     agree. (A permutation over rows alone would call differences between seeds significant, and one over three seeds
@@ -98,7 +97,7 @@ def paired_difference(
     row (of a mean, the sign-flip test); both compare these two trained models, not the methods.
     """
     scores = as_run_scores(statistic, resamples, seed, first=first, second=second)
-    estimate = contrast(scores, [1.0, -1.0], grid, same_seeds)
+    estimate = contrast(scores, [1.0, -1.0], grid)
     if not estimate.rows_only:
         return _difference(estimate, estimate.p_value_two_sided(), "crossed_t")
     (first_rows, second_rows), statistic = (part.table[0] for part in scores), scores[0].statistic
@@ -109,8 +108,10 @@ def paired_difference(
     return _difference(estimate, p_value, "randomisation")
 
 
-def as_run_scores(statistic: ScalarStatistic | None, resamples: int, seed: int, **scores: Scores) -> list[RunScores]:
-    """Named tables as `RunScores` that share their resamples; scores that are made already are returned as they are."""
+def as_run_scores(
+    statistic: ScalarStatistic | None = None, resamples: int = RESAMPLES, seed: int = 0, **scores: Scores
+) -> list[RunScores]:
+    """Named tables as `RunScores` that share their resamples; `RunScores` are returned unchanged."""
     if all(isinstance(given, RunScores) for given in scores.values()):
         return list(scores.values())
     return score_runs(scores, statistic, resamples=resamples, seed=seed)

@@ -258,7 +258,9 @@ def search(student: Answers, teacher: Answers, prompts: Prompts, *, resamples: i
     candidates = [
         (by, candidate) for by in MEASURES for candidate in _candidates(_differences(student, teacher, by), prompts)
     ]
-    tests = [_test(_differences(student, teacher, by), one.inside, prompts.searched) for by, one in candidates]
+    tests = [
+        _test(_differences(student, teacher, by), candidate.inside, prompts.searched) for by, candidate in candidates
+    ]
     adjusted = holm([p_value for _, _, p_value in tests]).tolist() if tests else []
     held_candidates, tried = [], []
     for (by, candidate), (before, after, p_value), p_holm in zip(candidates, tests, adjusted, strict=True):
