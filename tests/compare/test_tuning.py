@@ -50,7 +50,7 @@ def test_the_best_rate_on_validation_is_everyones(tmp_path, command):
 
 
 def test_each_method_may_have_its_own(tmp_path, command):
-    recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "each": True})
+    recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "per_method": True})
     assert command("compare", recipe, "--methods", "sft,td,scd-aw", "--seeds", 1, "--tune") == 0, command.err
     tried = rates(tmp_path)
     assert len(tried) == 6

@@ -98,7 +98,7 @@ def _single_change(plain: Method, changed: Method) -> Effect | None:
     if "none" in (plain.schedule, changed.schedule):
         return None
     same_weighting, same_schedule = plain.weighting == changed.weighting, plain.schedule == changed.schedule
-    if same_schedule and not same_weighting and plain.weighting == "constant" and changed.weighting != "gated":
+    if same_schedule and not same_weighting and plain.weighting == "constant":
         return "weighting"
     return "schedule" if same_weighting and not same_schedule and plain.schedule == "best" else None
 

@@ -20,6 +20,7 @@ from tutelage.analysis.slices import Measure, SliceRecord
 from tutelage.analysis.training_dynamics import TrainingDynamics
 from tutelage.errors import DataError
 from tutelage.method.risk_split import interval
+from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
 from tutelage.run.manifest import MANIFEST
@@ -297,7 +298,7 @@ def _recipe(path: Path) -> tuple[dict[str, Any], str]:
         recipe = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise DataError(f"{path} is not YAML ({error}): run `tutelage run RECIPE` again, which writes it") from error
-    return (recipe if isinstance(recipe, dict) else {}), text
+    return (translate_nested(recipe) if isinstance(recipe, dict) else {}), text
 
 
 def _json(path: Path) -> Any:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +20,7 @@ from tutelage.errors import UserError
 from tutelage.stages.pipeline import STAGES, run_stages
 
 if TYPE_CHECKING:
+    from tutelage.recipe.load import LoadedRecipe
     from tutelage.run.run_folder import RunFolder
 
 FULL = ("No space left on device", "PytorchStreamWriter", "unexpected pos")
@@ -40,11 +42,20 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Make the result again, deleting the one that is there.")]
 
 
-def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
+def _load(recipe: Path | str, overrides: Sequence[str] | None) -> LoadedRecipe:
+    """The recipe; its notes go to standard error."""
     from tutelage.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    return loaded
+
+
+def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
     from tutelage.run.run_folder import RunFolder
 
-    return RunFolder(load_recipe(recipe, overrides or []).recipe, force=force)
+    return RunFolder(_load(recipe, overrides).recipe, force=force)
 
 
 def _go(run_folder: RunFolder, stages: list[str]) -> None:
@@ -139,11 +150,10 @@ def compare(
     from tutelage.compare.page import write_page
     from tutelage.compare.summary import write_summary
     from tutelage.compare.table import show
-    from tutelage.recipe.load import load_recipe
 
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
-    loaded = [load_recipe(file, overrides).recipe for file in files]
+    loaded = [_load(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
     cells, others = run(plan)
     summary = write_summary(plan.folder, cells | others)
@@ -283,12 +293,12 @@ def push(
 @app.command("show")
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """The resolved recipe: each value with where it comes from (default, file, override)."""
-    from tutelage.recipe.load import load_recipe, show_rows
+    from tutelage.recipe.load import show_rows
     from tutelage.utils.console import print_table
 
     rows = [
         [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), origin]
-        for key, value, origin, _ in show_rows(load_recipe(recipe, overrides or []))
+        for key, value, origin, _ in show_rows(_load(recipe, overrides))
     ]
     print_table(str(recipe), ["key", "value", "origin"], rows)
 

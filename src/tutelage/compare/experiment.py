@@ -27,9 +27,10 @@ from tutelage.compare.executors import CellTask, Executor, LocalExecutor, Outcom
 from tutelage.errors import ConfigError, ModelError, StaleArtifactError, UserError, problems
 from tutelage.method.methods import method_names, split_variant
 from tutelage.recipe.load import check, load_recipe, varied
+from tutelage.recipe.renamed import variant_notes
 from tutelage.recipe.schema import Recipe
 from tutelage.run import stage_inputs
-from tutelage.run.manifest import MANIFEST, Work, digest, locked
+from tutelage.run.manifest import MANIFEST, Work, locked
 from tutelage.run.run_folder import RunFolder
 from tutelage.stages import distill, evaluate
 from tutelage.stages.pipeline import run_stages
@@ -71,7 +72,9 @@ def make_plan(
     """A checked plan. methods: names with commas. Raises ConfigError for what cannot be compared."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
     wrong = list(dict.fromkeys(problem for recipe in recipes for problem in check(_with(recipe, names, range(seeds)))))
-    for recipe, name in itertools.product(recipes, [*names, *([recipe.tune.on for recipe in recipes] if tune else [])]):
+    for recipe, name in itertools.product(
+        recipes, [*names, *([recipe.tune.method for recipe in recipes] if tune else [])]
+    ):
         try:
             varied(recipe, name)
         except ConfigError as error:
@@ -106,6 +109,8 @@ class MadeFrom(NamedTuple):
 def run(plan: Plan) -> MadeFrom:
     """Make all cells that lack a result, and record each. Raises what a stage before the cells raises."""
     spaces = [space for recipe in plan.recipes for space in _trajectories(recipe, plan)]
+    for note in (note for name in plan.methods for note in variant_notes(name)):
+        spaces[0].screen.warn(note)
     if plan.teacher_seeds > 1 and len(plan.seeds) == 1:
         spaces[0].screen.warn(
             "one seed under several trajectories: intervals are too narrow (80 to 85 % for 95 %); give --seeds 2 or more"
@@ -147,7 +152,8 @@ def _others(spaces: Sequence[RunFolder], cells: Collection[Cell]) -> dict[Cell, 
             continue
         space = replace(first[cell.recipe], recipe=_trajectory(first[cell.recipe].recipe, cell.teacher_seed))
         try:
-            found[cell] = digest(stage_inputs.student(space, cell.name)) if cell.run == str(space.folder) else None
+            work = Work(space.folder / "distill" / cell.student, stage_inputs.student(space, cell.name))
+            found[cell] = work.fingerprint() if cell.run == str(space.folder) else None
         except UserError:  # a stage that it is made from is stale or gone, or its name says what cannot be any more
             found[cell] = None
     return found
@@ -188,8 +194,8 @@ def _make(
     """
     what = "compare" if rows_of is _rows_of else "tune"
     made_from = {cell: stage_inputs.student(space, cell.name) for cell, space in wanted.items()}
-    inputs, done = {cell: digest(given) for cell, given in made_from.items()}, results.done()
     works = {cell: Work(Path(cell.run) / "distill" / cell.student, made_from[cell]) for cell in wanted}
+    inputs, done = {cell: work.fingerprint() for cell, work in works.items()}, results.done()
     missing = [cell for cell in wanted if done.get(cell) != inputs[cell] or (what == "compare" and not _scored(cell))]
     if not plan.force:
         _refuse_stale({cell: works[cell] for cell in missing})
@@ -257,15 +263,15 @@ def _executor(plan: Plan, task: CellTask, spaces: Sequence[RunFolder]) -> Execut
 def _tune(plan: Plan, spaces: Sequence[RunFolder]) -> tuple[list[RunFolder], dict[str, dict[str, float]]]:
     """The runs with the learning rate that is best on validation, and by recipe those of methods that have their own.
 
-    The rate of `tune.on` comes first, since the anchor is trained with it too. Other trajectories take that of the
+    The rate of `tune.method` comes first, since the anchor is trained with it too. Other trajectories take that of the
     recipe's own.
     """
     first = {space.recipe.name: space for space in reversed(spaces)}
     for space in first.values():
-        _teacher_stages(space, list(dict.fromkeys([*plan.methods, space.recipe.tune.on])))
-    shared = _best_rates(plan, {name: (space, [space.recipe.tune.on]) for name, space in first.items()})
+        _teacher_stages(space, list(dict.fromkeys([*plan.methods, space.recipe.tune.method])))
+    shared = _best_rates(plan, {name: (space, [space.recipe.tune.method]) for name, space in first.items()})
     found = [_with_rate(space, *shared[space.recipe.name].values()) for space in spaces]
-    each = {space.recipe.name: (space, list(plan.methods)) for space in reversed(found) if space.recipe.tune.each}
+    each = {space.recipe.name: (space, list(plan.methods)) for space in reversed(found) if space.recipe.tune.per_method}
     for space, methods in each.values():
         _anchor_stages(space, methods)
     return found, _best_rates(plan, each) if each else {}

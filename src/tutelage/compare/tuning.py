@@ -29,7 +29,7 @@ class Tuned:
     """By learning rate, mean `score` and `nll` of the kept students on validation; rates with which a training failed
     are not there."""
     best: float | None
-    """The rate with the best score or loss, as `distill.keep_by` says, the smaller one of equals; None where all
+    """The rate with the best score or loss, as `distill.select_by` says, the smaller one of equals; None where all
     failed."""
 
 
@@ -58,7 +58,9 @@ def tuned(path: Path) -> Iterator[Tuned]:
                 seen[rate] = {
                     same[0]["metric"]: fmean(row["value"] for row in same) for same in zip(*tried, strict=True)
                 }
-        yield Tuned(recipe_name, method, recipe.tune.seeds, seen, _best(seen, recipe.distill.keep_by) if seen else None)
+        yield Tuned(
+            recipe_name, method, recipe.tune.seeds, seen, _best(seen, recipe.distill.select_by) if seen else None
+        )
 
 
 def _best(seen: dict[float, dict[str, float]], by: str) -> float:

@@ -180,7 +180,7 @@ def schedule(results: Results, student: StudentRecords) -> dict[str, Any]:
     return {
         "model": student.name,
         "rule": _rule(student.method),
-        "forward": options.get("reach") == "forward",
+        "forward": options.get("student_kl") == "forward",
         "advance": bool(options.get("advance")),
         "stages": stages,
         "kept": student.kept["stage"],
