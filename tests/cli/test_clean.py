@@ -11,8 +11,9 @@ import yaml
 from helpers.fake_run import CHECKPOINTS, write
 from helpers.whole_run import model, whole_run
 from tutelage.analysis.run_summary import summarise_run
-from tutelage.cli.clean import RESUME_ONLY, clean
+from tutelage.cli.clean import clean
 from tutelage.errors import DataError, RunLockedError
+from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.live_reader import worker
 from tutelage.run.run_state import REQUIRED_FILES
 
@@ -73,14 +74,13 @@ def test_cleaning_takes_the_caches_and_restart_points_and_nothing_else(tmp_path)
     assert summarise_run(run).state.kind == "finished"
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "list", "anchor"])
+@pytest.mark.parametrize("what", ["checkpoint", "list"])
 def test_what_cannot_be_made_again_stays(tmp_path, what):
     run = littered(tmp_path)
-    path = {"checkpoint": f"teach/{CHECKPOINTS[1]}/model.safetensors", "list": "teach/checkpoints.json"}.get(what)
-    (run / (path or "anchor/model.safetensors")).unlink()
+    path = {"checkpoint": f"teach/{CHECKPOINTS[1]}/model.safetensors", "list": "teach/checkpoints.json"}[what]
+    (run / path).unlink()
     kept = {item.what for item in clean(run, delete=True) if item.kept_because}
-    name = "anchor_cache" if what == "anchor" else "cache"
-    assert kept == {name} and (run / name).is_dir()
+    assert kept == {"cache"} and (run / "cache").is_dir()
 
 
 def test_checkpoints_of_the_users_own_are_never_touched(tmp_path):
@@ -147,7 +147,7 @@ def test_a_folder_that_is_no_run_is_refused_with_the_runs_in_it(tmp_path):
 
 def test_names_agree_with_the_stages():
     from tutelage.stages.pipeline import STAGES
-    from tutelage.stages.teach import RESTART_ONLY
+    from tutelage.training.callbacks import WHOLE
 
     assert set(REQUIRED_FILES) <= set(STAGES)
-    assert RESTART_ONLY == RESUME_ONLY
+    assert WHOLE in RESUME_ONLY

@@ -1,11 +1,9 @@
-"""One row's story: what the files of a run say of it, and that its text is inert."""
+"""What is shown about one row, from the files of a run, and that its text is inert."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from helpers.fake_run import CHECKPOINTS, INJECTION, write
 from helpers.whole_run import whole_run
@@ -18,7 +16,7 @@ PROMPT = "headache [bold]now[/bold]\x1b[2J\u202e\nDepartment:"
 
 
 def explained_run(folder: Path) -> Path:
-    """A run whose row t7 was learned in steps, and whose validation losses are kept token by token."""
+    """A run whose row t7 has losses that fall from checkpoint to checkpoint."""
     run = whole_run(folder)
     rows = [json.loads(line) for line in (run / "prepare/rows.jsonl").read_text().splitlines()]
     about = {
@@ -34,13 +32,11 @@ def explained_run(folder: Path) -> Path:
         for n in range(3)
     ]
     write_jsonl(run / "prepare/rows.jsonl", rows)
-    for place, name in enumerate(CHECKPOINTS):
-        lines = [{"id": id, "split": "train", "nll": 0.8 / 2**place, "tokens": 2} for id in ("t77", TRAIN)]
+    for index, name in enumerate(CHECKPOINTS):
+        lines = [{"id": id, "split": "train", "nll": 0.8 / 2**index, "tokens": 2} for id in ("t77", TRAIN)]
         write_jsonl(run / "cache" / name / "sample_loss.jsonl", lines)
-        save_to(
-            run / f"teach/validation/{name}.safetensors", tokens=np.array([9.0, 1.0 + place, 3.0 + place, 9.0, 9.0])
-        )
-    save_to(run / "prepare/tokens/validation.index.safetensors", answers=np.array([1, 2, 2]))
+        line = {"id": VALIDATION, "split": "validation", "nll": 2.0 + index, "tokens": 2}
+        write_jsonl(run / f"teach/validation/{name}.jsonl", [{**line, "id": "v0", "nll": 9.0}, line])
     write_jsonl(run / "anchor/sample_loss.jsonl", [{"id": TRAIN, "split": "train", "nll": 0.05, "tokens": 2}])
     write_jsonl(
         run / "evaluate/td/seed-0/validation_loss.jsonl",
@@ -49,11 +45,6 @@ def explained_run(folder: Path) -> Path:
     teacher = {name: 0.5 for name in CHECKPOINTS}
     write_jsonl(run / "cross_fit/sample_loss.jsonl", [{"id": TRAIN, "fold": 1, "anchor": 0.7, "teacher": teacher}])
     return run
-
-
-def save_to(path: Path, **tensors: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path))
 
 
 def test_a_training_row_has_losses_and_weights(tmp_path):
@@ -77,9 +68,7 @@ def test_a_test_row_has_the_answers_of_every_model(tmp_path):
     assert all(line["id"] == "row-0001" for line in answers.values())
 
 
-def test_a_validation_row_has_the_means_of_its_own_tokens(tmp_path):
-    # row v1 is the second: after one token of v0 come its two, 1 and 3 at the first checkpoint, one more at each after
-    # it
+def test_a_validation_row_has_the_losses_of_checkpoints_and_students(tmp_path):
     losses = row_story(explained_run(tmp_path), VALIDATION).losses
     assert losses == {**dict(zip(CHECKPOINTS, (2.0, 3.0, 4.0, 5.0), strict=True)), "td/seed-0": 0.5}
 

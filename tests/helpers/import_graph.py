@@ -6,9 +6,24 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "tutelage"
 
-PACKAGES = (
-    "utils method recipe tasks data run analysis report models teacher training stages compare doctor demo cli".split()
-)
+PACKAGES = [
+    "utils",
+    "method",
+    "recipe",
+    "tasks",
+    "data",
+    "run",
+    "analysis",
+    "report",
+    "models",
+    "teacher",
+    "training",
+    "stages",
+    "compare",
+    "doctor",
+    "demo",
+    "cli",
+]
 """Lowest first: a package imports its own modules and those of the packages before it. `errors` and `records` are below
 all."""
 ROOT_MODULES = {"errors", "records", "__init__", "__main__"}

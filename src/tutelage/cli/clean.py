@@ -16,6 +16,7 @@ from typing import Any
 
 from tutelage.cli.list_runs import run_folders
 from tutelage.errors import DataError
+from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.live_reader import dig, is_run, read_or_none, recipe_of
 from tutelage.run.manifest import locked
 from tutelage.run.run_state import Manifests, manifests_by_folder
@@ -23,8 +24,6 @@ from tutelage.utils.console import print_table, visible
 from tutelage.utils.files import size_on_disk
 from tutelage.utils.format import file_size
 
-RESUME_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", "whole")
-"""Files of a teacher checkpoint that only an unfinished fine-tuning run needs; the same list as in stages/teach.py."""
 _DOOMED = ".clean-"
 """Prefix of a folder that is being deleted."""
 
@@ -101,14 +100,11 @@ def removable(run: Path) -> Iterator[Removable]:
 
 
 def _caches(run: Path, recipe: dict[str, Any], manifests: Manifests) -> Iterator[Removable]:
-    """The caches of teacher and anchor; kept if the model that they were read from is gone."""
-    for name, stage, missing in (
-        ("cache", "cache", _missing_checkpoint(run)),
-        ("anchor_cache", "anchor", _missing_anchor(run)),
-    ):
-        seconds = dig(manifests.get(name), "seconds")
-        rebuilt_by = f"`tutelage {stage} RECIPE` or `run`{f'; took {seconds:.0f} s' if seconds else ''}"
-        yield from _group(name, [run / name], rebuilt_by, recipe, missing)
+    """The cache of the teacher, kept if a checkpoint that it was read from is gone; and what older versions left."""
+    seconds = dig(manifests.get("cache"), "seconds")
+    rebuilt_by = f"`tutelage cache RECIPE` or `run`{f'; took {seconds:.0f} s' if seconds else ''}"
+    yield from _group("cache", [run / "cache"], rebuilt_by, recipe, _missing_checkpoint(run))
+    yield from _group("anchor_cache", [run / "anchor_cache"], "not needed: no method reads it any more", recipe)
 
 
 def _group(
@@ -148,10 +144,6 @@ def _missing_checkpoint(run: Path) -> str | None:
         if not any(folder.is_dir() and any(folder.glob("*.safetensors")) for folder in folders):
             return f"{checkpoint.get('name')}, which it was built from, is gone"
     return None if checkpoints else "teach/checkpoints.json, the list of what it was built from, is gone"
-
-
-def _missing_anchor(run: Path) -> str | None:
-    return None if any((run / "anchor").glob("*.safetensors")) else "the anchor, which it was built from, is gone"
 
 
 def _delete(run: Path, path: Path) -> None:

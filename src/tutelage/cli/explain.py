@@ -123,29 +123,9 @@ def _checkpoint_losses(run: Path, row: Line) -> dict[str, float]:
     checkpoints = dig(read_or_none(run / "teach/checkpoints.json"), "checkpoints", default=[])
     names = [checkpoint["name"] for checkpoint in checkpoints]
     names = names or [path.name for path in sorted(run.glob("cache/checkpoint-*"))]
-    if row["split"] == "validation":
-        return _validation_losses(run, row["id"], names)
-    lines = {name: next(_lines_of(run / "cache" / name / "sample_loss.jsonl", row["id"]), None) for name in names}
+    pattern = "teach/validation/{}.jsonl" if row["split"] == "validation" else "cache/{}/sample_loss.jsonl"
+    lines = {name: next(_lines_of(run / pattern.format(name), row["id"]), None) for name in names}
     return {name: line["nll"] for name, line in lines.items() if line}
-
-
-def _validation_losses(run: Path, id: str, names: list[str]) -> dict[str, float]:
-    """Mean losses of the checkpoints on a validation row, from their losses on the answer tokens of all rows."""
-    from safetensors.numpy import load_file
-
-    index, losses = run / "prepare/tokens/validation.index.safetensors", {}
-    ids = [line["id"] for line in read_jsonl(run / "prepare/rows.jsonl") if line["split"] == "validation"]
-    lengths = load_file(index)["answers"] if index.is_file() else []
-    if len(lengths) != len(ids):
-        return losses
-    row = ids.index(id)
-    start = int(lengths[:row].sum())
-    for name in names:
-        path = run / f"teach/validation/{name}.safetensors"
-        tokens = load_file(path)["tokens"] if path.is_file() else []
-        if len(tokens) == int(lengths.sum()):
-            losses[name] = float(tokens[start : start + int(lengths[row])].mean())
-    return losses
 
 
 def _model_losses(run: Path, row: Line) -> dict[str, float]:

@@ -100,7 +100,7 @@ def initialise(
     if "test" not in files and "validation" not in files:
         section, training = _split(raw["train"], guess, path, sketch)
     if not files.keys() >= {"validation", "test"}:  # one of them at most: it is the test
-        section["validation_share"] = _share(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training)
+        section["validation_fraction"] = _share(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training)
     sketch.text = _Draft(section, guess, teacher, student, raw["train"], sketch).text()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:  # refuses a file that has come meanwhile
@@ -330,7 +330,7 @@ class _Draft:
             "overlap": "some rows are in two splits; they are left out of the earlier one",
             "test_split": "there are no test rows: these are, and validation rows are held out of training",
             "chat_template": "the rows are conversations",
-            "validation_share": "no validation rows were given: this share of the training rows is held out",
+            "validation_fraction": "no validation rows were given: this fraction of the training rows is held out",
             "template": f"the default prompt would list all {len(self._labels())} labels",
         }
         lines = ["data:"]

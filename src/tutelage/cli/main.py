@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +24,7 @@ from tutelage.stages.pipeline import STAGES, run_stages
 from tutelage.utils.disk import full_disk_as_user_error
 
 if TYPE_CHECKING:
+    from tutelage.recipe.load import LoadedRecipe
     from tutelage.run.run_folder import RunFolder
 
 ON_THEIR_OWN = ("diagnose", "report")
@@ -46,11 +48,20 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Delete the finished results and rebuild them.")]
 
 
-def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
+def _load(recipe: Path | str, overrides: Sequence[str] | None) -> LoadedRecipe:
+    """The recipe; its notes go to standard error."""
     from tutelage.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    return loaded
+
+
+def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
     from tutelage.run.run_folder import RunFolder
 
-    return RunFolder(load_recipe(recipe, overrides or []).recipe, force=force)
+    return RunFolder(_load(recipe, overrides).recipe, force=force)
 
 
 def _go(run_folder: RunFolder, stages: list[str]) -> None:
@@ -160,23 +171,24 @@ def compare(
 
     Continues where it stopped. Exit code 1 if students failed; the same command tries them again.
     """
-    from tutelage.compare.cells import ResultsFile
-    from tutelage.compare.experiment import make_plan, run
-    from tutelage.compare.page import write_page
-    from tutelage.compare.summary import write_summary
-    from tutelage.compare.table import show
-    from tutelage.recipe.load import load_recipe
+    from tutelage.compare.cell_table import CellState
+    from tutelage.compare.experiment import run_comparison
+    from tutelage.compare.plan import make_plan
+    from tutelage.compare.summary.page import write_page
+    from tutelage.compare.summary.summarise import write_summary
+    from tutelage.compare.summary.table import show
 
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
-    loaded = [load_recipe(file, overrides).recipe for file in files]
+    loaded = [_load(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
-    cells, others = run(plan)
-    summary = write_summary(plan.folder, cells | others)
+    table = run_comparison(plan)
+    summary = write_summary(plan.folder, table)
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
-    if count := len(cells.keys() - ResultsFile(plan.folder / "results.jsonl").done().keys()):
-        print(f"{count} of {len(cells)} students failed; the same command tries them again", file=sys.stderr)
+    states = [entry.state for entry in table.planned()]
+    if failed := sum(state is not CellState.DONE for state in states):
+        print(f"{failed} of {len(states)} students failed; the same command runs them again", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -232,12 +244,12 @@ run_commands.add_to(app)
 @app.command("show")
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the resolved recipe. Each value with its origin: default, file or override."""
-    from tutelage.recipe.load import load_recipe, show_rows
+    from tutelage.recipe.load import show_rows
     from tutelage.utils.console import print_table
 
     rows = [
         [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), origin]
-        for key, value, origin, _ in show_rows(load_recipe(recipe, overrides or []))
+        for key, value, origin, _ in show_rows(_load(recipe, overrides))
     ]
     print_table(str(recipe), ["key", "value", "origin"], rows)
 

@@ -227,7 +227,7 @@ def _hold_out(raw: dict[str, list[tuple[Row, str]]], drafts: dict[str, Example],
         groups.setdefault(key, []).append(where)
     keys, total = list(groups), len(raw["train"])
     random.Random(f"{recipe.seed}/hold out").shuffle(keys)
-    wanted, places = max(1, round(total * recipe.data.validation_share)), set()
+    wanted, places = max(1, round(total * recipe.data.validation_fraction)), set()
     for key in keys:
         if len(places) >= wanted:
             break

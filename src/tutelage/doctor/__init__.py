@@ -47,6 +47,8 @@ def examine_file(
             for line in str(error).splitlines()
             if not line.endswith("problems:") and not line.endswith("problem:")
         ]
+    for note in loaded.notes:
+        say(note)
     say("rows, models and what is in the run folder ...")
     return located(examine(loaded.recipe, probe=probe, say=say), loaded.origins)
 

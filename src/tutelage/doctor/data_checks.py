@@ -74,7 +74,7 @@ def _larger_share(rows: Rows, counts: dict[str, int]) -> str | None:
     total = counts["train"] + counts["validation"]
     wanted = math.ceil(100 * FEW_JUDGING_ROWS / total) / 100
     held_out = any("held out" in note for note in rows.notes)
-    return f"data.validation_share={wanted:g}" if held_out and (1 - wanted) * total >= FEW_TRAINING_ROWS else None
+    return f"data.validation_fraction={wanted:g}" if held_out and (1 - wanted) * total >= FEW_TRAINING_ROWS else None
 
 
 def _near_leaks(rows: Rows, texts: dict[str, list[str]], recipe: Recipe) -> Check:

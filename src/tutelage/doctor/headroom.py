@@ -183,12 +183,12 @@ def _weights(pair: Pair, recipe: Recipe) -> Check | None:
     if high - low < SPREAD:
         text = f"adaptive weights are nearly the same on all rows ({listed}), so AW has nothing to do: a constant weight does the same"
         return Check("weights", "payoff", "look", text, numbers, f"distill.methods=[{_constant(adaptive[0])}]")
-    in_sample = [name for name in adaptive if find_method(name).needs_anchor and not recipe.distill.weighting.calibrate]
+    in_sample = [name for name in adaptive if find_method(name).needs_anchor]
     if in_sample and pair.training is not None and max(numbers["training"]["median_nll"]) < MEMORISED_NATS:
         median = " and ".join(f"{value:.1g}" for value in numbers["training"]["median_nll"])
         text = (
             f"anchor and teacher know their training rows by heart (median loss {median} nats), so weights of {in_sample[0]} say"
-            " who memorised better, not who is right. Losses out of sample tell: *-aw-cf, or distill.weighting.calibrate=true;"
+            " who memorised better, not who is right. Losses out of sample tell: *-aw-cf;"
             " cheaper, anchor.keep=loss takes the anchor before it knew them"
         )
         return Check(

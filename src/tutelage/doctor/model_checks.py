@@ -301,10 +301,9 @@ def _try(recipe: Recipe, role: str, fitted: Fitted | None, say: Callable[[Check]
     """Number of the model's weights; checks of its head and of a gradient go to `say`."""
     import torch
 
-    from tutelage.data.encode import Collator, pad_id_of
+    from tutelage.data.encode import IGNORED, Collator, pad_id_of
     from tutelage.models.heads import FAITHFUL_NATS, answer_logits, answer_states, head_error, head_of
     from tutelage.models.load import load_model
-    from tutelage.training.trainer import IGNORED
 
     model = load_model(getattr(recipe, role))
     size = model.num_parameters()
@@ -315,7 +314,7 @@ def _try(recipe: Recipe, role: str, fitted: Fitted | None, say: Callable[[Check]
         name: tensor.to(model.device) for name, tensor in Collator(pad_id_of(fitted.encoder.tokenizer))(rows).items()
     }
     error = head_error(head_of(model, fitted.vocabulary), *answer_states(model, batch))
-    looks = any(find_method(name).looks for name in recipe.distill.methods)
+    looks = any(find_method(name).compares_student for name in recipe.distill.methods)
     numbers = {"head_error_nats": error, "allowed": FAITHFUL_NATS}
     if error <= FAITHFUL_NATS:
         say(Check(f"head of the {role}", "models", "passed", "reproduces the model's own logits", numbers))

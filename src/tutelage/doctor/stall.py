@@ -34,7 +34,7 @@ def foresee_stall(models: RunModels) -> Check | None:
         start, end, best, names = _seen(models)
     except UserError:
         return None  # other checks say what is missing
-    options = {"num_stages": models.run.recipe.distill.num_stages, "best": best, "trust": section.trust}
+    options = {"num_stages": models.run.recipe.distill.num_stages, "best": best}
     first = nearest(start, stage=1, **options)
     before = next(candidate for candidate in start if candidate.checkpoint == first.chosen)
     second = nearest(end, stage=2, previous=before, **options)
@@ -60,7 +60,7 @@ def _seen(models: RunModels) -> tuple[list, list, str, list[str]]:
         taught["best"],
         models.run.prepared["vocabulary"],
         pad_id_of(models.tokenizer),
-        models.run.recipe.distill.schedule.reach,
+        models.run.recipe.distill.schedule.student_kl,
     )
     with models.autocast():
         seen = [

@@ -32,7 +32,8 @@ from tutelage.recipe.schema import Recipe
 from tutelage.tasks.base import BaseTask
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.sources import CachedTeacher
-from tutelage.training.trainer import DistillTrainer, Guidance, SaveAt, train, training_arguments
+from tutelage.training.callbacks import SaveAt
+from tutelage.training.trainer import DistillTrainer, Guidance, train, training_arguments
 from tutelage.utils.memory import peak_memory
 
 STEPS = (6, 40)
@@ -172,7 +173,7 @@ class Trials:
     def _reads(self, model: nn.Module, part: Part, role: str) -> np.ndarray:
         """Time reading, answering and, for the teacher, caching; [rows] losses on the validation rows."""
         with self._autocast():
-            found, seconds = self._timed(lambda: self.evaluator.losses(model, self.validation).rows)
+            found, seconds = self._timed(lambda: self.evaluator.losses(model, self.validation))
             part.read = seconds / max(1, len(self.validation))
             part.answer = self._answers(model)
             part.cache = self._cache(model) if role == "teacher" else 0.0

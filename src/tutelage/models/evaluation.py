@@ -39,15 +39,6 @@ class Exam:
     """The labels as token ids, without end-of-sequence."""
 
 
-class RowLosses(NamedTuple):
-    """Losses of a model on the gold answers of rows, in nats."""
-
-    rows: np.ndarray
-    """[rows] means over the answer's tokens, end-of-sequence included."""
-    tokens: np.ndarray
-    """[positions] of every answer token, row by row."""
-
-
 class ValidationScores(NamedTuple):
     """A model on validation examples: what choices are made by."""
 
@@ -55,7 +46,8 @@ class ValidationScores(NamedTuple):
     """The task's metric over all rows."""
     scores: list[float]
     """[rows] each row's own score in [0, 1]."""
-    losses: RowLosses
+    losses: np.ndarray
+    """[rows] l_i(M): means over the answer's tokens in nats, end-of-sequence included."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +85,9 @@ class Evaluator:
             Answer(labels[winner.index], winner.log_prob) for labels, winner in zip(exam.labels, winners, strict=True)
         ]
 
-    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> RowLosses:
-        """l_i(M) and the losses of all answer tokens. Raises ModelError if one is NaN or infinite."""
-        losses = read_losses(
+    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> np.ndarray:
+        """[rows] l_i(M) in nats, in the order of the rows. Raises ModelError if one is NaN or infinite."""
+        losses = sample_losses(
             model,
             rows,
             vocabulary=self.vocabulary,
@@ -103,7 +95,7 @@ class Evaluator:
             batch_size=self.batch_size,
             on_rows=on_rows,
         )
-        wrong = np.flatnonzero(~np.isfinite(losses.rows))
+        wrong = np.flatnonzero(~np.isfinite(losses))
         if len(wrong):
             raise ModelError(
                 f"the model's loss is NaN or infinite on {len(wrong):,} of {len(rows):,} rows, the first"
@@ -115,7 +107,7 @@ class Evaluator:
     def predict(self, name: str, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Prediction]:
         """Answer, parsed answer, score, loss and confidence of a model on every example. name: recorded with each."""
         answers = self.answers(model, exam, on_rows)
-        losses = self.losses(model, exam.rows).rows
+        losses = self.losses(model, exam.rows)
         predictions = []
         for example, answer, loss in zip(exam.examples, answers, losses, strict=True):
             parsed = self.task.parse(answer.text, example)
@@ -148,15 +140,8 @@ def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {"nll": draws @ rows[:, 0] / draws.sum(1)}
 
 
-def sample_losses(
-    model: nn.Module, rows: Sequence[EncodedRow], *, vocabulary: int, pad_id: int, batch_size: int
-) -> np.ndarray:
-    """[rows] losses in nats per token, in the order of the rows."""
-    return read_losses(model, rows, vocabulary=vocabulary, pad_id=pad_id, batch_size=batch_size).rows
-
-
 @torch.no_grad()
-def read_losses(
+def sample_losses(
     model: nn.Module,
     rows: Sequence[EncodedRow],
     *,
@@ -164,23 +149,22 @@ def read_losses(
     pad_id: int,
     batch_size: int,
     on_rows: OnRows | None = None,
-) -> RowLosses:
-    """Losses by a teacher-forced forward pass, in batches of like length; results in the order of the rows."""
+) -> np.ndarray:
+    """[rows] losses in nats per answer token, by teacher-forced forward passes.
+
+    Rows are read in batches of like length; losses come in the order of the rows.
+    """
     training, collate, order = model.training, Collator(pad_id), length_order(rows)
     model.eval()
-    nll, lengths = np.zeros(len(rows)), answer_lengths(rows)
-    ends = np.cumsum(lengths)
-    tokens = np.zeros(int(ends[-1]) if len(rows) else 0)
+    losses = np.zeros(len(rows))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         read = read_batch(model, collate([(index, rows[index]) for index in indices]), vocabulary)
-        nll[indices] = read.row_losses.double().numpy()
-        for index, losses in zip(indices, read.token_losses.double().split(lengths[indices].tolist()), strict=True):
-            tokens[ends[index] - len(losses) : ends[index]] = losses
+        losses[indices] = read.row_losses.double().numpy()
         if on_rows:
             on_rows(len(indices))
     model.train(training)
-    return RowLosses(nll, tokens)
+    return losses
 
 
 def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[SampleLoss]:

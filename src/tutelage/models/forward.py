@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tutelage.data.encode import IGNORED
 from tutelage.method.divergences import cross_entropy
+from tutelage.method.mixed_loss import example_means
 from tutelage.models.heads import answer_states
 
 
@@ -19,10 +20,8 @@ class BatchReading(NamedTuple):
     """[N, H] what enters the output head, on the model's device."""
     logits: Tensor
     """[N, V] over the tokenizer's entries, on the model's device."""
-    token_losses: Tensor
-    """[N] cross-entropy with the gold tokens in nats, float32 on the CPU."""
     row_losses: Tensor
-    """[B] their means over each row, float32 on the CPU."""
+    """[B] mean cross-entropy with the gold tokens of each row in nats, float32 on the CPU."""
 
 
 @torch.no_grad()
@@ -33,7 +32,5 @@ def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> B
     hidden, logits = answer_states(model, batch)
     logits = logits[:, :vocabulary]
     mask = batch["targets"] != IGNORED
-    row_of_position = torch.repeat_interleave(torch.arange(len(mask), device=device), mask.sum(1))
-    token_losses = cross_entropy(logits, batch["targets"][mask])
-    sums = torch.zeros(len(mask), device=device).index_add_(0, row_of_position, token_losses)
-    return BatchReading(hidden, logits, token_losses.cpu(), (sums / mask.sum(1)).cpu())
+    row_losses = example_means(cross_entropy(logits, batch["targets"][mask]), mask)
+    return BatchReading(hidden, logits, row_losses.cpu())

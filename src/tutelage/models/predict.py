@@ -15,6 +15,7 @@ from tutelage.data.row_formats import example_from_row
 from tutelage.errors import ModelError, UserError
 from tutelage.models.evaluation import Evaluator
 from tutelage.models.load import load_model, load_tokenizer
+from tutelage.recipe.renamed import translate_nested
 from tutelage.recipe.schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.tasks import make_task
@@ -57,7 +58,8 @@ class Predictor:
                 f"{folder} has no tutelage.json: name the folder of a distilled student, RUN/distill/METHOD/seed-K"
             )
         usage = read_json(folder / "tutelage.json")
-        self.task_section, self.data = Task(**usage["task"]), Data(**usage["data"])
+        self.task_section = Task(**usage["task"])
+        self.data = Data(**translate_nested({"data": usage["data"]})["data"])  # keys may be of an earlier version
         model_section = Model(model_name_or_path=str(folder), dtype="auto")
         tokenizer = load_tokenizer(model_section)
         self.task = make_task(self.task_section, self.task_section.labels, choice=usage["choice"])

@@ -159,8 +159,8 @@ class CacheBuilder:
             read = read_batch(model, self.collate([(index, rows[index]) for index in indices]), self.vocabulary)
             nll[indices] = read.row_losses
             lengths = [len(rows[index].answer) for index in indices]
-            kept = {"states": read.hidden.to(self.dtype)} if faithful else self._largest(read.logits)
-            for name, tensor in (kept | {"token_nll": read.token_losses}).items():
+            stored = {"states": read.hidden.to(self.dtype)} if faithful else self._largest(read.logits)
+            for name, tensor in stored.items():
                 for index, piece in zip(indices, tensor.cpu().split(lengths), strict=True):
                     pieces[index][name] = piece
             if on_rows:

@@ -2,8 +2,7 @@
 
 A store is a folder:
 
-    shard-00000.safetensors   states [positions, H] (or ids and log_probs [positions, k]), token_nll [positions],
-                              nll [rows]
+    shard-00000.safetensors   states [positions, H] (or ids and log_probs [positions, k]) and nll [rows]
     index.safetensors         keys [rows] and tokens [rows], written when all shards are complete
     store.json                dtype, kind, head file, fingerprints of checkpoint and tokenizer; written last
 
@@ -80,10 +79,6 @@ class Shard:
         self._file = path.open("rb", buffering=0)
         length = int.from_bytes(self._file.read(8), "little")
         self._base, self._header = 8 + length, json.loads(self._file.read(length))
-
-    def has(self, name: str) -> bool:
-        """Whether the file holds a tensor of this name."""
-        return name in self._header
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
         """`count` rows of a tensor from row `start` on; all of them if `count` is None."""
@@ -166,17 +161,8 @@ class HiddenStore:
 
     def nll(self) -> np.ndarray:
         """[rows] mean negative log-likelihood of the gold answers, in nats per token."""
-        return np.concatenate([shard.read("nll").double().numpy() for shard in self._all_shards()])
-
-    def token_nll(self) -> np.ndarray:
-        """[positions] negative log-likelihood of every gold answer token in nats, row by row."""
-        shards = self._all_shards()
-        if not all(shard.has("token_nll") for shard in shards):
-            raise StaleArtifactError(f"{self.folder} holds no token losses yet: tutelage cache RECIPE --force")
-        return np.concatenate([shard.read("token_nll").double().numpy() for shard in shards])
-
-    def _all_shards(self) -> list[Shard]:
-        return [self._shard(number) for number in range(-(-len(self.keys) // self.about["shard_rows"]))]
+        shards = range(-(-len(self.keys) // self.about["shard_rows"]))
+        return np.concatenate([self._shard(number).read("nll").double().numpy() for number in shards])
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:

@@ -122,19 +122,16 @@ class CachedTeacher:
         rows: Sequence[EncodedRow],
         *,
         bf16: bool = False,
-        heads: int = 1,
     ) -> None:
         """Open `folder/CHECKPOINT` for each name and check that it was made from these rows, in this order.
 
-        bf16: whether a CPU multiplies stored bfloat16 values as they are. heads: number of output heads that stay in
-        memory: as many as the checkpoints used for one batch.
+        bf16: whether a CPU multiplies stored bfloat16 values as they are.
         """
         self.folder, self.checkpoints, self.bf16 = folder, list(checkpoints), bf16
         self._stores = {name: HiddenStore(folder / name) for name in checkpoints}
         for store in self._stores.values():
             store.check(rows)
-        self._heads: dict[tuple[str, torch.device], Head] = {}
-        self._most = heads
+        self._head: tuple[tuple[str, torch.device], Head] | None = None
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """What is stored about the batch's rows, on the batch's device."""
@@ -152,23 +149,17 @@ class CachedTeacher:
         """[rows] in nats per token, as measured when the store was written."""
         return self._stores[checkpoint].nll()
 
-    def token_nll(self, checkpoint: str) -> np.ndarray:
-        """[positions] losses of every answer token in nats, row by row."""
-        return self._stores[checkpoint].token_nll()
-
     def ahead(self, checkpoint: str) -> Callable[[Sequence[int]], None]:
         """A function that loads stored rows into the page cache."""
         return self._stores[checkpoint].will_read
 
     def head(self, checkpoint: str, device: torch.device) -> Head:
-        """The checkpoint's head. Those used last stay loaded; checkpoints with the same head share it."""
+        """The checkpoint's head. The last one used stays loaded; checkpoints with the same head share it."""
         key = self._stores[checkpoint].about["head"], device
-        if key not in self._heads:
-            while len(self._heads) >= self._most:
-                del self._heads[next(iter(self._heads))]
-            self._heads[key] = load_head(self.folder / key[0]).to(device)
-        self._heads[key] = self._heads.pop(key)  # the least recently used one is dropped first
-        return self._heads[key]
+        if self._head is None or self._head[0] != key:
+            self._head = None  # freed before the next one is loaded: one head in memory
+            self._head = key, load_head(self.folder / key[0]).to(device)
+        return self._head[1]
 
 
 def save_head(head: Head, path: Path) -> None:
