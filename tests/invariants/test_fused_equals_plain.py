@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.fused import VOCABULARY, assert_fused_equals_plain, losses_and_gradients, loss_inputs
+from helpers.fused import VOCABULARY, assert_fused_equals_plain, loss_inputs, losses_and_gradients
 from helpers.tiny import tiny_model
 from tutelage.method.divergences import DIVERGENCES
 from tutelage.models import heads
