@@ -12,18 +12,17 @@ per answer token, or 1 - score.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tutelage.records import Interval
+from tutelage.utils.bootstrap import percentile_interval, resampled_means
 
 SMALLEST_GAP = 0.005
 """A smaller gap in score is not divided by: a fraction of it would be mostly noise."""
 
-_MAX_DRAWS = 4_000_000  # resamples x rows held at once: 32 MB per array
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +85,14 @@ def interval(student: ArrayLike, teacher: ArrayLike, resamples: int = 1000, seed
     `split_risk`.
     """
     student, teacher = _paired(student=student, teacher=teacher)
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1; found {resamples}")
     split = split_risk(student, teacher)
     gain = teacher - student
-    advantage, deficit = _resampled_means([np.maximum(gain, 0.0), np.maximum(-gain, 0.0)], resamples, seed)
+    parts = np.stack([np.maximum(gain, 0.0), np.maximum(-gain, 0.0)], axis=1)
+    advantage, deficit = resampled_means(parts, resamples, seed).T
     return SplitInterval(
-        difference=_percentiles(split.difference, deficit - advantage),
-        advantage=_percentiles(split.advantage, advantage),
-        deficit=_percentiles(split.deficit, deficit),
+        difference=percentile_interval(split.difference, deficit - advantage),
+        advantage=percentile_interval(split.advantage, advantage),
+        deficit=percentile_interval(split.deficit, deficit),
     )
 
 
@@ -139,20 +137,3 @@ def _paired(**losses: ArrayLike) -> list[np.ndarray]:
                 " leave these rows out of both models, or measure them again"
             )
     return list(arrays.values())
-
-
-def _resampled_means(columns: Sequence[np.ndarray], resamples: int, seed: int) -> list[np.ndarray]:
-    """[resamples] means of each column over the same rows drawn with replacement, in chunks of bounded size."""
-    rng, rows = np.random.default_rng(seed), len(columns[0])
-    step = max(1, _MAX_DRAWS // rows)
-    means: list[list[np.ndarray]] = [[] for _ in columns]
-    for start in range(0, resamples, step):
-        drawn = rng.integers(rows, size=(min(step, resamples - start), rows))
-        for chunks, column in zip(means, columns, strict=True):
-            chunks.append(column[drawn].mean(axis=1))
-    return [np.concatenate(chunks) for chunks in means]
-
-
-def _percentiles(value: float, draws: np.ndarray) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(value, float(low), float(high))

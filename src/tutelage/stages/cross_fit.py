@@ -26,10 +26,11 @@ from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
 from tutelage.recipe.schema import Model
 from tutelage.run import stage_inputs
-from tutelage.run.workspace import Workspace
+from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.hidden_store import HiddenStore
+from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import steps_of, training_arguments
-from tutelage.utils.files import read_json, write_jsonl
+from tutelage.utils.files import write_jsonl
 
 Losses = dict[str, np.ndarray]
 """By model, `anchor` or the name of a checkpoint: [rows] losses in nats per answer token."""
@@ -57,21 +58,21 @@ class _FineTuning:
     """Fractions of its steps after which losses are measured."""
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder, models: RunModels) -> None:
     """Run the stage if a method of the recipe computes weights from out-of-fold losses."""
-    if not any(find_method(name).needs_cross_fit for name in space.recipe.distill.methods):
+    if not any(find_method(name).needs_cross_fit for name in run.recipe.distill.methods):
         return
-    with space.work("cross_fit", stage_inputs.cross_fit(space)) as work:
+    with run.work("cross_fit", stage_inputs.cross_fit(run)) as work:
         if work is None:
             return
-        rows, folds = space.encoded("train"), space.recipe.cross_fit.folds
-        checkpoints = read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]
+        rows, folds = models.encoded("train"), run.recipe.cross_fit.folds
+        checkpoints = run.teacher_checkpoints["checkpoints"]
         names = [checkpoint["name"] for checkpoint in checkpoints]
-        fold_of_row = np.random.default_rng(space.recipe.seed).permutation(len(rows)) % folds
+        fold_of_row = np.random.default_rng(run.recipe.seed).permutation(len(rows)) % folds
         losses = {name: np.zeros(len(rows)) for name in ("anchor", *names)}
         for number in range(folds):
             fold = _Fold(np.flatnonzero(fold_of_row == number), np.flatnonzero(fold_of_row != number))
-            for name, values in _fold_losses(space, work.folder / f"fold-{number}", fold, names).items():
+            for name, values in _fold_losses(run, models, work.folder / f"fold-{number}", fold, names).items():
                 losses[name][fold.evaluated] = values
         write_jsonl(work.folder / "sample_loss.jsonl", _lines(rows, fold_of_row, losses))
         for number in range(folds):
@@ -84,46 +85,46 @@ def _lines(rows: Sequence[EncodedRow], fold_of_row: np.ndarray, losses: Losses) 
         yield {"id": row.id, "fold": int(fold_of_row[index]), "anchor": of_row.pop("anchor"), "teacher": of_row}
 
 
-def _fold_losses(space: Workspace, folder: Path, fold: _Fold, names: list[str]) -> Losses:
+def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, names: list[str]) -> Losses:
     """Losses of `anchor` and the checkpoints `names` on a fold. Saved, so that an interrupted stage continues with the
     next fold."""
     saved = folder / "row_losses.safetensors"
     if saved.is_file():
         return load_file(str(saved))
-    recipe = space.recipe
+    recipe = run.recipe
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
     student = _FineTuning(recipe.student, ("distill", "anchor"), recipe.seed, epochs, [1.0])
-    losses = dict(zip(["anchor"], _measured(space, folder / "student", student, fold), strict=True))
+    losses = dict(zip(["anchor"], _measured(run, models, folder / "student", student, fold), strict=True))
     if recipe.cross_fit.teacher:
-        args = training_arguments(folder, space.trainer_arguments("teach"), seed=0)
-        steps = steps_of(args, len(space.encoded("train")))
+        args = training_arguments(folder, run.trainer_arguments("teach"), seed=0)
+        steps = steps_of(args, len(models.encoded("train")))
         saved_at = [int(name.removeprefix("checkpoint-")) / steps for name in names]
         teacher = _FineTuning(recipe.teacher, ("teach",), recipe.teacher_seed, None, saved_at)
-        losses |= dict(zip(names, _measured(space, folder / "teacher", teacher, fold), strict=True))
+        losses |= dict(zip(names, _measured(run, models, folder / "teacher", teacher, fold), strict=True))
     else:
-        losses |= {name: HiddenStore(space.folder / "cache" / name).nll()[fold.evaluated] for name in names}
+        losses |= {name: HiddenStore(run.folder / "cache" / name).nll()[fold.evaluated] for name in names}
     draft = saved.with_suffix(".part")
     save_file(losses, str(draft))
     draft.replace(saved)
     return losses
 
 
-def _measured(space: Workspace, folder: Path, run: _FineTuning, fold: _Fold) -> list[np.ndarray]:
+def _measured(run: RunFolder, models: RunModels, folder: Path, tuning: _FineTuning, fold: _Fold) -> list[np.ndarray]:
     """[rows of the fold] losses at each point of `saved_at` of a fine-tuning run on the other rows."""
-    rows = space.encoded("train")
-    args = training_arguments(folder, space.trainer_arguments(*run.sections), seed=run.seed, epochs=run.epochs)
+    rows = models.encoded("train")
+    args = training_arguments(folder, run.trainer_arguments(*tuning.sections), seed=tuning.seed, epochs=tuning.epochs)
     trained, evaluated = Subset(rows, fold.trained), Subset(rows, fold.evaluated)
     total = steps_of(args, len(trained))
-    steps = [max(1, round(total * fraction)) for fraction in run.saved_at]
+    steps = [max(1, round(total * fraction)) for fraction in tuning.saved_at]
     if len(set(steps)) != len(steps):
         raise ModelError(
             f"a fold's fine-tuning run has {total} steps, too few for {len(steps)} checkpoints: use fewer folds"
         )
     label = f"{folder.parent.name} {folder.name}"
-    space.fine_tuned(label, run.model, args, trained, seed=run.seed, save_at=steps, log=folder / "log.jsonl")
+    models.fine_tuned(label, tuning.model, args, trained, seed=tuning.seed, save_at=steps, log=folder / "log.jsonl")
     losses = []
     for step in steps:
-        model = space.load(run.model, folder / f"checkpoint-{step}")
-        losses.append(space.evaluator.losses(model, evaluated))
+        model = models.load(tuning.model, folder / f"checkpoint-{step}")
+        losses.append(models.evaluator.losses(model, evaluated))
     shutil.rmtree(folder)
     return losses

@@ -13,39 +13,39 @@ from tutelage.data.encode import EncodedRow
 from tutelage.errors import StaleArtifactError
 from tutelage.method.methods import Method
 from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
-from tutelage.run.workspace import Workspace
+from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import TeacherSource
 from tutelage.utils.files import read_jsonl
 
 
 def weighting(
-    space: Workspace, method: Method, rows: Sequence[EncodedRow], source: TeacherSource | None
+    run: RunFolder, method: Method, rows: Sequence[EncodedRow], source: TeacherSource | None
 ) -> AdaptiveWeighting | None:
     """Adaptive weights of a method on the training rows; None if its weights are constant."""
     if method.schedule == "none" or not (method.needs_anchor or method.needs_cross_fit):
         return None
     if method.needs_cross_fit:
-        lines = list(read_jsonl(space.folder / "cross_fit" / "sample_loss.jsonl"))
+        lines = list(read_jsonl(run.folder / "cross_fit" / "sample_loss.jsonl"))
         anchor = np.array([line["anchor"] for line in lines])
         return AdaptiveWeighting(anchor, cache(lambda name: np.array([line["teacher"][name] for line in lines])))
     rule = method.weighting if callable(method.weighting) else adaptive_weight
-    return AdaptiveWeighting(of_anchor(space, "train", rows), source.nll, rule)
+    return AdaptiveWeighting(of_anchor(run, "train", rows), source.nll, rule)
 
 
-def of_anchor(space: Workspace, split: str, rows: Sequence[EncodedRow]) -> np.ndarray:
+def of_anchor(run: RunFolder, split: str, rows: Sequence[EncodedRow]) -> np.ndarray:
     """[rows] losses of the anchor on the rows of a split, in nats.
 
     Raises StaleArtifactError if they were not measured on these rows in this order.
     """
-    return _of_rows(space.folder / "anchor" / "sample_loss.jsonl", split, rows, "anchor")
+    return _of_rows(run.folder / "anchor" / "sample_loss.jsonl", split, rows, "anchor")
 
 
-def of_checkpoint(space: Workspace, checkpoint: str, rows: Sequence[EncodedRow]) -> np.ndarray:
+def of_checkpoint(run: RunFolder, checkpoint: str, rows: Sequence[EncodedRow]) -> np.ndarray:
     """[rows] losses of a teacher checkpoint on the validation rows, in nats.
 
     Raises StaleArtifactError if they were not measured on these rows in this order.
     """
-    return _of_rows(space.folder / "teach" / "validation" / f"{checkpoint}.jsonl", "validation", rows, "teach")
+    return _of_rows(run.folder / "teach" / "validation" / f"{checkpoint}.jsonl", "validation", rows, "teach")
 
 
 def _of_rows(path: Path, split: str, rows: Sequence[EncodedRow], command: str) -> np.ndarray:
