@@ -26,7 +26,9 @@ from tutelage.teacher.hidden_store import HiddenStore, save_whole
 class TeacherSource(Protocol):
     """Teacher checkpoints, oldest first, and what each says about a batch."""
 
-    checkpoints: Sequence[str]
+    @property
+    def checkpoints(self) -> Sequence[str]:
+        """Names, oldest first."""
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """Targets at the batch's answer positions, row-major."""
