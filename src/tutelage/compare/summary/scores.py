@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tutelage.analysis.crossed_intervals import RunScores, ScalarStatistic, stack, score_runs
+from tutelage.analysis.crossed_intervals import RunScores, ScalarStatistic, score_runs, stack
 from tutelage.compare.cells import Cell, CellRecord, has_teacher
 from tutelage.errors import StaleArtifactError, problems
 from tutelage.recipe.load import load_recipe
