@@ -236,7 +236,7 @@ def clocked(clock: Clock) -> type:
 
 def live_teacher(space: Any) -> type:
     """LiveTeacher, built with CachedTeacher's arguments; keeps models and losses it has once."""
-    from tutelage.data.encode import pad_id_of
+    from tutelage.data.collate import pad_id_of
     from tutelage.models.load import load_model
     from tutelage.teacher.sources import LiveTeacher
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from helpers.project import Command, make_project
 from helpers.rows import PAD, VOCABULARY, cached, encoded, teachers
-from tutelage.data.encode import IGNORED, Collator
+from tutelage.data.collate import IGNORED, Collator
 from tutelage.data.token_store import answer_lengths
 from tutelage.method.mixed_loss import mixed_loss
 from tutelage.models.evaluation import read_losses

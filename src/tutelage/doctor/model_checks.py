@@ -301,7 +301,7 @@ def _try(recipe: Recipe, role: str, fitted: Fitted | None, say: Callable[[Check]
     """Number of the model's weights; checks of its head and of a gradient go to `say`."""
     import torch
 
-    from tutelage.data.encode import Collator, pad_id_of
+    from tutelage.data.collate import Collator, pad_id_of
     from tutelage.models.heads import FAITHFUL_NATS, answer_logits, answer_states, head_error, head_of
     from tutelage.models.load import load_model
     from tutelage.training.trainer import IGNORED

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tutelage.data.encode import pad_id_of
+from tutelage.data.collate import pad_id_of
 from tutelage.doctor.checks import Check
 from tutelage.errors import UserError
 from tutelage.method.methods import find_method

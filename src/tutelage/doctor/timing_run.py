@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from tutelage.data.encode import EncodedRow, pad_id_of
+from tutelage.data.collate import pad_id_of
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import answer_lengths
 from tutelage.doctor.fit_checks import Fitted
 from tutelage.doctor.headroom import Pair

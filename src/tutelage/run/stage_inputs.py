@@ -38,14 +38,14 @@ stale."""
 
 def prepare(space: Workspace) -> Inputs:
     """Rows, prompts, and the tokenizers and configs of both models."""
-    from tutelage.data.dataset import fingerprint
+    from tutelage.data.splits import data_fingerprint
 
     names = ("seed", "task", "data", "teacher.model_name_or_path", "student.model_name_or_path")
     models = {
         f"{role} model": folder_fingerprint(model.model_name_or_path, model.revision)
         for role, model in (("teacher", space.recipe.teacher), ("student", space.recipe.student))
     }
-    return space.settings(*names) | {"format": FORMAT, "data files": fingerprint(space.recipe)} | models
+    return space.settings(*names) | {"format": FORMAT, "data files": data_fingerprint(space.recipe.data)} | models
 
 
 def teach(space: Workspace) -> Inputs:

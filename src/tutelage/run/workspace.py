@@ -173,7 +173,7 @@ class Workspace:
         log: Path,
     ) -> nn.Module:
         """The model of a section of the recipe after plain fine-tuning on these rows, see `finetuning.fine_tune`."""
-        from tutelage.data.encode import pad_id_of
+        from tutelage.data.collate import pad_id_of
         from tutelage.models.load import load_trainable
         from tutelage.training.finetuning import fine_tune
 
@@ -194,7 +194,7 @@ class Workspace:
         """Writes what a model says about the training rows into a store in `folder`."""
         import torch
 
-        from tutelage.data.encode import pad_id_of
+        from tutelage.data.collate import pad_id_of
         from tutelage.teacher.build_cache import CacheBuilder
 
         section = self.recipe.cache

@@ -22,7 +22,7 @@ from tutelage.analysis.method_effects import contrasts, effect_of
 from tutelage.analysis.slice_discovery import ALPHA, FEWEST_ROWS, Prompts, members, read_prompts, search
 from tutelage.analysis.slices import MEASURES, MOST_VALUES, Answers, Slice, by_amount, by_value, measure_slices
 from tutelage.analysis.training_dynamics import training
-from tutelage.data.dataset import prompt_text
+from tutelage.data.splits import prompt_text
 from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import print_table

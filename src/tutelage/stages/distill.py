@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.data.encode import EncodedRow, pad_id_of
+from tutelage.data.collate import pad_id_of
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import TokenStore, answer_lengths
 from tutelage.method.methods import Method, find_method
 from tutelage.models.load import device, load_trainable, merged, save_student

@@ -1,8 +1,7 @@
-"""Scores as plain functions of strings and counts, and the bootstrap behind their intervals. Knows nothing of models or
-rows.
+"""Metrics as plain functions of strings and counts, and the bootstrap of their intervals. Knows no models and no rows.
 
-Text is compared the way the field does it: SQuAD's normalisation for spans, counted by character where a language puts
-no spaces between words or glues particles to them (zh, ja, ko), and exact surfaces for entities.
+Spans are compared after the normalisation of SQuAD, by character in languages without spaces between words or with
+particles attached to them (zh, ja, ko); entities are compared by their exact surfaces.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ def fold(text: str) -> str:
 
 
 def answer_tokens(text: str, language: str | None) -> list[str]:
-    """What a span answer is compared by: characters in zh, ja and ko, words separated by white space otherwise.
+    """The tokens that span answers are compared by: characters in zh, ja and ko, otherwise words between white space.
 
-    NFKC, case-folded, without punctuation; without English articles when the language is `en`. A text that consists of
-    nothing else ("The", "?") is kept as it is, so that it does not equal every other such text.
+    NFKC, case-folded, without punctuation; without English articles if the language is `en`. A text of nothing but
+    those ("The", "?") is kept whole, so that it does not equal every other such text.
     """
     code, folded = base_language(language), fold(text)
     split = _characters if code in CHARACTER_LANGUAGES else str.split
@@ -65,13 +64,13 @@ def token_f1(prediction: str, answers: Sequence[str], language: str | None = Non
     for answer in answers:
         gold = Counter(answer_tokens(answer, language))
         total = tokens.total() + gold.total()
-        # Nothing on both sides is the same answer.
+        # Two empty texts are equal.
         best = max(best, 2 * (tokens & gold).total() / total if total else 1.0)
     return best
 
 
 def normalize_surface(surface: str) -> str:
-    """An entity's text as it is compared: NFKC, runs of white space as one space, case kept."""
+    """The text of an entity as it is compared: NFKC, white space runs as one space, case kept."""
     return " ".join(unicodedata.normalize("NFKC", surface).split())
 
 
@@ -80,9 +79,9 @@ def entity_counts(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[st
     guesses = Counter((kind, normalize_surface(surface)) for kind, surface in predicted)
     truths = Counter((kind, normalize_surface(surface)) for kind, surface in gold)
     counts: dict[str, list[int]] = {}
-    for place, pairs in enumerate((guesses & truths, guesses, truths)):
+    for column, pairs in enumerate((guesses & truths, guesses, truths)):
         for (kind, _), number in pairs.items():
-            counts.setdefault(kind, [0, 0, 0])[place] += number
+            counts.setdefault(kind, [0, 0, 0])[column] += number
     return {kind: (matched, guessed, true) for kind, (matched, guessed, true) in counts.items()}
 
 
@@ -94,24 +93,24 @@ def ratio(part: np.ndarray, whole: np.ndarray, empty: float | np.ndarray = 0.0) 
 def macro_f1(matched: np.ndarray, predicted: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """Mean F1 over the labels that occur in gold: counts [..., L] in, [...] in [0, 1] out.
 
-    Equals sklearn's `f1_score(average="macro", labels=<those in gold>, zero_division=0)`. A label that is only
-    predicted has no F1 of its own, so every model is averaged over the same labels; its false use costs the gold
-    label's recall.
+    Equals `sklearn.metrics.f1_score(average="macro", labels=<those in gold>, zero_division=0)`. A label that is only
+    predicted has no F1 of its own, so that all models are averaged over the same labels; predicting it lowers the
+    recall of the gold label.
     """
     present = gold > 0
     return ratio((ratio(2 * matched, predicted + gold) * present).sum(-1), present.sum(-1))
 
 
 def bootstrap(rows: np.ndarray, statistic: Statistic, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """Values on all rows with bootstrap 95 % percentile intervals over rows.
+    """Values on all rows with 95 % percentile bootstrap intervals over rows.
 
-    rows: [n, k] numbers that hold all the statistic needs of a row, n >= 1. Drawing n rows with replacement is one
-    multinomial draw over the distinct rows, so the work grows with how much rows differ, and their order does not
-    matter. A draw on which a value is undefined (NaN) is left out of its interval; a single row has the interval
+    rows: [n, k] numbers that hold all that the statistic needs of a row, n >= 1. Drawing n rows with replacement is one
+    multinomial draw over the distinct rows: the cost grows with their number, and the order of rows does not matter.
+    Draws on which a value is undefined (NaN) are left out of its interval. The interval of a single row is
     [value, value].
     """
     if not len(rows):
-        raise ValueError("There are no rows to score: a mean over nothing has no value. Give at least one row.")
+        raise ValueError("there are no rows to score; give at least one")
     patterns, counts = np.unique(rows, axis=0, return_counts=True)
     values = statistic(counts[None, :].astype(np.float64), patterns)
     rng, chunks = np.random.default_rng(seed), []
@@ -137,5 +136,5 @@ def _characters(text: str) -> list[str]:
 
 
 def _is_punctuation(letter: str) -> bool:
-    # SQuAD's list also holds ASCII symbols such as $, + and ~, which Unicode does not call punctuation.
+    # The list of SQuAD also holds ASCII symbols such as $, + and ~, which are not punctuation to Unicode.
     return letter in string.punctuation or unicodedata.category(letter).startswith("P")

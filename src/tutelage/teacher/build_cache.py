@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.encode import Collator, EncodedRow
+from tutelage.data.collate import Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import length_order
 from tutelage.errors import UserError
 from tutelage.models.forward import read_batch

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from tutelage.data.encode import IGNORED
+from tutelage.data.collate import IGNORED
 from tutelage.method.mixed_loss import Targets
 from tutelage.method.schedule import ENSEMBLE
 from tutelage.teacher.sources import CachedTeacher, TeacherSource
