@@ -28,9 +28,9 @@ COMMON = {
     "en": "the of and to is in i my a for it you that what how can do not with was on this are have from me has no when"
     " an at",
     "de": "der die das und ist ich nicht ein eine einen einem einer kein keine keinen zu den dem des mit wie von vom"
-    " auf für es mein meine meinen meinem meiner mich mir im am um bei nach bis zum zur sich sind hat haben habe war wird"
-    " sie auch kann dass wo was bitte oder wenn dann noch nur über diese diesen dieses dieser heute morgen uhr alle"
-    " gibt",
+    " auf für es mein meine meinen meinem meiner mich mir im am um bei nach bis zum zur sich sind hat haben habe war"
+    " wird sie auch kann dass wo was bitte oder wenn dann noch nur über diese diesen dieses dieser heute morgen uhr"
+    " alle gibt",
     "fr": "le la les et est je un une des du pas que pour dans mon ma ce comment il au sur avec qui vous ne mes est-ce",
     "es": "el la los las y es que de un una no por mi con para en se como del al lo cómo qué tengo puedo está su más",
     "it": "il lo la gli e è di che un una non per mi con sono del come della i le ho mio cosa posso si dei da",

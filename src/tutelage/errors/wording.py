@@ -39,17 +39,22 @@ def line(problem: Problem) -> str:
 
 
 def group_line(group: Sequence[Problem]) -> str:
-    """Problems of one kind: a heading with the first of them, or the line of the only one; the kind in brackets."""
+    """`HEADING: first problems (and N more)  [kind]`."""
+    return _with_kind(group_text(group), group[0].kind)
+
+
+def group_text(group: Sequence[Problem]) -> str:
+    """Problems of one kind: a heading with the first of them, or the text of the only one."""
     heading = _HEADINGS.get(group[0].kind, "rows that cannot be read" if len(group) > 1 else None)
     if heading is None:
-        return line(group[0])
+        return problem_text(group[0])
     more = f" (and {len(group) - SHOWN:,} more)" if len(group) > SHOWN else ""
     items = "; ".join(problem_text(problem) for problem in group[:SHOWN])
-    return _with_kind(f"{_filled(heading, group[0])}: {items}{more}", group[0].kind)
+    return f"{_filled(heading, group[0])}: {items}{more}"
 
 
 def problem_text(problem: Problem) -> str:
-    """As `line`, without the kind."""
+    """`PLACE: what was found, and what to do`."""
     text = _filled(TEXTS[problem.kind], problem)
     return f"{problem.place}: {text}" if problem.place else text
 
@@ -351,14 +356,30 @@ _ANSWERS: dict[Kind, Text] = {
 }
 
 
+def _different_vocabularies(v: Values) -> str:
+    teacher, student = ("absent" if number is None else number for number in v["ids"])
+    return (
+        "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
+        f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
+        f" {v['sizes'][1]:,}). Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT"
+        " --layers N"
+    )
+
+
 TEXTS: dict[Kind, Text] = {
     **dict.fromkeys(_WITHOUT_IDENTIFIER, "{text}"),
     **_RECIPE,
     **_FILES,
     **_COLUMNS,
     **_ANSWERS,
-    Kind.VOCABULARIES_DIFFER: "{text}",
-    Kind.END_OF_SEQUENCE_DIFFERS: "{text}",
-    Kind.DISK_TOO_SMALL: "{text}",
+    Kind.VOCABULARIES_DIFFER: _different_vocabularies,
+    Kind.END_OF_SEQUENCE_DIFFERS: (
+        "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
+        " student's tokenizer_config.json to {teacher!r}"
+    ),
+    Kind.DISK_TOO_SMALL: lambda v: (
+        f"the cache needs up to {v['needed'] / 1e9:,.1f} GB and {v['folder']} has {v['free'] / 1e9:,.1f} GB free. Use a"
+        " larger disk (output_dir=...), fewer checkpoints (teach.num_checkpoints=...) or cache.dtype=bfloat16"
+    ),
 }
 """What to say about one problem of each kind."""
