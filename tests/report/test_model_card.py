@@ -17,7 +17,6 @@ from helpers.whole_run import HOSTILE, model, whole_run
 from tutelage.errors import DataError, UserError
 from tutelage.report.card_text import find_student
 from tutelage.report.model_card import push, write_card
-from tutelage.run.live_reader import fenced
 from tutelage.utils.files import write_jsonl
 
 MAIN = "scd-aw/seed-0"
@@ -235,7 +234,6 @@ def test_text_from_data_is_no_markup(tmp_path):
     prose = re.sub(r"```.*?```", "", ModelCard(raw).text, flags=re.DOTALL)
     assert not {"\x1b", "\u202e", "\r"} & set(raw)
     assert not re.search(r"(?<!\\)<(?!!-- tutelage)", prose) and "\\<script\\>" in prose and "a\\|b" in prose
-    assert fenced("a\n```\nb", "yaml") == ["````yaml", "a\n```\nb", "````"]
 
 
 # --- what the owner wrote ---

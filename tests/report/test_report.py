@@ -17,7 +17,6 @@ import pytest
 
 from helpers.fake_run import INJECTION, Page, make_fake_run, write
 from tutelage.errors import DataError
-from tutelage.records import Interval
 from tutelage.stages.report import build_report
 from tutelage.utils.files import write_jsonl
 
@@ -281,28 +280,6 @@ def test_entities_and_lists_are_readable():
     assert words([]) == "(none)"
     assert words(None) == "(unreadable)"
     assert words("a\n b" + "c" * 200).startswith("a bcc") and len(words("c" * 200)) == 90
-
-
-def test_numbers_as_written():
-    from tutelage.report.page import duration, number, percent, signed_span, span
-
-    assert span(Interval(0.794, 0.768, 0.8181)) == "0.794 [0.768, 0.818]"
-    assert span(Interval(0.3, math.nan, math.nan)) == "0.300"
-    assert signed_span(Interval(0.014, -0.006, 0.034)) == "+0.014 [−0.006, +0.034]"
-    assert number(-0.0001) == "0.000"
-    assert [percent(share) for share in (0.684, 1.2, -0.2, 0.001, 0.999, 0.0, 1.0)] == [
-        "68 %",
-        "120 %",
-        "−20 %",
-        "< 1 %",
-        "> 99 %",
-        "0 %",
-        "100 %",
-    ]
-    assert [duration(seconds) for seconds in (8.44, 200, 4320)] == ["8.4 s", "3 min 20 s", "1 h 12 min"]
-    assert (
-        number(0.0175) == number(0.8225 - 0.805) == number(0.84 - 0.8225) == "0.018"
-    )  # the differences are not 0.0175
 
 
 def test_entity_scores_by_type_and_what_is_paired(tmp_path):

@@ -15,6 +15,7 @@ from tutelage.errors import UserError
 from tutelage.report import page
 from tutelage.report.translations import CATALOGS, LANGUAGES, check_language, close_up, say_in
 from tutelage.stages.report import build_report
+from tutelage.utils import format
 
 TRANSLATED = sorted(set(LANGUAGES) - {"en"})
 OWN_SCRIPT = {"ko": "[가-힣]", "ja": "[ぁ-ゖァ-ヺ一-龯]"}
@@ -35,9 +36,14 @@ def messages() -> dict[str, str]:
             forms = [form for form in message if form] if isinstance(message, tuple) else [message]
             assert forms[-1], f"{path.name}:{line}: {function} needs its message as a literal"
             found[forms[-1]] = path.name
-    for node in ast.walk(ast.parse(Path(page.__file__).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "say" and isinstance(node.args[0], ast.Constant):
-            found[node.args[0].value] = "page.py"
+    for module, function in ((page, "say"), (format, "translate")):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == function
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                found[node.args[0].value] = module.__name__
     return found | dict.fromkeys([*page.NAMES.values(), *page.METRICS.values(), *page.TERMS.values()], "page.py")
 
 
@@ -170,12 +176,12 @@ def test_names_and_durations_in_each_language():
         "ja": ["3 分 2 秒", "8.4 秒", "1 時間 3 分", "SCD+AW、シード 0", "教師モデル", "固有表現F1", "68%", "my own"],
     }.items():
         say = say_in(lang)
-        said = [page.duration(seconds, say) for seconds in (182, 8.44, 3780)]
+        said = [format.duration(seconds, say) for seconds in (182, 8.44, 3780)]
         said += [page.model_name(name, say) for name in ("scd-aw/seed-0", "teacher")]
         assert [
             *said,
             page.metric_name("entity_f1", say),
-            page.percent(0.684, say),
+            format.percent(0.684, say),
             page.metric_name("my_own", say),
         ] == expected
 

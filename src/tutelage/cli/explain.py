@@ -15,10 +15,11 @@ from typing import Any
 
 from tutelage.errors import DataError
 from tutelage.records import BASE_MODELS
-from tutelage.report.page import number, words
+from tutelage.report.page import words
 from tutelage.run.live_reader import dig, is_run, read_or_none
 from tutelage.utils.console import print_table, visible
 from tutelage.utils.files import read_jsonl
+from tutelage.utils.format import number
 
 ALMOST = 0.1
 """A weight below this, or above 1 minus this, is said to follow almost one side alone."""

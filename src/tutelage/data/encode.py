@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tutelage.errors import DataError, Kind, Problem, RowsError
+from tutelage.recipe.schema import Data
 from tutelage.records import Example
 
 
@@ -135,3 +136,9 @@ class Subset(Sequence[EncodedRow]):
     def __getitem__(self, index: int) -> EncodedRow:
         """One row."""
         return self.rows[int(self.indices[index])]
+
+
+def make_encoder(data: Data, tokenizer: Any) -> Encoder:
+    """The encoder that the data section of a recipe describes."""
+    prefix = data.answer_prefix if data.answer_prefix is not None else ("" if data.chat_template else " ")
+    return Encoder(tokenizer, prefix, data.max_length, data.too_long)

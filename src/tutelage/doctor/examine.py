@@ -139,7 +139,8 @@ def _finished_stages(recipe: Recipe, losses: PairedLosses | None) -> list[Check]
     """What the finished stages of the run show."""
     from tutelage.doctor.checkpoint_checks import check_trajectory
     from tutelage.doctor.headroom import check_payoff
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
+    from tutelage.training.run_models import RunModels
 
-    space = Workspace(recipe)
-    return [*check_trajectory(space), *check_payoff(space, losses)]
+    models = RunModels(RunFolder(recipe))
+    return [*check_trajectory(models), *check_payoff(models, losses)]

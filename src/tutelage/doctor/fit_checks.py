@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import EncodedRow, Encoder, Misfits
+from tutelage.data.encode import EncodedRow, Encoder, Misfits, make_encoder
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.data_checks import data_line
@@ -21,7 +21,6 @@ from tutelage.models.load import longest_context
 from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
 from tutelage.run.checkpoints import list_checkpoints
-from tutelage.run.workspace import make_encoder
 from tutelage.teacher.build_cache import predicted_size
 
 MANY_CUT = 0.05
@@ -63,7 +62,7 @@ def check_fit(
     rows: Rows, recipe: Recipe, tokenizer: Any, vocabulary: int, scratch: Path
 ) -> tuple[FittingRows | None, list[Check]]:
     """Tokenize all rows into `scratch`, and check their lengths. None if nothing is left to train on."""
-    encoder, misfits, kept = make_encoder(recipe, tokenizer), Misfits(), {split: [] for split in SPLITS}
+    encoder, misfits, kept = make_encoder(recipe.data, tokenizer), Misfits(), {split: [] for split in SPLITS}
     for split in SPLITS:
         encoded = _encoded(encoder, rows.examples[split], misfits, kept[split])
         write_tokens(scratch / f"{split}.arrow", encoded)

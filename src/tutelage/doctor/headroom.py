@@ -23,9 +23,10 @@ from tutelage.method.risk_split import SMALLEST_GAP, Split, interval, perfect_ga
 from tutelage.method.weighting import adaptive_weight
 from tutelage.recipe.schema import Recipe
 from tutelage.records import Interval, SampleLoss
-from tutelage.run.workspace import Workspace
+from tutelage.run import stage_inputs
 from tutelage.training import recorded_losses as losses
-from tutelage.utils.files import read_json, read_records
+from tutelage.training.run_models import RunModels
+from tutelage.utils.files import read_records
 
 SMALL_LEAD = 0.1
 """Fraction of the anchor's loss by which a teacher must be ahead to be worth following."""
@@ -64,50 +65,50 @@ class Scores(NamedTuple):
     """Mean of the better score of the two, row by row."""
 
 
-def check_payoff(space: Workspace, timed: PairedLosses | None) -> list[Check]:
+def check_payoff(models: RunModels, timed: PairedLosses | None) -> list[Check]:
     """Headroom, SFS and TFS, weights, stalls, and the verdict; by finished stages, else by the timing run."""
-    pair, reason = _finished(space)
+    pair, reason = _finished(models)
     pair = pair or timed
     if pair is None:
         return [Check("payoff", "payoff", "skipped", Kind.LOSSES_MISSING, details=reason)]
-    scores = None if pair.timing_run else _scores(space)
+    scores = None if pair.timing_run else _scores(models)
     checks = [_headroom(pair, scores), _subdomains(pair)]
     # After a few steps the two models are still alike: weights and stalls are judged once both are trained.
     if not pair.timing_run:
-        checks.append(_weights(pair, space.recipe))
-    stall = recorded_stalls(space) or (None if pair.timing_run else predict_stall(space))
+        checks.append(_weights(pair, models.run.recipe))
+    stall = recorded_stalls(models) or (None if pair.timing_run else predict_stall(models))
     checks += [stall] if stall else []
-    return [*checks, verdict(pair, space.recipe, scores, checks)]
+    return [*checks, verdict(pair, models.run.recipe, scores, checks)]
 
 
-def _finished(space: Workspace) -> tuple[PairedLosses | None, dict[str, Any]]:
+def _finished(models: RunModels) -> tuple[PairedLosses | None, dict[str, Any]]:
     """Validation losses of anchor and T*, or why there are none."""
-    folder = space.folder
+    folder = models.run.folder
     if not ((folder / "teach" / "checkpoints.json").is_file() and (folder / "anchor" / "sample_loss.jsonl").is_file()):
         return None, {"missing": "anchor" if (folder / "teach").is_dir() else "both"}
     try:
-        space.upstream("teach", "anchor")
-        best = read_json(folder / "teach" / "checkpoints.json")["best"]
-        anchor = losses.of_anchor(space, "validation", space.encoded("validation"))
-        teacher = validation_losses(space, [best])[best]
+        stage_inputs.upstream(models.run, "teach", "anchor")
+        best = models.run.teacher_checkpoints["best"]
+        anchor = losses.of_anchor(models.run, "validation", models.encoded("validation"))
+        teacher = validation_losses(models, [best])[best]
     except (UserError, OSError) as error:
         return None, {"missing": None, "reason": first_line(error)}
     source = f"{len(anchor):,} validation rows, anchor against {best}"
-    return PairedLosses(anchor, teacher, source, _training(space, best)), {}
+    return PairedLosses(anchor, teacher, source, _training(models, best)), {}
 
 
-def _training(space: Workspace, best: str) -> tuple[np.ndarray, np.ndarray] | None:
-    path = space.folder / "cache" / best / "sample_loss.jsonl"
+def _training(models: RunModels, best: str) -> tuple[np.ndarray, np.ndarray] | None:
+    path = models.run.folder / "cache" / best / "sample_loss.jsonl"
     if not path.is_file():
         return None
     teacher = {loss.id: loss.nll for loss in read_records(path, SampleLoss)}
-    anchor = read_records(space.folder / "anchor" / "sample_loss.jsonl", SampleLoss)
+    anchor = read_records(models.run.folder / "anchor" / "sample_loss.jsonl", SampleLoss)
     rows = [row for row in anchor if row.id in teacher and row.split == "train"]
     return np.array([row.nll for row in rows]), np.array([teacher[row.id] for row in rows])
 
 
-def _scores(space: Workspace) -> Scores | None:
-    results = read_results(space.folder)
+def _scores(models: RunModels) -> Scores | None:
+    results = read_results(models.run.folder)
     anchor, teacher = (results.score(name) for name in ("anchor", "teacher"))
     if anchor is None or teacher is None:
         return None

@@ -7,25 +7,24 @@ from typing import NamedTuple
 import numpy as np
 
 from tutelage.analysis.run_results import read_results
-from tutelage.data.collate import pad_id_of
 from tutelage.doctor.checks import Check
 from tutelage.errors import Kind, UserError
 from tutelage.method.methods import find_method
 from tutelage.method.schedule import Candidate, nearest
-from tutelage.run.workspace import Workspace
+from tutelage.run import stage_inputs
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.probe import Probe
-from tutelage.utils.files import read_json
+from tutelage.training.run_models import RunModels
 
 PROBE_ROWS = 64
 ADVANCE = "distill.schedule.advance=true"
 
 
-def recorded_stalls(space: Workspace) -> Check | None:
+def recorded_stalls(models: RunModels) -> Check | None:
     """Stages of the run that kept a checkpoint which the student had not reached; None without such stages."""
     stages = [
         (student.name, stage)
-        for student in read_results(space.folder).students
+        for student in read_results(models.run.folder).students
         for stage in student.stages
         if stage.get("candidates")
     ]
@@ -52,22 +51,22 @@ class _Distances(NamedTuple):
     checkpoints: list[str]
 
 
-def predict_stall(space: Workspace) -> Check | None:
+def predict_stall(models: RunModels) -> Check | None:
     """What the published schedule chooses for the untrained student and for the anchor, before any student is trained.
 
     The anchor has had as many steps on gold as the student gets. A schedule that gives it the same checkpoint as the
     untrained student, while it is still far from it, would hardly move on. None where there is nothing to judge by.
     """
-    section = space.recipe.distill.schedule
-    compares = any(find_method(name).schedule == "nearest" for name in space.recipe.distill.methods)
-    if not compares or section.advance or not (space.folder / "cache" / "manifest.json").is_file():
+    section = models.run.recipe.distill.schedule
+    compares = any(find_method(name).schedule == "nearest" for name in models.run.recipe.distill.methods)
+    if not compares or section.advance or not (models.run.folder / "cache" / "manifest.json").is_file():
         return None
     try:
-        space.upstream("teach", "cache", "anchor")
-        distances = _distances(space)
+        stage_inputs.upstream(models.run, "teach", "cache", "anchor")
+        distances = _distances(models)
     except UserError:
         return None  # other checks say what is missing
-    options = {"num_stages": space.recipe.distill.num_stages, "best": distances.best, "trust": section.trust}
+    options = {"num_stages": models.run.recipe.distill.num_stages, "best": distances.best, "trust": section.trust}
     first = nearest(distances.untrained, stage=1, **options)
     previous = next(candidate for candidate in distances.untrained if candidate.checkpoint == first.chosen)
     second = nearest(distances.anchor, stage=2, previous=previous, **options)
@@ -84,20 +83,21 @@ def predict_stall(space: Workspace) -> Check | None:
     return Check("stall", "payoff", "passed", numbers=numbers)
 
 
-def _distances(space: Workspace) -> _Distances:
-    taught, rows = read_json(space.folder / "teach" / "checkpoints.json"), space.encoded("train")
+def _distances(models: RunModels) -> _Distances:
+    taught, rows = models.run.teacher_checkpoints, models.encoded("train")
     names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
     indices = np.sort(np.random.default_rng(0).permutation(len(rows))[:PROBE_ROWS])
     probe = Probe(
         [(int(index), rows[index]) for index in indices],
-        CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16),
+        CachedTeacher(models.run.folder / "cache", names, rows, bf16=models.run.bf16),
         taught["best"],
-        space.about["vocabulary"],
-        pad_id_of(space.tokenizer),
-        space.recipe.distill.schedule.reach,
+        models.vocabulary,
+        models.pad_id,
+        models.run.recipe.distill.schedule.reach,
     )
-    with space.autocast():
+    with models.autocast():
         untrained, anchor = (
-            probe.compare(space.load(space.recipe.student, folder)) for folder in (None, space.folder / "anchor")
+            probe.compare(models.load(models.run.recipe.student, folder))
+            for folder in (None, models.run.folder / "anchor")
         )
     return _Distances(untrained, anchor, taught["best"], names)

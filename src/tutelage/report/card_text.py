@@ -17,30 +17,31 @@ from typing import Any
 import numpy as np
 
 from tutelage.analysis.run_results import as_interval
+from tutelage.analysis.run_summary import summarise_run
 from tutelage.analysis.statistics import holm, mcnemar_exact
-from tutelage.cli.runs import describe, read_manifests
 from tutelage.errors import DataError
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
-from tutelage.report.page import duration, metric_name, model_name, number, p_value, signed_span, slice_value, span
-from tutelage.run.live_reader import (
-    amount,
-    best_checkpoint,
-    dig,
-    fenced,
-    last_part,
-    md,
-    md_table,
-    parameters,
-    read_or_none,
-    recipe_of,
-    written,
-)
+from tutelage.report.page import metric_name, model_name, slice_value
+from tutelage.run.live_reader import best_checkpoint, dig, last_part, parameters, read_or_none, recipe_of, written
+from tutelage.run.run_state import manifests_by_folder
 from tutelage.tasks import TASKS, template_for
-from tutelage.tasks.metrics import bootstrap, entity_counts
+from tutelage.tasks.metrics import entity_counts
+from tutelage.utils.bootstrap import bootstrap
 from tutelage.utils.console import visible
 from tutelage.utils.files import read_jsonl
+from tutelage.utils.format import (
+    code_block,
+    duration,
+    escape_markdown,
+    markdown_table,
+    number,
+    p_value,
+    parameter_count,
+    signed_span,
+    span,
+)
 
 TASK_TYPES = {"classification": "text-classification", "ner": "token-classification", "qa": "question-answering"}
 """Our tasks by the Hub's names."""
@@ -78,7 +79,7 @@ class Student:
     @cached_property
     def manifests(self) -> dict[str, Any]:
         """Manifests of the run, by folder."""
-        return read_manifests(self.run)
+        return manifests_by_folder(self.run)
 
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -158,7 +159,7 @@ def find_student(run: Path, name: str | None) -> Student:
         raise DataError(
             f"{run} has no finished student: `tutelage run RECIPE` makes one, `tutelage ls` shows which runs have"
         )
-    name = name or describe(run).method or (names[0] if len(names) == 1 else "")
+    name = name or summarise_run(run).method or (names[0] if len(names) == 1 else "")
     if name not in names:
         found = f"{run} has no finished student {visible(name)!r}" if name else f"{run} has several students"
         raise DataError(f"{found}: name one of {', '.join(map(visible, names[:20]))}")
@@ -238,12 +239,12 @@ def _title(one: Student, licensed: bool) -> list[str]:
     times = f", {teacher / size:.1f} times as small as its teacher" if size and teacher and teacher > size else ""
     labels = dig(one.usage, "task", "labels", default=[])
     what = {"classification": "labels", "ner": "entity types", "qa": "choices"}[one.task]
-    shown = ", ".join(map(md, labels[:30])) + (", ..." if len(labels) > 30 else "")
+    shown = ", ".join(map(escape_markdown, labels[:30])) + (", ..." if len(labels) > 30 else "")
     lines = [
-        *(f"# {md(card_name(one))}", ""),
+        *(f"# {escape_markdown(card_name(one))}", ""),
         f"A small language model for one task, {TASK_TYPES[one.task].replace('-', ' ')}"
         + (f": {len(labels)} {what} ({shown})." if labels else "."),
-        f"It has {amount(size)} parameters{times}, and {_learned(one)} with tutelage.",
+        f"It has {parameter_count(size)} parameters{times}, and {_learned(one)} with tutelage.",
         "",
     ]
     if not licensed:
@@ -256,13 +257,13 @@ def _title(one: Student, licensed: bool) -> list[str]:
 
 
 def _learned(one: Student) -> str:
-    how, source = md(model_name(one.method)), ""
+    how, source = escape_markdown(model_name(one.method)), ""
     with contextlib.suppress(KeyError, TypeError):  # a method of a package that is not on this machine
         method = find_method(one.method)
         if method.schedule == "none" and method.answers == "gold":
             return f"was fine-tuned on the rows ({how}), without a teacher,"
-        source = f" ({md(method.source)})"
-    return f"learned from {md(one.short_name('teacher'))} by {how}{source}"
+        source = f" ({escape_markdown(method.source)})"
+    return f"learned from {escape_markdown(one.short_name('teacher'))} by {how}{source}"
 
 
 def _scores(one: Student) -> Iterator[str]:
@@ -276,8 +277,9 @@ def _scores(one: Student) -> Iterator[str]:
     yield from ("## Scores", "", f"On {rows:,} test rows, with 95 % intervals over rows.", "")
     names = [name for name in found["this model"] if "/" not in name]
     names.sort(key=lambda name: name != one.metric)
-    yield from md_table(
-        ["", *found], [[md(metric_name(n)), *(span(scores.get(n)) for scores in found.values())] for n in names]
+    yield from markdown_table(
+        ["", *found],
+        [[escape_markdown(metric_name(n)), *(span(scores.get(n)) for scores in found.values())] for n in names],
     )
     yield from ("", *_comparison(one, found), "")
 
@@ -325,7 +327,7 @@ def _slices(one: Student) -> Iterator[str]:
     yield "for that (Holm)."
     yield ""
     if behind:
-        yield from md_table(SLICE_TABLE, [_slice_cells(line) for line in behind[:MOST_SLICES]])
+        yield from markdown_table(SLICE_TABLE, [_slice_cells(line) for line in behind[:MOST_SLICES]])
         more = f" {len(behind) - MOST_SLICES} slices more are behind." if len(behind) > MOST_SLICES else ""
         yield from ("", f"Scores are means over the rows.{more}", "")
 
@@ -333,7 +335,7 @@ def _slices(one: Student) -> Iterator[str]:
 def _slice_cells(line: dict[str, Any]) -> list[str]:
     score = line["score"]
     lead = Interval(score["difference"], score["low"], score["high"])
-    name = f"{md(str(line['key']).replace('_', ' '))}: {md(slice_value(line['key'], line['value']) or '(none)')}"
+    name = f"{escape_markdown(str(line['key']).replace('_', ' '))}: {escape_markdown(slice_value(line['key'], line['value']) or '(none)')}"
     numbers = (number(score["student"]), number(score["teacher"]), signed_span(lead), p_value(score.get("p_holm")))
     return [name, f"{line['rows']:,}", *numbers]
 
@@ -341,7 +343,7 @@ def _slice_cells(line: dict[str, Any]) -> list[str]:
 def _use(one: Student, repo: str | None) -> Iterator[str]:
     """How to load it with plain transformers, and with the command that renders rows as in training."""
     name = repo or "PATH_OR_REPOSITORY"
-    yield from ("## How to use it", "", "With plain transformers:", "", *fenced(_code(one, name), "python"), "")
+    yield from ("## How to use it", "", "With plain transformers:", "", *code_block(_code(one, name), "python"), "")
     if dig(one.usage, "task", "decoding") == "labels":
         yield from (
             "The scores above were made by choosing the likeliest of the allowed answers, which `tutelage predict` does.",
@@ -349,7 +351,7 @@ def _use(one: Student, repo: str | None) -> Iterator[str]:
         )
     fetch = f"hf download {repo} --local-dir student\n" if repo else ""
     command = f"{fetch}tutelage predict {'student' if repo else name} --input rows.jsonl"
-    yield from ("On files of rows, rendered and read exactly as in training:", "", *fenced(command, "bash"), "")
+    yield from ("On files of rows, rendered and read exactly as in training:", "", *code_block(command, "bash"), "")
 
 
 def _code(one: Student, name: str) -> str:
@@ -402,20 +404,22 @@ def _made(one: Student) -> Iterator[str]:
     counts = {
         split: sum(row["split"] == split for row in one.rows.values()) for split in ("train", "validation", "test")
     }
-    yield f"- Student: {md(one.short_name('student'))}; teacher: {md(one.short_name('teacher'))}"
-    yield f"- Data: {md(one.short_name('dataset'))}, " + ", ".join(
+    yield f"- Student: {escape_markdown(one.short_name('student'))}; teacher: {escape_markdown(one.short_name('teacher'))}"
+    yield f"- Data: {escape_markdown(one.short_name('dataset'))}, " + ", ".join(
         f"{count:,} {split} rows" for split, count in counts.items()
     )
     stages = [stage for stage in read_or_none(one.folder / "stages.json") or [] if isinstance(stage, dict)]
     manifest = one.manifests.get(f"distill/{one.name}") or {}
-    path = ", ".join(md(stage.get("chosen") or "gold") for stage in stages)
+    path = ", ".join(escape_markdown(stage.get("chosen") or "gold") for stage in stages)
     if stages:
         yield f"- Stages: {len(stages)}, following {path}; kept: the student after stage {manifest.get('kept_stage', len(stages))}"
     if manifest.get("seconds"):
-        versions = ", ".join(f"{name} {md(version)}" for name, version in (manifest.get("versions") or {}).items())
+        versions = ", ".join(
+            f"{name} {escape_markdown(version)}" for name, version in (manifest.get("versions") or {}).items()
+        )
         yield f"- Training: {duration(manifest['seconds'])}, seed {manifest.get('seed', 0)}; {versions}"
     yield from ("", "The recipe, where it differs from the defaults; paths are shortened to their last part:", "")
-    yield from (*fenced(recipe_text(one), "yaml"), "")
+    yield from (*code_block(recipe_text(one), "yaml"), "")
 
 
 def recipe_text(one: Student) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 
 from tutelage.errors import UserError
 from tutelage.report.card_text import PATHS, TASK_TYPES, Student, card_body, card_name, find_student
-from tutelage.report.page import metric_name, number
-from tutelage.run.live_reader import dig, weight
+from tutelage.report.page import metric_name
+from tutelage.run.live_reader import dig
 from tutelage.utils.console import print_table, visible
+from tutelage.utils.format import file_size, number
 
 LICENSE = {"license": "other", "license_name": "not-chosen"}
 """What stands in a card until its owner has chosen. The Hub accepts it; `push` publishes no model with it."""
@@ -178,7 +179,7 @@ def push(
             f" place of `license: other` into the first lines of {one.folder / 'README.md'}, and push again"
         )
     sizes = [(name, len(what) if isinstance(what, bytes) else what.stat().st_size) for name, what in files.items()]
-    rows = [[name, weight(size)] for name, size in (*sizes, ("in all", sum(size for _, size in sizes)))]
+    rows = [[name, file_size(size)] for name, size in (*sizes, ("in all", sum(size for _, size in sizes)))]
     print_table(f"{visible(one.folder)} → {repo}", ["file", "size"], rows)
     left = sorted(path.name for path in one.folder.iterdir() if path.name not in files)
     if left:

@@ -3,16 +3,25 @@ escaped."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.records import Interval
 from tutelage.report.translations import Say, close_up, install, say_in
 from tutelage.utils.console import visible
+from tutelage.utils.format import (
+    duration,
+    file_size,
+    number,
+    percent,
+    short_count,
+    short_time,
+    signed,
+    signed_span,
+    span,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,7 +42,6 @@ TERMS = {
     "classification": "classification", "ner": "named entities", "qa": "question answering",
 }  # fmt: skip
 """Words of the artefacts that stand on the page, splits and tasks: what a reader calls them."""
-NO_VALUE = "–"
 AMOUNTS = ("answer_length", "prompt_length", "teacher_certainty", "teacher_loss")
 """Keys whose slices are ranges of a number, `3-5`."""
 _BETWEEN, _TINY = re.compile(r"(?<=\d)-(?=\d)"), re.compile(r"\d+(\.\d+)?e-\d+")
@@ -69,61 +77,20 @@ def page_environment(more: Sequence[Callable[..., Any]] = (), lang: str = "en") 
     install(environment, lang)
     plain = (number, signed, span, signed_span, role, lower_is_better, ticked, capital, *more)
     environment.filters.update({function.__name__: function for function in plain})
-    worded = (percent, duration, model_name, metric_name, term, words)
-    environment.filters.update({function.__name__: partial(function, say=say_in(lang)) for function in worded})
+    unbroken = (short_count, short_time, file_size)
+    environment.filters.update({function.__name__: partial(_unbroken, function) for function in unbroken})
+    say = say_in(lang)
+    worded = (model_name, metric_name, term, words)
+    environment.filters.update({function.__name__: partial(function, say=say) for function in worded})
+    environment.filters.update(
+        {function.__name__: partial(function, translate=say) for function in (percent, duration)}
+    )
     return environment
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """0.794; a true minus sign; a dash for what is not known."""
-    if value is None or not math.isfinite(value):
-        return NO_VALUE
-    text = f"{round(value, 10):.{digits}f}"  # 0.0175 however it was computed: sums differ in their last digits
-    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
-
-
-def signed(value: float | None, digits: int = 3) -> str:
-    """+0.014, −0.014, 0.000."""
-    text = number(value, digits)
-    return text if text[0] in f"−{NO_VALUE}" or float(text) == 0 else f"+{text}"
-
-
-def span(score: Interval | None) -> str:
-    """0.794 [0.768, 0.818]; without an interval the value alone."""
-    return _with_ends(score, number)
-
-
-def signed_span(score: Interval | None) -> str:
-    """+0.014 [−0.006, +0.034]."""
-    return _with_ends(score, signed)
-
-
-def _with_ends(score: Interval | None, write: Any) -> str:
-    if score is None:
-        return NO_VALUE
-    ends = (
-        f" [{write(score.low)}, {write(score.high)}]" if math.isfinite(score.low) and math.isfinite(score.high) else ""
-    )
-    return write(score.value) + ends
-
-
-def percent(share: float | None, say: Say = str) -> str:
-    """A share as whole percent: 0.684 is 68 %; what is neither nothing nor all is not rounded to it."""
-    if share is None or not math.isfinite(share):
-        return NO_VALUE
-    whole = round(100 * share)
-    text = "< 1" if whole == 0 and share > 0 else "> 99" if whole == 100 and share < 1 else f"{whole}".replace("-", "−")
-    return say("%(number)s %%") % {"number": text}
-
-
-def duration(seconds: float, say: Say = str) -> str:
-    """8.4 s, 3 min 20 s, 1 h 12 min."""
-    if seconds < 60:
-        return say("%(seconds)s s") % {"seconds": f"{seconds:.1f}"}
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return say("%(minutes)d min %(seconds)02d s") % {"minutes": minutes, "seconds": rest}
-    return say("%(hours)d h %(minutes)02d min") % {"hours": minutes // 60, "minutes": minutes % 60}
+def _unbroken(write: Callable[[float], str], value: float) -> str:
+    """A number and its unit with a no-break space between them."""
+    return write(value).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def model_name(name: str, say: Say = str) -> str:
@@ -158,11 +125,6 @@ def capital(text: str) -> str:
 def slice_value(key: str, value: str | None) -> str | None:
     """The value of a slice as it is read: of a range of numbers 0.5–0.817, and 0 for 1.83e-28."""
     return _BETWEEN.sub("–", _TINY.sub("0", value)) if value and key in AMOUNTS else value
-
-
-def p_value(value: float | None) -> str:
-    """0.014; never 0.000."""
-    return "< 0.001" if value is not None and value < 0.0005 else number(value)
 
 
 def lower_is_better(name: str) -> bool:

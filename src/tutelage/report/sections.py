@@ -20,7 +20,7 @@ from tutelage.method.methods import find_method, method_names
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
 from tutelage.report.charts import curves, interval_plot, line_chart, staircase
-from tutelage.run.live_reader import parameters, read_log, weight
+from tutelage.run.live_reader import parameters, read_log
 
 MOST_POINTS = 160
 """Points of a learning curve; longer logs are averaged into as many."""
@@ -130,25 +130,6 @@ def _best_teacher(results: Results) -> Path | None:
     found = next((one.get("folder") for one in results.taught.get("checkpoints") or [] if one["name"] == best), None)
     places = [results.folder / "teach" / best, *([Path(found)] if found else [])] if best else []
     return next((place for place in places if place.is_dir()), None)
-
-
-def short_count(number: float) -> str:
-    """A number of parameters, short: 156 k, 1.24 M, 7.62 B."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g}\N{NO-BREAK SPACE}{unit}"
-    return f"{number:.0f}"
-
-
-def size_on_disk(size: float) -> str:
-    """Bytes as 512 B, 1.4 kB, 23 MB."""
-    return weight(size).replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def short_time(seconds: float) -> str:
-    """0.6 ms, 35 ms, 1.2 s."""
-    size, unit = (1000 * seconds, "ms") if seconds < 0.9995 else (seconds, "s")
-    return f"{size:.{0 if size >= 9.95 else 1 if size >= 0.095 else 2}f}\N{NO-BREAK SPACE}{unit}"
 
 
 def _both(values: Sequence[float | None]) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ from tutelage.analysis.run_results import Results, read_results
 from tutelage.report import insight, sections
 
 if TYPE_CHECKING:
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
 
 INPUTS = (
     "recipe.yaml",
@@ -47,12 +47,12 @@ NEEDS = {
 """What the sections are made of: the files, and the stage that writes them."""
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder) -> None:
     """Do the stage."""
-    lang = space.recipe.report.lang
-    with space.work("report", {**inputs(space.folder), "report.lang": lang}, rebuild_stale=True) as work:
+    lang = run.recipe.report.lang
+    with run.work("report", {**inputs(run.folder), "report.lang": lang}, rebuild_stale=True) as work:
         if work is not None:
-            build_report(space.folder, title=space.recipe.name, lang=lang)
+            build_report(run.folder, title=run.recipe.name, lang=lang)
 
 
 def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
@@ -68,7 +68,6 @@ def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
 
     results = read_results(run)
     page = render(
-        more=(sections.short_count, sections.size_on_disk, sections.short_time),
         lang=lang,
         title=title,
         version=__version__,
