@@ -213,5 +213,4 @@ def _cache_size(fitting: FittingRows, recipe: Recipe) -> list[Check]:
         size = predicted_size(train, recipe.teacher, count, fitting.vocabulary, recipe.cache.dtype, where)
     except UserError as error:
         return [failed("cache_size", "budget", error.problems[0], "output_dir=A_LARGER_DISK/RUN")]
-    details = {"rows": len(train), "size": size}
-    return [Check("cache_size", "budget", "passed", numbers={"checkpoints": count}, details=details)]
+    return [Check("cache_size", "budget", "passed", numbers={"checkpoints": count}, details={"size": size})]

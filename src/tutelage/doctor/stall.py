@@ -95,9 +95,7 @@ def _distances(models: RunModels) -> _Distances:
         models.pad_id,
         models.run.recipe.distill.schedule.reach,
     )
+    folders = (None, models.run.folder / "anchor")
     with models.autocast():
-        untrained, anchor = (
-            probe.compare(models.load(models.run.recipe.student, folder))
-            for folder in (None, models.run.folder / "anchor")
-        )
+        untrained, anchor = (probe.compare(models.load(models.run.recipe.student, folder)) for folder in folders)
     return _Distances(untrained, anchor, taught["best"], names)

@@ -26,6 +26,8 @@ from tutelage.teacher.sources import save_head
 class CacheSize(NamedTuple):
     """What the cache takes on disk, in bytes."""
 
+    rows: int
+    checkpoints: int
     states: int
     """Answer tokens x hidden size, of all checkpoints."""
     heads: int
@@ -33,6 +35,13 @@ class CacheSize(NamedTuple):
     stored once."""
     free: int
     """Free on the disk that the run folder is on."""
+
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"{self.rows:,} rows x {self.checkpoints} checkpoints take {self.states / 1e6:,.1f} MB, their heads at most"
+            f" {self.heads / 1e6:,.0f} MB; {self.free / 1e9:,.0f} GB are free"
+        )
 
 
 def predicted_size(
@@ -46,6 +55,8 @@ def predicted_size(
     each = 2 if dtype == "bfloat16" else 4
     folder = next(parent for parent in (where, *where.absolute().parents) if parent.exists())
     size = CacheSize(
+        rows=len(rows),
+        checkpoints=checkpoints,
         states=bytes_on_disk(rows, width, each) * checkpoints,
         heads=vocabulary * width * each * checkpoints,
         free=shutil.disk_usage(folder).free,
