@@ -80,13 +80,18 @@ def judged(models: RunModels) -> dict[str, Check]:
 def test_a_good_trajectory_passes(models):
     teach(models, 1.0, 0.6, 0.4, 0.39)
     checks = judged(models)
-    assert [checks[name].status for name in ("distinct_checkpoints", "best_checkpoint", "overfitting", "payoff")] == ["passed"] * 3 + ["skipped"]
+    assert [checks[name].status for name in ("distinct_checkpoints", "best_checkpoint", "overfitting", "payoff")] == [
+        "passed"
+    ] * 3 + ["skipped"]
 
 
 def test_a_first_checkpoint_that_is_the_best_asks_for_a_lower_learning_rate(models):
     teach(models, 0.4, 0.6, 0.9)
     checks = judged(models)
-    assert (checks["best_checkpoint"].status, checks["best_checkpoint"].change) == ("look", "teach.trainer.learning_rate=0.0009")  # 0.3 x 0.003
+    assert (checks["best_checkpoint"].status, checks["best_checkpoint"].change) == (
+        "look",
+        "teach.trainer.learning_rate=0.0009",
+    )  # 0.3 x 0.003
     assert (checks["overfitting"].status, checks["overfitting"].change) == (
         "look",
         "teach.trainer.num_train_epochs=0.67",
@@ -96,7 +101,10 @@ def test_a_first_checkpoint_that_is_the_best_asks_for_a_lower_learning_rate(mode
 
 def test_a_teacher_that_was_stopped_on_its_way(models):
     teach(models, 1.6, 0.8, 0.4)
-    assert (judged(models)["best_checkpoint"].status, judged(models)["best_checkpoint"].change) == ("look", "teach.trainer.num_train_epochs=4")
+    assert (judged(models)["best_checkpoint"].status, judged(models)["best_checkpoint"].change) == (
+        "look",
+        "teach.trainer.num_train_epochs=4",
+    )
 
 
 def test_checkpoints_that_say_the_same(models):
