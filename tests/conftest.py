@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 
 from helpers.recipes_in import GOOD
+from helpers.skip_rule import pytest_configure  # noqa: F401 a hook of every session
 
 
 @pytest.fixture(autouse=True, scope="session")

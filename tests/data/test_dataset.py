@@ -26,7 +26,7 @@ def test_rows_of_equal_prompts_stay_on_one_side_though_other_columns_differ(tmp_
     rows = [
         {"text": f"thing {n // 4}", "label": "ab"[n % 2], "seen": f"day {n}"} for n in range(40)
     ]  # ten texts, four rows each
-    found = load_rows(recipe(write(tmp_path, train=rows, test=labelled("other")), validation_share=0.2))
+    found = load_rows(recipe(write(tmp_path, train=rows, test=labelled("other")), validation_fraction=0.2))
     assert found.notes == ["no validation rows given: 8 of 40 training rows (20%, seed 0) are held out"]
     train, held = ({e.prompt for e in found.examples[split]} for split in ("train", "validation"))
     assert (len(train), len(held)) == (8, 2) and not train & held

@@ -85,12 +85,12 @@ def test_contradictions_show_the_prompt(tmp_path):
 
 
 def test_more_than_is_held_out_already_is_asked_for(tmp_path):
-    path = sound(tmp_path, data={"validation_share": 0.2})
+    path = sound(tmp_path, data={"validation_fraction": 0.2})
     (tmp_path / "data" / "validation.jsonl").unlink()
     own = [{"text": text, "label": LABELS[n % 3]} for n, text in enumerate(texts(200, 9))]
     write_rows(tmp_path / "data" / "train.jsonl", own)  # a fifth of 200 rows is 40
     check = found(path, name="sizes")
-    assert (check.status, check.change) == ("look", "data.validation_share=0.25")
+    assert (check.status, check.change) == ("look", "data.validation_fraction=0.25")
     assert found(path, check.change, name="sizes").status == "passed"
     write_rows(tmp_path / "data" / "train.jsonl", own[:120])  # then fewer than 100 would stay
     assert found(path, name="sizes").change == "data.dataset=LARGER_FOLDER"

@@ -9,6 +9,7 @@ from helpers.project import make_project
 from helpers.sound_project import SIZES, sound
 from tutelage.doctor import Check
 from tutelage.errors import Kind
+from tutelage.models.evaluation import loss_records
 from tutelage.recipe.load import load_recipe
 from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder
@@ -39,18 +40,14 @@ def write_stage(models: RunModels, name: str, files) -> None:
 
 def teach(models: RunModels, *levels: float, train=(2.0, 1.5, 1.0, 0.5), spread: float = 0.3) -> None:
     """A teacher whose checkpoints have these mean validation losses."""
-    from safetensors.numpy import save_file
-
-    lengths = models.encoded("validation").answer_lengths
-    noise = np.random.default_rng(0).uniform(1 - spread, 1 + spread, (len(levels), len(lengths)))
+    rows = models.encoded("validation")
+    noise = np.random.default_rng(0).uniform(1 - spread, 1 + spread, (len(levels), len(rows)))
 
     def files(folder):
         checkpoints = []
         for number, level in enumerate(levels):
             name, own = f"checkpoint-{number + 1}", level * noise[0 if spread == 0 else number]
-            save = folder / "validation" / f"{name}.safetensors"
-            save.parent.mkdir(exist_ok=True)
-            save_file({"tokens": np.repeat(own, lengths)}, str(save))
+            write_jsonl(folder / "validation" / f"{name}.jsonl", loss_records(rows, own))
             checkpoints.append({"name": name, "folder": name, "score": 1 - level / 3, "nll": float(own.mean())})
         best = min(checkpoints, key=lambda c: c["nll"])["name"]
         write_json(folder / "checkpoints.json", {"best": best, "by": "loss", "checkpoints": checkpoints})

@@ -6,9 +6,25 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "tutelage"
 
-PACKAGES = (
-    "errors utils method recipe tasks data run analysis report models teacher training stages compare doctor demo cli".split()
-)
+PACKAGES = [
+    "errors",
+    "utils",
+    "method",
+    "recipe",
+    "tasks",
+    "data",
+    "run",
+    "analysis",
+    "report",
+    "models",
+    "teacher",
+    "training",
+    "stages",
+    "compare",
+    "doctor",
+    "demo",
+    "cli",
+]
 """Lowest first: a package imports its own modules and those of the packages before it; all import `errors` and
 `records`."""
 ROOT_MODULES = {"records", "__init__", "__main__"}

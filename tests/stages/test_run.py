@@ -214,7 +214,7 @@ def kill(patch: pytest.MonkeyPatch, stage: str) -> None:
     from tutelage.cli.main import Interrupted
 
     places = {
-        "teach": ("tutelage.training.trainer.SaveAt.on_save", 1),
+        "teach": ("tutelage.training.callbacks.SaveAt.on_save", 1),
         "anchor": ("tutelage.stages.anchor.save_student", 1),
         "cache": ("tutelage.teacher.hidden_store.StoreWriter.write", 2),
         "distill": ("tutelage.training.distillation.Distillation._train", 2),

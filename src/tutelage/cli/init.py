@@ -75,7 +75,7 @@ def initialise(
     if "test" not in files and "validation" not in files:
         section, training_rows = _split(raw["train"], guess, path, written.found)
     if not files.keys() >= {"validation", "test"}:  # with one of them, it is the test split
-        section["validation_share"] = _fraction(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training_rows)
+        section["validation_fraction"] = _fraction(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training_rows)
     settings = guess_settings(section, guess, teacher, student, [row for row, _ in raw["train"]], written.missing)
     written.text = recipe_text(path, guess, settings)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def _data(settings: Settings) -> list[str]:
         "overlap": "some prompts are in two splits; they are left out of the earlier one",
         "test_split": "there is no test split: this is used, and validation rows are held out of training",
         "chat_template": "the rows are conversations",
-        "validation_share": "there are no validation rows: this fraction of the training rows is held out",
+        "validation_fraction": "there are no validation rows: this fraction of the training rows is held out",
         "template": f"the default prompt would list all {len(settings.labels)} labels",
     }
     lines = ["data:"]

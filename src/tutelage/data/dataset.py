@@ -122,7 +122,7 @@ def _hold_out(raw: dict[str, list[PlacedRow]], drafts: list[Example | None], rec
         keys = [
             prompt_text(draft.prompt) if draft else str(place) for draft, (_, place) in zip(drafts, train, strict=True)
         ]
-    raw["train"], raw["validation"] = hold_out(train, keys, recipe.data.validation_share, recipe.seed)
+    raw["train"], raw["validation"] = hold_out(train, keys, recipe.data.validation_fraction, recipe.seed)
     count, total = len(raw["validation"]), len(train)
     fraction = f"{count / max(total, 1):.0%}, seed {recipe.seed}"
     notes.append(f"no validation rows given: {count:,} of {total:,} training rows ({fraction}) are held out")

@@ -14,7 +14,6 @@ from tutelage.method.risk_split import interval
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import TeacherCheckpoints
 from tutelage.training import recorded_losses as losses
-from tutelage.training.mixtures import row_means
 from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_jsonl
 
@@ -44,8 +43,8 @@ def check_trajectory(models: RunModels) -> list[Check]:
 
 def validation_losses(models: RunModels, names: list[str]) -> Losses:
     """Losses of checkpoints on the validation rows. Raises StaleArtifactError where they were not written."""
-    lengths = losses.validation_lengths(models)
-    return {name: row_means(losses.validation_tokens(models, name), lengths) for name in names}
+    rows = models.encoded("validation")
+    return {name: losses.of_checkpoint(models.run, name, rows) for name in names}
 
 
 def _means(taught: TeacherCheckpoints) -> list[float]:

@@ -163,7 +163,7 @@ def _larger_fraction(rows: Rows, counts: dict[str, int]) -> str | None:
     total = counts["train"] + counts["validation"]
     wanted = math.ceil(100 * FEW_SCORED_ROWS / total) / 100
     enough_stay = (1 - wanted) * total >= FEW_TRAINING_ROWS
-    return f"data.validation_share={wanted:g}" if rows.held_out and enough_stay else None
+    return f"data.validation_fraction={wanted:g}" if rows.held_out and enough_stay else None
 
 
 # --- duplicates and contradictions ---

@@ -39,6 +39,8 @@ def examine_file(
         loaded = load_recipe(path, overrides)
     except ConfigError as error:
         return [_recipe_problem(problem) for problem in error.problems]
+    for note in loaded.notes:
+        say(note)
     say("rows, models and the run folder ...")
     return located(examine(loaded.recipe, timing_rows=timing_rows, say=say), loaded.origins)
 

@@ -175,7 +175,7 @@ def _weights(pair: PairedLosses, recipe: Recipe) -> Check:
     if adaptive and high - low < UNIFORM_SPREAD:
         change = f"distill.methods=[{_without_weights(adaptive[0])}]"
         return Check("weights", "payoff", "look", Kind.WEIGHTS_UNIFORM, numbers, change, details=details)
-    in_sample = [name for name in adaptive if methods[name].needs_anchor and not recipe.distill.weighting.calibrate]
+    in_sample = [name for name in adaptive if methods[name].needs_anchor]
     if in_sample and memorised:
         change = f"distill.methods=[{in_sample[0].split('-aw')[0]}-aw-cf]"
         details["method"] = in_sample[0]

@@ -288,9 +288,9 @@ def _head(recipe: Recipe, role: str, error: float) -> Check:
     name = f"head_of_{role}"
     if error <= FAITHFUL_NATS:
         return Check(name, "models", "passed", numbers=numbers)
-    looks = any(find_method(method).looks for method in recipe.distill.methods)
-    status, change = "fail" if looks else "look", "distill.methods=[cd-aw]"
-    details = {"top_k": recipe.cache.top_k, "needs_all": looks}
+    compares = any(find_method(method).compares_student for method in recipe.distill.methods)
+    status, change = "fail" if compares else "look", "distill.methods=[cd-aw]"
+    details = {"top_k": recipe.cache.top_k, "needs_all": compares}
     return Check(name, "models", status, Kind.HEAD_INEXACT, numbers, change, details=details)
 
 

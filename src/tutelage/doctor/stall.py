@@ -66,7 +66,7 @@ def predict_stall(models: RunModels) -> Check | None:
         distances = _distances(models)
     except UserError:
         return None  # other checks say what is missing
-    options = {"num_stages": models.run.recipe.distill.num_stages, "best": distances.best, "trust": section.trust}
+    options = {"num_stages": models.run.recipe.distill.num_stages, "best": distances.best}
     first = nearest(distances.untrained, stage=1, **options)
     previous = next(candidate for candidate in distances.untrained if candidate.checkpoint == first.chosen)
     second = nearest(distances.anchor, stage=2, previous=previous, **options)
@@ -93,7 +93,7 @@ def _distances(models: RunModels) -> _Distances:
         taught["best"],
         models.vocabulary,
         models.pad_id,
-        models.run.recipe.distill.schedule.reach,
+        models.run.recipe.distill.schedule.student_kl,
     )
     folders = (None, models.run.folder / "anchor")
     with models.autocast():

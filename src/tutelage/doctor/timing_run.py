@@ -31,7 +31,8 @@ from tutelage.recipe.schema import Recipe
 from tutelage.tasks.base import BaseTask
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.sources import CachedTeacher
-from tutelage.training.trainer import DistillTrainer, Guidance, SaveAt, train, training_arguments
+from tutelage.training.callbacks import SaveAt
+from tutelage.training.trainer import DistillTrainer, Guidance, train, training_arguments
 from tutelage.utils.memory import peak_memory
 
 STEPS = (6, 40)
@@ -181,7 +182,7 @@ class TimingRun:
     def _read(self, model: nn.Module, timings: ModelTimings, role: str) -> np.ndarray:
         """Time reading, answering and, for the teacher, caching; [rows] losses on the validation rows."""
         with torch.autocast(device().type, torch.bfloat16, enabled=self.bf16):
-            losses, seconds = _timed(lambda: self.evaluator.losses(model, self.validation).rows)
+            losses, seconds = _timed(lambda: self.evaluator.losses(model, self.validation))
             timings.read = seconds / max(1, len(self.validation))
             timings.answer = self._answer_seconds(model)
             timings.cache = self._cache_seconds(model) if role == "teacher" else 0.0

@@ -26,6 +26,8 @@ class Kind(StrEnum):
     KEY_REPEATED = "key_repeated"
     KEY_UNKNOWN = "key_unknown"
     KEY_MISSING = "key_missing"
+    KEY_RENAMED = "key_renamed"
+    KEY_REMOVED = "key_removed"
     VALUE_INVALID = "value_invalid"
     VALUES_CONFLICT = "values_conflict"
     OVERRIDE_INVALID = "override_invalid"

@@ -117,6 +117,8 @@ _RECIPE: dict[Kind, Text] = {
     Kind.YAML_INVALID: "{text}",
     Kind.KEY_REPEATED: "{key}: written twice, first in line {first_line}; keep one of them",
     Kind.KEY_UNKNOWN: "{key}: {text}",
+    Kind.KEY_RENAMED: "{key}: is the old name of {new}, which is given too; remove {key}",
+    Kind.KEY_REMOVED: "{key}: {text}",
     Kind.KEY_MISSING: "{key}: missing; write for example `{example}`",
     Kind.VALUE_INVALID: "{key}: {text}",
     Kind.VALUES_CONFLICT: "{key}: {text}",

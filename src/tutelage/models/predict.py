@@ -15,6 +15,7 @@ from tutelage.data.row_formats import example_from_row
 from tutelage.errors import Kind, ModelError, Place, Problem, UserError
 from tutelage.models.evaluation import Evaluator
 from tutelage.models.load import load_model, load_tokenizer
+from tutelage.recipe.renamed import translate_nested
 from tutelage.recipe.schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.tasks import make_task
@@ -56,7 +57,8 @@ class Predictor:
                 f"{folder} has no tutelage.json: give a student that `tutelage distill` wrote, distill/METHOD/seed-K"
             )
         usage = read_json(folder / "tutelage.json")
-        self.section, self.data = Task(**usage["task"]), Data(**usage["data"])
+        self.section = Task(**usage["task"])
+        self.data = Data(**translate_nested({"data": usage["data"]})["data"])
         section = Model(model_name_or_path=str(folder), dtype="auto")
         tokenizer = load_tokenizer(section)
         data = self.data

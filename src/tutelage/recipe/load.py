@@ -19,7 +19,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from tutelage.errors import ConfigError, Kind, Problem
+from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.method.methods import find_method, method_names, split_variant
 from tutelage.recipe.checks import (
     budget,
@@ -30,6 +30,7 @@ from tutelage.recipe.checks import (
     trainer_argument_names,
     wrong,
 )
+from tutelage.recipe.renamed import RENAMED, variant_notes
 from tutelage.recipe.schema import Recipe, Section
 from tutelage.recipe.yaml_source import REQUIRED, Dumper, Keys, Source, dotted, example, override, read
 
@@ -46,6 +47,8 @@ class LoadedRecipe:
     origins: dict[str, str]
     """By dotted key of every leaf: `default`, `override`, or file and line (`banking77.yaml:14`)."""
     path: Path
+    notes: tuple[str, ...] = ()
+    """Warnings, one line each: keys that are given by their old names."""
 
 
 # --- loading ---
@@ -58,6 +61,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     all problems at once, each as `file:line: key: what, and what to do`.
     """
     source = read(Path(path))
+    source.problems += _both_names(overrides)
     for text in overrides:
         override(source, text)
     given = copy.deepcopy(source.values)
@@ -69,11 +73,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
         raise ConfigError(*source.problems, subject=str(path))
     for method in recipe.distill.methods:
         varied(recipe, method)
+        if not source.recorded:
+            source.notes += variant_notes(method)
     origins = {}
     for keys, _, _ in _leaves(recipe):
         known = _get(given, keys) is not _ABSENT
         origins[dotted(keys)] = str(source.place(keys, source.path.name)) if known else "default"
-    return LoadedRecipe(recipe, origins, source.path)
+    return LoadedRecipe(recipe, origins, source.path, tuple(source.notes))
 
 
 def varied(recipe: Recipe, method: str) -> Recipe:
@@ -94,6 +100,7 @@ def varied(recipe: Recipe, method: str) -> Recipe:
                     _setting(f"{text!r}: the name of a variant is the name of a folder, and `/` cannot be in it")
                 )
             override(source, f"distill.{text}")
+        source.problems += _both_names([f"distill.{text}" for text in named])
         found = _validate(source)
     if found is not None:
         own, others = budget(found), budget(recipe)
@@ -113,6 +120,16 @@ def varied(recipe: Recipe, method: str) -> Recipe:
 def _setting(text: str) -> Problem:
     """A problem of a setting in the name of a method."""
     return Problem(Kind.METHOD_SETTING_INVALID, key="distill.methods", values={"text": text})
+
+
+def _both_names(overrides: Sequence[str]) -> list[Problem]:
+    """Problems: keys that overrides give by their old and their present name."""
+    keys = {text.partition("=")[0] for text in overrides}
+    return [
+        Problem(Kind.KEY_RENAMED, place=Place("override"), key=old, values={"new": new})
+        for old, new in RENAMED.items()
+        if old in keys and new in keys
+    ]
 
 
 def _fill_empty_sections(values: dict[str, Any]) -> None:

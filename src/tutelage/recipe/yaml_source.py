@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from tutelage.errors import ConfigError, Kind, Place, Problem
+from tutelage.recipe.renamed import EMPTIED, REMOVED, RENAMED, removal_text, rename_note
 
 Keys = tuple[Any, ...]
 """Path of a value: ("distill", "trainer", "learning_rate"); an integer is a place in a list."""
@@ -97,9 +98,13 @@ class Source:
     lines: dict[Keys, int] = field(default_factory=dict)
     overridden: list[Keys] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Warnings about values that are accepted."""
+    recorded: bool = False
+    """Whether the file is the recipe.yaml that a run wrote into its folder."""
 
     def place(self, keys: Keys, file: Path | str | None = None) -> Place:
-        """`override`, or file and line of the value or of the section that it belongs in."""
+        """`override`, or file and line of the value or of the section it belongs to."""
         if any(given == keys[: len(given)] or keys == given[: len(keys)] for given in self.overridden):
             return Place("override")
         line = next((self.lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in self.lines), None)
@@ -143,6 +148,8 @@ def read(path: Path) -> Source:
     source.values = _plain(values)
     if folder and (folder / "prepare").is_dir():
         source.values["output_dir"] = str(folder)
+    source.recorded = path.name == "recipe.yaml" and (path.parent / "prepare").is_dir()
+    use_present_names(source)
     return source
 
 
@@ -226,7 +233,62 @@ def override(source: Source, text: str) -> None:
             return
     inner[keys[-1]] = value
     source.overridden.append(keys)
+    use_present_names(source, overridden=keys)
 
 
 def _refuse(source: Source, override: str, text: str) -> None:
     source.problems.append(Problem(Kind.OVERRIDE_INVALID, values={"override": override, "text": text}))
+
+
+# --- keys of earlier versions ---
+
+
+def use_present_names(source: Source, overridden: Keys | None = None) -> None:
+    """Move values that are given by an old name to the present one, and take out removed keys.
+
+    Adds a note for each, or a problem: for both names of a key in the file or in one override, and for a removed key
+    that had an effect. overridden: the key of an override that was just set; what it gives replaces the file's value.
+    """
+    for old, new in RENAMED.items():
+        section, old_keys = _section_with(source, old)
+        if section is None:
+            continue
+        new_keys = tuple(new.split("."))
+        value, place = section.pop(old_keys[-1]), source.place(old_keys)
+        if new_keys[-1] in section and overridden != old_keys:
+            source.problems.append(Problem(Kind.KEY_RENAMED, place=place, key=old, values={"new": new}))
+            continue
+        section[new_keys[-1]] = value
+        if old_keys in source.lines:
+            source.lines[new_keys] = source.lines[old_keys]
+        if overridden == old_keys:
+            source.overridden.append(new_keys)
+        _note(source, place, rename_note(old), overridden)
+    for key, removed in REMOVED.items():
+        section, keys = _section_with(source, key)
+        if section is None:
+            continue
+        value, place = section.pop(keys[-1]), source.place(keys)
+        if value != removed.off:
+            source.problems.append(Problem(Kind.KEY_REMOVED, place=place, key=key, values={"text": removal_text(key)}))
+        else:
+            _note(source, place, f"{key} {removal_text(key)}", overridden)
+    for key in EMPTIED:
+        section, keys = _section_with(source, key)
+        if section is not None and not section[keys[-1]]:
+            del section[keys[-1]]
+
+
+def _section_with(source: Source, key: str) -> tuple[dict[str, Any] | None, Keys]:
+    """The section of the values that holds a dotted key, or None, and the key's path."""
+    keys: Keys = tuple(key.split("."))
+    section: Any = source.values
+    for name in keys[:-1]:
+        section = section.get(name) if isinstance(section, dict) else None
+    return (section if isinstance(section, dict) and keys[-1] in section else None), keys
+
+
+def _note(source: Source, place: Place, text: str, overridden: Keys | None) -> None:
+    """Add a note, unless it is about a file that nobody edits: a run's own recipe.yaml."""
+    if overridden is not None or not source.recorded:
+        source.notes.append(f"{place}: {text}")

@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tutelage.errors import ConfigError, RunLockedError, StaleArtifactError
+from tutelage.recipe.renamed import translate_flat
 from tutelage.utils.files import read_json, write_json
 
 STARTED, MANIFEST = "started.json", "manifest.json"
@@ -77,7 +78,8 @@ def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed between two sets of inputs, a line each."""
+    """What changed between two sets of inputs, one line each. before: as recorded; its keys may be older names."""
+    before = translate_flat(before)
     lines = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
@@ -137,6 +139,13 @@ class Work:
         """What changed since the folder's result, whole or begun, was made, a line each; empty where there is none."""
         record = self._record()
         return differences(read_json(record)["inputs"], _plain(self.inputs)) if record.is_file() else []
+
+    def fingerprint(self) -> str:
+        """Fingerprint of the inputs. If the folder holds work with these inputs, as it recorded them: the keys may be
+        older names."""
+        record = self._record()
+        recorded = record.is_file() and not self.changed()
+        return digest(read_json(record)["inputs"] if recorded else _plain(self.inputs))
 
     def _record(self) -> Path:
         finished = self.folder / MANIFEST

@@ -21,14 +21,7 @@ FORMAT = 2
 OFF: dict[str, Any] = {
     "anchor.keep": "last",
     "distill.start": "student",
-    "distill.restart": True,
-    "distill.schedule.trust": None,
-    "distill.schedule.glide": False,
-    "distill.weighting.gamma": 1.0,
-    "distill.weighting.bias": 0.0,
-    "distill.weighting.calibrate": False,
-    "distill.weighting.smooth": 0.0,
-    "distill.weighting.per_token": False,
+    "distill.stage_reset": True,
     "teach.spacing": "steps",
 }
 """Refinements that are off say nothing about a result: an option that is new in the library makes no finished result
@@ -83,13 +76,6 @@ def cache(run: RunFolder) -> Inputs:
     )
 
 
-def anchor_cache(run: RunFolder) -> Inputs:
-    """The prepared rows and the anchor."""
-    return upstream(run, "prepare", "anchor") | run.settings(
-        "cache.dtype", "cache.shard_rows", "cache.top_k", "student.dtype"
-    )
-
-
 def teacher_answers(run: RunFolder) -> Inputs:
     """The prepared rows, T*, and how answers are decoded."""
     return upstream(run, "prepare", "teach") | run.settings("task.decoding", "task.max_new_tokens", "teacher.dtype")
@@ -118,7 +104,6 @@ def student(run: RunFolder, method: str) -> Inputs:
     parts, its = find_method(method), run.varied(method)  # what it is made from is there for all methods of the run
     stages = ["prepare", *(["teach", "cache"] if parts.schedule != "none" else [])]
     stages += ["anchor"] if parts.needs_anchor or its.recipe.distill.start == "anchor" else []
-    stages += ["anchor_cache"] if parts.weighting == "gated" else []
     stages += ["cross_fit"] if parts.needs_cross_fit else []
     stages += ["teacher_answers"] if parts.answers == "teacher" else []
     inputs = upstream(run, *stages) | its.settings("student", "trainer", "distill", "task.metric", "task.decoding")
@@ -137,7 +122,7 @@ def inputs_of(run: RunFolder, name: str) -> Inputs:
         return student(run, name.split("/")[1])
     made_from = {
         "prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache, "cross_fit": cross_fit,
-        "teacher_answers": teacher_answers, "anchor_cache": anchor_cache,
+        "teacher_answers": teacher_answers,
     }  # fmt: skip
     return made_from[name](run)
 

@@ -61,15 +61,15 @@ def _refuse_top_k(run: RunFolder) -> None:
     if "top_k" not in stores:
         return
     settings = {name: run.varied(name).recipe.distill for name in run.recipe.distill.methods}
-    need = [
+    refused = [
         name
-        for name, its in settings.items()
+        for name, section in settings.items()
         if find_method(name).needs_distributions
-        or (find_method(name).schedule != "none" and (its.temperature != 1.0 or its.schedule.glide))
+        or (find_method(name).schedule != "none" and section.temperature != 1.0)
     ]
-    if need:
+    if refused:
         raise ModelError(
-            f"{', '.join(need)} cannot learn from this teacher: its output head is no function of one hidden state, so the cache"
+            f"{', '.join(refused)} cannot learn from this teacher: its output head is no function of one hidden state, so the cache"
             " holds top-k entries only. Take methods with forward KL at temperature 1 that follow one checkpoint at a time and"
             " compare none: td, td-aw, cd, cd-aw, random"
         )

@@ -137,13 +137,11 @@ class CacheBuilder:
         order, pieces, nll = length_order(rows), [{} for _ in rows], torch.zeros(len(rows))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            (hidden, logits), (losses, means) = read_batch(
-                model, self.collate([(p, rows[p]) for p in places]), self.vocabulary
-            )
+            hidden, logits, means = read_batch(model, self.collate([(p, rows[p]) for p in places]), self.vocabulary)
             nll[places] = means
             lengths = [len(rows[place].answer) for place in places]
             kept = {"states": hidden.to(self.dtype)} if faithful else self._largest(logits)
-            for name, tensor in (kept | {"token_nll": losses}).items():
+            for name, tensor in kept.items():
                 for place, piece in zip(places, tensor.cpu().split(lengths), strict=True):
                     pieces[place][name] = piece
             if on_rows:

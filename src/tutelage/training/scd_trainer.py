@@ -24,10 +24,10 @@ from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import keys_of
 from tutelage.errors import ConfigError, ModelError
 from tutelage.method.methods import find_method
-from tutelage.method.weighting import AdaptiveWeighting
+from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
 from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, merged, save_student
-from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model, Weighting
+from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
@@ -48,7 +48,7 @@ class SCDConfig(TrainingArguments):
     method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
     num_stages: int = field(default=4, metadata={"help": "N: stages; optimizer and schedule start anew in each."})
     epochs_per_stage: float = field(default=2.0, metadata={"help": "T: passes over the rows in a stage."})
-    restart: bool = field(
+    stage_reset: bool = field(
         default=True, metadata={"help": "Optimizer and learning-rate schedule start anew in each stage."}
     )
     kd_ratio: float = field(
@@ -56,13 +56,9 @@ class SCDConfig(TrainingArguments):
     )
     temperature: float = field(default=1.0, metadata={"help": "Divides both models' logits in the divergence."})
     advance: bool = field(default=False, metadata={"help": "Only checkpoints after the last one followed compete."})
-    reach: str = field(
+    student_kl: str = field(
         default="reverse", metadata={"help": "`reverse`: KL(S || T_k), as published; `forward`: KL(T_k || S)."}
     )
-    trust: float | None = field(default=None, metadata={"help": "Trust region of the choice, in nats."})
-    glide: bool = field(default=False, metadata={"help": "The target moves to the next checkpoint within a stage."})
-    gamma: float = field(default=1.0, metadata={"help": "Sharpness of adaptive weights."})
-    bias: float = field(default=0.0, metadata={"help": "Bias of adaptive weights."})
     probe_rows: int | None = field(default=None, metadata={"help": "Training rows on which checkpoints are compared."})
     fused_loss: bool = field(default=True, metadata={"help": "Output head and loss in one, chunk by chunk."})
     keep: str = field(
@@ -146,13 +142,13 @@ class SCDTrainer:
         """
         one_process()
         args = self.args
-        plan, how = self._plan(), Weighting(gamma=args.gamma, bias=args.bias)
+        plan = self._plan()
         method = find_method(args.method)
-        if method.answers == "teacher" or method.needs_cross_fit or method.schedule == "ensemble" or method.settings:
+        if method.answers == "teacher" or method.needs_cross_fit or method.settings:
             raise ConfigError(
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
             )
-        settings = dataclasses.asdict(plan) | how.model_dump()
+        settings = dataclasses.asdict(plan)
         work = Work(
             self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in settings.items()}
         )
@@ -160,13 +156,11 @@ class SCDTrainer:
         self._cache()
         work.prepare()
         names = [folder.name for folder in self.checkpoints]
-        source = CachedTeacher(
-            self.folder / "cache", names, self.rows, bf16=bool(args.bf16), heads=2 if args.glide else 1
-        )
+        source = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16))
         adaptive = None
         if method.needs_anchor:
-            rule = method.weighting if callable(method.weighting) else None
-            adaptive = AdaptiveWeighting(anchor_nll, source.nll, how, rule)
+            rule = method.weighting if callable(method.weighting) else adaptive_weight
+            adaptive = AdaptiveWeighting(anchor_nll, source.nll, rule)
         job = Distillation(
             plan,
             work.folder,
@@ -193,7 +187,7 @@ class SCDTrainer:
     def _plan(self) -> Plan:
         args = self.args
         own = {name: getattr(args, name) for name in Plan.__dataclass_fields__ if hasattr(args, name)}
-        return Plan(**own | {"save_steps": args.save_every_steps, "keep_by": "loss", "trainer": args.given()})
+        return Plan(**own | {"save_steps": args.save_every_steps, "select_by": "loss", "trainer": args.given()})
 
     def _encode(self, dataset: Iterable[dict[str, Any]], split: str) -> list[EncodedRow]:
         return self.encoder.rows(simple_examples(dataset, split, chat_template=self.args.chat_template))[0]
