@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tutelage.data.dataset import fingerprint as data_fingerprint
+from tutelage.data.splits import data_fingerprint
 from tutelage.method.methods import find_method
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import fingerprint, folder_fingerprint
@@ -40,7 +40,7 @@ def prepare(run: RunFolder) -> Inputs:
         f"{role} model": folder_fingerprint(model.model_name_or_path, model.revision)
         for role, model in (("teacher", run.recipe.teacher), ("student", run.recipe.student))
     }
-    return run.settings(*names) | {"format": FORMAT, "data files": data_fingerprint(run.recipe)} | models
+    return run.settings(*names) | {"format": FORMAT, "data files": data_fingerprint(run.recipe.data)} | models
 
 
 def teach(run: RunFolder) -> Inputs:
