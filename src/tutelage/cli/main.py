@@ -119,48 +119,49 @@ def compare(
         list[str], typer.Argument(metavar="RECIPE... [section.key=value]...", help="Recipe files, then values.")
     ],
     methods: Annotated[
-        str, typer.Option(help="Rows of the METHODS table, with commas.")
+        str, typer.Option(help="Names of methods, separated by commas.")
     ] = "sft,td,td-aw,scd,scd-aw,ccd",
-    seeds: Annotated[int, typer.Option(min=1, help="Students a method: seeds 0, 1, ...")] = 3,
-    teacher_seeds: Annotated[int, typer.Option(min=1, help="Teacher trajectories a recipe.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Students trained at a time on this machine.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method: 0, 1, ...")] = 3,
+    teacher_seeds: Annotated[
+        int, typer.Option(min=1, help="Number of teachers per recipe, each with its own seed.")
+    ] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of students to train at a time on this machine.")] = 1,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Find the learning rate first, by the recipe's `tune` section.")
+        bool, typer.Option("--tune", help="Search the learning rate first, see the recipe's `tune` section.")
     ] = False,
     executor: Annotated[
-        Literal["local", "ray"], typer.Option(help="Here, or on a Ray cluster that is running.")
+        Literal["local", "ray"], typer.Option(help="This machine, or a running Ray cluster.")
     ] = "local",
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder of the comparison; default: RUN/compare.")
     ] = None,
     format: Annotated[
-        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")
+        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Format of the printed table.")
     ] = "table",
-    force: Annotated[
-        bool, typer.Option("--force", help="Make again, deleting it, what other inputs than now had made.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete and rebuild stale results.")] = False,
 ) -> None:
-    """Methods against each other: the same teacher, anchor, rows and steps for all, several seeds. Continues where it
-    stopped.
+    """Compare methods on the same teacher, anchor, rows and steps, with several seeds. Continues where it stopped.
 
-    Exit code 1 where students failed; those are tried again by the same command.
+    Exit code 1 if students failed; the same command runs them again.
     """
-    from tutelage.compare.cells import ResultsFile
-    from tutelage.compare.experiment import make_plan, run
-    from tutelage.compare.page import write_page
-    from tutelage.compare.summary import write_summary
-    from tutelage.compare.table import show
+    from tutelage.compare.cell_table import CellState
+    from tutelage.compare.experiment import run_comparison
+    from tutelage.compare.plan import make_plan
+    from tutelage.compare.summary.page import write_page
+    from tutelage.compare.summary.summarise import write_summary
+    from tutelage.compare.summary.table import show
 
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
     loaded = [_load(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
-    cells, others = run(plan)
-    summary = write_summary(plan.folder, cells | others)
+    table = run_comparison(plan)
+    summary = write_summary(plan.folder, table)
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
-    if count := len(cells.keys() - ResultsFile(plan.folder / "results.jsonl").done().keys()):
-        print(f"{count} of {len(cells)} students failed; the same command tries them again", file=sys.stderr)
+    states = [entry.state for entry in table.planned()]
+    if failed := sum(state is not CellState.DONE for state in states):
+        print(f"{failed} of {len(states)} students failed; the same command runs them again", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -239,7 +240,7 @@ def watch(
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path("runs"),
     format: Annotated[
-        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")
+        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Format of the printed table.")
     ] = "table",
 ) -> None:
     """Runs as a table: task, models, method, score, share of the gap, date, state, size."""
