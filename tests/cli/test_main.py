@@ -9,8 +9,8 @@ import pytest
 
 from helpers.project import Command, make_project
 from tutelage.cli.main import app
+from tutelage.errors import DiskFullError
 from tutelage.stages.pipeline import STAGES
-from tutelage.utils.disk import DiskFullError
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from tutelage.errors import DataError
+from tutelage.errors import DataError, DiskFullError
 from tutelage.utils import disk
-from tutelage.utils.disk import DiskFullError, full_disk_as_user_error, is_disk_full
+from tutelage.utils.disk import full_disk_as_user_error, is_disk_full
 
 MEGABYTE = 1_000_000
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.errors import ModelError
+from tutelage.errors import Kind, ModelError, Problem
 from tutelage.models.adapters import first_line, has_adapters, load_adapter, with_lora
 from tutelage.recipe.schema import Model
 
@@ -141,17 +141,9 @@ def check_vocabularies(teacher: Any, student: Any) -> int:
     teacher_ids, student_ids = teacher.get_vocab(), student.get_vocab()
     if teacher_ids != student_ids:
         token = min(teacher_ids.items() ^ student_ids.items(), key=lambda entry: (entry[1], entry[0]))[0]
-        raise ModelError(
-            "teacher and student have different tokenizers, so their distributions cannot be compared:"
-            f" entry {token!r} is {teacher_ids.get(token, 'absent')} for the teacher and"
-            f" {student_ids.get(token, 'absent')} for the student"
-            f" (sizes {len(teacher_ids):,} and {len(student_ids):,})."
-            " Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT --layers N"
-        )
+        ids, sizes = (teacher_ids.get(token), student_ids.get(token)), (len(teacher_ids), len(student_ids))
+        raise ModelError(Problem(Kind.VOCABULARIES_DIFFER, values={"token": token, "ids": ids, "sizes": sizes}))
     if teacher.eos_token_id != student.eos_token_id:
-        raise ModelError(
-            "teacher and student end a sequence with different tokens:"
-            f" {teacher.eos_token!r} and {student.eos_token!r}."
-            f" Set `eos_token` in the student's tokenizer_config.json to {teacher.eos_token!r}"
-        )
+        values = {"teacher": teacher.eos_token, "student": student.eos_token}
+        raise ModelError(Problem(Kind.END_OF_SEQUENCE_DIFFERS, values=values))
     return max(teacher_ids.values()) + 1

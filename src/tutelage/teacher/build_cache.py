@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.encode import Collator, EncodedRow
+from tutelage.data.collate import Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import length_order
-from tutelage.errors import UserError
+from tutelage.errors import Kind, Problem, UserError
 from tutelage.models.adapters import has_adapters, load_adapter
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_states, head_error, head_of
@@ -24,8 +24,7 @@ from tutelage.teacher.sources import save_head
 from tutelage.utils.disk import free_space
 
 
-@dataclass(frozen=True)
-class CacheSize:
+class CacheSize(NamedTuple):
     """What the cache takes on disk, predicted from the rows and the teacher's config."""
 
     rows: int
@@ -35,15 +34,9 @@ class CacheSize:
     heads: int
     """Bytes of the output heads, at most: checkpoints with the same head (adapters) share one."""
     free: int
-    """Bytes free on the disk."""
+    """Bytes free on the disk of the run folder."""
 
-    @property
-    def fits(self) -> bool:
-        """Whether the disk has room for states and heads."""
-        return self.states + self.heads <= self.free
-
-    @property
-    def text(self) -> str:
+    def __str__(self) -> str:
         """`9,000 rows x 4 checkpoints take 12.3 MB, ...`."""
         return (
             f"{self.rows:,} rows x {self.checkpoints} checkpoints take {self.states / 1e6:,.1f} MB, their output heads"
@@ -51,12 +44,13 @@ class CacheSize:
         )
 
 
-def predict_cache_size(
+def predicted_size(
     rows: Sequence[EncodedRow], teacher: Model, checkpoints: int, vocabulary: int, dtype: str, folder: Path
 ) -> CacheSize | None:
     """Size of the cache in `folder`; None if the teacher's config cannot be read yet.
 
-    checkpoints: their number. vocabulary: number of the tokenizer's entries. dtype: cache.dtype.
+    checkpoints: their number. vocabulary: number of the tokenizer's entries. dtype: cache.dtype. Raises UserError if
+    the disk is too small.
     """
     width = hidden_size(teacher)
     if width is None:
@@ -64,17 +58,11 @@ def predict_cache_size(
     value_bytes = 2 if dtype == "bfloat16" else 4
     states = bytes_on_disk(rows, width, value_bytes) * checkpoints
     heads = vocabulary * width * value_bytes * checkpoints
-    return CacheSize(len(rows), checkpoints, states, heads, free_space(folder))
-
-
-def require_disk_space(size: CacheSize | None, folder: Path) -> None:
-    """Raises UserError if the cache does not fit on the disk of `folder`."""
-    if size is not None and not size.fits:
-        raise UserError(
-            f"the cache needs up to {(size.states + size.heads) / 1e9:,.1f} GB, and the disk of {folder} has"
-            f" {size.free / 1e9:,.1f} GB free. Use a larger disk (output_dir=...), fewer checkpoints"
-            " (teach.num_checkpoints=...) or cache.dtype=bfloat16"
-        )
+    size = CacheSize(len(rows), checkpoints, states, heads, free_space(folder))
+    if size.states + size.heads > size.free:
+        values = {"needed": size.states + size.heads, "free": size.free, "folder": str(folder)}
+        raise UserError(Problem(Kind.DISK_TOO_SMALL, key="output_dir", values=values))
+    return size
 
 
 def each_checkpoint(

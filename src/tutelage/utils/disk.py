@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tutelage.errors import UserError
+from tutelage.errors import DiskFullError, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOTHING_FREE = 1_000_000
@@ -16,10 +16,6 @@ NOTHING_FREE = 1_000_000
 TOO_LITTLE = 1_000_000_000
 """Bytes. safetensors deletes its unfinished file, so a disk with less than this left, or less than twice the largest
 file in the folder, counts as full after one of its errors."""
-
-
-class DiskFullError(UserError):
-    """A file could not be written because its disk is full."""
 
 
 @contextmanager
