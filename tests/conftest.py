@@ -2,6 +2,7 @@
 files."""
 
 import os
+import re
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,7 +35,7 @@ def recipe_file(tmp_path):
 
 @pytest.fixture
 def complaints(recipe_file):
-    """The problems of a recipe, a line each, with the folder of the file left out."""
+    """The problems of a recipe, a line each, without the folder of the file and the kind at the end."""
 
     def find(more="", overrides=(), text=GOOD):
         from tutelage.errors import ConfigError
@@ -43,6 +44,7 @@ def complaints(recipe_file):
         path = recipe_file(more, text)
         with pytest.raises(ConfigError) as caught:
             load_recipe(path, overrides)
-        return [line.removeprefix("  - ") for line in str(caught.value).replace(f"{path.parent}/", "").splitlines()]
+        lines = str(caught.value).replace(f"{path.parent}/", "").splitlines()
+        return [re.sub(r"  \[\w+\]$", "", line.removeprefix("  - ")) for line in lines]
 
     return find

@@ -18,7 +18,7 @@ import numpy as np
 
 from tutelage.analysis.run_results import as_interval
 from tutelage.analysis.run_summary import summarise_run
-from tutelage.analysis.statistics import holm, mcnemar_exact
+from tutelage.analysis.significance import holm, mcnemar_exact
 from tutelage.errors import DataError
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import gap_closed

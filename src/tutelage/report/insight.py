@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tutelage.analysis.calibration import TOLERANCE
-from tutelage.analysis.run_results import Results, Student, read_lines
-from tutelage.analysis.slice_discovery import ALPHA
+from tutelage.analysis.run_results import Results, StudentRecords, read_lines
+from tutelage.analysis.significance import ALPHA
 from tutelage.analysis.slices import LEAST_ROWS, MEASURES
-from tutelage.data.dataset import prompt_text
+from tutelage.data.splits import prompt_text
 from tutelage.method.risk_split import interval, perfect_gate, split_risk
 from tutelage.report.charts import Axis, cascade_chart, decades, histogram, reliability_diagram, scatter
 from tutelage.report.page import slice_value
@@ -203,7 +203,7 @@ def known_slices(results: Results) -> list[dict[str, Any]]:
 # --- weights ---
 
 
-def weights(results: Results, student: Student) -> dict[str, Any]:
+def weights(results: Results, student: StudentRecords) -> dict[str, Any]:
     """How far a student followed its teacher: histograms by stage, and mean weights by slice of the training rows."""
     told = (results.summary.get("training") or {}).get("students", {}).get(student.name) or {}
     rows = sorted(told.get("weights") or [], key=lambda line: -_mean(line["by_stage"]))
@@ -215,7 +215,7 @@ def _mean(by_stage: Mapping[str, float]) -> float:
     return sum(by_stage.values()) / len(by_stage)
 
 
-def weight_histograms(student: Student) -> dict[str, Any]:
+def weight_histograms(student: StudentRecords) -> dict[str, Any]:
     """How far the teacher was followed, stage by stage: a histogram of w over the training rows."""
     chosen = {record["stage"]: record["chosen"] for record in student.stages}
     stages = [
@@ -234,7 +234,7 @@ def weight_histograms(student: Student) -> dict[str, Any]:
     return {"model": student.name, "stages": stages, "mean": float(values.mean()), "constant": constant}
 
 
-def weight_ends(results: Results, student: Student) -> dict[str, Any] | None:
+def weight_ends(results: Results, student: StudentRecords) -> dict[str, Any] | None:
     """Training rows with the highest and the lowest weights of the stage whose student was kept; None for constant
     weights."""
     stage, lines = student.kept.get("stage"), []
@@ -258,34 +258,35 @@ def weight_ends(results: Results, student: Student) -> dict[str, Any] | None:
 
 
 def calibration(results: Results) -> dict[str, Any] | None:
-    """Whether the models know when they are right: main student, teacher and anchor as `diagnose` measured or bounded
-    it."""
-    told = results.summary.get("calibration") or {}
-    names = [name for name in (results.main, "teacher", "anchor") if told.get(name)]
-    rows = [{"model": name, **told[name], "verdict": _verdict(told[name])} for name in names]
+    """Calibration of main student, teacher and anchor as `diagnose` measured it; None if no confidences were
+    recorded."""
+    measured = results.summary.get("calibration") or {}
+    names = [name for name in (results.main, "teacher", "anchor") if _is_measured(measured.get(name))]
+    rows = [{"model": name, **measured[name], "verdict": _verdict(measured[name])} for name in names]
     diagrams = [
         {"model": row["model"], "rows": row["rows"], **reliability_diagram(row["bins"], height=240)}
         for row in rows
-        if row["from"] == "confidence" and row["model"] != "anchor"
+        if row["model"] != "anchor"
     ]
     return {"rows": rows, "diagrams": diagrams} if rows else None
 
 
 def _verdict(one: Mapping[str, Any]) -> str:
-    """`over` or `under` confident, `calibrated` as far as the rows can tell, or `open`."""
-    if one["from"] == "confidence":
-        if one["ece"] <= one["ece_by_chance"]:
-            return "calibrated"
-        return "over" if one["confidence"] > one["accuracy"] else "under"
-    if one["confidence"]["low"] > one["accuracy"]:
-        return "over"
-    return "under" if one["confidence"]["high"] < one["accuracy"] else "open"
+    """`over` or `under` confident, or `calibrated` as far as the rows can tell."""
+    if one["ece"] <= one["ece_by_chance"]:
+        return "calibrated"
+    return "over" if one["confidence"] > one["accuracy"] else "under"
+
+
+def _is_measured(record: Mapping[str, Any] | None) -> bool:
+    """Whether a record of summary.json was made from recorded confidences."""
+    return bool(record) and record.get("from", "confidence") == "confidence"
 
 
 def cascade(results: Results) -> dict[str, Any] | None:
     """The main student in front of the teacher: what is scored, and what it costs, by the share of rows passed on."""
     told = (results.summary.get("cascades") or {}).get(results.main)
-    if not told:
+    if not told or told["signal"] != "confidence":
         return None
     shares = {one["share"]: one for one in told["points"]}
     marks = {key: shares[told[key]] for key in ("level", "surely_level") if told[key] is not None}

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.analysis.run_results import Results, Student
-from tutelage.doctor.foretold import beside_truth
+from tutelage.analysis.run_results import Results, StudentRecords
 from tutelage.method.methods import find_method, method_names
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
@@ -168,7 +167,7 @@ def _short(checkpoints: list[dict[str, Any]]) -> list[str]:
     return steps if all(step.isdigit() for step in steps) else [str(place) for place in range(1, len(names) + 1)]
 
 
-def schedule(results: Results, student: Student) -> dict[str, Any]:
+def schedule(results: Results, student: StudentRecords) -> dict[str, Any]:
     """What a student followed: one record a stage with every candidate, and the path over the checkpoints."""
     totals = [c["total"] for record in student.stages for c in record["candidates"]]
     scale = 100 / (max(totals, default=0.0) or 1.0)
@@ -196,7 +195,7 @@ def _rule(method: str) -> str | None:
     return rule.__name__ if callable(rule) else rule
 
 
-def _path(results: Results, student: Student) -> dict[str, Any] | None:
+def _path(results: Results, student: StudentRecords) -> dict[str, Any] | None:
     """Stages across, checkpoints upward, the chosen ones joined; None where the teacher's checkpoints are not known."""
     names = [c["name"] for c in results.taught.get("checkpoints") or []]
     chosen = [record["chosen"] for record in student.stages]
@@ -237,7 +236,7 @@ def learning(results: Results) -> dict[str, Any] | None:
 OTHERS = {"teacher": "teach", "anchor": "anchor"}
 
 
-def ordered(results: Results) -> list[Student]:
+def ordered(results: Results) -> list[StudentRecords]:
     """The distilled students with records, the main one first."""
     return sorted(results.students, key=lambda student: student.name != results.main)
 
@@ -270,7 +269,7 @@ def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
-def _validated(student: Student) -> list[dict[str, Any]]:
+def _validated(student: StudentRecords) -> list[dict[str, Any]]:
     """Line charts of what validation said after each stage."""
     seen = [record.get("validation") or {} for record in student.stages]
     kept = [record["stage"] == student.kept.get("stage") for record in student.stages]
@@ -286,8 +285,7 @@ def _line(values: Sequence[float | None], marked: Sequence[bool]) -> dict[str, A
 
 
 def how_it_was_made(results: Results) -> dict[str, Any]:
-    """Seconds taken and foretold, versions, fingerprints, the command that repeats the run, and the recipe as
-    resolved."""
+    """Seconds taken, versions, fingerprints, the command that repeats the run, and the recipe as resolved."""
     versions: dict[str, list[str]] = {}
     for manifest in results.manifests.values():
         for name, version in (manifest.get("versions") or {}).items():
@@ -299,17 +297,11 @@ def how_it_was_made(results: Results) -> dict[str, Any]:
     command = f"tutelage run {shlex.quote(f'{folder}/recipe.yaml')}" if folder else None
     return {
         "seconds": seconds,
-        "told": beside_truth(results.folder, _students(results.recipe)),
         "prints": _fingerprints(results.manifests),
         "versions": versions,
         "command": command,
         "recipe": results.recipe_text,
     }
-
-
-def _students(recipe: dict[str, Any]) -> list[str]:
-    plan = recipe.get("distill") or {}
-    return [f"{method}/seed-{seed}" for method in plan.get("methods", ()) for seed in plan.get("seeds", ())]
 
 
 def _fingerprints(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:

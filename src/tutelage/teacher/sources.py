@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tutelage.data.encode import Collator, EncodedRow
+from tutelage.data.collate import Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.method.mixed_loss import Targets
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import Head, answer_hidden, head_of
@@ -26,7 +27,9 @@ from tutelage.teacher.hidden_store import HiddenStore, save_whole
 class TeacherSource(Protocol):
     """Teacher checkpoints, oldest first, and what each says about a batch."""
 
-    checkpoints: Sequence[str]
+    @property
+    def checkpoints(self) -> Sequence[str]:
+        """Names, oldest first."""
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """Targets at the batch's answer positions, row-major."""

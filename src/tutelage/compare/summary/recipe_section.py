@@ -12,9 +12,11 @@ from typing import Literal, NamedTuple, NotRequired, TypedDict
 import numpy as np
 
 from tutelage.analysis.crossed_intervals import Estimate
-from tutelage.analysis.statistics import gap_closed_interval, hierarchical_bootstrap, mean_ranks, two_by_two
+from tutelage.analysis.method_comparison import gap_closed_interval, mean_ranks, two_by_two
+from tutelage.analysis.significance import score_estimate
+from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.summary.against_best import SIGNS, TestedDifference, compare_with_best
-from tutelage.compare.summary.scores import MEASURES, Measure, RecipeScores, RunKey
+from tutelage.compare.summary.scores import RecipeScores, RunKey
 
 BaseModel = Literal["teacher", "anchor"]
 BASELINE = "sft"
@@ -148,7 +150,7 @@ class _ByMeasure(NamedTuple):
 def _by_measure(recipe: RecipeScores, measure: Measure) -> _ByMeasure:
     keys = {method: recipe.keys(method) for method in recipe.methods}
     estimates = {
-        method: hierarchical_bootstrap(recipe.student_sample(measure, method, keys[method]), grid=keys[method])
+        method: score_estimate(recipe.student_sample(measure, method, keys[method]), grid=keys[method])
         for method in recipe.methods
     }
     intervals = {method: _clipped(estimate, measure) for method, estimate in estimates.items()}
@@ -181,7 +183,7 @@ def _method_summary(recipe: RecipeScores, method: str, score: _ByMeasure, nll: _
 
 
 def _base_summary(recipe: RecipeScores, model: BaseModel, keys: Sequence[RunKey]) -> BaseSummary:
-    estimates = {m: hierarchical_bootstrap(recipe.base_sample(m, model, keys), grid=keys) for m in MEASURES}
+    estimates = {m: score_estimate(recipe.base_sample(m, model, keys), grid=keys) for m in MEASURES}
     return {"score": _clipped(estimates["score"], "score"), "nll": _clipped(estimates["nll"], "nll")}
 
 
@@ -194,7 +196,7 @@ def _gap_closed(recipe: RecipeScores, method: str) -> GapClosedSummary | None:
     low = recipe.student_sample("score", BASELINE, keys) if shared else recipe.base_sample("score", "anchor", keys)
     teacher, student = recipe.base_sample("score", "teacher", keys), recipe.student_sample("score", method, keys)
     gap = gap_closed_interval(low, teacher, student, grid=keys)
-    return {"share": gap.share, "low": gap.low, "high": gap.high, "from": "sft" if shared else "anchor"}
+    return {"share": gap.fraction, "low": gap.low, "high": gap.high, "from": "sft" if shared else "anchor"}
 
 
 def _two_by_two(recipe: RecipeScores) -> dict[Measure, Effects]:

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tutelage.analysis.crossed_intervals import Sample, ScalarStatistic, stack, take_samples
+from tutelage.analysis.crossed_intervals import RunScores, ScalarStatistic, score_runs, stack
+from tutelage.analysis.slices import Measure
 from tutelage.compare.cells import Cell, CellRecord, has_teacher
 from tutelage.errors import StaleArtifactError, problems
 from tutelage.recipe.load import load_recipe
@@ -24,9 +25,6 @@ from tutelage.tasks.base import BaseTask
 from tutelage.utils.bootstrap import Statistic
 from tutelage.utils.files import read_json, read_jsonl, read_records
 
-Measure = Literal["score", "nll"]
-"""`score`: the recipe's metric, higher is better; `nll`: loss in nats per answer token, lower is better."""
-MEASURES: tuple[Measure, ...] = ("score", "nll")
 RunKey = tuple[int, int]
 """Teacher seed and seed of a training run."""
 
@@ -42,7 +40,7 @@ class ModelScores(NamedTuple):
 
     metrics: dict[str, float]
     """Every metric of the task and `nll`, on all test rows."""
-    samples: dict[Measure, Sample]
+    samples: dict[Measure, RunScores]
     """Of this model alone."""
     validation_losses: dict[str, float]
     """Nats per answer token, by row id."""
@@ -109,12 +107,12 @@ class RecipeScores:
         metrics = dict.fromkeys(row["metric"] for row in rows)
         return {metric: float(np.mean([row["value"] for row in rows if row["metric"] == metric])) for metric in metrics}
 
-    def student_sample(self, measure: Measure, method: str, keys: Sequence[RunKey]) -> Sample:
+    def student_sample(self, measure: Measure, method: str, keys: Sequence[RunKey]) -> RunScores:
         """A method's students on the test rows, in the order of the keys."""
         cells = (self.cell(method, key) for key in keys)
         return stack([self.models[cell.run, cell.student].samples[measure] for cell in cells])
 
-    def base_sample(self, measure: Measure, model: Literal["teacher", "anchor"], keys: Sequence[RunKey]) -> Sample:
+    def base_sample(self, measure: Measure, model: Literal["teacher", "anchor"], keys: Sequence[RunKey]) -> RunScores:
         """The teacher of each key's teacher seed; or the anchor, which is the same for all."""
         first = next(iter(self.runs.values()))
         runs = [self.runs.get(key[0], first) if model == "teacher" else first for key in keys]
@@ -143,7 +141,7 @@ class RecipeScores:
         tables = {f"{run}/evaluate/{model}": read.score_table[None] for (run, model), read in files.items()}
         losses = {f"losses of {run}/evaluate/{model}": read.test_losses[None] for (run, model), read in files.items()}
         statistic = next(iter(files.values())).score_statistic
-        samples = zip(take_samples(tables, statistic), take_samples(losses), strict=True)
+        samples = zip(score_runs(tables, statistic), score_runs(losses), strict=True)
         return {
             name: ModelScores(read.metrics, {"score": score, "nll": nll}, read.validation_losses)
             for (name, read), (score, nll) in zip(files.items(), samples, strict=True)
