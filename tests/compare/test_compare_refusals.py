@@ -55,8 +55,8 @@ def test_settings_of_the_whole_recipe_may_be_about_some_methods_only(tmp_path):
         (("in-order", "forward_kl", "constant"), "its schedule is 'in-order'; allowed are none, best"),
         (("best", "forward", "constant"), "its divergence is 'forward'"),
         (("best", "forward_kl", "adaptiv"), "its weighting is 'adaptiv'"),
-        (("best", "forward_kl", "none"), "it follows a teacher and its weighting is none"),
-        (("best", "forward_kl", "constant", "", "teacher"), "it trains on the teacher's; one of the two"),
+        (("best", "forward_kl", "none"), "it follows a teacher, but its weighting is none"),
+        (("best", "forward_kl", "constant", "", "teacher"), "but trains on the teacher's answers; choose one"),
     ],
 )
 def test_a_method_of_ones_own_that_cannot_work_is_said_with_the_recipe(tmp_path, command, monkeypatch, parts, words):

@@ -7,6 +7,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src" / "tutelage"
 
 PACKAGES = [
+    "errors",
     "utils",
     "method",
     "recipe",
@@ -24,9 +25,9 @@ PACKAGES = [
     "demo",
     "cli",
 ]
-"""Lowest first: a package imports its own modules and those of the packages before it. `errors` and `records` are below
-all."""
-ROOT_MODULES = {"errors", "records", "__init__", "__main__"}
+"""Lowest first: a package imports its own modules and those of the packages before it; all import `errors` and
+`records`."""
+ROOT_MODULES = {"records", "__init__", "__main__"}
 BELOW_ALL = ("errors", "records")
 
 

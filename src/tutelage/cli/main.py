@@ -77,12 +77,9 @@ def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -
 
 def _show(run_folder: RunFolder) -> None:
     """What a whole run came to."""
-    from tutelage.doctor.foretold import beside_truth, in_words
     from tutelage.stages.evaluate import show_scores
 
     show_scores(run_folder.folder)
-    if told := beside_truth(run_folder.folder, run_folder.recipe.distill.students).get("seconds"):
-        run_folder.screen.say(in_words(told))
     run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
 
 
@@ -173,22 +170,28 @@ StudentName = Annotated[str | None, typer.Option(help="METHOD/seed-K; default: t
 def doctor(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    probe: Annotated[
-        int | None, typer.Option(min=8, help="Rows of a short trial: foretells time, memory, disk, payoff.")
+    timing_run: Annotated[
+        int | None,
+        typer.Option(
+            "--timing-run",
+            min=8,
+            metavar="ROWS",
+            help="Train both models for a few steps on so many rows, to predict time, memory and disk.",
+        ),
     ] = None,
+    probe: Annotated[int | None, typer.Option(min=8, hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON.")] = False,
 ) -> None:
-    """Minutes before hours: what will fail, what to look at, whether distillation can pay. Exit code 0, 1 (look), 2
+    """Preflight checks: what will fail, what is worth a look, whether distillation can pay. Exit code 0, 1 (look) or 2
     (will fail)."""
     from tutelage.doctor import examine_file, exit_code, show, to_json
-    from tutelage.doctor.foretold import keep
-    from tutelage.recipe.load import load_recipe
 
-    checks = examine_file(recipe, overrides or [], probe=probe, say=lambda text: print(text, file=sys.stderr))
-    told = {check.name: check.numbers for check in checks if check.area == "budget"}
-    if "foretold" in told.get("time", {}):
-        folder = Path(load_recipe(recipe, overrides or []).recipe.output_dir)
-        keep(folder, seconds=told["time"]["foretold"], disk=told["disk"], memory=told["memory"])
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    if probe is not None:
+        say("--probe is now --timing-run; the old name will go with the next version")
+    checks = examine_file(recipe, overrides or [], timing_rows=timing_run or probe, say=say)
     if as_json:
         print(to_json(checks))
     else:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tutelage.data.encode import Collator, EncodedRow, Encoder, pad_id_of
+from tutelage.data.collate import Collator, pad_id_of
+from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import answer_lengths, length_order
 from tutelage.errors import ModelError
 from tutelage.models.forward import read_batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.encode import IGNORED
+from tutelage.data.collate import IGNORED
 from tutelage.method.divergences import cross_entropy
 from tutelage.method.mixed_loss import example_means
 from tutelage.models.heads import answer_states

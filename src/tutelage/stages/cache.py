@@ -15,7 +15,7 @@ from tutelage.method.methods import find_method
 from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
-from tutelage.teacher.build_cache import each_checkpoint, foretell
+from tutelage.teacher.build_cache import each_checkpoint, predicted_size
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_json, write_jsonl
@@ -38,9 +38,9 @@ def _states(run: RunFolder, models: RunModels) -> None:
             return
         rows = models.encoded("train")
         checkpoints = run.teacher_checkpoints["checkpoints"]
-        run.screen.say(
-            foretell(rows, recipe.teacher, len(checkpoints), run.prepared["vocabulary"], section.dtype, run.folder)
-        )
+        count, vocabulary = len(checkpoints), run.prepared["vocabulary"]
+        size = predicted_size(rows, recipe.teacher, count, vocabulary, section.dtype, run.folder)
+        run.screen.say(f"cache: {size or 'its size is known once the teacher is here'}")
         builder = models.cache_builder(work.folder)
         folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]

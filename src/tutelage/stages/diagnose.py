@@ -44,7 +44,7 @@ from tutelage.analysis.slices import (
     measure_slices,
 )
 from tutelage.analysis.training_dynamics import training_dynamics
-from tutelage.data.dataset import prompt_text
+from tutelage.data.splits import prompt_text
 from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import print_table

@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tutelage.data.encode import Collator, EncodedRow
+from tutelage.data.collate import Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.method.mixed_loss import Targets
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import Head, answer_hidden, head_of

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.encode import IGNORED, Collator, EncodedRow
+from tutelage.data.collate import IGNORED, Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.errors import ModelError
 from tutelage.method.divergences import forward_kl, reverse_kl
 from tutelage.method.mixed_loss import Targets

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tutelage.analysis.statistics import (
+from tutelage.analysis.significance import (
     ALPHA,
     Difference,
     SeedsNeeded,
@@ -15,7 +15,8 @@ from tutelage.analysis.statistics import (
     paired_difference,
     seeds_needed,
 )
-from tutelage.compare.summary.scores import Measure, RecipeScores
+from tutelage.analysis.slices import Measure
+from tutelage.compare.summary.scores import RecipeScores
 
 SIGNS: dict[Measure, int] = {"score": 1, "nll": -1}
 """1: higher is better."""

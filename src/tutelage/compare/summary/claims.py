@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tutelage.analysis.slices import Measure
 from tutelage.compare.summary.recipe_section import (
     AgainstBestSummary,
     IntervalSummary,
@@ -15,7 +16,6 @@ from tutelage.compare.summary.recipe_section import (
     RecipeSummary,
     SeedsNeededSummary,
 )
-from tutelage.compare.summary.scores import Measure
 from tutelage.compare.summary.student_section import PredictionSummary, StudentSummary
 from tutelage.records import Interval
 

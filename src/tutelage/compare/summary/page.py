@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.summary.claims import (
     Standing,
     against_teacher,
@@ -23,7 +24,6 @@ from tutelage.compare.summary.claims import (
     standing,
 )
 from tutelage.compare.summary.recipe_section import Effects, IntervalSummary, MethodSummary, RecipeSummary
-from tutelage.compare.summary.scores import MEASURES, Measure
 from tutelage.compare.summary.student_section import StudentSummary
 from tutelage.compare.summary.summarise import Summary
 from tutelage.compare.summary.table import run_count
