@@ -207,11 +207,11 @@ def _two_by_two(recipe: RecipeScores) -> dict[Measure, Effects]:
     effects = {measure: two_by_two(*samples[measure], grid=keys) for measure in MEASURES}
     return {
         measure: {
-            "schedule": _interval(found.schedule),
-            "weighting": _interval(found.weighting),
-            "interaction": _interval(found.interaction),
+            "schedule": _interval(effect.schedule),
+            "weighting": _interval(effect.weighting),
+            "interaction": _interval(effect.interaction),
         }
-        for measure, found in effects.items()
+        for measure, effect in effects.items()
     }
 
 
