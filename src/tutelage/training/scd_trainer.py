@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from tutelage.data.dataset import simple_examples
 from tutelage.data.collate import pad_id_of
+from tutelage.data.dataset import simple_examples
 from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import keys_of
 from tutelage.errors import ConfigError, ModelError
