@@ -41,11 +41,7 @@ def _check_checkpoint(folder: Path, base: Model) -> None:
     expected = _read_config(Path(base.model_name_or_path))
     if (folder / "adapter_config.json").is_file():
         adapter_base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        if (
-            adapter_base
-            and adapter_base != base.model_name_or_path
-            and not _same_folder(adapter_base, base.model_name_or_path)
-        ):
+        if adapter_base and not _same_model(adapter_base, base.model_name_or_path):
             missing = "" if Path(adapter_base).exists() else ", which does not exist"
             raise ModelError(
                 f"{folder} holds adapters for the base model {adapter_base!r}{missing}; teacher.model_name_or_path is"

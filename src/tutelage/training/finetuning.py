@@ -50,8 +50,9 @@ def best_checkpoint(checkpoints: Sequence[CheckpointScore], by: str) -> str:
 
     checkpoints: on validation, in training order. by: score or loss.
     """
-    ranks = [
-        (c["score"] if by == "score" and c["score"] is not None else 0.0, -c["nll"], -i)
-        for i, c in enumerate(checkpoints)
-    ]
-    return checkpoints[-max(ranks)[2]]["name"]
+
+    def rank(checkpoint: CheckpointScore) -> tuple[float, float]:
+        score = checkpoint["score"] if by == "score" else None
+        return score or 0.0, -checkpoint["nll"]
+
+    return max(checkpoints, key=rank)["name"]  # the first of equals
