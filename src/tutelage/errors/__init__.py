@@ -6,7 +6,6 @@ traceback and exits with 2; any other exception is a bug and exits with 1.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -26,7 +25,6 @@ __all__ = [
     "StaleArtifactError",
     "UserError",
     "by_kind",
-    "is_disk_full",
     "problems",
 ]
 
@@ -114,14 +112,3 @@ class RunLockedError(UserError):
 def problems(title: str, lines: list[str]) -> str:
     """A title and a line for each problem, so that a user mends all of them at once."""
     return "\n".join([title, *(f"  - {line}" for line in lines)])
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, is the system's report of a full disk or an exceeded quota."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
