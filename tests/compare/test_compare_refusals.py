@@ -55,8 +55,8 @@ def test_settings_of_the_whole_recipe_may_be_about_some_methods_only(tmp_path):
         (("in-order", "forward_kl", "constant"), "its schedule is 'in-order'; allowed are none, best"),
         (("best", "forward", "constant"), "its divergence is 'forward'"),
         (("best", "forward_kl", "adaptiv"), "its weighting is 'adaptiv'"),
-        (("best", "forward_kl", "none"), "it follows a teacher and its weighting is none"),
-        (("best", "forward_kl", "constant", "", "teacher"), "it trains on the teacher's; one of the two"),
+        (("best", "forward_kl", "none"), "it follows a teacher, but its weighting is none"),
+        (("best", "forward_kl", "constant", "", "teacher"), "but trains on the teacher's answers; choose one"),
     ],
 )
 def test_a_method_of_ones_own_that_cannot_work_is_said_with_the_recipe(tmp_path, command, monkeypatch, parts, words):
@@ -197,11 +197,12 @@ def test_a_cell_that_was_written_in_part_is_not_recorded(tmp_path):
         RuntimeError("inline_container.cc:672] . unexpected pos 186688 vs 186576"),
     ],
 )
-def test_a_full_disk_is_said_in_words(tmp_path, command, monkeypatch, error):
+def test_a_full_disk_is_reported_without_a_traceback(tmp_path, command, monkeypatch, error):
     def full(self, cell, inputs, rows):
         raise error
 
     monkeypatch.setattr(ResultsFile, "append", full)
+    monkeypatch.setattr("tutelage.utils.disk.free_space", lambda folder: 0)
     assert command("compare", make_project(tmp_path), "--methods", "sft", "--seeds", 1) == 2
     assert "free some space; the same command continues" in command.err
 

@@ -32,6 +32,7 @@ MOST_VALUES = 100
 """Values of one key with a slice of their own, the most frequent ones; the others share one slice."""
 OTHER = "(other)"
 Measure = Literal["score", "nll"]
+"""`score`: the task's metric, higher is better; `nll`: loss in nats per answer token, lower is better."""
 MEASURES: tuple[Measure, ...] = ("score", "nll")
 
 

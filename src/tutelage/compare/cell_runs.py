@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tutelage.compare.cell_table import CellTable
 from tutelage.compare.cells import RESULTS, Cell, ResultRow, ResultsFile
-from tutelage.compare.executors import CellTask, Executor, LocalExecutor, Outcome
+from tutelage.compare.executors import Executor, LocalExecutor, Outcome
 from tutelage.compare.plan import ComparisonPlan
 from tutelage.compare.summary.scores import has_predictions, validation_of_kept_stage
 from tutelage.compare.tuning import TUNED
@@ -83,7 +83,8 @@ class CellProcedure:
     """For messages."""
     file: str
     """In the folder of the comparison."""
-    task: CellTask
+    task: Callable[..., object]
+    """Called with a cell and `rebuild`; importable, since it is sent to another process."""
     rows_of: Callable[[Outcome], list[ResultRow]]
     has_predictions: Callable[[Cell], bool]
 
@@ -120,16 +121,16 @@ def run_cells(plan: ComparisonPlan, procedure: CellProcedure, runs: Mapping[Cell
     return fingerprints
 
 
-def make_executor(plan: ComparisonPlan, task: CellTask, runs: Iterable[RunFolder]) -> Executor:
+def make_executor(plan: ComparisonPlan, task: Callable[..., object], runs: Iterable[RunFolder]) -> Executor:
     """The executor that the plan names."""
-    logs, task = plan.folder / "logs", partial(task, rebuild=plan.force)
+    logs, cell_task = plan.folder / "logs", partial(task, rebuild=plan.force)
     if plan.executor == "local":
-        return LocalExecutor(task, logs, plan.jobs)
+        return LocalExecutor(cell_task, logs, plan.jobs)
     from tutelage.compare.ray_executor import RayExecutor
 
     resources = plan.recipes[0].compare
     folders = list(dict.fromkeys([plan.folder, *(run.folder for run in runs)]))
-    return RayExecutor(task, logs, folders, num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
+    return RayExecutor(cell_task, logs, folders, num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
 
 
 def _refuse_stale_students(students: Mapping[Cell, Work]) -> None:

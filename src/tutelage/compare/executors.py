@@ -23,7 +23,7 @@ from typing import Protocol
 from tutelage.compare.cells import Cell
 from tutelage.errors import UserError
 
-CellTask = Callable[[Cell], None]
+CellTask = Callable[[Cell], object]
 """Trains and scores a cell; what it prints goes to the cell's log. Called in another process, so it must be
 picklable."""
 

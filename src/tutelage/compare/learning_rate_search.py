@@ -19,8 +19,8 @@ Rates = dict[str, dict[str, float]]
 def search_learning_rates(plan: ComparisonPlan, runs: Sequence[RunFolder]) -> tuple[list[RunFolder], Rates]:
     """The runs with the learning rate that is best on validation; and with `tune.per_method` the rates of methods.
 
-    The rate of `tune.method` comes first, since the anchor is trained with it too. Rates are searched in the recipe's own
-    run folder; the run folders of other teacher seeds get the same.
+    The rate of `tune.method` comes first, since the anchor is trained with it too. Rates are searched in the recipe's
+    own run folder; the run folders of other teacher seeds get the same.
     """
     own = _first_of_recipe(runs)
     for run in own:

@@ -62,8 +62,8 @@ def make_plan(
 
 
 def _recipe_refusals(recipes: Sequence[Recipe], methods: Sequence[str], seeds: int) -> list[str]:
-    found = (problem for recipe in recipes for problem in check(with_methods(recipe, methods, range(seeds))))
-    return list(dict.fromkeys(found))
+    refusals = (line for recipe in recipes for line in check(with_methods(recipe, methods, range(seeds))))
+    return list(dict.fromkeys(refusals))  # recipes with the same problem report it once
 
 
 def _method_refusals(recipes: Sequence[Recipe], methods: Sequence[str], tune: bool) -> Iterator[str]:

@@ -16,6 +16,7 @@ from tutelage.errors.problem import Place, Problem, by_kind
 __all__ = [
     "ConfigError",
     "DataError",
+    "DiskFullError",
     "Kind",
     "ModelError",
     "Place",
@@ -95,6 +96,12 @@ class ModelError(UserError):
     """A model, tokenizer or checkpoint folder cannot be used with the others."""
 
     default_kind = Kind.MODEL
+
+
+class DiskFullError(UserError):
+    """A file could not be written because its disk is full."""
+
+    default_kind = Kind.DISK_FULL
 
 
 class StaleArtifactError(UserError):

@@ -15,7 +15,7 @@ import numpy as np
 
 from tutelage.analysis.calibration import TOLERANCE
 from tutelage.analysis.run_results import Results, StudentRecords, read_lines
-from tutelage.analysis.slice_discovery import ALPHA
+from tutelage.analysis.significance import ALPHA
 from tutelage.analysis.slices import LEAST_ROWS, MEASURES
 from tutelage.data.splits import prompt_text
 from tutelage.method.risk_split import interval, perfect_gate, split_risk

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tutelage.analysis.statistics import (
+from tutelage.analysis.significance import (
     ALPHA,
     Difference,
     SeedsNeeded,
@@ -15,7 +15,8 @@ from tutelage.analysis.statistics import (
     paired_difference,
     seeds_needed,
 )
-from tutelage.compare.summary.scores import Measure, RecipeScores
+from tutelage.analysis.slices import Measure
+from tutelage.compare.summary.scores import RecipeScores
 
 SIGNS: dict[Measure, int] = {"score": 1, "nll": -1}
 """1: higher is better."""
@@ -26,7 +27,7 @@ class TestedDifference(NamedTuple):
 
     difference: Difference
     p_holm: float | None
-    """Corrected for the number of methods that were tested; None where the difference is not one of them."""
+    """Corrected for the number of methods that were tested; None if this difference was not."""
     seeds_needed: SeedsNeeded
 
 
@@ -63,7 +64,7 @@ def compare_with_best(recipe: RecipeScores, measure: Measure) -> AgainstBest:
 def _corrected(differences: Mapping[str, Difference]) -> dict[str, tuple[float | None, float]]:
     """By method, (p after Holm's correction or None, the level that p was compared with)."""
     some_with_several_runs = not all(difference.rows_only for difference in differences.values())
-    family = [name for name, found in differences.items() if not (some_with_several_runs and found.rows_only)]
+    family = [name for name, test in differences.items() if not (some_with_several_runs and test.rows_only)]
     p_values = [differences[name].p_value for name in family]
     tested = zip(holm(p_values).tolist(), holm_levels(p_values).tolist(), strict=True)
     return dict.fromkeys(differences, (None, ALPHA)) | dict(zip(family, tested, strict=True))

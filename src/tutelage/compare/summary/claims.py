@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tutelage.analysis.slices import Measure
 from tutelage.compare.summary.recipe_section import (
     AgainstBestSummary,
     IntervalSummary,
@@ -15,7 +16,6 @@ from tutelage.compare.summary.recipe_section import (
     RecipeSummary,
     SeedsNeededSummary,
 )
-from tutelage.compare.summary.scores import Measure
 from tutelage.compare.summary.student_section import PredictionSummary, StudentSummary
 from tutelage.records import Interval
 
@@ -26,11 +26,15 @@ ROUNDING = 1e-12
 # --- methods against each other ---
 
 
+PairVerdict = Literal["behind", "ahead", "differs_here", "not_significant", "one_run", "no_common_run"]
+State = Literal["ahead_of_all", "ahead_of_some", "ahead_of_none", "one_seed", "alone"]
+
+
 @dataclass(frozen=True)
 class PairClaim:
     """A method's difference from the chosen one, and what may be said of it."""
 
-    verdict: Literal["behind", "ahead", "differs_here", "not_significant", "one_run", "no_common_run"]
+    verdict: PairVerdict
     """`behind`, `ahead`: significantly worse or better than the chosen one. `differs_here`: significant for the trained
     models, with one training run each. `one_run`: one training run in common, where others have several; not tested.
     `no_common_run`: nothing to compare."""
@@ -76,11 +80,11 @@ class Standing:
     """All methods, the best on test first."""
     pairs: dict[str, PairClaim]
     """By method, without the chosen one; best on test first."""
-    state: Literal["ahead_of_all", "ahead_of_some", "ahead_of_none", "one_seed", "alone"]
+    state: State
     """`one_seed`: only one training run of each was tested. `alone`: there is one method."""
     seeds: SeedsClaim
 
-    def having(self, verdict: str) -> list[str]:
+    def having(self, verdict: PairVerdict) -> list[str]:
         """The methods with this verdict."""
         return [name for name, pair in self.pairs.items() if pair.verdict == verdict]
 
@@ -110,7 +114,7 @@ def rank_of(method: MethodSummary, measure: Measure) -> float:
     return method["score_rank"] if measure == "score" else method["nll_rank"]
 
 
-def _state(pairs: Sequence[PairClaim]) -> Any:
+def _state(pairs: Sequence[PairClaim]) -> State:
     if not pairs:
         return "alone"
     tested = [pair for pair in pairs if pair.verdict not in ("one_run", "no_common_run")]
@@ -130,6 +134,7 @@ def _pair(against: AgainstBestSummary | None, measure: Measure) -> PairClaim:
     difference, rows_only, p = interval(against["difference"]), against["difference"]["rows_only"], against["p_holm"]
     if p is None:
         return PairClaim("one_run", rows_only, difference)
+    verdict: PairVerdict
     if p >= ALPHA or not excludes_zero(difference):
         verdict = "not_significant"
     elif rows_only:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.summary.claims import (
     Standing,
     against_teacher,
@@ -23,7 +24,6 @@ from tutelage.compare.summary.claims import (
     standing,
 )
 from tutelage.compare.summary.recipe_section import Effects, IntervalSummary, MethodSummary, RecipeSummary
-from tutelage.compare.summary.scores import MEASURES, Measure
 from tutelage.compare.summary.student_section import StudentSummary
 from tutelage.compare.summary.summarise import Summary
 from tutelage.compare.summary.table import run_count
@@ -137,9 +137,9 @@ def _recipe_view(recipe: RecipeSummary, cells: Sequence[StudentSummary]) -> Reci
         teacher_seeds=max((numbers["trajectories"] for numbers in methods.values()), default=1),
         base={name: {m: interval(numbers[m]) for m in MEASURES} for name, numbers in recipe["base"].items()},
         standings=standings,
-        teacher_claims={m: against_teacher(recipe, found.chosen, m, students) for m, found in standings.items()},
-        chosen_rows={m: rows[found.chosen] for m, found in standings.items()},
-        rows={m: [rows[name] for name in found.order] for m, found in standings.items()},
+        teacher_claims={m: against_teacher(recipe, stand.chosen, m, students) for m, stand in standings.items()},
+        chosen_rows={m: rows[stand.chosen] for m, stand in standings.items()},
+        rows={m: [rows[name] for name in stand.order] for m, stand in standings.items()},
         plots={m: _interval_plot(recipe, m) for m in MEASURES},
         gap_from=next((gap["from"] for gap in gaps if gap), "anchor"),
         effects={m: _effects(recipe, effects, m) for m, effects in recipe["two_by_two"].items()},
@@ -156,7 +156,7 @@ def _method_row(name: str, numbers: MethodSummary, standings: Mapping[Measure, S
         "seeds": run_count(numbers).replace(" x ", " × "),
         **{measure: interval(numbers[measure]) for measure in MEASURES},
         "gap": None if gap is None or gap["share"] is None else interval({**gap, "value": gap["share"]}),
-        "pair": {measure: found.pairs.get(name) for measure, found in standings.items()},
+        "pair": {measure: stand.pairs.get(name) for measure, stand in standings.items()},
     }
 
 

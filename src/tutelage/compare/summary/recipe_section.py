@@ -12,9 +12,11 @@ from typing import Literal, NamedTuple, NotRequired, TypedDict
 import numpy as np
 
 from tutelage.analysis.crossed_intervals import Estimate
-from tutelage.analysis.statistics import gap_closed_interval, score_estimate, mean_ranks, two_by_two
+from tutelage.analysis.method_comparison import gap_closed_interval, mean_ranks, two_by_two
+from tutelage.analysis.significance import score_estimate
+from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.summary.against_best import SIGNS, TestedDifference, compare_with_best
-from tutelage.compare.summary.scores import MEASURES, Measure, RecipeScores, RunKey
+from tutelage.compare.summary.scores import RecipeScores, RunKey
 
 BaseModel = Literal["teacher", "anchor"]
 BASELINE = "sft"
@@ -205,11 +207,11 @@ def _two_by_two(recipe: RecipeScores) -> dict[Measure, Effects]:
     effects = {measure: two_by_two(*samples[measure], grid=keys) for measure in MEASURES}
     return {
         measure: {
-            "schedule": _interval(found.schedule),
-            "weighting": _interval(found.weighting),
-            "interaction": _interval(found.interaction),
+            "schedule": _interval(effect.schedule),
+            "weighting": _interval(effect.weighting),
+            "interaction": _interval(effect.interaction),
         }
-        for measure, found in effects.items()
+        for measure, effect in effects.items()
     }
 
 

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tutelage.analysis.crossed_intervals import RunScores, ScalarStatistic, stack, score_runs
+from tutelage.analysis.crossed_intervals import RunScores, ScalarStatistic, score_runs, stack
+from tutelage.analysis.slices import Measure
 from tutelage.compare.cells import Cell, CellRecord, has_teacher
 from tutelage.errors import StaleArtifactError, problems
 from tutelage.recipe.load import load_recipe
@@ -24,9 +25,6 @@ from tutelage.tasks.base import BaseTask
 from tutelage.utils.bootstrap import Statistic
 from tutelage.utils.files import read_json, read_jsonl, read_records
 
-Measure = Literal["score", "nll"]
-"""`score`: the recipe's metric, higher is better; `nll`: loss in nats per answer token, lower is better."""
-MEASURES: tuple[Measure, ...] = ("score", "nll")
 RunKey = tuple[int, int]
 """Teacher seed and seed of a training run."""
 

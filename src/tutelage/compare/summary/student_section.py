@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import TypedDict
 
 from tutelage.analysis.crossed_intervals import ROUNDING
-from tutelage.analysis.statistics import prediction_table
+from tutelage.analysis.method_comparison import prediction_table
+from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.cells import Cell
-from tutelage.compare.summary.scores import MEASURES, Measure, RecipeScores
+from tutelage.compare.summary.scores import RecipeScores
 from tutelage.method.risk_split import split_risk
 
 IDENTITY_NATS = 1e-9

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from tutelage.analysis.statistics import mean_ranks
+from tutelage.analysis.method_comparison import mean_ranks
+from tutelage.analysis.slices import Measure
 from tutelage.compare.cell_table import UNCHECKED, CellEntry, CellState, CellTable
 from tutelage.compare.cells import RESULTS, ResultsFile
 from tutelage.compare.summary.against_best import SIGNS
 from tutelage.compare.summary.recipe_section import RecipeSummary, summarise_recipe
-from tutelage.compare.summary.scores import Measure, RecipeScores
+from tutelage.compare.summary.scores import RecipeScores
 from tutelage.compare.summary.student_section import PredictionSummary, StudentSummary, prediction, summarise_student
 from tutelage.compare.tuning import TUNED, read_tuned
 from tutelage.utils.files import write_json

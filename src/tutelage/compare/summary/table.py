@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from tutelage.analysis.slices import MEASURES
 from tutelage.compare.cells import Cell
 from tutelage.compare.summary.recipe_section import (
     AgainstBestSummary,
@@ -18,7 +19,6 @@ from tutelage.compare.summary.recipe_section import (
     MethodSummary,
     RecipeSummary,
 )
-from tutelage.compare.summary.scores import MEASURES
 from tutelage.compare.summary.summarise import CellFields, Summary
 from tutelage.utils.console import print_table, visible
 
