@@ -1,5 +1,4 @@
-"""Every test runs offline and on one torch thread, so that results repeat and two cores are enough. Fixtures of several
-files."""
+"""Every test runs offline and with one torch thread, so that results are reproducible. Shared fixtures."""
 
 import os
 import re
@@ -23,7 +22,7 @@ def _one_thread():
 
 @pytest.fixture
 def recipe_file(tmp_path):
-    """Writes GOOD and more text to bank.yaml; the added text begins in line 8."""
+    """Writes GOOD and more text to bank.yaml; the added text starts at line 8."""
 
     def write(more="", text=GOOD):
         path = tmp_path / "bank.yaml"
@@ -35,7 +34,7 @@ def recipe_file(tmp_path):
 
 @pytest.fixture
 def complaints(recipe_file):
-    """The problems of a recipe, a line each, without the folder of the file and the kind at the end."""
+    """Lists the problems of a recipe, without the folder of its file and the kind at the end."""
 
     def find(more="", overrides=(), text=GOOD):
         from tutelage.errors import ConfigError

@@ -199,11 +199,12 @@ def test_a_cell_that_was_written_in_part_is_not_recorded(tmp_path):
         RuntimeError("inline_container.cc:672] . unexpected pos 186688 vs 186576"),
     ],
 )
-def test_a_full_disk_gives_a_readable_error(tmp_path, command, monkeypatch, error):
+def test_a_full_disk_is_reported_without_a_traceback(tmp_path, command, monkeypatch, error):
     def full(self, cell, inputs, rows):
         raise error
 
     monkeypatch.setattr(ResultsFile, "append", full)
+    monkeypatch.setattr("tutelage.utils.disk.free_space", lambda folder: 0)
     assert command("compare", make_project(tmp_path), "--methods", "sft", "--seeds", 1) == 2
     assert "free some space; the same command continues" in command.err
 

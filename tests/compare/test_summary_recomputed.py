@@ -309,7 +309,7 @@ def test_fractions_of_the_gap(comparison):
         )
         assert gap["from"] == "sft"
         assert gap["share"] == pytest.approx((student.mean() - sft.mean()) / (teacher.mean() - sft.mean()))
-        for end, side in (("low", -1), ("high", 1)):  # Fieller: at an end, what is left over is just told from 0
+        for end, side in (("low", -1), ("high", 1)):  # Fieller: at an end, the remainder is just significant
             left = about(student - sft - gap[end] * (teacher - sft))
             assert left.value == pytest.approx(-side * left.half, abs=1e-6)
 
@@ -328,10 +328,10 @@ def test_students_and_what_validation_predicts(comparison):
         metric = METRICS["accuracy" if cell["recipe"] == "plain" else "macro_f1"]
         assert (cell["score"], cell["teacher_score"]) == pytest.approx((metric(student_rows), metric(teacher_rows)))
         won = {"score": metric(student_rows) > metric(teacher_rows), "nll": loss(student_rows) < loss(teacher_rows)}
-        foretold = loss(held[0]) < loss(held[1])
+        predicted = loss(held[0]) < loss(held[1])
         for key, truth in won.items():
             assert cell[f"beats_teacher_in_{key}"] is truth
-            counts[key][2 * (not foretold) + (truth != foretold)] += 1
+            counts[key][2 * (not predicted) + (truth != predicted)] += 1
     for key, (true_wins, false_wins, true_losses, false_losses) in counts.items():
         table = summary["validation_foretells_test"][key]
         assert [table["true_wins"], table["false_wins"]] == [true_wins, false_wins]

@@ -17,7 +17,9 @@ SHOWN = 3
 SPLIT_WORDS = {"train": "training", "validation": "validation", "test": "test"}
 _BRACES = "Write a literal brace twice: {{ }}"
 _FIELDS = [field.name for field in fields(Problem)]
-_WITHOUT_IDENTIFIER = (Kind.USER, Kind.CONFIG, Kind.DATA, Kind.MODEL, Kind.STALE_ARTIFACT, Kind.RUN_LOCKED)
+_WITHOUT_IDENTIFIER = (
+    *(Kind.USER, Kind.CONFIG, Kind.DATA, Kind.MODEL, Kind.STALE_ARTIFACT, Kind.RUN_LOCKED, Kind.DISK_FULL),
+)
 """Kinds that say no more than the class of the error."""
 
 Values = Mapping[str, Any]

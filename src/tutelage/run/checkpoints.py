@@ -10,6 +10,9 @@ from typing import Any
 from tutelage.errors import ModelError
 from tutelage.recipe.schema import Model
 
+RESUME_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", "whole")
+"""Glob patterns of the files in a checkpoint folder that only an unfinished fine-tuning run needs."""
+
 
 def list_checkpoints(where: str | list[str], base: Model) -> list[Path]:
     """Folders of the teacher's checkpoints, oldest first, checked without loading any weights.

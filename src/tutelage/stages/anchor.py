@@ -14,8 +14,9 @@ from pathlib import Path
 
 from torch import nn
 
+from tutelage.models.adapters import merged
 from tutelage.models.evaluation import loss_records
-from tutelage.models.load import load_model, merged, save_student
+from tutelage.models.load import load_model, save_student
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.callbacks import WHOLE, seconds_before

@@ -16,7 +16,7 @@ import numpy as np
 from tutelage.errors import ModelError
 from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
-from tutelage.run.checkpoints import list_checkpoints
+from tutelage.run.checkpoints import RESUME_ONLY, list_checkpoints
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
@@ -24,8 +24,6 @@ from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import training_arguments
 from tutelage.utils.files import read_json, write_json, write_jsonl
 
-RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", WHOLE)
-"""What a saved step needs to go on training, and a finished teacher does not."""
 FINER = 4
 """Times as many checkpoints as are kept, among which those are chosen that are equally far apart in loss."""
 
@@ -48,7 +46,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         best = best_checkpoint(found, recipe.teach.best_by)
         write_json(work.folder / "checkpoints.json", {"best": best, "by": recipe.teach.best_by, "checkpoints": found})
         for folder in folders if given is None else []:
-            for pattern in RESTART_ONLY:
+            for pattern in RESUME_ONLY:
                 for path in folder.glob(pattern):
                     path.unlink()
         seen = ", ".join(f"{c['name']} {c['score']:.3f}/{c['nll']:.3f}" for c in found)
