@@ -28,8 +28,13 @@ def scored(values: np.ndarray) -> dict[str, float]:
     return {"value": float(values.mean()), "low": float(values.mean()) - half, "high": float(values.mean()) + half}
 
 
-def make_fake_run(folder: Path, *, rows: int = 400, skill: float = 0.805, seed: int = 0) -> Path:
-    """A run folder as the stages leave it: teacher near 0.85, plain fine-tuning near 0.75, the student near `skill`."""
+def make_fake_run(
+    folder: Path, *, rows: int = 400, skill: float = 0.805, seed: int = 0, confidences: bool = False
+) -> Path:
+    """A run folder as the stages leave it: teacher near 0.85, plain fine-tuning near 0.75, the student near `skill`.
+
+    confidences: whether predictions carry the probability of the answer.
+    """
     rng = np.random.default_rng(seed)
     ease = rng.random(rows)  # shared by all models, so that paired differences are smaller than unpaired ones
     skills = {"teacher": 0.85, "student": 0.02, "anchor": 0.75, "scd-aw/seed-0": skill, "td/seed-0": 0.765}
@@ -48,6 +53,8 @@ def make_fake_run(folder: Path, *, rows: int = 400, skill: float = 0.805, seed: 
                 "id": id, "model": model, "split": "test", "gold": gold, "raw": said, "prediction": said,
                 "score": float(right[n]), "nll": 0.0 if model == "teacher" and not n else float(nll[n]),
             })  # fmt: skip
+            if confidences:
+                predictions[-1]["confidence"] = float(np.exp(-nll[n])) if right[n] else 1 / (2 + n % 5)
         losses = np.array([row["nll"] for row in predictions[-rows:]])
         loss = float(losses.mean()) if model == "student" else scored(losses)  # both forms are allowed
         models[model] = {

@@ -99,7 +99,7 @@ def write_models(run: Path) -> None:
 
 
 def test_a_diagnosed_run_has_every_section(tmp_path):
-    run = make_fake_run(tmp_path, rows=120)
+    run = make_fake_run(tmp_path, rows=120, confidences=True)
     write_logs(run)
     write_models(run)
     diagnose(run)
@@ -114,13 +114,12 @@ def test_a_diagnosed_run_has_every_section(tmp_path):
         "slices",
         "weights",
         "learning",
+        "calibration",
         "cascade",
         "rows",
         "made",
     ]
-    assert (
-        page.sections == expected
-    )  # no calibration: the lengths of answers are not known; no effects: no two methods to compare
+    assert page.sections == expected  # no effects: no two methods differ in one part alone
     assert "Not in this report" not in page.text
     assert page.text.count(INJECTION) >= 2  # a subdomain is called so
     assert not [tag for tag, _ in page.tags if tag in ("img", "iframe", "object", "embed", "base", "form")]
@@ -329,38 +328,25 @@ def test_curves_are_places_on_a_logarithmic_axis():
     assert len(curves({"ce": [(n, 1 + n) for n in range(1000)]}, [], height=100, most=40)["lines"]["ce"].split()) == 40
 
 
-def test_calibration_is_measured_or_bounded(run):
+def test_calibration(run):
     accuracy = {"value": 0.5, "low": 0.2, "high": 0.8}
     bins = [{"low": 0.8, "high": 0.9, "rows": 10, "confidence": 0.85, "accuracy": accuracy}]
-    sure = {
-        "from": "confidence",
-        "rows": 10,
-        "accuracy": 0.5,
-        "confidence": 0.85,
-        "ece": 0.35,
-        "brier": 0.3,
-        "auroc": None,
-    }
-    bounded = {
-        "from": "gold",
-        "rows": 40,
-        "accuracy": 0.8,
-        "confidence": {"low": 0.6, "high": 0.9},
-        "sure_when_right": 0.95,
-    }
-    told = {
-        MAIN: sure | {"ece_by_chance": 0.1, "bins": bins},
-        "teacher": sure | {"ece_by_chance": 0.4, "bins": bins},
-        "anchor": None,
-    }
-    write_diagnosis(run, [], calibration=told)
+    measured = {"rows": 10, "accuracy": 0.5, "confidence": 0.85, "ece": 0.35, "brier": 0.3, "auroc": None, "bins": bins}
+    student, teacher = measured | {"ece_by_chance": 0.1}, measured | {"ece_by_chance": 0.4}
+    write_diagnosis(run, [], calibration={MAIN: student, "teacher": teacher | {"from": "confidence"}, "anchor": None})
     text = page_of(run).text
     assert "0.500 0.850 0.350 0.100 0.300 – too sure of itself" in text
     assert "0.400 0.300 – no miscalibration beyond chance" in text
-    write_diagnosis(run, [], calibration={MAIN: bounded, "teacher": bounded | {"accuracy": 0.95}})
-    text = page_of(run).text
-    assert "0.800 0.600 to 0.900 0.950 open: both too sure and too unsure are possible" in text
-    assert "0.950 0.600 to 0.900 0.950 too unsure of itself" in text
+    assert "recorded no confidences" not in text
+
+
+@pytest.mark.parametrize("record", [None, {"from": "gold", "rows": 40, "accuracy": 0.8}])
+def test_without_confidences_calibration_and_cascade_are_absent_and_said_to_be(run, record):
+    by_prompt = cascade(0.5, 0.5) | {"signal": "prompts"}
+    write_diagnosis(run, [], calibration={MAIN: record, "teacher": record}, cascades={MAIN: by_prompt})
+    page = page_of(run)
+    assert not {"calibration", "cascade"} & set(page.sections)
+    assert page.text.count("evaluate recorded no confidences. tutelage evaluate RECIPE --force scores") == 1
 
 
 def test_a_mark_of_the_reliability_diagram_lies_where_it_should():

@@ -258,34 +258,35 @@ def weight_ends(results: Results, student: Student) -> dict[str, Any] | None:
 
 
 def calibration(results: Results) -> dict[str, Any] | None:
-    """Whether the models know when they are right: main student, teacher and anchor as `diagnose` measured or bounded
-    it."""
-    told = results.summary.get("calibration") or {}
-    names = [name for name in (results.main, "teacher", "anchor") if told.get(name)]
-    rows = [{"model": name, **told[name], "verdict": _verdict(told[name])} for name in names]
+    """Calibration of main student, teacher and anchor as `diagnose` measured it; None if no confidences were
+    recorded."""
+    measured = results.summary.get("calibration") or {}
+    names = [name for name in (results.main, "teacher", "anchor") if _is_measured(measured.get(name))]
+    rows = [{"model": name, **measured[name], "verdict": _verdict(measured[name])} for name in names]
     diagrams = [
         {"model": row["model"], "rows": row["rows"], **reliability_diagram(row["bins"], height=240)}
         for row in rows
-        if row["from"] == "confidence" and row["model"] != "anchor"
+        if row["model"] != "anchor"
     ]
     return {"rows": rows, "diagrams": diagrams} if rows else None
 
 
 def _verdict(one: Mapping[str, Any]) -> str:
-    """`over` or `under` confident, `calibrated` as far as the rows can tell, or `open`."""
-    if one["from"] == "confidence":
-        if one["ece"] <= one["ece_by_chance"]:
-            return "calibrated"
-        return "over" if one["confidence"] > one["accuracy"] else "under"
-    if one["confidence"]["low"] > one["accuracy"]:
-        return "over"
-    return "under" if one["confidence"]["high"] < one["accuracy"] else "open"
+    """`over` or `under` confident, or `calibrated` as far as the rows can tell."""
+    if one["ece"] <= one["ece_by_chance"]:
+        return "calibrated"
+    return "over" if one["confidence"] > one["accuracy"] else "under"
+
+
+def _is_measured(record: Mapping[str, Any] | None) -> bool:
+    """Whether a record of summary.json was made from recorded confidences."""
+    return bool(record) and record.get("from", "confidence") == "confidence"
 
 
 def cascade(results: Results) -> dict[str, Any] | None:
     """The main student in front of the teacher: what is scored, and what it costs, by the share of rows passed on."""
     told = (results.summary.get("cascades") or {}).get(results.main)
-    if not told:
+    if not told or told["signal"] != "confidence":
         return None
     shares = {one["share"]: one for one in told["points"]}
     marks = {key: shares[told[key]] for key in ("level", "surely_level") if told[key] is not None}

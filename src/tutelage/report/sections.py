@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.analysis.run_results import Results, Student
-from tutelage.doctor.foretold import beside_truth
 from tutelage.method.methods import find_method, method_names
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
@@ -286,8 +285,7 @@ def _line(values: Sequence[float | None], marked: Sequence[bool]) -> dict[str, A
 
 
 def how_it_was_made(results: Results) -> dict[str, Any]:
-    """Seconds taken and foretold, versions, fingerprints, the command that repeats the run, and the recipe as
-    resolved."""
+    """Seconds taken, versions, fingerprints, the command that repeats the run, and the recipe as resolved."""
     versions: dict[str, list[str]] = {}
     for manifest in results.manifests.values():
         for name, version in (manifest.get("versions") or {}).items():
@@ -299,17 +297,11 @@ def how_it_was_made(results: Results) -> dict[str, Any]:
     command = f"tutelage run {shlex.quote(f'{folder}/recipe.yaml')}" if folder else None
     return {
         "seconds": seconds,
-        "told": beside_truth(results.folder, _students(results.recipe)),
         "prints": _fingerprints(results.manifests),
         "versions": versions,
         "command": command,
         "recipe": results.recipe_text,
     }
-
-
-def _students(recipe: dict[str, Any]) -> list[str]:
-    plan = recipe.get("distill") or {}
-    return [f"{method}/seed-{seed}" for method in plan.get("methods", ()) for seed in plan.get("seeds", ())]
 
 
 def _fingerprints(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:

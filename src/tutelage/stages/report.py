@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 INPUTS = (
     "recipe.yaml",
-    "doctor/foretold.json",
     "prepare/rows.jsonl",
     "teach/checkpoints.json",
     "teach/log.jsonl",
@@ -91,9 +90,10 @@ def _sections(results: Results) -> dict[str, Any]:
 
     run, students = results.folder, sections.ordered(results)
     weighed = [student for student in students if student.weights]
-    slices = insight.slice_table(results)
+    slices, calibration = insight.slice_table(results), insight.calibration(results)
     return {
         "missing": {part: need for part, need in NEEDS.items() if not any(run.glob(need[0]))},
+        "no_confidences": bool(results.summary) and calibration is None,
         "comparison": (run / "compare" / "index.html").is_file(),
         "verdict": sections.verdict(results),
         "size": sections.size(results),
@@ -109,7 +109,7 @@ def _sections(results: Results) -> dict[str, Any]:
         "ends": next((ends for student in weighed if (ends := insight.weight_ends(results, student))), None),
         "effects": insight.effects(results),
         "learning": sections.learning(results),
-        "calibration": insight.calibration(results),
+        "calibration": calibration,
         "cascade": insight.cascade(results),
         "browser": browser_data(results, run),
         "made": sections.how_it_was_made(results),
