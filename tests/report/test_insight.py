@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from helpers.fake_run import INJECTION, Page, make_fake_run, write
 from tutelage.analysis.run_results import read_results
 from tutelage.report.charts import cascade_chart, curves, reliability_diagram
-from tutelage.report.insight import slice_table
 from tutelage.report.page import slice_value
+from tutelage.report.sections_slices import slice_table
 from tutelage.stages.diagnose import diagnose
 from tutelage.stages.report import build_report, inputs
 from tutelage.utils.files import write_jsonl
@@ -216,12 +216,10 @@ def test_intervals_of_slices_are_drawn_whole_or_marked_as_cut(run):
         tiny,
     ]
     write_diagnosis(run, slices)
-    bars = {line["value"]: line["bar"] for line in slice_table(read_results(run))["rows"]}
-    assert bars["wide"]["low"] == 1 and bars["wide"]["high"] == pytest.approx(
-        74.5
-    )  # 0.4 reaches the border, 0.2 half of it
-    assert bars["narrow"]["low"] == pytest.approx(50 - 49 * 0.15 / 0.4, abs=0.01)
-    assert [bars[name]["cut"] for name in ("wide", "narrow", "rare")] == [
+    bars = {row.value: row.bar for row in slice_table(read_results(run)).rows}
+    assert bars["wide"].low == 1 and bars["wide"].high == pytest.approx(74.5)  # 0.4 reaches the border, 0.2 half of it
+    assert bars["narrow"].low == pytest.approx(50 - 49 * 0.15 / 0.4, abs=0.01)
+    assert [bars[name].cut for name in ("wide", "narrow", "rare")] == [
         False,
         False,
         True,

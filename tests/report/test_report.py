@@ -307,7 +307,7 @@ def test_rows_without_a_loss_are_left_out_and_counted(tmp_path):
 
 
 def test_ticks_are_round_and_inside_the_axis():
-    from tutelage.report.charts import Axis, axis_around
+    from tutelage.report.axes import Axis, axis_around
 
     ticks = Axis(0.0, 1.0, 0.0, 200.0).ticks(5)
     assert [(tick.at, tick.text) for tick in ticks] == [

@@ -155,11 +155,11 @@ def last_part(path: Any) -> Any:
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """Folder of T*, as recorded or where it lies in the run; None where it is in neither place."""
+    """Folder of T*: in the run, or as recorded for checkpoints of the user's own; None if neither folder exists."""
     taught = read_or_none(run / "teach" / "checkpoints.json") or {}
     best = next((c for c in taught.get("checkpoints") or [] if c.get("name") == taught.get("best")), None)
-    places = [Path(best["folder"]), run / "teach" / best["name"]] if best else []
-    return next((place for place in places if place.is_dir()), None)
+    folders = [run / "teach" / best["name"], *([Path(best["folder"])] if best.get("folder") else [])] if best else []
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def begun(run: Path) -> list[str]:
