@@ -13,8 +13,7 @@ measured.
 Counting: a multiply-add is 2 FLOPs; matrix products and attention alone are counted (softmax, norms and optimizer are
 bound by memory, not by FLOPs). GB are 10^9 bytes. Rows have no padding. A run is SCD+AW: as many stages as checkpoints,
 `EPOCHS` passes each. Disk for the checkpoints themselves is the same four times and not in the table. Interconnects and
-offloading are left
-out: what does not fit on one card is said not to fit.
+offloading are left out: what does not fit on one card is said not to fit.
 """
 
 from __future__ import annotations
@@ -77,8 +76,7 @@ def position_bytes(teacher: Llm, vocabulary: int, top_k: int) -> dict[str, int]:
     """Bytes on disk for one answer position of one checkpoint.
 
     states: hidden size x 2 (bf16). full logits: vocabulary x 2 (fp16). top-k: k x (4 for the id + 4 for the
-    log-probability, as
-    `tutelage.teacher.build_cache` stores them).
+    log-probability, as `tutelage.teacher.build_cache` stores them).
     """
     return {"states": 2 * teacher.hidden, "full logits": 2 * vocabulary, "top-k": 8 * top_k, "live": 0}
 

@@ -2,11 +2,9 @@
 
     cached   the stages `cache` and `distill` as the command runs them, cache building included
     live     the stage `distill` with LiveTeacher in place of CachedTeacher: a teacher's forward pass in every step, in
-    every
-             stage's choice, and over all rows for the losses that adaptive weighting needs
+             every stage's choice, and over all rows for the losses that adaptive weighting needs
     trl_gkd  as many steps of TRL's GKDTrainer on the gold answers (lmbda 0) with forward KL (beta 0): one teacher, no
-    choice,
-             no weights; some steps are timed, and their median times the steps of the run is its total
+             choice, no weights; some steps are timed, and their median times the steps of the run is its total
 
 N = 4 checkpoints, T = 2 epochs in each of 4 stages. Models are Llamas with random weights, between a test's size and
 SmolLM2-135M; rows are random words, all of the same length, so that none of the three meets padding. Everything is
@@ -14,8 +12,7 @@ float32.
 
 To be fair to `live`: it holds all N checkpoints in memory once they are loaded (one at a time, as a user would have to,
 it would load anew for every choice), and measures each checkpoint's losses once. Its peak memory is that of N
-checkpoints;
-`teacher_mb` says what one weighs.
+checkpoints; `teacher_mb` says what one weighs.
 
 Not counted in any of the three: preparing rows, the teacher's training, the anchor. Two validation rows are scored
 after each stage and are part of `rest`, as are loading and saving models. The choice looks at 2 % as many rows as a
@@ -53,6 +50,8 @@ from benchmarks.machine import cores, machine_class, memory_mb, versions
 from benchmarks.shapes import EOS, FIRST_TEXT_ID, PAD, Batch, Shape, build_model
 from benchmarks.step import Worker, run_variant
 from benchmarks.variants import WARMUP_STEPS, Job
+from tutelage.run.run_folder import RunFolder
+from tutelage.training.run_models import RunModels
 
 TEACHER = Shape(hidden=512, layers=12, heads=8, kv_heads=4, intermediate=1408, vocabulary=32_768)
 STUDENT = Shape(hidden=384, layers=6, heads=6, kv_heads=3, intermediate=1024, vocabulary=32_768)
@@ -192,22 +191,20 @@ def make_project(folder: Path, size: Size) -> Path:
     )
 
 
-def workspace(recipe: Path, force: bool = False) -> Any:
+def open_run(recipe: Path, force: bool = False) -> RunFolder:
     """The run of a recipe."""
     from tutelage.recipe.load import load_recipe
-    from tutelage.run.workspace import Workspace
 
-    return Workspace(load_recipe(recipe, []).recipe, force=force)
+    return RunFolder(load_recipe(recipe, []).recipe, force=force)
 
 
 def set_up(pipe: Connection, folder: Path, size: Size, threads: int) -> None:
     """Everything that is not counted: rows, teacher and anchor."""
-    from tutelage.stages import anchor, prepare, teach
+    from tutelage.stages.pipeline import run_stages
 
     torch.set_num_threads(threads)
-    space = workspace(make_project(folder, size))
-    for stage in (prepare, teach, anchor):
-        stage.run(space)
+    run = open_run(make_project(folder, size))
+    run_stages(run, ("prepare", "teach", "anchor"))
     pipe.send(("done", None))
 
 
@@ -234,22 +231,21 @@ def clocked(clock: Clock) -> type:
     return Clocked
 
 
-def live_teacher(space: Any) -> type:
+def live_teacher(run: Any) -> type:
     """LiveTeacher, built with CachedTeacher's arguments; keeps models and losses it has once."""
-    from tutelage.data.encode import pad_id_of
     from tutelage.models.load import load_model
     from tutelage.teacher.sources import LiveTeacher
 
     class Live(LiveTeacher):
         def __init__(self, folder: Path, checkpoints: list[str], rows: Any, *, bf16: bool, heads: int) -> None:
-            super().__init__(checkpoints, self._load, rows, space.about["vocabulary"], pad_id_of(space.tokenizer))
+            super().__init__(checkpoints, self._load, rows, run.prepared["vocabulary"], RunModels(run).pad_id)
             self._models: dict[str, nn.Module] = {}
             self._losses: dict[str, np.ndarray] = {}
 
         def _load(self, checkpoint: str) -> nn.Module:
             if checkpoint not in self._models:
                 self._models[checkpoint] = load_model(
-                    space.recipe.teacher, Path(space.recipe.teach.checkpoints) / checkpoint
+                    run.recipe.teacher, Path(run.recipe.teach.checkpoints) / checkpoint
                 )
             return self._models[checkpoint]
 
@@ -266,12 +262,12 @@ def run_cached(pipe: Connection, recipe: Path, threads: int) -> None:
     from tutelage.stages import cache, distill
 
     torch.set_num_threads(threads)
-    baseline, clock, space = memory_mb("VmRSS"), Clock(), workspace(recipe)
+    baseline, clock, run = memory_mb("VmRSS"), Clock(), open_run(recipe)
     with clock.part("cache"):
-        cache.run(space)
+        cache.run_stage(run, RunModels(run))
     with mock.patch.object(distill, "Distillation", clocked(clock)), clock.part("rest"):
-        distill.run(space)
-    pipe.send(("done", result(space, clock, baseline)))
+        distill.run_stage(run, RunModels(run))
+    pipe.send(("done", result(run, clock, baseline)))
 
 
 def run_live(pipe: Connection, recipe: Path, threads: int) -> None:
@@ -279,18 +275,16 @@ def run_live(pipe: Connection, recipe: Path, threads: int) -> None:
     from tutelage.stages import distill
 
     torch.set_num_threads(threads)
-    baseline, clock, space = memory_mb("VmRSS"), Clock(), workspace(recipe, force=True)
-    patches = mock.patch.multiple(distill, Distillation=clocked(clock), CachedTeacher=live_teacher(space))
+    baseline, clock, run = memory_mb("VmRSS"), Clock(), open_run(recipe, force=True)
+    patches = mock.patch.multiple(distill, Distillation=clocked(clock), CachedTeacher=live_teacher(run))
     with patches, clock.part("rest"):
-        distill.run(space)
-    pipe.send(("done", result(space, clock, baseline)))
+        distill.run_stage(run, RunModels(run))
+    pipe.send(("done", result(run, clock, baseline)))
 
 
-def result(space: Any, clock: Clock, baseline: float) -> dict[str, Any]:
+def result(run: Any, clock: Clock, baseline: float) -> dict[str, Any]:
     """What a run of ours reports. followed: the checkpoint of every stage."""
-    stages = json.loads(
-        (space.folder / "distill" / METHOD / f"seed-{SEED}" / "stages.json").read_text(encoding="utf-8")
-    )
+    stages = json.loads((run.folder / "distill" / METHOD / f"seed-{SEED}" / "stages.json").read_text(encoding="utf-8"))
     return {
         "parts": clock.seconds,
         "seconds": sum(clock.seconds.values()),

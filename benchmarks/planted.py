@@ -17,13 +17,11 @@ every seed; the exit code is 1 if one does not.
 What does not hold here, or is not claimed:
 
 - Checkpoints in fixed order (cd) close 3, 6 and -3 % of td's deficit on knowledge: no more than noise, for three of
-four stages
-  follow checkpoints that know the members. scd closes 42 to 48 %: what helps is staying, not the order.
+  four stages follow checkpoints that know the members. scd closes 42 to 48 %: what helps is staying, not the order.
 - Where T* can be followed, no schedule has to help: a teacher that is right and sure says what gold says.
 - Under 6, td-aw is a little better than td over all rows (0.03 to 0.07 nats), although nothing is there to protect:
-with a weight
-  of 0.8 on knowledge rows the target has less of gold's certainty than with a kd_ratio of 0.5. On the rows of the plant
-  it is no better (0.01).
+  with a weight of 0.8 on knowledge rows the target has less of gold's certainty than with a kd_ratio of 0.5. On the
+  rows of the plant it is no better (0.01).
 - Adaptive weighting is not claimed to help on knowledge rows: -3, -5 and 12 % of td's deficit.
 """
 

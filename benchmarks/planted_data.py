@@ -4,15 +4,14 @@
 A row is three words, `filler cue thing`, and a label. What decides the label is planted, by subdomain:
 
     knowledge   label = (group of the cue, member of the thing). 16 cues fall into 4 groups: soon learned. Every thing
-    has a member
-                of its own, 1 of 4, which nothing in the row gives away: it has to be remembered. Things of the
-                student's training rows, of validation and of test are different ones, and each of its training rows has
-                a thing of its own; the teacher's corpus names every thing several times. So only the teacher, with its
-                larger corpus and its capacity, can know the member; a student can learn the group, and memorise what it
-                was shown.
+                has a member of its own, 1 of 4, which nothing in the row gives away: it has to be remembered. Things of
+                the student's training rows, of validation and of test are different ones, and each of its training rows
+                has a thing of its own; the teacher's corpus names every thing several times. So only the teacher, with
+                its larger corpus and its capacity, can know the member; a student can learn the group, and memorise
+                what it was shown.
     changed     the label is the thing's (a law's). The world changed after the teacher was trained: in its corpus every
-    law has
-                another label than in the student's rows, so that the teacher cannot have learned what is gold now.
+                law has another label than in the student's rows, so that the teacher cannot have learned what is gold
+                now.
     easy        the label is the thing's, for teacher and student alike.
 
 `splits(within_reach=True)` has knowledge rows about 24 things only, the same in all splits: members are there to be
@@ -23,7 +22,6 @@ Everything is seeded.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import random
 import time
 from collections.abc import Iterable
@@ -296,11 +294,10 @@ def run_stages(recipe: Path, stages: Iterable[str]) -> None:
     """What `tutelage STAGE RECIPE` does, in this process: starting one for every stage would take longer than the
     trainings."""
     from tutelage.recipe.load import load_recipe
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
+    from tutelage.stages import pipeline
 
-    space = Workspace(load_recipe(recipe).recipe)
-    for stage in stages:
-        importlib.import_module(f"tutelage.stages.{stage}").run(space)
+    pipeline.run_stages(RunFolder(load_recipe(recipe).recipe), stages)
 
 
 # --- what they say ---

@@ -8,8 +8,7 @@ anchor are given; one stage of one epoch is distilled, method scd-aw.
 Memory is read from outside, from /proc/PID/status every 10 ms:
 
     peak_mb   VmHWM, the kernel's own record of the highest resident memory; pages of mapped files that were touched are
-    in it,
-              although the kernel takes them back when memory is short
+              in it, although the kernel takes them back when memory is short
     anon_mb   the highest RssAnon that was seen: memory that only the process itself can give back
 
 `startup` is a process that imports the stage and ends. Ratios of peaks are given as they are and with startup

@@ -16,8 +16,7 @@ whatever else the machine does meets all of them alike; with long rows, whose fi
 together, `trl_gkd` takes turns with `cached` alone. A step's seconds run from the word to start until its end: reading
 the batch, forward, backward, clipping and optimizer. The store is written before, by a process that then ends. Peak
 memory is the highest resident memory of the variant's whole process (VmHWM: building the models included, and pages of
-mapped files);
-`baseline_mb` is what the process held after its imports, before it built anything.
+mapped files); `baseline_mb` is what the process held after its imports, before it built anything.
 """
 
 from __future__ import annotations

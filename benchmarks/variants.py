@@ -134,8 +134,7 @@ def trl_trainer(job: Job) -> Trainer:
     """GKDTrainer with its own collator on rows that are tokenized already; it never generates.
 
     beta 0 is KL(teacher || student), our forward KL: tests/test_trl_parity.py. Its divergence has temperature 1
-    whatever
-    `temperature` says.
+    whatever `temperature` says.
     """
     from datasets import Dataset
     from tokenizers import Tokenizer, models

@@ -283,9 +283,9 @@ def test_stages_run_in_order_through_the_command(monkeypatch):
 def test_the_project_is_one_that_prepare_takes(tmp_path):
     from tutelage.stages import prepare
 
-    space = endtoend.workspace(scale.make_project(tmp_path, 60))
-    prepare.run(space)
-    lengths = space.about["lengths"]
+    run = endtoend.open_run(scale.make_project(tmp_path, 60))
+    prepare.run_stage(run)
+    lengths = run.prepared["lengths"]
     assert [lengths[split]["rows"] for split in ("train", "validation", "test")] == [60, 100, 100]
     assert lengths["train"]["longest_answer"] == 3 and 40 <= lengths["train"]["longest"] <= 80
 

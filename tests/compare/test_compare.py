@@ -65,10 +65,10 @@ def test_a_comparison_from_rows_to_summary(tmp_path, command):
 def test_a_cell_that_fails_is_recorded_and_made_again(tmp_path, command, monkeypatch):
     recipe, real = make_project(tmp_path), compare.distill.cell
 
-    def out_of_memory(space, method, seed):
+    def out_of_memory(run, models, method, seed):
         if method == "td":
             raise MemoryError("no room")
-        real(space, method, seed)
+        real(run, models, method, seed)
 
     monkeypatch.setattr(compare.distill, "cell", out_of_memory)
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 1

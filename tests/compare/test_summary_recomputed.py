@@ -1,8 +1,7 @@
 """summary.json worked out again from the files that docs/artifacts.md names, in plain Python and NumPy.
 
 Two made-up comparisons, of random answers and losses: `plain` is scored by accuracy, `rare` by macro-F1. Nothing here
-but
-`write_summary` itself comes from the package, and each formula is written down anew; where resampling is behind a
+but `write_summary` itself comes from the package, and each formula is written down anew; where resampling is behind a
 number (macro-F1), own draws come within its Monte Carlo error.
 """
 

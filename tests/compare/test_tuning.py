@@ -79,10 +79,10 @@ def test_a_rate_with_which_one_seed_failed_is_out(tmp_path, command, monkeypatch
     recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "seeds": 2})
     cell = compare.distill.cell
 
-    def broken(space, method, seed):
+    def broken(run, models, method, seed):
         if seed == 1 and "0.01" in method:
             raise MemoryError("no room")
-        return cell(space, method, seed)
+        return cell(run, models, method, seed)
 
     monkeypatch.setattr(compare.distill, "cell", broken)
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1, "--tune") == 0, command.err
@@ -95,7 +95,7 @@ def test_the_end_of_the_grid_and_a_grid_that_fails_are_said(tmp_path, command, m
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1, "--tune") == 0
     assert "is the end of tune.grid" in command.err
 
-    def broken(space, method, seed):
+    def broken(run, models, method, seed):
         raise MemoryError("no room")
 
     monkeypatch.setattr(compare.distill, "cell", broken)

@@ -239,7 +239,7 @@ def test_ctrl_c_leaves_cleanly_and_the_run_can_go_on(tmp_path, command):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "continues" in err and "Traceback" not in err
     assert command("prepare", recipe) == 0  # the lock is free, what was whole is still there
-    assert "prepare: done already" in command.err
+    assert "prepare: up to date" in command.err
 
 
 def test_show_tells_where_each_value_comes_from(command, tmp_path):

@@ -10,36 +10,37 @@ from helpers.sound_project import SIZES, sound
 from tutelage.doctor import Check
 from tutelage.recipe.load import load_recipe
 from tutelage.run.manifest import Work
-from tutelage.run.workspace import Workspace
+from tutelage.run.run_folder import RunFolder
+from tutelage.training.run_models import RunModels
 from tutelage.utils.console import Screen
 from tutelage.utils.files import write_json, write_jsonl
 
 
 @pytest.fixture
-def space(tmp_path) -> Workspace:
+def models(tmp_path) -> RunModels:
     """A run whose rows are prepared."""
     from tutelage.stages import prepare
 
-    made = Workspace(load_recipe(sound(tmp_path)).recipe, Screen())
-    prepare.run(made)
-    return made
+    run = RunFolder(load_recipe(sound(tmp_path)).recipe, Screen())
+    prepare.run_stage(run)
+    return RunModels(run)
 
 
-def write_stage(space: Workspace, name: str, files) -> None:
+def write_stage(models: RunModels, name: str, files) -> None:
     """A finished stage of this recipe without its work. files: called with the folder."""
     from tutelage.run.stage_inputs import inputs_of
 
-    work = Work(space.folder / name, inputs_of(space, name))
+    work = Work(models.run.folder / name, inputs_of(models.run, name))
     work.prepare()
     files(work.folder)
     work.finish(1.0)
 
 
-def teach(space: Workspace, *levels: float, train=(2.0, 1.5, 1.0, 0.5), spread: float = 0.3) -> None:
+def teach(models: RunModels, *levels: float, train=(2.0, 1.5, 1.0, 0.5), spread: float = 0.3) -> None:
     """A teacher whose checkpoints have these mean validation losses."""
     from safetensors.numpy import save_file
 
-    lengths = space.encoded("validation").answer_lengths
+    lengths = models.encoded("validation").answer_lengths
     noise = np.random.default_rng(0).uniform(1 - spread, 1 + spread, (len(levels), len(lengths)))
 
     def files(folder):
@@ -54,36 +55,36 @@ def teach(space: Workspace, *levels: float, train=(2.0, 1.5, 1.0, 0.5), spread: 
         write_json(folder / "checkpoints.json", {"best": best, "by": "loss", "checkpoints": checkpoints})
         write_jsonl(folder / "log.jsonl", [{"step": n, "ce": value} for n, value in enumerate(train)])
 
-    write_stage(space, "teach", files)
+    write_stage(models, "teach", files)
 
 
-def anchor(space: Workspace, validation, train: float = 0.3) -> None:
+def anchor(models: RunModels, validation, train: float = 0.3) -> None:
     """An anchor with these losses."""
     losses = {"train": np.full(SIZES["train"], train), "validation": np.broadcast_to(validation, SIZES["validation"])}
     lines = [
         {"id": row.id, "split": split, "nll": float(nll), "tokens": 5}
         for split, own in losses.items()
-        for row, nll in zip(space.encoded(split), own, strict=True)
+        for row, nll in zip(models.encoded(split), own, strict=True)
     ]
-    write_stage(space, "anchor", lambda folder: write_jsonl(folder / "sample_loss.jsonl", lines))
+    write_stage(models, "anchor", lambda folder: write_jsonl(folder / "sample_loss.jsonl", lines))
 
 
-def judged(space: Workspace) -> dict[str, Check]:
+def judged(models: RunModels) -> dict[str, Check]:
     from tutelage.doctor.checkpoint_checks import check_trajectory
     from tutelage.doctor.headroom import check_payoff
 
-    return {check.name: check for check in [*check_trajectory(space), *check_payoff(space, None)]}
+    return {check.name: check for check in [*check_trajectory(models), *check_payoff(models, None)]}
 
 
-def test_a_good_trajectory_passes(space):
-    teach(space, 1.0, 0.6, 0.4, 0.39)
-    checks = judged(space)
+def test_a_good_trajectory_passes(models):
+    teach(models, 1.0, 0.6, 0.4, 0.39)
+    checks = judged(models)
     assert [checks[name].status for name in ("distinct", "T*", "overfitting", "payoff")] == ["passed"] * 3 + ["skipped"]
 
 
-def test_a_first_checkpoint_that_is_the_best_asks_for_a_lower_learning_rate(space):
-    teach(space, 0.4, 0.6, 0.9)
-    checks = judged(space)
+def test_a_first_checkpoint_that_is_the_best_asks_for_a_lower_learning_rate(models):
+    teach(models, 0.4, 0.6, 0.9)
+    checks = judged(models)
     assert (checks["T*"].status, checks["T*"].change) == ("look", "teach.trainer.learning_rate=0.0009")  # 0.3 x 0.003
     assert (checks["overfitting"].status, checks["overfitting"].change) == (
         "look",
@@ -92,22 +93,22 @@ def test_a_first_checkpoint_that_is_the_best_asks_for_a_lower_learning_rate(spac
     assert "falls from 2.000 to 0.500" in checks["overfitting"].text
 
 
-def test_a_teacher_that_was_stopped_on_its_way(space):
-    teach(space, 1.6, 0.8, 0.4)
-    assert (judged(space)["T*"].status, judged(space)["T*"].change) == ("look", "teach.trainer.num_train_epochs=4")
+def test_a_teacher_that_was_stopped_on_its_way(models):
+    teach(models, 1.6, 0.8, 0.4)
+    assert (judged(models)["T*"].status, judged(models)["T*"].change) == ("look", "teach.trainer.num_train_epochs=4")
 
 
-def test_checkpoints_that_say_the_same(space):
-    teach(space, 1.0, 0.5, 0.5, 0.5, spread=0)
-    check = judged(space)["distinct"]
+def test_checkpoints_that_say_the_same(models):
+    teach(models, 1.0, 0.5, 0.5, 0.5, spread=0)
+    check = judged(models)["distinct"]
     assert (check.status, check.change) == ("look", "teach.num_checkpoints=2")
     assert list(check.numbers["mean_difference"].values()) == pytest.approx([0.5, 0, 0])
 
 
-def test_a_teacher_far_ahead_is_worth_following(space):
-    teach(space, 0.8, 0.3)
-    anchor(space, np.tile([0.1, 1.5], 30))
-    checks = judged(space)
+def test_a_teacher_far_ahead_is_worth_following(models):
+    teach(models, 0.8, 0.3)
+    anchor(models, np.tile([0.1, 1.5], 30))
+    checks = judged(models)
     assert checks["verdict"].status == "passed" and "Distil, with scd-aw" in checks["verdict"].text
     assert checks["headroom"].numbers["gate_nll"] < checks["headroom"].numbers["teacher_nll"]
     masses = checks["SFS and TFS"].numbers
@@ -118,74 +119,73 @@ def test_a_teacher_far_ahead_is_worth_following(space):
     assert sum(checks["weights"].numbers["validation"]["histogram"]) == SIZES["validation"]
 
 
-def test_a_teacher_that_is_not_ahead_is_not_worth_following(space):
-    teach(space, 0.8, 0.5)
-    anchor(space, 0.3)
-    check = judged(space)["verdict"]
+def test_a_teacher_that_is_not_ahead_is_not_worth_following(models):
+    teach(models, 0.8, 0.5)
+    anchor(models, 0.3)
+    check = judged(models)["verdict"]
     assert (check.status, check.change) == ("look", "distill.methods=[sft]") and "Just fine-tune" in check.text
 
 
-def test_few_rows_that_tell_nothing_ask_for_more(space):
-    teach(space, 0.8, 0.5)
-    anchor(space, np.linspace(0.0, 1.0, SIZES["validation"]))
-    assert "Get more rows" in judged(space)["verdict"].text
+def test_few_rows_that_tell_nothing_ask_for_more(models):
+    teach(models, 0.8, 0.5)
+    anchor(models, np.linspace(0.0, 1.0, SIZES["validation"]))
+    assert "Get more rows" in judged(models)["verdict"].text
 
 
-def test_equal_weights_leave_adaptive_weighting_nothing_to_do(space):
-    teach(space, 0.8, 0.3, spread=0.01)
-    anchor(space, 0.9)
-    check = judged(space)["weights"]
+def test_equal_weights_leave_adaptive_weighting_nothing_to_do(models):
+    teach(models, 0.8, 0.3, spread=0.01)
+    anchor(models, 0.9)
+    check = judged(models)["weights"]
     assert (check.status, check.change) == ("look", "distill.methods=[scd]")
 
 
-def test_losses_known_by_heart_make_no_weights(space):
-    teach(space, 0.8, 0.3)
-    anchor(space, np.linspace(0.1, 1.9, SIZES["validation"]), train=0.001)
-    lines = [{"id": row.id, "split": "train", "nll": 0.002, "tokens": 5} for row in space.encoded("train")]
-    write_jsonl(space.folder / "cache" / "checkpoint-2" / "sample_loss.jsonl", lines)
-    check = judged(space)["weights"]
+def test_losses_known_by_heart_make_no_weights(models):
+    teach(models, 0.8, 0.3)
+    anchor(models, np.linspace(0.1, 1.9, SIZES["validation"]), train=0.001)
+    lines = [{"id": row.id, "split": "train", "nll": 0.002, "tokens": 5} for row in models.encoded("train")]
+    write_jsonl(models.run.folder / "cache" / "checkpoint-2" / "sample_loss.jsonl", lines)
+    check = judged(models)["weights"]
     assert (check.status, check.change) == ("look", "distill.methods=[scd-aw-cf]") and "by heart" in check.text
 
 
-def test_a_stall_of_the_run_is_told(space):
-    teach(space, 0.8, 0.3)
-    anchor(space, 0.9)
+def test_a_stall_of_the_run_is_told(models):
+    teach(models, 0.8, 0.3)
+    anchor(models, 0.9)
     seen = {
         "chosen": "checkpoint-1",
         "candidates": [{"checkpoint": "checkpoint-1"}],
         "validation": {"score": 0.1, "nll": 1.0},
     }
     stages = [{"stage": 1, "stall": None, **seen}, {"stage": 2, "stall": "chosen again", **seen}]
-    write_json(space.folder / "distill" / "scd-aw" / "seed-0" / "stages.json", stages)
-    check = judged(space)["stall"]
+    write_json(models.run.folder / "distill" / "scd-aw" / "seed-0" / "stages.json", stages)
+    check = judged(models)["stall"]
     assert (check.status, check.change) == ("look", "distill.schedule.advance=true") and "1 of 2 stages" in check.text
 
 
 def test_the_schedule_is_asked_ahead_once_teacher_cache_and_anchor_are_there(tmp_path):
-    import importlib
+    from tutelage.stages.pipeline import run_stages
 
-    made = Workspace(load_recipe(make_project(tmp_path)).recipe, Screen())
-    for stage in ("prepare", "teach", "anchor", "cache"):
-        importlib.import_module(f"tutelage.stages.{stage}").run(made)
-    check = judged(made)["stall"]
+    run = RunFolder(load_recipe(make_project(tmp_path)).recipe, Screen())
+    run_stages(run, ("prepare", "teach", "anchor", "cache"))
+    check = judged(RunModels(run))["stall"]
     assert check.status in ("passed", "look")
     assert {check.numbers["untrained"], check.numbers["anchor"]} <= set(check.numbers["checkpoints"])
     assert all(nats >= 0 for nats in check.numbers["kl_student"].values())
     assert not (tmp_path / "run" / "distill").exists()
 
 
-def test_what_was_foretold_is_shown_beside_what_it_took(space):
+def test_what_was_foretold_is_shown_beside_what_it_took(models):
     from tutelage.doctor.foretold import beside_truth, in_words, keep
 
-    students = space.recipe.distill.students
-    assert beside_truth(space.folder, students) == {}
+    students = models.run.recipe.distill.students
+    assert beside_truth(models.run.folder, students) == {}
     keep(
-        space.folder,
+        models.run.folder,
         seconds={"prepare": 4.0, "teach": 120.0, "cache": 0.0},
         disk={"teach": 9000, "free": 1},
         memory={"prepare": 7},
     )
-    told = beside_truth(space.folder, students)
+    told = beside_truth(models.run.folder, students)
     assert {measure: [(one.stage, one.foretold) for one in own] for measure, own in told.items()} == {
         "seconds": [("prepare", 4.0), ("teach", 120.0)],
         "disk": [("teach", 9000)],
@@ -193,11 +193,11 @@ def test_what_was_foretold_is_shown_beside_what_it_took(space):
     }
     assert told["seconds"][1].true is None and told["disk"][0].true is None
     assert 50e6 < told["memory"][0].true < 100e9  # of this process
-    teach(space, 1.0, 0.5)
-    told = beside_truth(space.folder, students)
+    teach(models, 1.0, 0.5)
+    told = beside_truth(models.run.folder, students)
     assert told["seconds"][1].true == 1.0
     assert told["disk"][0].true == sum(
-        path.stat().st_size for path in (space.folder / "teach").rglob("*") if path.is_file()
+        path.stat().st_size for path in (models.run.folder / "teach").rglob("*") if path.is_file()
     )
     assert in_words(told["seconds"]).startswith("foretold 2 min, took ")
     assert in_words(told["seconds"]).endswith("teach 1 s for 2 min)")

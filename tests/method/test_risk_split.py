@@ -72,7 +72,7 @@ def test_interval_is_paired():
 
 
 def test_interval_in_several_chunks(monkeypatch):
-    monkeypatch.setattr("tutelage.method.risk_split._MAX_DRAWS", 12)  # 5 rows: 2 resamples at a time
+    monkeypatch.setattr("tutelage.utils.bootstrap.MAX_DRAWS", 12)  # 5 rows: 2 resamples at a time
     found = interval(STUDENT, TEACHER, resamples=501)
     # Means of five draws of l(S) - l(T) lie between its smallest (-0.3) and largest (0.6) value.
     assert -0.3 <= found.difference.low <= 0.08 <= found.difference.high <= 0.6

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from helpers.project import LABELS, Command, color_rows, make_project, write_rows
-from tutelage.run.workspace import Workspace
 from tutelage.training.finetuning import best_checkpoint
+from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_jsonl
 
 
@@ -53,12 +53,12 @@ def test_the_point_with_the_lowest_loss_is_the_anchor(tmp_path, command, wrong, 
 def test_adapters_are_chosen_too_and_a_restart_does_not_train_again(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path, student={"lora": {"r": 2}}, anchor={"keep": "score"})
     assert command("prepare", recipe) == 0
-    exam = Workspace.exam
-    monkeypatch.setattr(Workspace, "exam", lambda space, split: 1 / 0)
+    exam = RunModels.exam
+    monkeypatch.setattr(RunModels, "exam", lambda models, split: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("anchor", recipe)
-    monkeypatch.setattr(Workspace, "exam", exam)
-    monkeypatch.setattr(Workspace, "fine_tuned", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(RunModels, "exam", exam)
+    monkeypatch.setattr(RunModels, "fine_tuned", lambda *_, **__: pytest.fail("trained again"))
     assert command("anchor", recipe) == 0
     found = json.loads((tmp_path / "run/anchor/validation.json").read_text())
     assert found["best"] == best_checkpoint(found["checkpoints"], "score") and len(found["checkpoints"]) == 2

@@ -10,7 +10,7 @@ import pytest
 from helpers.project import Command, make_project
 from tutelage.method.weighting import adaptive_weight
 from tutelage.models.evaluation import Evaluator
-from tutelage.training import finetuning
+from tutelage.training import run_models
 from tutelage.utils.files import read_jsonl
 
 
@@ -20,7 +20,7 @@ def command(monkeypatch, capsys):
 
 
 def test_no_row_is_read_by_a_model_that_was_trained_on_it(tmp_path, command, monkeypatch):
-    trained, train, read = [], finetuning.fine_tune, []
+    trained, train, read = [], run_models.fine_tune, []
 
     def fine_tune(model, args, rows, **more):
         trained.append({row.id for row in rows})
@@ -29,7 +29,7 @@ def test_no_row_is_read_by_a_model_that_was_trained_on_it(tmp_path, command, mon
     recipe = make_project(tmp_path, distill={"methods": ["td-aw-cf"]})
     for stage in ("prepare", "teach", "anchor", "cache"):
         assert command(stage, recipe) == 0
-    monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
+    monkeypatch.setattr(run_models, "fine_tune", fine_tune)
     losses = Evaluator.losses
 
     def reading(self, model, rows):

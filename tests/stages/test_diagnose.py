@@ -11,7 +11,7 @@ import pytest
 from helpers.fake_run import make_fake_run, write
 from tutelage.analysis.evaluated_rows import parameters
 from tutelage.errors import DataError
-from tutelage.stages.diagnose import run, show
+from tutelage.stages.diagnose import run_stage, show
 from tutelage.utils.files import read_jsonl, write_jsonl
 
 
@@ -27,7 +27,7 @@ def files(folder):
 @pytest.fixture(scope="module")
 def diagnosed(tmp_path_factory):
     folder = make_fake_run(tmp_path_factory.mktemp("run"))
-    run(folder)
+    run_stage(folder)
     return folder, *files(folder)
 
 
@@ -130,13 +130,13 @@ def test_without_recorded_confidences_the_summary_says_so(diagnosed):
 
 def test_a_second_run_changes_nothing_and_changed_predictions_are_diagnosed_again(tmp_path):
     folder = make_fake_run(tmp_path / "run", rows=120)
-    run(folder)
+    run_stage(folder)
     first = (folder / "diagnose" / "slices.json").stat().st_mtime_ns
-    run(folder)
+    run_stage(folder)
     assert (folder / "diagnose" / "slices.json").stat().st_mtime_ns == first
     path = folder / "evaluate" / "predictions.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace('"nll": 9.0', '"nll": 8.0'), encoding="utf-8")
-    run(folder)
+    run_stage(folder)
     assert (folder / "diagnose" / "slices.json").stat().st_mtime_ns != first
 
 
@@ -147,7 +147,7 @@ def test_entities_are_scored_by_type(tmp_path):
         "teacher": [(gold[0], 1.0), (gold[1], 1.0), ([], 1.0)],
         "anchor": [(missed, 2 / 3), (None, 0.0), ([], 1.0)],
     }
-    run(small_run(tmp_path, gold, answers))
+    run_stage(small_run(tmp_path, gold, answers))
     lines = {line["value"]: line for line in files(tmp_path)[0]["pairs"][0]["slices"] if line["key"] == "entity_type"}
     assert (lines["drug"]["rows"], lines["dose"]["rows"], lines[None]["rows"]) == (27, 14, 13)
     assert (lines["drug"]["score"]["student"], lines["dose"]["score"]["student"], lines[None]["score"]["student"]) == (
@@ -161,7 +161,7 @@ def test_entities_are_scored_by_type(tmp_path):
 
 def test_free_answers_have_no_labels_and_few_rows_are_not_searched(tmp_path):
     answers = {"teacher": [("yes", 1.0), ("no", 0.0)], "anchor": [("yes", 1.0), ("no", 1.0)]}
-    run(small_run(tmp_path, [["yes", "sure"], ["no"]], answers))
+    run_stage(small_run(tmp_path, [["yes", "sure"], ["no"]], answers))
     slices, rows, summary = files(tmp_path)
     assert {part["key"] for part in slices["partitions"]} == {"answer_length", "prompt_length", "teacher_loss"}
     assert slices["pairs"][0]["tried"] == [] and rows[0]["half"] is None and summary["cascades"] == {}
@@ -174,7 +174,7 @@ def test_recorded_confidences_are_measured_and_lead_the_cascade(tmp_path):
     path = folder / "evaluate" / "predictions.jsonl"
     lines = [line | {"confidence": 0.9 if line["score"] else 0.4} for line in read_jsonl(path)]
     write_jsonl(path, lines)
-    run(folder)
+    run_stage(folder)
     slices, rows, summary = files(tmp_path)
     anchor = summary["calibration"]["anchor"]
     assert (anchor["from"], anchor["auroc"]) == ("confidence", 1.0)
@@ -193,7 +193,7 @@ def test_answers_lengths_bound_the_calibration(tmp_path):
     (folder / "prepare" / "tokens").mkdir()
     lengths = {"answers": np.full(40, 2), "prompts": np.arange(40) + 3, "keys": np.arange(40)}
     save_file(lengths, str(folder / "prepare" / "tokens" / "test.index.safetensors"))
-    run(folder)
+    run_stage(folder)
     slices, rows, summary = files(tmp_path)
     found = summary["calibration"]["anchor"]
     gold = np.exp(-2 * np.array([row["models"]["anchor"]["nll"] for row in rows]))
@@ -204,7 +204,7 @@ def test_answers_lengths_bound_the_calibration(tmp_path):
 
 def test_a_folder_without_scored_rows_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(DataError, match="tutelage evaluate RECIPE"):
-        run(tmp_path)
+        run_stage(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -216,7 +216,7 @@ def test_a_model_that_missed_rows_is_left_out_and_named(tmp_path):
     lines.remove(dropped)
     next(line for line in lines if line["model"] == "anchor")["nll"] = None
     write_jsonl(path, lines)
-    run(folder)
+    run_stage(folder)
     slices, _, summary = files(folder)
     assert [pair["student"] for pair in slices["pairs"]] == ["anchor", "scd-aw/seed-0"] and slices["rows"] == 119
     assert any("td/seed-0" in note for note in summary["notes"]) and any("1 row" in note for note in summary["notes"])
@@ -228,7 +228,7 @@ def test_models_scored_beside_the_recipes_methods_are_diagnosed_too(tmp_path):
     place = folder / "evaluate" / "scd" / "seed-7"
     write_jsonl(place / "predictions.jsonl", lines)
     write(place / "manifest.json", {"seconds": 1.0})
-    run(folder)
+    run_stage(folder)
     slices, _, summary = files(folder)
     assert "scd/seed-7" in [pair["student"] for pair in slices["pairs"]]
     assert [(one["plain"], one["changed"]) for one in summary["effects"]] == []  # no seed in common
@@ -257,7 +257,7 @@ def test_no_torch_is_loaded():
 
 def test_a_difference_too_sure_for_a_number_is_told_first(tmp_path, capsys):
     answers = {"teacher": [("x", 1.0), ("y", 1.0)], "anchor": [("x", 1.0), ("x", 0.0)]}
-    run(small_run(tmp_path, ["x", "y"], answers, rows=2600))  # 1,300 lost rows: 2^-1300 is 0 to a computer
+    run_stage(small_run(tmp_path, ["x", "y"], answers, rows=2600))  # 1,300 lost rows: 2^-1300 is 0 to a computer
     slices, _, summary = files(tmp_path)
     line = next(line for line in slices["pairs"][0]["slices"] if (line["key"], line["value"]) == ("label", "y"))
     assert line["score"]["p_holm"] == 0

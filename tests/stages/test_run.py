@@ -111,14 +111,14 @@ def test_a_second_run_does_nothing(finished, command):
     written = student.stat().st_mtime_ns
     assert command("run", finished / "recipe.yaml") == 0
     for name in ("prepare", "teach", "anchor", "cache", "distill/scd-aw/seed-0", "evaluate/teacher"):
-        assert f"{name}: done already" in command.err
+        assert f"{name}: up to date" in command.err
     assert student.stat().st_mtime_ns == written
     assert "accuracy" in command.out
 
 
 def test_another_method_uses_teacher_and_cache_again_and_scores_only_itself(finished, command):
     assert command("run", finished / "recipe.yaml", "distill.methods=[scd-aw, td, sft]") == 0
-    assert "cache: done already" in command.err and "evaluate/teacher: done already" in command.err
+    assert "cache: up to date" in command.err and "evaluate/teacher: done already" in command.err
     scores = json.loads((finished / "run/evaluate/scores.json").read_text())
     assert list(scores["models"])[-3:] == ["scd-aw/seed-0", "td/seed-0", "sft/seed-0"]
 
@@ -181,7 +181,7 @@ def test_a_run_scored_before_confidences_stays_as_it_is_and_can_be_scored_again(
     for path in places:
         old = [{key: value for key, value in line.items() if key != "confidence"} for line in read_jsonl(path)]
         write_jsonl(path, old)
-    assert command("evaluate", recipe) == 0 and command.err.count("done already") == 4
+    assert command("evaluate", recipe) == 0 and command.err.count("up to date") == 4
     assert {line["confidence"] for line in read_jsonl(tmp_path / "run/evaluate/predictions.jsonl")} == {None}
     assert command("diagnose", tmp_path / "run") == 0
     assert "`tutelage evaluate RECIPE --force`" in " ".join(command.out.split())

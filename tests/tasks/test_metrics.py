@@ -7,16 +7,11 @@ from sklearn.metrics import f1_score
 from tutelage.tasks.metrics import (
     answer_tokens,
     base_language,
-    bootstrap,
     entity_counts,
     exact_match,
     macro_f1,
     token_f1,
 )
-
-
-def mean(draws, patterns):
-    return {"mean": draws @ patterns[:, 0] / draws.sum(1)}
 
 
 @pytest.mark.parametrize(
@@ -83,40 +78,3 @@ def test_macro_f1_from_counts_equals_sklearn():
     truth, said = gold[:, None] == places, guess[:, None] == places
     ours = macro_f1((truth & said).sum(0), said.sum(0), truth.sum(0))
     assert ours == pytest.approx(f1_score(gold, guess, average="macro", labels=range(5), zero_division=0))
-
-
-def test_bootstrap_of_a_mean_has_the_textbook_width():
-    # 400 rows, half of them 1: standard error 0.5 / 20 = 0.025, so the interval is about 0.5 -+ 1.96 * 0.025.
-    rows = np.repeat([0.0, 1.0], 200)[:, None]
-    value, low, high = bootstrap(rows, mean, 4000, seed=1)["mean"]
-    assert value == 0.5
-    assert low == pytest.approx(0.451, abs=0.006)
-    assert high == pytest.approx(0.549, abs=0.006)
-
-
-def test_bootstrap_repeats_with_its_seed_and_does_not_depend_on_row_order():
-    rows = np.random.default_rng(0).random((50, 1))
-    first = bootstrap(rows, mean, 200, seed=3)
-    assert bootstrap(rows, mean, 200, seed=3) == first
-    assert bootstrap(rows, mean, 200, seed=4) != first
-    assert bootstrap(rows[::-1], mean, 200, seed=3) == first
-
-
-def test_bootstrap_in_several_pieces_equals_one_piece(monkeypatch):
-    rows = np.random.default_rng(0).random((50, 1))
-    whole = bootstrap(rows, mean, 200)
-    monkeypatch.setattr("tutelage.tasks.metrics._MAX_DRAWS", 50 * 7)
-    assert bootstrap(rows, mean, 200)["mean"] == pytest.approx(whole["mean"])
-
-
-def test_bootstrap_of_one_row_and_of_none():
-    assert bootstrap(np.array([[0.25]]), mean)["mean"] == (0.25, 0.25, 0.25)
-    with pytest.raises(ValueError, match="no rows"):
-        bootstrap(np.zeros((0, 1)), mean)
-
-
-def test_bootstrap_leaves_out_draws_without_a_value():
-    def share_of_first(draws, patterns):
-        return {"share": np.where(draws[:, 1] > 0, 1.0, np.nan)}
-
-    assert bootstrap(np.array([[0], [1]]), share_of_first)["share"] == (1.0, 1.0, 1.0)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tutelage.utils.console import Screen, print_table
+from tutelage.utils.console import Screen, print_table, visible
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv"])
@@ -54,3 +54,23 @@ def test_steps_that_were_there_are_not_counted(capsys):
             for done in reports:
                 on_step(done, 10)
         assert f"train: {words}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("발열 発熱 é 👩‍⚕️", "발열 発熱 é 👩‍⚕️"),  # joiners in emoji are harmless
+        ("a\x1b]0;t\x07b", "a␛]0;t␇b"),
+        ("\x7f\x9b31m", "␡⟨U+009B⟩31m"),
+        ("a\u202eb\u2066c\u200fd", "a⟨U+202E⟩b⟨U+2066⟩c⟨U+200F⟩d"),
+        ("a\ud800b\u2028c\ufeff", "a⟨U+D800⟩b⟨U+2028⟩c⟨U+FEFF⟩"),
+        ("one\ntwo\tthree", "one␊two␉three"),
+    ],
+)
+def test_control_characters_are_shown_as_symbols(text, shown):
+    assert visible(text) == shown
+    visible(text).encode()
+
+
+def test_lines_are_kept_on_request():
+    assert visible("a\n\tb\r", lines=True) == "a\n\tb␍"

@@ -21,7 +21,6 @@ from tutelage.utils.format import (
     signed,
     signed_span,
     span,
-    sparkline,
 )
 
 
@@ -87,15 +86,6 @@ def test_a_number_does_not_depend_on_how_it_was_computed():
 def test_patterns_are_translated():
     korean = {"%(number)s %%": "%(number)s%%", "%(seconds)s s": "%(seconds)s초"}
     assert (percent(0.5, korean.__getitem__), duration(8.44, korean.__getitem__)) == ("50%", "8.4초")
-
-
-def test_a_sparkline_is_logarithmic_and_marks_what_is_not_finite():
-    assert sparkline([100.0, 10.0, 1.0], 3) == "█▅▁"  # the middle one is half way down: round(3.5) is 4 of 7
-    assert sparkline([2.0, 0.0], 2) == "█▁"
-    assert sparkline([1.0, float("nan"), float("inf")], 3) == "▁!!"
-    assert sparkline([1.0] * 100, 8) == "▁" * 8
-    assert sparkline([], 8) == ""
-    assert sparkline([10.0], 8, scale=[1.0, 100.0]) == "▅"
 
 
 def test_markdown_of_data_is_text():

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.analysis.slices import drawn_counts
 from tutelage.analysis.statistics import wilson_interval
+from tutelage.utils.bootstrap import resampled_means
 
 BINS = 15
 """Equal widths of confidence, as in Guo et al. 2017 (arXiv 1706.04599), so that values of ECE can be set beside
@@ -139,8 +139,7 @@ def cascades(
     order = {name: np.argsort(signals[name], kind="stable") for name in names}
     answers = np.stack([_handed_on(students[name], teacher, order[name]) for name in names])
     apart = (answers - teacher).reshape(-1, rows).T
-    drawn = [counts @ apart.astype(np.float32) / rows for counts in drawn_counts(rows, resamples, seed)]
-    draws = np.concatenate(drawn).reshape(-1, len(names), len(SHARES))
+    draws = resampled_means(apart.astype(np.float32), resamples, seed).reshape(-1, len(names), len(SHARES))
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     found = {}
     for place, name in enumerate(names):

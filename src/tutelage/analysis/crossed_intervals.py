@@ -37,15 +37,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tutelage.records import Interval
+from tutelage.utils.bootstrap import resampled_counts
 
-Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
+ScalarStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """From draws [N, rows] (how often each row was drawn, float) and those rows [rows, k] to N values; NaN where there is
 none."""
 Grid = Sequence[tuple[int, int]]
 """Trajectory and seed of every line of a table."""
 
 RESAMPLES = 2000
-MAX_DRAWS = 2_000_000  # resamples x rows held at once: 16 MB an array
 ROUNDING = 1e-12
 """Values nearer than this are equal: sums in another order differ in their last digits."""
 _LUCK = 0.1
@@ -60,7 +60,7 @@ class Sample(NamedTuple):
     """[models, n]: errors @ errors.T is the covariance of the values over other test rows."""
     table: np.ndarray
     """[models, rows] or, with a statistic, [models, rows, k]: what the values are made of."""
-    statistic: Statistic | None
+    statistic: ScalarStatistic | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Estimate:
 
 
 def take_samples(
-    tables: dict[str, ArrayLike], statistic: Statistic | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    tables: dict[str, ArrayLike], statistic: ScalarStatistic | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Sample]:
     """Named tables [models, rows] or, with a statistic, [models, rows, k] over the same rows, with the same resamples
     for all.
@@ -325,7 +325,7 @@ def _blocks(
     ]  # one model is added to every line
 
 
-def _checked(tables: dict[str, ArrayLike], statistic: Statistic | None) -> list[np.ndarray]:
+def _checked(tables: dict[str, ArrayLike], statistic: ScalarStatistic | None) -> list[np.ndarray]:
     found = {name: np.asarray(table, dtype=np.float64) for name, table in tables.items()}
     shapes = {name: table.shape for name, table in found.items()}
     form = "[seeds, rows]" if statistic is None else "[seeds, rows, k]"
@@ -348,15 +348,12 @@ def _checked(tables: dict[str, ArrayLike], statistic: Statistic | None) -> list[
     return list(found.values())
 
 
-def _resampled(tables: Sequence[np.ndarray], statistic: Statistic, resamples: int, seed: int) -> list[np.ndarray]:
+def _resampled(tables: Sequence[np.ndarray], statistic: ScalarStatistic, resamples: int, seed: int) -> list[np.ndarray]:
     """Of each table [resamples, models]; resample n has the same rows in all."""
-    rows, rng = tables[0].shape[1], np.random.default_rng(seed)
-    step, chunks = max(1, MAX_DRAWS // rows), []
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        drawn = rng.integers(rows, size=(size, rows)) + rows * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
-        chunks.append([_by_model(statistic, counts, table) for table in tables])
+    chunks = [
+        [_by_model(statistic, counts, table) for table in tables]
+        for counts in resampled_counts(tables[0].shape[1], resamples, seed)
+    ]
     return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
 
@@ -368,14 +365,14 @@ def _deviations(draws: np.ndarray) -> np.ndarray:
     return (np.where(known, draws - mean, 0.0) / np.sqrt(count)).T
 
 
-def _by_model(statistic: Statistic | None, draws: np.ndarray, table: np.ndarray) -> np.ndarray:
+def _by_model(statistic: ScalarStatistic | None, draws: np.ndarray, table: np.ndarray) -> np.ndarray:
     """[N, models] values of a table [models, rows(, k)] on draws [N, rows]."""
     if statistic is None:
         return draws @ table.T / draws.sum(axis=1, keepdims=True)
     return np.stack([evaluate(statistic, draws, rows) for rows in table], axis=1)
 
 
-def evaluate(statistic: Statistic | None, draws: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def evaluate(statistic: ScalarStatistic | None, draws: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """[N] values on draws [N, rows] of one model's rows: [rows] scores, or [rows, k] with a statistic."""
     return (
         draws @ rows / draws.sum(axis=1) if statistic is None else np.asarray(statistic(draws, rows), dtype=np.float64)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from tutelage.analysis.statistics import holm, mcnemar_exact
 from tutelage.method.risk_split import split_risk
+from tutelage.utils.bootstrap import batch_sizes, percentile_interval, resampled_counts
 
 LEAST_ROWS = 10
 """Slices of fewer rows are described and not tested."""
@@ -31,7 +32,6 @@ OTHER = "(other)"
 MEASURES = ("score", "nll")
 
 _CHOICES, _CURVED = 20_000, 0.1
-_MAX_DRAWS = 5_000_000  # resamples x rows held at once: 20 MB in float32, 40 in the integers they are counted from
 
 
 class Answers(NamedTuple):
@@ -172,21 +172,11 @@ def _bootstrap(
     All slices and students share the draws. Sums are float32: they tell intervals, not values.
     """
     chunks: list[list[np.ndarray]] = [[] for _ in slices]
-    for counts in drawn_counts(len(table), resamples, seed):
+    for counts in resampled_counts(len(table), resamples, seed, np.float32):
         for one, values, parts in zip(slices, gains, chunks, strict=True):
             mine = counts[:, one.places]
             parts.append(np.concatenate([mine @ values, mine.sum(axis=1, keepdims=True)], axis=1))
     return [np.concatenate(parts) for parts in chunks]
-
-
-def drawn_counts(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is in a draw of as many rows with replacement: float32 [some resamples, rows], seeded, all in
-    turn."""
-    rng, step = np.random.default_rng(seed), max(1, _MAX_DRAWS // rows)
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        drawn = rng.integers(rows, size=(size, rows)) + rows * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float32)
 
 
 def _record(
@@ -223,7 +213,7 @@ def _measured(measure: str, student: np.ndarray, teacher: np.ndarray, sums: np.n
     sign = -1.0 if score else 1.0
     with np.errstate(invalid="ignore", divide="ignore"):
         advantage, deficit = (sums[:, :2] / sums[:, 2:]).T
-    low, high = _percentiles(sign * (deficit - advantage))
+    _, low, high = percentile_interval(split.difference, sign * (deficit - advantage))
     wins, losses = int((sign * (student - teacher) < 0).sum()), int((sign * (student - teacher) > 0).sum())
     return {
         "student": 1.0 - values[0] if score else values[0], "teacher": 1.0 - values[1] if score else values[1],
@@ -242,20 +232,13 @@ def _against_rest(
     others = whole - sums
     with np.errstate(invalid="ignore", divide="ignore"):
         inside, outside = ((part[:, 0] - part[:, 1]) / part[:, 2] for part in (sums, others))
-    low, high = _percentiles(sign * (inside - outside))
     value = math.fsum(apart[places]) / len(places) - math.fsum(np.delete(apart, places)) / (len(apart) - len(places))
+    _, low, high = percentile_interval(value, sign * (inside - outside))
     return {"difference": value, "low": low, "high": high}
 
 
 def _valued(value: float, draws: np.ndarray) -> dict[str, float]:
-    low, high = _percentiles(draws)
-    return {"value": value, "low": low, "high": high}
-
-
-def _percentiles(draws: np.ndarray) -> tuple[float, float]:
-    """95 % percentiles; draws without a row to take a mean of are left out."""
-    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
-    return 0.0 + float(low), 0.0 + float(high)
+    return percentile_interval(value, draws)._asdict()
 
 
 # --- tests ---
@@ -320,9 +303,9 @@ def _drawn_p(centred: np.ndarray, size: int, total: float) -> float:
     rng, n = np.random.default_rng(0), len(centred)
     apart = n // size
     rounds = -(-_CHOICES // apart)
-    step, above, below = max(1, _MAX_DRAWS // (4 * n)), 0, 0
-    for start in range(0, rounds, step):
-        order = rng.permuted(np.tile(centred, (min(step, rounds - start), 1)), axis=1)
+    above, below = 0, 0
+    for number in batch_sizes(rounds, 4 * n):
+        order = rng.permuted(np.tile(centred, (number, 1)), axis=1)
         sums = np.cumsum(np.concatenate([np.zeros((len(order), 1)), order, order[:, :size]], axis=1), axis=1)
         stretches = sums[:, size : size + n] - sums[:, :n]
         above += int((stretches >= total - 1e-9).sum())

@@ -17,19 +17,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tutelage.analysis.crossed_intervals import (
-    MAX_DRAWS,
     RESAMPLES,
     ROUNDING,
     Estimate,
     Grid,
     Sample,
-    Statistic,
+    ScalarStatistic,
     contrast,
     evaluate,
     take_samples,
 )
 from tutelage.method.risk_split import SMALLEST_GAP
 from tutelage.records import Interval
+from tutelage.utils.bootstrap import batch_sizes
 
 Z95 = 1.959963984540054
 """Half width of a two-sided 95 % interval in standard errors, of a normal distribution."""
@@ -111,7 +111,7 @@ class PredictionTable:
 
 def hierarchical_bootstrap(
     scores: Scores,
-    statistic: Statistic | None = None,
+    statistic: ScalarStatistic | None = None,
     *,
     grid: Grid | None = None,
     resamples: int = RESAMPLES,
@@ -132,7 +132,7 @@ def hierarchical_bootstrap(
 def paired_difference(
     first: Scores,
     second: Scores,
-    statistic: Statistic | None = None,
+    statistic: ScalarStatistic | None = None,
     *,
     grid: Grid | None = None,
     same_seeds: bool = True,
@@ -170,7 +170,7 @@ def gap_closed_interval(
     sft: Scores,
     teacher: Scores,
     student: Scores,
-    statistic: Statistic | None = None,
+    statistic: ScalarStatistic | None = None,
     *,
     grid: Grid | None = None,
     same_seeds: bool = True,
@@ -205,7 +205,7 @@ def two_by_two(
     best_adaptive: Scores,
     scheduled_constant: Scores,
     scheduled_adaptive: Scores,
-    statistic: Statistic | None = None,
+    statistic: ScalarStatistic | None = None,
     *,
     grid: Grid | None = None,
     same_seeds: bool = True,
@@ -261,7 +261,7 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
 def randomisation_test(
     first: np.ndarray,
     second: np.ndarray,
-    statistic: Statistic | None = None,
+    statistic: ScalarStatistic | None = None,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -272,7 +272,7 @@ def randomisation_test(
     statistic has no value are left out.
     """
     pool, rows = np.concatenate([first, second]), len(first)
-    rng, step = np.random.default_rng(seed), max(1, MAX_DRAWS // (2 * rows))
+    rng = np.random.default_rng(seed)
 
     def differences(kept: np.ndarray) -> np.ndarray:
         """[N] first minus second, where first keeps its own answer on the rows marked in [N, rows] and swaps the
@@ -281,7 +281,7 @@ def randomisation_test(
         return evaluate(statistic, mine, pool) - evaluate(statistic, 1 - mine, pool)
 
     found = abs(differences(np.ones((1, rows)))[0])
-    swapped = [differences(rng.integers(2, size=(min(step, resamples - at), rows))) for at in range(0, resamples, step)]
+    swapped = [differences(rng.integers(2, size=(size, rows))) for size in batch_sizes(resamples, 2 * rows)]
     values = np.abs(np.concatenate(swapped))
     values = values[np.isfinite(values)]
     # Equal up to rounding is as extreme.
@@ -365,7 +365,7 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
-def _samples(statistic: Statistic | None, resamples: int, seed: int, **scores: Scores) -> list[Sample]:
+def _samples(statistic: ScalarStatistic | None, resamples: int, seed: int, **scores: Scores) -> list[Sample]:
     """Of tables that were not sampled yet, all of them with the same resamples."""
     if all(isinstance(given, Sample) for given in scores.values()):
         return list(scores.values())

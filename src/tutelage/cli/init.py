@@ -402,11 +402,11 @@ def _value(value: Any) -> str:
 def _lengths(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[int], bool]:
     """Tokens of every row, and whether they were counted: without a tokenizer here, half of the UTF-8 bytes."""
     if Path(recipe.teacher.model_name_or_path).is_dir():
+        from tutelage.data.encode import make_encoder
         from tutelage.models.load import load_tokenizer
-        from tutelage.run.workspace import make_encoder
 
         try:
-            encoder = make_encoder(recipe, load_tokenizer(recipe.teacher))
+            encoder = make_encoder(recipe.data, load_tokenizer(recipe.teacher))
             return [len(encoder.prompt(e)) + len(encoder.answer(e.answer)) for e in examples], True
         except (UserError, ValueError):
             pass  # doctor says what is wrong with the tokenizer

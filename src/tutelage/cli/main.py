@@ -6,7 +6,6 @@ done, 1 our fault, 2 the user's to mend (a message, no traceback), 130 interrupt
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -17,22 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tutelage.errors import UserError
+from tutelage.stages.pipeline import STAGES, run_stages
 
 if TYPE_CHECKING:
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
 
-STAGES = {
-    "prepare": "Read, check and freeze the rows; no model is loaded.",
-    "teach": "Fine-tune the teacher and keep its checkpoints, or take yours; find the best.",
-    "anchor": "Fine-tune the student on the same rows: the baseline, and the reference of adaptive weighting.",
-    "cache": "Read every teacher checkpoint once over the training rows.",
-    "cross_fit": "For methods ccd-aw, cd-mix, *-aw-cf: losses of student and teacher on rows that they were not trained on.",
-    "distill": "Train the student on the checkpoints, stage by stage.",
-    "evaluate": "Score every model on the test rows.",
-    "diagnose": "When and where each student wins or loses against its teacher.",
-    "report": "Write report/index.html from what is in the run folder.",
-}
-"""In the order in which `run` goes through them; each is `tutelage.stages.NAME` with `run(workspace)`."""
 FULL = ("No space left on device", "PytorchStreamWriter", "unexpected pos")
 """What a full disk looks like: to Python and safetensors, and to torch, which does not call it by its name."""
 ON_THEIR_OWN = ("diagnose", "report")
@@ -52,48 +40,44 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Make the result again, deleting the one that is there.")]
 
 
-def _workspace(recipe: Path, overrides: list[str] | None, force: bool) -> Workspace:
+def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
     from tutelage.recipe.load import load_recipe
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
 
-    return Workspace(load_recipe(recipe, overrides or []).recipe, force=force)
+    return RunFolder(load_recipe(recipe, overrides or []).recipe, force=force)
 
 
-def _go(space: Workspace, stages: list[str]) -> None:
-    """Run stages under the folder's lock, the resolved recipe written first."""
-    from tutelage.recipe.load import dump_recipe
+def _go(run_folder: RunFolder, stages: list[str]) -> None:
+    """Run stages under the folder's lock."""
     from tutelage.run.manifest import locked
 
-    with locked(space.folder):
-        for name in stages:
-            importlib.import_module(f"tutelage.stages.{name}").run(space)
-            # Only after `prepare` has found the folder to be this recipe's own.
-            (space.folder / "recipe.yaml").write_text(dump_recipe(space.recipe), encoding="utf-8")
+    with locked(run_folder.folder):
+        run_stages(run_folder, stages)
 
 
 @app.command()
 def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
     """All stages: from raw rows to a distilled student, its scores and a report. Continues where a killed run
     stopped."""
-    space = _workspace(recipe, overrides, force)
-    _go(space, list(STAGES))
-    _show(space)
+    run_folder = _open_run(recipe, overrides, force)
+    _go(run_folder, list(STAGES))
+    _show(run_folder)
 
 
-def _show(space: Workspace) -> None:
+def _show(run_folder: RunFolder) -> None:
     """What a whole run came to."""
     from tutelage.doctor.foretold import beside_truth, in_words
     from tutelage.stages.evaluate import show_scores
 
-    show_scores(space.folder)
-    if told := beside_truth(space.folder, space.recipe.distill.students).get("seconds"):
-        space.screen.say(in_words(told))
-    space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
+    show_scores(run_folder.folder)
+    if told := beside_truth(run_folder.folder, run_folder.recipe.distill.students).get("seconds"):
+        run_folder.screen.say(in_words(told))
+    run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
 
 
 def _add_stage(name: str, text: str) -> None:
     def command(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
-        _go(_workspace(recipe, overrides, force), [name])
+        _go(_open_run(recipe, overrides, force), [name])
 
     app.command(name.replace("_", "-"), help=text)(command)
 
@@ -113,9 +97,9 @@ def report(
     force: Force = False,
 ) -> None:
     """Write report/index.html, one file that needs nothing else, from what is in the run folder."""
-    space = _workspace(recipe, [*(overrides or []), *([f"report.lang={lang}"] if lang else [])], force)
-    _go(space, ["report"])
-    space.screen.say(f"report: {space.folder / 'report' / 'index.html'}")
+    run_folder = _open_run(recipe, [*(overrides or []), *([f"report.lang={lang}"] if lang else [])], force)
+    _go(run_folder, ["report"])
+    run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
 
 
 @app.command()
@@ -170,7 +154,7 @@ def compare(
         raise typer.Exit(1)
 
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 StudentName = Annotated[str | None, typer.Option(help="METHOD/seed-K; default: the best on validation.")]
 
 
@@ -220,18 +204,18 @@ def init(
 
 
 @app.command()
-def diagnose(run: RunFolder) -> None:
+def diagnose(run: RunPath) -> None:
     """When and where each student wins or loses against its teacher: slices, calibration, a cascade. Writes
     RUN/diagnose."""
     from tutelage.stages import diagnose
 
-    diagnose.run(run)
+    diagnose.run_stage(run)
     diagnose.show(run)
 
 
 @app.command()
 def watch(
-    run: RunFolder,
+    run: RunPath,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
 ) -> None:
@@ -249,15 +233,15 @@ def list_runs(
     ] = "table",
 ) -> None:
     """Runs as a table: task, models, method, score, share of the gap, date, state, size."""
-    from tutelage.cli.runs import show_runs
+    from tutelage.cli.list_runs import show_runs
 
     show_runs(folder, format)
 
 
 @app.command()
-def clean(run: RunFolder, yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
+def clean(run: RunPath, yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
     """What of a run can be deleted and made again, with sizes. Nothing is deleted without --yes."""
-    from tutelage.cli.runs import clean
+    from tutelage.cli.clean import clean
 
     clean(run, yes)
 
@@ -274,7 +258,7 @@ def explain(
 
 
 @app.command()
-def card(run: RunFolder, student: StudentName = None) -> None:
+def card(run: RunPath, student: StudentName = None) -> None:
     """Write a student's model card (README.md beside it): method, scores with intervals, where it loses, how to use
     it."""
     from tutelage.report.model_card import write_card
@@ -284,7 +268,7 @@ def card(run: RunFolder, student: StudentName = None) -> None:
 
 @app.command()
 def push(
-    run: RunFolder,
+    run: RunPath,
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository of the Hugging Face Hub.")],
     student: StudentName = None,
     public: Annotated[bool, typer.Option("--public", help="Open to all; private without it.")] = False,
@@ -350,9 +334,9 @@ def demo(
     prepare(folder, tasks)
     for name in tasks:
         recipe, overrides = recipe_for(folder, name)
-        space = _workspace(recipe, overrides, force=False)
-        _go(space, list(STAGES))
-        _show(space)
+        run_folder = _open_run(recipe, overrides, force=False)
+        _go(run_folder, list(STAGES))
+        _show(run_folder)
 
 
 @app.callback(invoke_without_command=True)

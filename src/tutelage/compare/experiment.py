@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from tutelage.compare import tuning
@@ -27,12 +26,14 @@ from tutelage.compare.collect import has_teacher, kept_on_validation
 from tutelage.compare.executors import CellTask, Executor, LocalExecutor, Outcome
 from tutelage.errors import ConfigError, ModelError, StaleArtifactError, UserError, problems
 from tutelage.method.methods import method_names, split_variant
-from tutelage.recipe.load import check, dump_recipe, load_recipe, varied
+from tutelage.recipe.load import check, load_recipe, varied
 from tutelage.recipe.schema import Recipe
 from tutelage.run import stage_inputs
 from tutelage.run.manifest import MANIFEST, Work, digest, locked
-from tutelage.run.workspace import Workspace
-from tutelage.stages import anchor, cache, cross_fit, distill, evaluate, prepare, teach
+from tutelage.run.run_folder import RunFolder
+from tutelage.stages import distill, evaluate
+from tutelage.stages.pipeline import run_stages
+from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_json
 
 
@@ -118,7 +119,7 @@ def run(plan: Plan) -> MadeFrom:
             _executor(plan, make_cell, spaces).check()
         for space in spaces:
             _say_which(space, plan)
-            _stages(space, plan.methods, [prepare])
+            _stages(space, plan.methods, ["prepare"])
         own: dict[str, dict[str, float]] = {}
         if plan.tune:
             spaces, own = _tune(plan, spaces)
@@ -136,7 +137,7 @@ def run(plan: Plan) -> MadeFrom:
         return MadeFrom(planned, _others(spaces, results.lines().keys() - planned.keys()))
 
 
-def _others(spaces: Sequence[Workspace], cells: Collection[Cell]) -> dict[Cell, str | None]:
+def _others(spaces: Sequence[RunFolder], cells: Collection[Cell]) -> dict[Cell, str | None]:
     """What the recipes' other cells would be made from now. Methods that are not installed, and other recipes, are left
     out."""
     first = {space.recipe.name: space for space in reversed(spaces)}
@@ -152,7 +153,7 @@ def _others(spaces: Sequence[Workspace], cells: Collection[Cell]) -> dict[Cell, 
     return found
 
 
-def _say_which(space: Workspace, plan: Plan) -> None:
+def _say_which(space: RunFolder, plan: Plan) -> None:
     """What the lines from here on are about, where there are several runs."""
     if plan.teacher_seeds > 1 or len(plan.recipes) > 1:
         space.screen.say(f"{space.recipe.name}, teacher seed {space.recipe.teacher_seed}, in {space.folder}:")
@@ -161,20 +162,21 @@ def _say_which(space: Workspace, plan: Plan) -> None:
 def make_cell(cell: Cell, rebuild: bool = False) -> None:
     """Train and score one student, in a process of its own."""
     space = train_cell(cell, rebuild)
-    evaluate.score(space, evaluate.student(space, cell.name, cell.seed))
+    models = RunModels(space)
+    evaluate.score(space, models, evaluate.student(space, models, cell.name, cell.seed))
 
 
-def train_cell(cell: Cell, rebuild: bool = False) -> Workspace:
+def train_cell(cell: Cell, rebuild: bool = False) -> RunFolder:
     """Train one student, in a process of its own: what tuning looks at is validation."""
     only = [f"distill.methods=[{json.dumps(cell.name)}]", f"distill.seeds=[{cell.seed}]"]
-    space = Workspace(load_recipe(Path(cell.run) / "recipe.yaml", only).recipe, rebuild=rebuild)
-    distill.cell(space, cell.name, cell.seed)
+    space = RunFolder(load_recipe(Path(cell.run) / "recipe.yaml", only).recipe, rebuild=rebuild)
+    distill.cell(space, RunModels(space), cell.name, cell.seed)
     return space
 
 
 def _make(
     plan: Plan,
-    wanted: dict[Cell, Workspace],
+    wanted: dict[Cell, RunFolder],
     results: ResultsFile,
     executor: Executor,
     rows_of: Callable[[Outcome], list[dict[str, Any]]],
@@ -238,7 +240,7 @@ def _other_threads(works: Collection[Work], threads: int) -> str | None:
     )
 
 
-def _executor(plan: Plan, task: CellTask, spaces: Sequence[Workspace]) -> Executor:
+def _executor(plan: Plan, task: CellTask, spaces: Sequence[RunFolder]) -> Executor:
     logs, task = plan.folder / "logs", partial(task, rebuild=plan.force)
     if plan.executor == "local":
         return LocalExecutor(task, logs, plan.jobs)
@@ -252,7 +254,7 @@ def _executor(plan: Plan, task: CellTask, spaces: Sequence[Workspace]) -> Execut
 # --- learning rates ---
 
 
-def _tune(plan: Plan, spaces: Sequence[Workspace]) -> tuple[list[Workspace], dict[str, dict[str, float]]]:
+def _tune(plan: Plan, spaces: Sequence[RunFolder]) -> tuple[list[RunFolder], dict[str, dict[str, float]]]:
     """The runs with the learning rate that is best on validation, and by recipe those of methods that have their own.
 
     The rate of `tune.on` comes first, since the anchor is trained with it too. Other trajectories take that of the
@@ -269,7 +271,7 @@ def _tune(plan: Plan, spaces: Sequence[Workspace]) -> tuple[list[Workspace], dic
     return found, _best_rates(plan, each) if each else {}
 
 
-def _best_rates(plan: Plan, tried: dict[str, tuple[Workspace, list[str]]]) -> dict[str, dict[str, float]]:
+def _best_rates(plan: Plan, tried: dict[str, tuple[RunFolder, list[str]]]) -> dict[str, dict[str, float]]:
     """By recipe and method. tried: the runs of recipes, with the methods that are trained at each rate."""
     cells = {cell: space for space, methods in tried.values() for cell in tuning.cells(space.recipe, methods)}
     path = plan.folder / tuning.TUNED
@@ -288,7 +290,7 @@ def _best_rates(plan: Plan, tried: dict[str, tuple[Workspace, list[str]]]) -> di
     return best
 
 
-def _say_rate(space: Workspace, found: tuning.Tuned) -> float:
+def _say_rate(space: RunFolder, found: tuning.Tuned) -> float:
     if found.best is None:
         raise ModelError(
             f"{found.recipe}: {found.method} failed with every learning rate of tune.grid; what its cells said is in logs/"
@@ -302,7 +304,7 @@ def _say_rate(space: Workspace, found: tuning.Tuned) -> float:
     return found.best
 
 
-def _with_rate(space: Workspace, rate: float) -> Workspace:
+def _with_rate(space: RunFolder, rate: float) -> RunFolder:
     trainer = space.recipe.distill.trainer | {"learning_rate": rate}
     section = space.recipe.distill.model_copy(update={"trainer": trainer})
     return replace(space, recipe=space.recipe.model_copy(update={"distill": section}))
@@ -311,11 +313,11 @@ def _with_rate(space: Workspace, rate: float) -> Workspace:
 # --- what cells share ---
 
 
-def _trajectories(recipe: Recipe, plan: Plan) -> list[Workspace]:
+def _trajectories(recipe: Recipe, plan: Plan) -> list[RunFolder]:
     """A run for every teacher seed; the first is the recipe's own."""
     seeds = range(recipe.teacher_seed, recipe.teacher_seed + plan.teacher_seeds)
     recipes = (_trajectory(_with(recipe, plan.methods, plan.seeds), seed) for seed in seeds)
-    return [Workspace(found, rebuild=plan.force) for found in recipes]
+    return [RunFolder(found, rebuild=plan.force) for found in recipes]
 
 
 def _trajectory(recipe: Recipe, seed: int) -> Recipe:
@@ -332,7 +334,7 @@ def _with(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> Recip
     )
 
 
-def _shared_stages(space: Workspace, methods: Sequence[str], anchor_of_first: Path) -> None:
+def _shared_stages(space: RunFolder, methods: Sequence[str], anchor_of_first: Path) -> None:
     """Everything that cells share, and the scores that they are compared with.
 
     The anchor does not depend on the teacher: other trajectories have that of the first, `anchor_of_first`.
@@ -346,27 +348,26 @@ def _shared_stages(space: Workspace, methods: Sequence[str], anchor_of_first: Pa
         shutil.copytree(anchor_of_first, draft)
         draft.replace(mine)
     _anchor_stages(space, methods)
-    for model in evaluate.base_models(space):
-        evaluate.score(space, model)
+    models = RunModels(space)
+    for model in evaluate.base_models(space, models):
+        evaluate.score(space, models, model)
 
 
-def _teacher_stages(space: Workspace, methods: Sequence[str]) -> None:
+def _teacher_stages(space: RunFolder, methods: Sequence[str]) -> None:
     """What does not depend on how students are trained."""
-    _stages(space, methods, [prepare, teach, cache])
+    _stages(space, methods, ["prepare", "teach", "cache"])
 
 
-def _anchor_stages(space: Workspace, methods: Sequence[str]) -> None:
-    _stages(space, methods, [anchor, cross_fit])
+def _anchor_stages(space: RunFolder, methods: Sequence[str]) -> None:
+    _stages(space, methods, ["anchor", "cross_fit"])
 
 
-def _stages(space: Workspace, methods: Sequence[str], stages: Sequence[ModuleType]) -> None:
+def _stages(space: RunFolder, methods: Sequence[str], stages: Sequence[str]) -> None:
     space = replace(space, recipe=_with(space.recipe, methods, space.recipe.distill.seeds))
-    for stage in stages:
-        stage.run(space)
-        (space.folder / "recipe.yaml").write_text(dump_recipe(space.recipe), encoding="utf-8")
+    run_stages(space, stages)
 
 
-def _cells(space: Workspace, plan: Plan, rates: dict[str, float]) -> list[Cell]:
+def _cells(space: RunFolder, plan: Plan, rates: dict[str, float]) -> list[Cell]:
     """rates: learning rates of methods that were tuned by themselves."""
     first = next(Path(recipe.output_dir) for recipe in plan.recipes if recipe.name == space.recipe.name)
     name, run, trajectory = space.recipe.name, str(space.folder), space.recipe.teacher_seed
@@ -401,7 +402,7 @@ def _validation_rows(outcome: Outcome) -> list[dict[str, Any]]:
     return [{**fixed, "metric": name, "value": value} for name, value in kept if value is not None]
 
 
-def _in_words(outcome: Outcome, rows: Sequence[dict[str, Any]], space: Workspace) -> str:
+def _in_words(outcome: Outcome, rows: Sequence[dict[str, Any]], space: RunFolder) -> str:
     if outcome.error is not None:
         return f"{outcome.cell}: FAILED, {outcome.error.splitlines()[0]}"
     seen = {row["metric"]: row["value"] for row in rows if row["split"] == rows[-1]["split"]}  # test, if it was scored

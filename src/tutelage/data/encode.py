@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tutelage.errors import DataError, problems
+from tutelage.recipe.schema import Data
 from tutelage.records import Example
 
 IGNORED = -100
@@ -232,3 +233,9 @@ class LengthGroupedSampler(Sampler[int]):
 def pad_id_of(tokenizer: Any) -> int:
     """The id to pad with; what it is does not matter, padding is masked everywhere."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+def make_encoder(data: Data, tokenizer: Any) -> Encoder:
+    """The encoder that a recipe's data section describes."""
+    prefix = data.answer_prefix if data.answer_prefix is not None else ("" if data.chat_template else " ")
+    return Encoder(tokenizer, prefix, data.max_length, data.too_long)

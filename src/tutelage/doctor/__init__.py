@@ -145,7 +145,8 @@ def _stages(recipe: Recipe, pair: Pair | None) -> list[Check]:
     """What finished stages of the run tell."""
     from tutelage.doctor.checkpoint_checks import check_trajectory
     from tutelage.doctor.headroom import check_payoff
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
+    from tutelage.training.run_models import RunModels
 
-    space = Workspace(recipe)
-    return [*check_trajectory(space), *check_payoff(space, pair)]
+    models = RunModels(RunFolder(recipe))
+    return [*check_trajectory(models), *check_payoff(models, pair)]

@@ -11,9 +11,10 @@ import numpy as np
 from tutelage.doctor.checks import Check
 from tutelage.errors import UserError
 from tutelage.method.risk_split import interval
-from tutelage.run.workspace import Workspace
+from tutelage.run import stage_inputs
 from tutelage.training import recorded_losses as losses
 from tutelage.training.mixtures import row_means
+from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_json, read_jsonl
 
 SAME_NATS = 1e-3
@@ -26,9 +27,9 @@ Losses = dict[str, np.ndarray]
 """By checkpoint, oldest first: [rows] losses on the validation rows, nats a token."""
 
 
-def check_trajectory(space: Workspace) -> list[Check]:
+def check_trajectory(models: RunModels) -> list[Check]:
     """Read teach/ and judge it."""
-    path = space.folder / "teach" / "checkpoints.json"
+    path = models.run.folder / "teach" / "checkpoints.json"
     if not path.is_file():
         return [
             Check(
@@ -39,34 +40,34 @@ def check_trajectory(space: Workspace) -> list[Check]:
             )
         ]
     try:
-        space.upstream("teach")
+        stage_inputs.upstream(models.run, "teach")
         taught = read_json(path)
-        rows = validation_losses(space, [c["name"] for c in taught["checkpoints"]])
+        rows = validation_losses(models, [c["name"] for c in taught["checkpoints"]])
     except UserError as error:
         return [Check("trajectory", "trajectory", "skipped", f"the checkpoints cannot be judged: {error}")]
-    checks = [_distinct(space, taught, rows), _best(space, taught, rows), _overfitted(space, taught, rows)]
+    checks = [_distinct(models, taught, rows), _best(models, taught, rows), _overfitted(models, taught, rows)]
     return [check for check in checks if check]
 
 
-def validation_losses(space: Workspace, names: list[str]) -> Losses:
+def validation_losses(models: RunModels, names: list[str]) -> Losses:
     """Losses of checkpoints on the validation rows. Raises StaleArtifactError where they were not written."""
-    lengths = losses.validation_lengths(space)
-    return {name: row_means(losses.validation_tokens(space, name), lengths) for name in names}
+    lengths = losses.validation_lengths(models)
+    return {name: row_means(losses.validation_tokens(models, name), lengths) for name in names}
 
 
 def _means(taught: dict[str, Any]) -> list[float]:
     return [checkpoint["nll"] for checkpoint in taught["checkpoints"]]
 
 
-def _slower(space: Workspace, key: str, factor: float) -> str:
+def _slower(models: RunModels, key: str, factor: float) -> str:
     """A line that multiplies one of the teacher's training arguments; a user's own checkpoints are chosen anew."""
-    if space.recipe.teach.checkpoints:
+    if models.run.recipe.teach.checkpoints:
         return "teach.checkpoints=[OTHERS]"
-    now = space.recipe.trainer_arguments("teach").get(key, 3.0)
+    now = models.run.recipe.trainer_arguments("teach").get(key, 3.0)
     return f"teach.trainer.{key}={float(now) * factor:.2g}"
 
 
-def _distinct(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check:
+def _distinct(models: RunModels, taught: dict[str, Any], rows: Losses) -> Check:
     names = list(rows)
     apart = {f"{one} to {other}": float(np.abs(rows[one] - rows[other]).mean()) for one, other in pairwise(names)}
     numbers = {"nll": dict(zip(names, _means(taught), strict=True)), "mean_difference": apart}
@@ -81,13 +82,13 @@ def _distinct(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check:
     )
     change = (
         "teach.checkpoints=[DISTINCT, ONES]"
-        if space.recipe.teach.checkpoints
+        if models.run.recipe.teach.checkpoints
         else f"teach.num_checkpoints={max(1, len(names) - len(same))}"
     )
     return Check("distinct", "trajectory", "look", text, numbers, change)
 
 
-def _best(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check:
+def _best(models: RunModels, taught: dict[str, Any], rows: Losses) -> Check:
     """T* at an end of the trajectory: is the trajectory cut off there?"""
     names, best, means = list(rows), taught["best"], _means(taught)
     place = names.index(best)
@@ -102,7 +103,7 @@ def _best(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check:
             f"the best checkpoint (T*) is the first of {len(names)}: training on from there made the teacher no better, so there is"
             " no road to follow. A lower learning rate or a shorter training would show one"
         )
-        return Check("T*", "trajectory", "look", text, numbers, _slower(space, "learning_rate", 0.3))
+        return Check("T*", "trajectory", "look", text, numbers, _slower(models, "learning_rate", 0.3))
     before = interval(rows[names[-1]], rows[names[-2]]).difference
     falling = means[-1] < (1 - CLEARLY) * means[-2] and before.high < 0
     if place == len(names) - 1 and falling:
@@ -110,7 +111,7 @@ def _best(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check:
             f"the best checkpoint (T*) is the last, and its loss is still falling ({means[-2]:.3f} to {means[-1]:.3f} nats): the"
             " teacher was stopped on its way. Train it longer"
         )
-        return Check("T*", "trajectory", "look", text, numbers, _slower(space, "num_train_epochs", 2))
+        return Check("T*", "trajectory", "look", text, numbers, _slower(models, "num_train_epochs", 2))
     luck = (
         ""
         if lead.high < 0
@@ -125,11 +126,11 @@ def _best(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check:
     )
 
 
-def _overfitted(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check:
+def _overfitted(models: RunModels, taught: dict[str, Any], rows: Losses) -> Check:
     """Training loss falling while validation loss rises."""
     names, means = list(rows), _means(taught)
     lowest = int(np.argmin(means))
-    train = _training_losses(space)
+    train = _training_losses(models)
     numbers = {"validation_nll": means, "lowest": names[lowest], "training_ce": train}
     rise = means[-1] / means[lowest] - 1 if means[lowest] > 0 else 0.0
     surely = lowest < len(means) - 1 and interval(rows[names[-1]], rows[names[lowest]]).difference.low > 0
@@ -146,15 +147,15 @@ def _overfitted(space: Workspace, taught: dict[str, Any], rows: Losses) -> Check
             "look",
             text,
             numbers,
-            _slower(space, "num_train_epochs", (lowest + 1) / len(names)),
+            _slower(models, "num_train_epochs", (lowest + 1) / len(names)),
         )
     return Check(
         "overfitting", "trajectory", "passed", f"the validation loss ends {rise:.0%} above its lowest", numbers
     )
 
 
-def _training_losses(space: Workspace) -> list[float]:
+def _training_losses(models: RunModels) -> list[float]:
     """Mean training loss in each quarter of the teacher's training; empty for a user's own checkpoints."""
-    path = space.folder / "teach" / "log.jsonl"
+    path = models.run.folder / "teach" / "log.jsonl"
     found = [line["ce"] for line in read_jsonl(path) if "ce" in line] if path.is_file() else []
     return [float(part.mean()) for part in np.array_split(np.array(found), 4)] if len(found) >= 4 else []

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import Encoder, Misfits
+from tutelage.data.encode import Encoder, Misfits, make_encoder
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
 from tutelage.doctor.checks import Check, argument_line
 from tutelage.doctor.row_checks import SPLITS, data_line
@@ -22,7 +22,6 @@ from tutelage.models.load import longest_context
 from tutelage.recipe.schema import Recipe
 from tutelage.records import Example
 from tutelage.run.checkpoints import list_checkpoints
-from tutelage.run.workspace import make_encoder
 from tutelage.teacher.build_cache import foretell
 
 MANY_CUT = 0.05
@@ -58,7 +57,7 @@ def check_fit(
     rows: Rows, recipe: Recipe, tokenizer: Any, vocabulary: int, scratch: Path
 ) -> tuple[Fitted | None, list[Check]]:
     """Tokenize all rows into `scratch`, and judge their lengths. None where nothing is left to train on."""
-    encoder, misfits, kept = make_encoder(recipe, tokenizer), Misfits(), {}
+    encoder, misfits, kept = make_encoder(recipe.data, tokenizer), Misfits(), {}
     for split in SPLITS:
         kept[split] = []
         write_tokens(scratch / f"{split}.arrow", _noting(encoder, rows.examples[split], misfits, kept[split]))

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tutelage.analysis.run_results import read_manifests
-from tutelage.cli.runs import size_of
 from tutelage.records import BASE_MODELS
 from tutelage.run.live_reader import read_or_none
-from tutelage.utils.files import write_json
+from tutelage.utils.files import size_on_disk, write_json
 
 FILE = Path("doctor") / "foretold.json"
 STAGES = ("prepare", "teach", "anchor", "cache", "cross_fit", "distill", "evaluate")
@@ -45,7 +44,7 @@ def beside_truth(folder: Path, students: Sequence[str]) -> dict[str, list[Told]]
     truth = {
         "seconds": lambda: taken(folder, students),
         "disk": lambda: {
-            stage: sum(size_of(folder / part) for part in own) for stage, own in _done(folder, students).items()
+            stage: sum(size_on_disk(folder / part) for part in own) for stage, own in _done(folder, students).items()
         },
         "memory": lambda: _peaks(folder, students),
     }

@@ -23,8 +23,9 @@ from tutelage.method.risk_split import SMALLEST_GAP, interval, perfect_gate, spl
 from tutelage.method.weighting import adaptive_weight
 from tutelage.recipe.schema import Recipe
 from tutelage.records import SampleLoss
-from tutelage.run.workspace import Workspace
+from tutelage.run import stage_inputs
 from tutelage.training import recorded_losses as losses
+from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_json, read_records
 
 LITTLE_LEAD = 0.1
@@ -53,57 +54,57 @@ class Pair:
     probed: bool = False
 
 
-def check_payoff(space: Workspace, probed: Pair | None) -> list[Check]:
+def check_payoff(models: RunModels, probed: Pair | None) -> list[Check]:
     """Headroom, SFS and TFS, weights, stalls, and the verdict; from finished stages where there are some, else from the
     probe."""
-    pair, why = _finished(space)
+    pair, why = _finished(models)
     pair = pair or probed
     if pair is None:
         text = f"{why}. `tutelage anchor RECIPE` after `teach` tells, or a first sight: --probe 200"
         return [Check("payoff", "payoff", "skipped", text)]
-    score = _score_gap(space) if not pair.probed else None
+    score = _score_gap(models) if not pair.probed else None
     # After a few steps the two models are still much alike: weights are judged once both are trained.
-    found = [_headroom(pair, score), _subdomains(pair), None if pair.probed else _weights(pair, space.recipe)]
-    found.append(_stalls(space) or (None if pair.probed else foresee_stall(space)))
+    found = [_headroom(pair, score), _subdomains(pair), None if pair.probed else _weights(pair, models.run.recipe)]
+    found.append(_stalls(models) or (None if pair.probed else foresee_stall(models)))
     checks = [check for check in found if check]
-    return [*checks, verdict(pair, space.recipe, score, checks)]
+    return [*checks, verdict(pair, models.run.recipe, score, checks)]
 
 
-def _finished(space: Workspace) -> tuple[Pair | None, str]:
+def _finished(models: RunModels) -> tuple[Pair | None, str]:
     """Validation losses of anchor and T*, or why there are none."""
-    folder = space.folder
+    folder = models.run.folder
     if not ((folder / "teach" / "checkpoints.json").is_file() and (folder / "anchor" / "sample_loss.jsonl").is_file()):
         return None, "neither teacher nor anchor has been trained" if not (
             folder / "teach"
         ).is_dir() else "there is no anchor yet"
     try:
-        space.upstream("teach", "anchor")
+        stage_inputs.upstream(models.run, "teach", "anchor")
         best = read_json(folder / "teach" / "checkpoints.json")["best"]
-        anchor = losses.of_anchor(space, "validation", space.encoded("validation"))
-        teacher = validation_losses(space, [best])[best]
+        anchor = losses.of_anchor(models.run, "validation", models.encoded("validation"))
+        teacher = validation_losses(models, [best])[best]
         return Pair(
-            anchor, teacher, f"{len(anchor):,} validation rows, anchor against {best}", _training(space, best)
+            anchor, teacher, f"{len(anchor):,} validation rows, anchor against {best}", _training(models, best)
         ), ""
     except (UserError, OSError) as error:
         return None, f"what is there cannot be judged ({str(error).splitlines()[0]})"
 
 
-def _training(space: Workspace, best: str) -> tuple[np.ndarray, np.ndarray] | None:
-    path = space.folder / "cache" / best / "sample_loss.jsonl"
+def _training(models: RunModels, best: str) -> tuple[np.ndarray, np.ndarray] | None:
+    path = models.run.folder / "cache" / best / "sample_loss.jsonl"
     if not path.is_file():
         return None
     teacher = {loss.id: loss.nll for loss in read_records(path, SampleLoss)}
     rows = [
         row
-        for row in read_records(space.folder / "anchor" / "sample_loss.jsonl", SampleLoss)
+        for row in read_records(models.run.folder / "anchor" / "sample_loss.jsonl", SampleLoss)
         if row.id in teacher and row.split == "train"
     ]
     return np.array([row.nll for row in rows]), np.array([teacher[row.id] for row in rows])
 
 
-def _score_gap(space: Workspace) -> dict[str, Any] | None:
+def _score_gap(models: RunModels) -> dict[str, Any] | None:
     """What the run has scored already: anchor, teacher, and the better of both row by row."""
-    results = read_results(space.folder)
+    results = read_results(models.run.folder)
     scores = [results.score(name) for name in ("anchor", "teacher")]
     if None in scores:
         return None
@@ -200,9 +201,11 @@ def _constant(method: str) -> str:
     return method.replace("-aw-cf", "").replace("-aw", "")
 
 
-def _stalls(space: Workspace) -> Check | None:
+def _stalls(models: RunModels) -> Check | None:
     """Stages of the run that stayed with a checkpoint the student had not reached."""
-    records = [(student.name, stage) for student in read_results(space.folder).students for stage in student.stages]
+    records = [
+        (student.name, stage) for student in read_results(models.run.folder).students for stage in student.stages
+    ]
     looked = [(name, stage) for name, stage in records if stage.get("candidates")]
     if not looked:
         return None

@@ -10,30 +10,31 @@ from tutelage.doctor.checks import Check
 from tutelage.errors import UserError
 from tutelage.method.methods import find_method
 from tutelage.method.schedule import nearest
-from tutelage.run.workspace import Workspace
+from tutelage.run import stage_inputs
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.probe import Probe
+from tutelage.training.run_models import RunModels
 
 ROWS = 64
 
 
-def foresee_stall(space: Workspace) -> Check | None:
+def foresee_stall(models: RunModels) -> Check | None:
     """The published choice at both ends of the student's road, once teacher, cache and anchor are there and no student
     is yet.
 
     The anchor has had as many steps on gold as the student gets. A schedule that gives it the checkpoint it gave the
     untrained student, and has it still far from there, would hardly move on. None where there is nothing to judge.
     """
-    section = space.recipe.distill.schedule
-    looks = any(find_method(name).schedule == "nearest" for name in space.recipe.distill.methods)
-    if not looks or section.advance or not (space.folder / "cache" / "manifest.json").is_file():
+    section = models.run.recipe.distill.schedule
+    looks = any(find_method(name).schedule == "nearest" for name in models.run.recipe.distill.methods)
+    if not looks or section.advance or not (models.run.folder / "cache" / "manifest.json").is_file():
         return None
     try:
-        space.upstream("teach", "cache", "anchor")
-        start, end, best, names = _seen(space)
+        stage_inputs.upstream(models.run, "teach", "cache", "anchor")
+        start, end, best, names = _seen(models)
     except UserError:
         return None  # other checks say what is missing
-    options = {"num_stages": space.recipe.distill.num_stages, "best": best, "trust": section.trust}
+    options = {"num_stages": models.run.recipe.distill.num_stages, "best": best, "trust": section.trust}
     first = nearest(start, stage=1, **options)
     before = next(candidate for candidate in start if candidate.checkpoint == first.chosen)
     second = nearest(end, stage=2, previous=before, **options)
@@ -46,21 +47,24 @@ def foresee_stall(space: Workspace) -> Check | None:
     return Check("stall", "payoff", "passed", text, numbers)
 
 
-def _seen(space: Workspace) -> tuple[list, list, str, list[str]]:
+def _seen(models: RunModels) -> tuple[list, list, str, list[str]]:
     """Candidates as the untrained student and as the anchor see them; T*; names of all checkpoints."""
     from tutelage.utils.files import read_json
 
-    taught, rows = read_json(space.folder / "teach" / "checkpoints.json"), space.encoded("train")
+    taught, rows = read_json(models.run.folder / "teach" / "checkpoints.json"), models.encoded("train")
     names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
     places = np.sort(np.random.default_rng(0).permutation(len(rows))[:ROWS])
     probe = Probe(
         [(int(place), rows[place]) for place in places],
-        CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16),
+        CachedTeacher(models.run.folder / "cache", names, rows, bf16=models.run.bf16),
         taught["best"],
-        space.about["vocabulary"],
-        pad_id_of(space.tokenizer),
-        space.recipe.distill.schedule.reach,
+        models.run.prepared["vocabulary"],
+        pad_id_of(models.tokenizer),
+        models.run.recipe.distill.schedule.reach,
     )
-    with space.autocast():
-        seen = [probe.compare(space.load(space.recipe.student, folder)) for folder in (None, space.folder / "anchor")]
+    with models.autocast():
+        seen = [
+            probe.compare(models.load(models.run.recipe.student, folder))
+            for folder in (None, models.run.folder / "anchor")
+        ]
     return *seen, taught["best"], names

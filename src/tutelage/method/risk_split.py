@@ -12,18 +12,16 @@ an answer token, or 1 - score, where SFS are the rows that the student answers b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tutelage.records import Interval
+from tutelage.utils.bootstrap import percentile_interval, resampled_means
 
 SMALLEST_GAP = 0.005
 """Gaps in score below half a point are not divided by: a share of so little is mostly noise."""
-
-_MAX_DRAWS = 4_000_000  # resamples x rows held at once: 32 MB an array
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +83,13 @@ def interval(student: ArrayLike, teacher: ArrayLike, resamples: int = 1000, seed
     rows that are all alike, give intervals of width 0. Arguments and errors as in `split_risk`; resamples >= 1.
     """
     mine, other = _paired(student=student, teacher=teacher)
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1; found {resamples}")
-    whole = split_risk(mine, other)
-    gain = other - mine
-    draws = _resampled_means([np.maximum(gain, 0.0), np.maximum(-gain, 0.0)], resamples, seed)
-    advantage, deficit = draws
+    split, gain = split_risk(mine, other), other - mine
+    parts = np.stack([np.maximum(gain, 0.0), np.maximum(-gain, 0.0)], axis=1)
+    advantage, deficit = resampled_means(parts, resamples, seed).T
     return SplitInterval(
-        difference=_percentiles(whole.difference, deficit - advantage),
-        advantage=_percentiles(whole.advantage, advantage),
-        deficit=_percentiles(whole.deficit, deficit),
+        difference=percentile_interval(split.difference, deficit - advantage),
+        advantage=percentile_interval(split.advantage, advantage),
+        deficit=percentile_interval(split.deficit, deficit),
     )
 
 
@@ -140,21 +135,3 @@ def _paired(**losses: ArrayLike) -> list[np.ndarray]:
                 " leave these rows out of both models, or measure them again"
             )
     return list(found.values())
-
-
-def _resampled_means(columns: Sequence[np.ndarray], resamples: int, seed: int) -> list[np.ndarray]:
-    """[resamples] means of each column over the same rows drawn with replacement, a bounded number of draws at a
-    time."""
-    rng, rows = np.random.default_rng(seed), len(columns[0])
-    step = max(1, _MAX_DRAWS // rows)
-    means: list[list[np.ndarray]] = [[] for _ in columns]
-    for start in range(0, resamples, step):
-        drawn = rng.integers(rows, size=(min(step, resamples - start), rows))
-        for place, column in enumerate(columns):
-            means[place].append(column[drawn].mean(axis=1))
-    return [np.concatenate(chunks) for chunks in means]
-
-
-def _percentiles(value: float, draws: np.ndarray) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(value, float(low), float(high))

@@ -20,7 +20,7 @@ from tutelage.models.generation import Answer, generate_answers
 from tutelage.models.label_scoring import choose_labels
 from tutelage.records import Example, Prediction, SampleLoss
 from tutelage.tasks.base import BaseTask
-from tutelage.tasks.metrics import bootstrap
+from tutelage.utils.bootstrap import bootstrap
 
 OnRows = Callable[[int], None]
 

@@ -17,24 +17,18 @@ from typing import Any
 import numpy as np
 
 from tutelage.analysis.run_results import as_interval
+from tutelage.analysis.run_summary import summarise_run
 from tutelage.analysis.statistics import holm, mcnemar_exact
-from tutelage.cli.runs import describe, read_manifests
 from tutelage.errors import DataError
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
 from tutelage.report.page import metric_name, model_name, slice_value
-from tutelage.run.live_reader import (
-    best_checkpoint,
-    dig,
-    last_part,
-    parameters,
-    read_or_none,
-    recipe_of,
-    written,
-)
+from tutelage.run.live_reader import best_checkpoint, dig, last_part, parameters, read_or_none, recipe_of, written
+from tutelage.run.run_state import manifests_by_folder
 from tutelage.tasks import TASKS, template_for
-from tutelage.tasks.metrics import bootstrap, entity_counts
+from tutelage.tasks.metrics import entity_counts
+from tutelage.utils.bootstrap import bootstrap
 from tutelage.utils.console import visible
 from tutelage.utils.files import read_jsonl
 from tutelage.utils.format import (
@@ -85,7 +79,7 @@ class Student:
     @cached_property
     def manifests(self) -> dict[str, Any]:
         """Manifests of the run, by folder."""
-        return read_manifests(self.run)
+        return manifests_by_folder(self.run)
 
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -165,7 +159,7 @@ def find_student(run: Path, name: str | None) -> Student:
         raise DataError(
             f"{run} has no finished student: `tutelage run RECIPE` makes one, `tutelage ls` shows which runs have"
         )
-    name = name or describe(run).method or (names[0] if len(names) == 1 else "")
+    name = name or summarise_run(run).method or (names[0] if len(names) == 1 else "")
     if name not in names:
         found = f"{run} has no finished student {visible(name)!r}" if name else f"{run} has several students"
         raise DataError(f"{found}: name one of {', '.join(map(visible, names[:20]))}")

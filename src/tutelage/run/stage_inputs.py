@@ -1,20 +1,19 @@
 """What each stage's result is made from: the one place that says what depends on what.
 
 A stage's inputs are the recipe's values it uses, fingerprints of the user's files, and the fingerprints of the stages
-before it;
-`artifacts.py` compares them with what a finished folder recorded. A stage that builds on a stale one is refused, with
-the reason.
+before it; `manifest.py` compares them with what a finished folder recorded. A stage that builds on a stale one is
+refused, with the reason.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tutelage.data.dataset import fingerprint as data_fingerprint
 from tutelage.method.methods import find_method
-from tutelage.run.manifest import folder_fingerprint
-
-if TYPE_CHECKING:
-    from tutelage.run.workspace import Workspace
+from tutelage.run.checkpoints import list_checkpoints
+from tutelage.run.manifest import fingerprint, folder_fingerprint
+from tutelage.run.run_folder import RunFolder
 
 Inputs = dict[str, Any]
 FORMAT = 2
@@ -36,32 +35,28 @@ OFF: dict[str, Any] = {
 stale."""
 
 
-def prepare(space: Workspace) -> Inputs:
+def prepare(run: RunFolder) -> Inputs:
     """Rows, prompts, and the tokenizers and configs of both models."""
-    from tutelage.data.dataset import fingerprint
-
     names = ("seed", "task", "data", "teacher.model_name_or_path", "student.model_name_or_path")
     models = {
         f"{role} model": folder_fingerprint(model.model_name_or_path, model.revision)
-        for role, model in (("teacher", space.recipe.teacher), ("student", space.recipe.student))
+        for role, model in (("teacher", run.recipe.teacher), ("student", run.recipe.student))
     }
-    return space.settings(*names) | {"format": FORMAT, "data files": fingerprint(space.recipe)} | models
+    return run.settings(*names) | {"format": FORMAT, "data files": data_fingerprint(run.recipe)} | models
 
 
-def teach(space: Workspace) -> Inputs:
+def teach(run: RunFolder) -> Inputs:
     """The prepared rows, how the teacher is trained, or the user's own checkpoints."""
-    inputs = space.upstream("prepare") | space.settings(
+    inputs = upstream(run, "prepare") | run.settings(
         "seed", "teacher", "teach", "trainer", "task.metric", "task.decoding"
     )
-    if space.recipe.teach.checkpoints:
-        from tutelage.run.checkpoints import list_checkpoints
-
-        folders = list_checkpoints(space.recipe.teach.checkpoints, space.recipe.teacher)
+    if run.recipe.teach.checkpoints:
+        folders = list_checkpoints(run.recipe.teach.checkpoints, run.recipe.teacher)
         inputs |= {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in folders}
     return _on(inputs)
 
 
-def anchor(space: Workspace) -> Inputs:
+def anchor(run: RunFolder) -> Inputs:
     """The prepared rows and how the student is trained, for as long as distillation; or the user's own anchor."""
     names = (
         "seed",
@@ -72,35 +67,35 @@ def anchor(space: Workspace) -> Inputs:
         "distill.num_stages",
         "distill.epochs_per_stage",
     )
-    own = space.recipe.anchor.model_name_or_path
-    names += ("task.metric", "task.decoding") if space.recipe.anchor.keep == "score" else ()
+    own = run.recipe.anchor.model_name_or_path
+    names += ("task.metric", "task.decoding") if run.recipe.anchor.keep == "score" else ()
     return (
-        space.upstream("prepare")
-        | _on(space.settings(*names))
+        upstream(run, "prepare")
+        | _on(run.settings(*names))
         | ({"anchor model": folder_fingerprint(own)} if own else {})
     )
 
 
-def cache(space: Workspace) -> Inputs:
+def cache(run: RunFolder) -> Inputs:
     """The prepared rows and the teacher's checkpoints."""
-    return space.upstream("prepare", "teach") | space.settings(
+    return upstream(run, "prepare", "teach") | run.settings(
         "cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype"
     )
 
 
-def anchor_cache(space: Workspace) -> Inputs:
+def anchor_cache(run: RunFolder) -> Inputs:
     """The prepared rows and the anchor."""
-    return space.upstream("prepare", "anchor") | space.settings(
+    return upstream(run, "prepare", "anchor") | run.settings(
         "cache.dtype", "cache.shard_rows", "cache.top_k", "student.dtype"
     )
 
 
-def teacher_answers(space: Workspace) -> Inputs:
+def teacher_answers(run: RunFolder) -> Inputs:
     """The prepared rows, T*, and how answers are decoded."""
-    return space.upstream("prepare", "teach") | space.settings("task.decoding", "task.max_new_tokens", "teacher.dtype")
+    return upstream(run, "prepare", "teach") | run.settings("task.decoding", "task.max_new_tokens", "teacher.dtype")
 
 
-def cross_fit(space: Workspace) -> Inputs:
+def cross_fit(run: RunFolder) -> Inputs:
     """The prepared rows, and how student and teacher are trained; the cache where the teacher is not trained again."""
     names = (
         "seed",
@@ -111,22 +106,22 @@ def cross_fit(space: Workspace) -> Inputs:
         "distill.num_stages",
         "distill.epochs_per_stage",
     )
-    more = ["teacher", "teach"] if space.recipe.cross_fit.teacher else []
-    return space.upstream("prepare", "teach", *([] if more else ["cache"])) | _on(
-        space.settings(*names, "cross_fit", *more)
+    more = ["teacher", "teach"] if run.recipe.cross_fit.teacher else []
+    return upstream(run, "prepare", "teach", *([] if more else ["cache"])) | _on(
+        run.settings(*names, "cross_fit", *more)
     )
 
 
-def student(space: Workspace, method: str) -> Inputs:
+def student(run: RunFolder, method: str) -> Inputs:
     """One distilled student: what its method needs of the teacher and the anchor, and the distill section but its
     lists."""
-    parts, its = find_method(method), space.varied(method)  # what it is made from is there for all methods of the run
+    parts, its = find_method(method), run.varied(method)  # what it is made from is there for all methods of the run
     stages = ["prepare", *(["teach", "cache"] if parts.schedule != "none" else [])]
     stages += ["anchor"] if parts.needs_anchor or its.recipe.distill.start == "anchor" else []
     stages += ["anchor_cache"] if parts.weighting == "gated" else []
     stages += ["cross_fit"] if parts.needs_cross_fit else []
     stages += ["teacher_answers"] if parts.answers == "teacher" else []
-    inputs = space.upstream(*stages) | its.settings("student", "trainer", "distill", "task.metric", "task.decoding")
+    inputs = upstream(run, *stages) | its.settings("student", "trainer", "distill", "task.metric", "task.decoding")
     return {
         key: value for key, value in _on(inputs).items() if not key.startswith(("distill.methods", "distill.seeds"))
     }
@@ -136,12 +131,17 @@ def _on(inputs: Inputs) -> Inputs:
     return {key: value for key, value in inputs.items() if key not in OFF or value != OFF[key]}
 
 
-def inputs_of(space: Workspace, name: str) -> Inputs:
+def inputs_of(run: RunFolder, name: str) -> Inputs:
     """Inputs of a folder of the run: a stage's, or distill/METHOD/seed-K."""
     if name.startswith("distill/"):
-        return student(space, name.split("/")[1])
+        return student(run, name.split("/")[1])
     made_from = {
         "prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache, "cross_fit": cross_fit,
         "teacher_answers": teacher_answers, "anchor_cache": anchor_cache,
     }  # fmt: skip
-    return made_from[name](space)
+    return made_from[name](run)
+
+
+def upstream(run: RunFolder, *folders: str) -> dict[str, str]:
+    """Fingerprints of the stages that a result is made from. Raises StaleArtifactError if one is missing or stale."""
+    return {f"stage {name}": fingerprint(run.folder / name, inputs_of(run, name)) for name in folders}

@@ -14,52 +14,53 @@ from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
 from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
-from tutelage.run.workspace import Workspace
+from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.build_cache import each_checkpoint, foretell
 from tutelage.teacher.hidden_store import HiddenStore
+from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_json, write_jsonl
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage, as far as the recipe's methods need it."""
-    methods = [find_method(name) for name in space.recipe.distill.methods]
+    methods = [find_method(name) for name in run.recipe.distill.methods]
     if any(method.schedule != "none" for method in methods):
-        _states(space)
-        _refuse_top_k(space)
+        _states(run, models)
+        _refuse_top_k(run)
     if any(method.answers == "teacher" for method in methods):
-        _answers(space)
+        _answers(run, models)
 
 
-def _states(space: Workspace) -> None:
-    recipe, section = space.recipe, space.recipe.cache
-    with space.work("cache", stage_inputs.cache(space)) as work:
+def _states(run: RunFolder, models: RunModels) -> None:
+    recipe, section = run.recipe, run.recipe.cache
+    with run.work("cache", stage_inputs.cache(run)) as work:
         if work is None:
             return
-        rows = space.encoded("train")
-        checkpoints = read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]
-        space.screen.say(
-            foretell(rows, recipe.teacher, len(checkpoints), space.about["vocabulary"], section.dtype, space.folder)
+        rows = models.encoded("train")
+        checkpoints = run.teacher_checkpoints["checkpoints"]
+        run.screen.say(
+            foretell(rows, recipe.teacher, len(checkpoints), run.prepared["vocabulary"], section.dtype, run.folder)
         )
-        builder = space.cache_builder(work.folder)
+        builder = models.cache_builder(work.folder)
         folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
-        for folder, model in each_checkpoint(space.load, recipe.teacher, pending):
-            with space.screen.progress(f"cache {folder.name}", len(rows)) as advance:
+        for folder, model in each_checkpoint(models.load, recipe.teacher, pending):
+            with run.screen.progress(f"cache {folder.name}", len(rows)) as advance:
                 note = builder.build(folder.name, model, {"checkpoint": str(folder)}, advance)
             if note:
-                space.screen.warn(note)
+                run.screen.warn(note)
         for folder in folders:
             store = work.folder / folder.name
             write_jsonl(store / "sample_loss.jsonl", loss_records(rows, HiddenStore(store).nll()))
 
 
-def _refuse_top_k(space: Workspace) -> None:
+def _refuse_top_k(run: RunFolder) -> None:
     """Raises ModelError, before a student is trained, for methods that need more of the teacher than such a cache
     holds."""
-    stores = (read_json(path)["kind"] for path in (space.folder / "cache").glob("*/store.json"))
+    stores = (read_json(path)["kind"] for path in (run.folder / "cache").glob("*/store.json"))
     if "top_k" not in stores:
         return
-    settings = {name: space.varied(name).recipe.distill for name in space.recipe.distill.methods}
+    settings = {name: run.varied(name).recipe.distill for name in run.recipe.distill.methods}
     need = [
         name
         for name, its in settings.items()
@@ -74,15 +75,15 @@ def _refuse_top_k(space: Workspace) -> None:
         )
 
 
-def _answers(space: Workspace) -> None:
+def _answers(run: RunFolder, models: RunModels) -> None:
     """T*'s answers to the training rows: answers.jsonl, and the rows as token ids with those answers."""
-    with space.work("teacher_answers", stage_inputs.teacher_answers(space)) as work:
+    with run.work("teacher_answers", stage_inputs.teacher_answers(run)) as work:
         if work is None:
             return
-        exam, encoder = space.exam("train"), space.encoder
-        teacher = space.load(space.recipe.teacher, space.best_teacher)
-        with space.screen.progress("teacher's answers", len(exam.examples)) as advance:
-            answers = [answer.text for answer in space.evaluator.answers(teacher, exam, advance)]
+        exam, encoder = models.exam("train"), models.encoder
+        teacher = models.load(run.recipe.teacher, run.best_teacher)
+        with run.screen.progress("teacher's answers", len(exam.examples)) as advance:
+            answers = [answer.text for answer in models.evaluator.answers(teacher, exam, advance)]
         rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(exam.rows, answers, strict=True))
         write_tokens(work.folder / "train.arrow", rows)
         lines = zip(exam.examples, answers, strict=True)

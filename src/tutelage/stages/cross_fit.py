@@ -26,31 +26,30 @@ from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
 from tutelage.recipe.schema import Model
 from tutelage.run import stage_inputs
-from tutelage.run.workspace import Workspace
+from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.mixtures import row_means
+from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import steps_of, training_arguments
-from tutelage.utils.files import read_json, write_jsonl
+from tutelage.utils.files import write_jsonl
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage, if a method of the recipe weighs by losses out of sample."""
-    if not any(find_method(name).needs_cross_fit for name in space.recipe.distill.methods):
+    if not any(find_method(name).needs_cross_fit for name in run.recipe.distill.methods):
         return
-    with space.work("cross_fit", stage_inputs.cross_fit(space)) as work:
+    with run.work("cross_fit", stage_inputs.cross_fit(run)) as work:
         if work is None:
             return
-        rows, folds = space.encoded("train"), space.recipe.cross_fit.folds
-        names = [
-            checkpoint["name"] for checkpoint in read_json(space.folder / "teach" / "checkpoints.json")["checkpoints"]
-        ]
-        fold_of = np.random.default_rng(space.recipe.seed).permutation(len(rows)) % folds
+        rows, folds = models.encoded("train"), run.recipe.cross_fit.folds
+        names = [checkpoint["name"] for checkpoint in run.teacher_checkpoints["checkpoints"]]
+        fold_of = np.random.default_rng(run.recipe.seed).permutation(len(rows)) % folds
         lengths = answer_lengths(rows)
         in_fold = np.repeat(fold_of, lengths)
         tokens = {name: np.zeros(len(in_fold)) for name in ("anchor", *names)}
         for fold in range(folds):
             places, others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-            for name, losses in _fold(space, work.folder / f"fold-{fold}", places, others, names).items():
+            for name, losses in _fold(run, models, work.folder / f"fold-{fold}", places, others, names).items():
                 tokens[name][in_fold == fold] = losses
         save_file(tokens, str(work.folder / "token_loss.safetensors"))
         write_jsonl(
@@ -68,7 +67,7 @@ def _lines(rows: Sequence[EncodedRow], fold_of: np.ndarray, losses: dict[str, np
 
 
 def _fold(
-    space: Workspace, folder: Path, places: np.ndarray, others: np.ndarray, names: list[str]
+    run: RunFolder, models: RunModels, folder: Path, places: np.ndarray, others: np.ndarray, names: list[str]
 ) -> dict[str, np.ndarray]:
     """[positions] losses on the rows at `places`, row by row, of `anchor` and checkpoints trained on the rows at
     `others`.
@@ -78,23 +77,41 @@ def _fold(
     kept = folder / "losses.safetensors"
     if kept.is_file():
         return load_file(str(kept))
-    recipe = space.recipe
+    recipe = run.recipe
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
     (anchor,) = _losses(
-        space, folder / "student", recipe.student, ("distill", "anchor"), recipe.seed, epochs, places, others, [1.0]
+        run,
+        models,
+        folder / "student",
+        recipe.student,
+        ("distill", "anchor"),
+        recipe.seed,
+        epochs,
+        places,
+        others,
+        [1.0],
     )
     if recipe.cross_fit.teacher:
         whole = steps_of(
-            training_arguments(folder, space.trainer_arguments("teach"), seed=0), len(space.encoded("train"))
+            training_arguments(folder, run.trainer_arguments("teach"), seed=0), len(models.encoded("train"))
         )
         shares = [int(name.removeprefix("checkpoint-")) / whole for name in names]
         teacher = _losses(
-            space, folder / "teacher", recipe.teacher, ("teach",), recipe.teacher_seed, None, places, others, shares
+            run,
+            models,
+            folder / "teacher",
+            recipe.teacher,
+            ("teach",),
+            recipe.teacher_seed,
+            None,
+            places,
+            others,
+            shares,
         )
     else:
-        lengths = answer_lengths(space.encoded("train"))
+        lengths = answer_lengths(models.encoded("train"))
         theirs = np.repeat(np.isin(np.arange(len(lengths)), places), lengths)
-        teacher = [HiddenStore(space.folder / "cache" / name).token_nll()[theirs] for name in names]
+        teacher = [HiddenStore(run.folder / "cache" / name).token_nll()[theirs] for name in names]
     found = {"anchor": anchor, **dict(zip(names, teacher, strict=True))}
     draft = kept.with_suffix(".part")
     save_file(found, str(draft))
@@ -103,7 +120,8 @@ def _fold(
 
 
 def _losses(
-    space: Workspace,
+    run: RunFolder,
+    models: RunModels,
     folder: Path,
     section: Model,
     trainer: Any,
@@ -114,18 +132,18 @@ def _losses(
     shares: list[float],
 ) -> list[np.ndarray]:
     """[positions] losses on the rows at `places` after these shares of a training on the rows at `others`."""
-    rows = space.encoded("train")
-    args = training_arguments(folder, space.trainer_arguments(*trainer), seed=seed, epochs=epochs)
+    rows = models.encoded("train")
+    args = training_arguments(folder, run.trainer_arguments(*trainer), seed=seed, epochs=epochs)
     rest, fold = Subset(rows, others), Subset(rows, places)
     total = steps_of(args, len(rest))
     steps = [max(1, round(total * share)) for share in shares]
     if len(set(steps)) != len(shares):
         raise ModelError(f"a fold's training has {total} steps, too few for {len(shares)} checkpoints: use fewer folds")
     label = f"{folder.parent.name} {folder.name}"
-    space.fine_tuned(label, section, args, rest, seed=seed, save_at=steps, log=folder / "log.jsonl")
+    models.fine_tuned(label, section, args, rest, seed=seed, save_at=steps, log=folder / "log.jsonl")
     found = []
     for step in steps:
-        model = space.load(section, folder / f"checkpoint-{step}")
-        found.append(space.evaluator.losses(model, fold).tokens)
+        model = models.load(section, folder / f"checkpoint-{step}")
+        found.append(models.evaluator.losses(model, fold).tokens)
     shutil.rmtree(folder)
     return found

@@ -29,7 +29,7 @@ from tutelage.utils.console import print_table
 from tutelage.utils.files import read_json, write_json, write_jsonl
 
 if TYPE_CHECKING:
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
 
 INPUTS = (
     "prepare/rows.jsonl",
@@ -49,12 +49,12 @@ NO_CONFIDENCE = (
 )
 
 
-def run(space: Workspace | Path) -> None:
+def run_stage(run: RunFolder | Path) -> None:
     """Do the stage, on a run or on the folder of one. Raises DataError where there are no scored rows to compare."""
-    folder = space if isinstance(space, Path) else space.folder
+    folder = run if isinstance(run, Path) else run.folder
     check_scored(folder)
-    if not isinstance(space, Path):
-        with space.work("diagnose", _inputs(folder), rebuild_stale=True) as work:
+    if not isinstance(run, Path):
+        with run.work("diagnose", _inputs(folder), rebuild_stale=True) as work:
             if work is not None:
                 diagnose(folder)
         return
@@ -65,7 +65,7 @@ def run(space: Workspace | Path) -> None:
 
 
 def diagnose(folder: Path) -> None:
-    """Write the three files, whatever is there already. Errors as in `run`."""
+    """Write the three files, whatever is there already. Errors as in `run_stage`."""
     scored = read_scored(folder)
     texts = [prompt_text(row["prompt"]) for row in scored.rows]
     known = {key: [row.get(key) for row in scored.rows] for key in ("language", "subdomain")}

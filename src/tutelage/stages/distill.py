@@ -14,126 +14,131 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.data.encode import EncodedRow, pad_id_of
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import TokenStore, answer_lengths
 from tutelage.method.methods import Method, find_method
 from tutelage.models.load import device, load_trainable, merged, save_student
 from tutelage.run import stage_inputs
 from tutelage.run.manifest import Work
-from tutelage.run.workspace import Workspace
+from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import CachedTeacher, TeacherSource
 from tutelage.training import recorded_losses as losses
 from tutelage.training.distillation import Distillation, Plan, Validation, ValidationRow
 from tutelage.training.mixtures import Ensemble, mixture_shares
-from tutelage.utils.files import read_json
+from tutelage.training.run_models import RunModels
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
-    for method in space.recipe.distill.methods:
-        for seed in space.recipe.distill.seeds:
-            cell(space, method, seed)
+    for method in run.recipe.distill.methods:
+        for seed in run.recipe.distill.seeds:
+            cell(run, models, method, seed)
 
 
-def cell(space: Workspace, method: str, seed: int) -> None:
+def cell(run: RunFolder, models: RunModels, method: str, seed: int) -> None:
     """Distil one student, unless it is there."""
-    inputs, space = stage_inputs.student(space, method), space.varied(method)
-    recipe, parts = space.recipe, find_method(method)
-    with space.work(f"distill/{method}/seed-{seed}", inputs) as work:
+    inputs, run = stage_inputs.student(run, method), run.varied(method)
+    models = models if models.run is run else RunModels(run)
+    recipe, parts = run.recipe, find_method(method)
+    with run.work(f"distill/{method}/seed-{seed}", inputs) as work:
         if work is None:
             return
         rows = (
-            space.encoded("train")
+            models.encoded("train")
             if parts.answers == "gold"
-            else TokenStore(space.folder / "teacher_answers/train.arrow", "train")
+            else TokenStore(run.folder / "teacher_answers/train.arrow", "train")
         )
-        source, best = _teacher(space, parts, rows)
-        plan = make_plan(space, method, seed)
-        adaptive, anchor = losses.weighting(space, parts, rows, source), None
+        source, best = _teacher(run, models, parts, rows)
+        plan = make_plan(run, method, seed)
+        adaptive, anchor = losses.weighting(models, parts, rows, source), None
         if parts.weighting == "gated":
-            anchor = CachedTeacher(space.folder / "anchor_cache", ["anchor"], rows, bf16=space.bf16)
+            anchor = CachedTeacher(run.folder / "anchor_cache", ["anchor"], rows, bf16=run.bf16)
         first = recipe.student
         if recipe.distill.start == "anchor":
-            first = first.model_copy(update={"model_name_or_path": str(space.folder / "anchor"), "revision": None})
-        with space.screen.steps(f"{method} seed {seed}") as on_step:
+            first = first.model_copy(update={"model_name_or_path": str(run.folder / "anchor"), "revision": None})
+        with run.screen.steps(f"{method} seed {seed}") as on_step:
             job = Distillation(
                 plan,
                 work.folder,
                 rows,
-                space.about["vocabulary"],
-                pad_id_of(space.tokenizer),
+                models.vocabulary,
+                models.pad_id,
                 source,
                 best,
                 adaptive,
                 load=lambda folder: load_trainable(first, folder, seed),
-                save=lambda model, folder: save_student(model, space.tokenizer, folder),
-                validate=lambda model: _validate(space, model),
+                save=lambda model, folder: save_student(model, models.tokenizer, folder),
+                validate=lambda model: _validate(models, model),
                 anchor=anchor,
-                autocast=space.autocast,
+                autocast=models.autocast,
                 on_step=lambda stage, done, total: on_step((stage - 1) * total + done, plan.num_stages * total),
-                on_stage=lambda record: _say(space, record),
+                on_stage=lambda record: _say(run, record),
             )
             work.seconds_before = job.seconds_before()
             kept, records = job.run()
-        _finish(space, work, job, kept, records)
+        _finish(run, models, work, job, kept, records)
 
 
-def make_plan(space: Workspace, method: str, seed: int) -> Plan:
+def make_plan(run: RunFolder, method: str, seed: int) -> Plan:
     """The recipe's distill section for one method and seed."""
-    recipe, section = space.recipe, space.recipe.distill
+    recipe, section = run.recipe, run.recipe.distill
     own = section.model_dump(include=set(Plan.__dataclass_fields__) - {"trainer"})
     return Plan(
         method=method,
         seed=seed,
         fused_loss=recipe.fused_loss,
-        trainer=space.trainer_arguments("distill"),
+        trainer=run.trainer_arguments("distill"),
         **own,
         **section.schedule.model_dump(),
     )
 
 
-def _teacher(space: Workspace, parts: Method, rows: Sequence[EncodedRow]) -> tuple[TeacherSource | None, str | None]:
+def _teacher(
+    run: RunFolder, models: RunModels, parts: Method, rows: Sequence[EncodedRow]
+) -> tuple[TeacherSource | None, str | None]:
     """The cached checkpoints as the method reads them, and the name of T*."""
     if parts.schedule == "none":
         return None, None
-    taught = read_json(space.folder / "teach" / "checkpoints.json")
+    taught = run.teacher_checkpoints
     names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
     together = parts.schedule == "ensemble"
-    heads = len(names) if together else 2 if space.recipe.distill.schedule.glide else 1
-    source = CachedTeacher(space.folder / "cache", names, rows, bf16=space.bf16, heads=heads)
+    heads = len(names) if together else 2 if run.recipe.distill.schedule.glide else 1
+    source = CachedTeacher(run.folder / "cache", names, rows, bf16=run.bf16, heads=heads)
     if together:
         shares = mixture_shares(
-            {name: losses.validation_tokens(space, name) for name in names}, losses.validation_lengths(space)
+            {name: losses.validation_tokens(models, name) for name in names}, losses.validation_lengths(models)
         )
-        space.screen.say(
+        run.screen.say(
             "ensemble: shares fitted on validation: " + ", ".join(f"{n} {share:.2f}" for n, share in shares.items())
         )
         source = Ensemble(source, shares, answer_lengths(rows))
     return source, taught["best"]
 
 
-def _validate(space: Workspace, model: nn.Module) -> Validation:
-    exam = space.exam("validation")
-    score, scores, losses = space.evaluator.quick(model, exam)
+def _validate(models: RunModels, model: nn.Module) -> Validation:
+    exam = models.exam("validation")
+    score, scores, losses = models.evaluator.quick(model, exam)
     rows = zip(exam.examples, losses.rows.tolist(), scores, strict=True)
     return Validation(score, float(losses.rows.mean()), [ValidationRow(example.id, *row) for example, *row in rows])
 
 
-def _say(space: Workspace, record: dict[str, Any]) -> None:
+def _say(run: RunFolder, record: dict[str, Any]) -> None:
     seen = record["validation"]
-    space.screen.say(
+    run.screen.say(
         f"  stage {record['stage']}: follows {record['chosen'] or 'gold'} ({record['reason']});"
-        f" validation {space.task.metric} {seen['score']:.3f}, loss {seen['nll']:.3f} nats; {record['seconds']:.0f} s"
+        f" validation {run.task.metric} {seen['score']:.3f}, loss {seen['nll']:.3f} nats; {record['seconds']:.0f} s"
     )
     if record["stall"]:
-        space.screen.warn(f"stall in stage {record['stage']}: {record['stall']}")
+        run.screen.warn(f"stall in stage {record['stage']}: {record['stall']}")
 
 
-def _finish(space: Workspace, work: Work, job: Distillation, kept: Path, records: list[dict[str, Any]]) -> None:
+def _finish(
+    run: RunFolder, models: RunModels, work: Work, job: Distillation, kept: Path, records: list[dict[str, Any]]
+) -> None:
     """The kept student becomes the result, as a whole model that plain transformers loads."""
     model = merged(job.load(kept))
-    save_student(model, space.tokenizer, work.folder)
-    write_usage(space, work.folder)
+    save_student(model, models.tokenizer, work.folder)
+    write_usage(run, work.folder)
     stage = next((r["stage"] for r in records if job.end(r["stage"]) == kept), len(records))
     work.about = {"kept_stage": stage, "seed": job.plan.seed}
     if device().type == "cpu":
@@ -141,13 +146,13 @@ def _finish(space: Workspace, work: Work, job: Distillation, kept: Path, records
     job.clean()
 
 
-def write_usage(space: Workspace, folder: Path) -> None:
+def write_usage(run: RunFolder, folder: Path) -> None:
     """tutelage.json beside the student: how `predict` renders a row and reads an answer."""
     usage = {
-        "task": space.recipe.task.model_dump() | {"labels": space.about["labels"]},
-        "data": space.recipe.data.model_dump(),
-        "choice": space.about["choice"],
-        "max_new_tokens": space.about["max_new_tokens"],
-        "run": space.recipe.name,
+        "task": run.recipe.task.model_dump() | {"labels": run.prepared["labels"]},
+        "data": run.recipe.data.model_dump(),
+        "choice": run.prepared["choice"],
+        "max_new_tokens": run.prepared["max_new_tokens"],
+        "run": run.recipe.name,
     }
     (folder / "tutelage.json").write_text(json.dumps(usage, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -15,12 +15,14 @@ from torch import nn
 
 from tutelage.models.evaluation import loss_records
 from tutelage.records import Prediction
-from tutelage.run.workspace import Workspace
+from tutelage.run import stage_inputs
+from tutelage.run.run_folder import RunFolder
+from tutelage.training.run_models import RunModels
 from tutelage.utils.console import print_table
 from tutelage.utils.files import read_json, read_records, write_json, write_jsonl
 
 
-class Candidate(NamedTuple):
+class ScoredModel(NamedTuple):
     """A model to be scored."""
 
     name: str
@@ -30,62 +32,68 @@ class Candidate(NamedTuple):
     load: Callable[[], nn.Module]
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
     scores: dict[str, Any] = {}
     everything: list[Prediction] = []
-    for model in [*base_models(space), *_students(space)]:
-        score(space, model)
-        folder = space.folder / "evaluate" / model.name
+    for model in [*base_models(run, models), *_students(run, models)]:
+        score(run, models, model)
+        folder = run.folder / "evaluate" / model.name
         scores[model.name] = read_json(folder / "scores.json")
         everything += read_records(folder / "predictions.jsonl", Prediction)
-    folder = space.folder / "evaluate"
+    folder = run.folder / "evaluate"
     write_jsonl(folder / "predictions.jsonl", everything)
-    rows = len(space.exam("test").examples)
-    result = {"task": space.recipe.task.type, "metric": space.task.metric, "split": "test", "rows": rows}
+    rows = len(models.exam("test").examples)
+    result = {"task": run.recipe.task.type, "metric": run.task.metric, "split": "test", "rows": rows}
     write_json(folder / "scores.json", {**result, "models": scores})
 
 
-def score(space: Workspace, model: Candidate) -> None:
+def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:
     """Answers and scores of one model on the test rows, and its losses on the validation rows, unless they are
     there."""
-    inputs = model.inputs | space.upstream("prepare") | space.settings("task", "evaluate")
-    with space.work(f"evaluate/{model.name}", inputs, rebuild_stale=True) as work:
+    inputs = model.inputs | stage_inputs.upstream(run, "prepare") | run.settings("task", "evaluate")
+    with run.work(f"evaluate/{model.name}", inputs, rebuild_stale=True) as work:
         if work is None:
             return
-        exam, held_out, network = space.exam("test"), space.encoded("validation"), model.load()
+        exam, held_out, network = models.exam("test"), models.encoded("validation"), model.load()
         began = time.perf_counter()
-        with space.screen.progress(f"score {model.name}", len(exam.examples)) as advance:
-            predictions = space.evaluator.predict(model.name, network, exam, advance)
+        with run.screen.progress(f"score {model.name}", len(exam.examples)) as advance:
+            predictions = models.evaluator.predict(model.name, network, exam, advance)
         work.about = {
             "answering": round(time.perf_counter() - began, 3)
         }  # without loading: what a comparison of speed is about
-        losses = space.evaluator.losses(network, held_out).rows
+        losses = models.evaluator.losses(network, held_out).rows
         write_jsonl(work.folder / "predictions.jsonl", predictions)
         write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))
-        summary = space.evaluator.summary(predictions, exam.examples, space.recipe.evaluate.resamples)
+        summary = models.evaluator.summary(predictions, exam.examples, run.recipe.evaluate.resamples)
         write_json(work.folder / "scores.json", summary)
 
 
-def base_models(space: Workspace) -> Iterator[Candidate]:
+def base_models(run: RunFolder, models: RunModels) -> Iterator[ScoredModel]:
     """What every distilled student is compared with: T*, the untrained student, the anchor."""
-    recipe, folder = space.recipe, space.folder
-    yield Candidate("teacher", space.upstream("teach"), lambda: space.load(recipe.teacher, space.best_teacher))
-    yield Candidate("student", {}, lambda: space.load(recipe.student))
-    yield Candidate("anchor", space.upstream("anchor"), lambda: space.load(recipe.student, folder / "anchor"))
+    recipe, folder = run.recipe, run.folder
+    yield ScoredModel(
+        "teacher", stage_inputs.upstream(run, "teach"), lambda: models.load(recipe.teacher, run.best_teacher)
+    )
+    yield ScoredModel("student", {}, lambda: models.load(recipe.student))
+    yield ScoredModel(
+        "anchor", stage_inputs.upstream(run, "anchor"), lambda: models.load(recipe.student, folder / "anchor")
+    )
 
 
-def student(space: Workspace, method: str, seed: int) -> Candidate:
+def student(run: RunFolder, models: RunModels, method: str, seed: int) -> ScoredModel:
     """One distilled student."""
     cell = f"{method}/seed-{seed}"
-    folder = space.folder / "distill" / cell
-    return Candidate(cell, space.upstream(f"distill/{cell}"), lambda: space.load(space.recipe.student, folder))
+    folder = run.folder / "distill" / cell
+    return ScoredModel(
+        cell, stage_inputs.upstream(run, f"distill/{cell}"), lambda: models.load(run.recipe.student, folder)
+    )
 
 
-def _students(space: Workspace) -> Iterator[Candidate]:
-    for method in space.recipe.distill.methods:
-        for seed in space.recipe.distill.seeds:
-            yield student(space, method, seed)
+def _students(run: RunFolder, models: RunModels) -> Iterator[ScoredModel]:
+    for method in run.recipe.distill.methods:
+        for seed in run.recipe.distill.seeds:
+            yield student(run, models, method, seed)
 
 
 def show_scores(folder: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from tutelage.data.dataset import load_rows
-from tutelage.data.encode import Encoder, Misfits
+from tutelage.data.encode import Encoder, Misfits, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
 from tutelage.errors import ConfigError, ModelError
 from tutelage.models.load import check_vocabularies, device, load_tokenizer, longest_context
@@ -19,17 +19,17 @@ from tutelage.models.precision import bf16_pays
 from tutelage.records import SPLITS, Example
 from tutelage.run import stage_inputs
 from tutelage.run.checkpoints import list_checkpoints
-from tutelage.run.workspace import Workspace, make_encoder
+from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import foretell
 from tutelage.training.trainer import training_arguments
 from tutelage.utils.files import write_json, write_jsonl
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder) -> None:
     """Do the stage."""
-    recipe = space.recipe
-    with space.work("prepare", stage_inputs.prepare(space)) as work:
+    recipe = run.recipe
+    with run.work("prepare", stage_inputs.prepare(run)) as work:
         if work is None:
             return
         rows = load_rows(recipe)
@@ -38,18 +38,18 @@ def run(space: Workspace) -> None:
             raise ConfigError(
                 "task.decoding: labels needs closed answers, and these rows have free text: write generate"
             )
-        _check_trainers(space)
+        _check_trainers(run)
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         tokenizer = load_tokenizer(recipe.student)
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
-        encoded, dropped = _tokenize(rows.examples, make_encoder(recipe, tokenizer), work.folder / "tokens")
+        encoded, dropped = _tokenize(rows.examples, make_encoder(recipe.data, tokenizer), work.folder / "tokens")
         foretell(
             encoded["train"],
             recipe.teacher,
             len(given) if given else recipe.teach.num_checkpoints,
             vocabulary,
             recipe.cache.dtype,
-            space.folder,
+            run.folder,
         )
         lengths = {split: _lengths(encoded[split]) for split in SPLITS}
         notes = list(rows.notes)
@@ -57,15 +57,15 @@ def run(space: Workspace) -> None:
             notes.append(
                 f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ..."
             )
-        _check_fit(space, max(entry["longest"] for entry in lengths.values()))
+        _check_fit(run, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
         bf16, why = bf16_pays(device().type)
         if not {"bf16", "fp16"} & recipe.trainer.keys():
             notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
         for note in notes:
-            space.screen.say(note)
+            run.screen.say(note)
         counts = ", ".join(f"{lengths[split]['rows']:,} {split}" for split in SPLITS)
-        space.screen.say(f"prepare: {counts} rows, longest {max(v['longest'] for v in lengths.values())} tokens")
+        run.screen.say(f"prepare: {counts} rows, longest {max(v['longest'] for v in lengths.values())} tokens")
         left_out, everything = set(dropped), itertools.chain.from_iterable(rows.examples[split] for split in SPLITS)
         write_jsonl(work.folder / "rows.jsonl", (example for example in everything if example.id not in left_out))
         write_json(
@@ -110,20 +110,20 @@ def _lengths(rows: TokenStore) -> dict[str, int]:
     }
 
 
-def _check_trainers(space: Workspace) -> None:
+def _check_trainers(run: RunFolder) -> None:
     """Build every training's arguments once: transformers checks their values, and should do so before hours of
     work."""
     for sections in (("teach",), ("distill", "anchor"), ("distill",)):
         try:
-            training_arguments(space.folder, space.recipe.trainer_arguments(*sections), seed=0)
+            training_arguments(run.folder, run.recipe.trainer_arguments(*sections), seed=0)
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"{sections[-1]}.trainer: transformers refuses these arguments: {error}") from error
 
 
-def _check_fit(space: Workspace, longest: int) -> None:
+def _check_fit(run: RunFolder, longest: int) -> None:
     """Refuse rows that are longer than a model has positions for."""
     for role in ("teacher", "student"):
-        most = longest_context(getattr(space.recipe, role))
+        most = longest_context(getattr(run.recipe, role))
         if most is not None and longest > most:
             raise ModelError(
                 f"the longest row has {longest:,} tokens and the {role} has positions for {most:,}:"

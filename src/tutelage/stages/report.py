@@ -20,7 +20,7 @@ from tutelage.report import sections_training as training
 from tutelage.utils.files import write_text
 
 if TYPE_CHECKING:
-    from tutelage.run.workspace import Workspace
+    from tutelage.run.run_folder import RunFolder
 
 INPUTS = (
     "recipe.yaml",
@@ -51,12 +51,12 @@ NEEDS = {
 """Part of the page to the files it is made from and the stage that writes them."""
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder) -> None:
     """Build the report of a run, unless it is up to date."""
-    lang = space.recipe.report.lang
-    with space.work("report", {**inputs(space.folder), "report.lang": lang}, rebuild_stale=True) as work:
+    lang = run.recipe.report.lang
+    with run.work("report", {**inputs(run.folder), "report.lang": lang}, rebuild_stale=True) as work:
         if work is not None:
-            build_report(space.folder, title=space.recipe.name, lang=lang)
+            build_report(run.folder, title=run.recipe.name, lang=lang)
 
 
 def build_report(run: Path, *, title: str, lang: str = "en") -> Path:

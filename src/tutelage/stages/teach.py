@@ -10,16 +10,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from tutelage.errors import ModelError
 from tutelage.run import stage_inputs
+from tutelage.run.artifacts import CheckpointScore
 from tutelage.run.checkpoints import list_checkpoints
-from tutelage.run.workspace import Workspace
+from tutelage.run.run_folder import RunFolder
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
+from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import WHOLE, seconds_before, training_arguments
 from tutelage.utils.files import read_json, write_json
 
@@ -29,16 +30,16 @@ FINER = 4
 """Times as many checkpoints as are kept, among which those are chosen that are equally far apart in loss."""
 
 
-def run(space: Workspace) -> None:
+def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
-    recipe = space.recipe
+    recipe = run.recipe
     given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
-    with space.work("teach", stage_inputs.teach(space)) as work:
+    with run.work("teach", stage_inputs.teach(run)) as work:
         if work is None:
             return
         work.seconds_before = seconds_before(work.folder)
-        folders = given or _train(space, work.folder)
-        found = [_validate(space, work.folder, folder) for folder in folders]
+        folders = given or _train(run, models, work.folder)
+        found = [_validate(run, models, work.folder, folder) for folder in folders]
         if given is None:
             kept = evenly_falling([c["nll"] for c in found], recipe.teach.num_checkpoints)
             for place in set(range(len(found))) - set(kept):
@@ -51,7 +52,7 @@ def run(space: Workspace) -> None:
                 for path in folder.glob(pattern):
                     path.unlink()
         seen = ", ".join(f"{c['name']} {c['score']:.3f}/{c['nll']:.3f}" for c in found)
-        space.screen.say(f"teach: validation {space.task.metric} / loss in nats: {seen}; best is {best}")
+        run.screen.say(f"teach: validation {run.task.metric} / loss in nats: {seen}; best is {best}")
 
 
 def evenly_falling(losses: Sequence[float], count: int) -> list[int]:
@@ -70,10 +71,10 @@ def evenly_falling(losses: Sequence[float], count: int) -> list[int]:
     return sorted(kept)
 
 
-def _train(space: Workspace, folder: Path) -> list[Path]:
-    recipe, rows = space.recipe, space.encoded("train")
+def _train(run: RunFolder, models: RunModels, folder: Path) -> list[Path]:
+    recipe, rows = run.recipe, models.encoded("train")
     seed = recipe.teacher_seed
-    args = training_arguments(folder, space.trainer_arguments("teach"), seed=seed)
+    args = training_arguments(folder, run.trainer_arguments("teach"), seed=seed)
     finer = FINER if recipe.teach.spacing == "loss" else 1
     steps = spaced_steps(args, len(rows), finer * recipe.teach.num_checkpoints)
     if len(steps) < recipe.teach.num_checkpoints:
@@ -83,22 +84,22 @@ def _train(space: Workspace, folder: Path) -> list[Path]:
         )
     folders = [folder / f"checkpoint-{step}" for step in steps]
     if not (folders[-1] / WHOLE).exists():
-        space.fine_tuned("teach", recipe.teacher, args, rows, seed=seed, save_at=steps, log=folder / "log.jsonl")
+        models.fine_tuned("teach", recipe.teacher, args, rows, seed=seed, save_at=steps, log=folder / "log.jsonl")
     for path in folders:
-        space.tokenizer.save_pretrained(str(path))
+        models.tokenizer.save_pretrained(str(path))
     return folders
 
 
-def _validate(space: Workspace, folder: Path, checkpoint: Path) -> dict[str, Any]:
+def _validate(run: RunFolder, models: RunModels, folder: Path, checkpoint: Path) -> CheckpointScore:
     """Score and loss of one checkpoint on the validation rows; kept, so that a restart does not measure it again."""
     kept = folder / "validation" / f"{checkpoint.name}.json"
     kept.parent.mkdir(exist_ok=True)
     if kept.is_file():
         return read_json(kept)
-    model = space.load(space.recipe.teacher, checkpoint)
-    exam = space.exam("validation")
-    with space.screen.progress(f"validate {checkpoint.name}", len(exam.examples)) as advance:
-        score, _, losses = space.evaluator.quick(model, exam, advance)
+    model = models.load(run.recipe.teacher, checkpoint)
+    exam = models.exam("validation")
+    with run.screen.progress(f"validate {checkpoint.name}", len(exam.examples)) as advance:
+        score, _, losses = models.evaluator.quick(model, exam, advance)
     found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": float(losses.rows.mean())}
     save_file({"tokens": losses.tokens}, str(kept.with_suffix(".safetensors")))
     write_json(kept, found)

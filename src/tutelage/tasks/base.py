@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tutelage.records import Example, Interval
-from tutelage.tasks.metrics import Statistic, bootstrap
+from tutelage.utils.bootstrap import Statistic, bootstrap
 
 
 class BaseTask(ABC):

@@ -17,7 +17,8 @@ import numpy as np
 from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
 from tutelage.tasks.base import BaseTask, first_line
-from tutelage.tasks.metrics import Statistic, fold, macro_f1
+from tutelage.tasks.metrics import fold, macro_f1
+from tutelage.utils.bootstrap import Statistic
 
 TEMPLATES: dict[str, str] = {
     "en": "Choose the label that fits the text: {labels}.\nText: {text}\nLabel:",

@@ -1,5 +1,4 @@
-"""Scores as plain functions of strings and counts, and the bootstrap behind their intervals. Knows nothing of models or
-rows.
+"""Scores as plain functions of strings and counts. Knows nothing of models or rows.
 
 Text is compared the way the field does it: SQuAD's normalisation for spans, counted by character where a language puts
 no spaces between words or glues particles to them (zh, ja, ko), and exact surfaces for entities.
@@ -11,21 +10,13 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-
-from tutelage.records import Interval
 
 CHARACTER_LANGUAGES = frozenset({"zh", "ja", "ko"})
 """Languages whose answers are compared by character, white space left out."""
 ENGLISH_ARTICLES = frozenset({"a", "an", "the"})
-
-Statistic = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
-"""From draws [R, P] (how often each of P distinct rows was drawn, float) and those rows [P, k] to named values, each
-[R]."""
-
-_MAX_DRAWS = 4_000_000  # R x P numbers held at once: 32 MB
 
 
 def base_language(language: str | None) -> str | None:
@@ -100,36 +91,6 @@ def macro_f1(matched: np.ndarray, predicted: np.ndarray, gold: np.ndarray) -> np
     """
     present = gold > 0
     return ratio((ratio(2 * matched, predicted + gold) * present).sum(-1), present.sum(-1))
-
-
-def bootstrap(rows: np.ndarray, statistic: Statistic, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """Values on all rows with bootstrap 95 % percentile intervals over rows.
-
-    rows: [n, k] numbers that hold all the statistic needs of a row, n >= 1. Drawing n rows with replacement is one
-    multinomial draw over the distinct rows, so the work grows with how much rows differ, and their order does not
-    matter. A draw on which a value is undefined (NaN) is left out of its interval; a single row has the interval
-    [value, value].
-    """
-    if not len(rows):
-        raise ValueError("There are no rows to score: a mean over nothing has no value. Give at least one row.")
-    patterns, counts = np.unique(rows, axis=0, return_counts=True)
-    values = statistic(counts[None, :].astype(np.float64), patterns)
-    rng, chunks = np.random.default_rng(seed), []
-    step = max(1, _MAX_DRAWS // len(patterns))
-    for start in range(0, resamples, step):
-        draws = rng.multinomial(len(rows), counts / len(rows), size=min(step, resamples - start))
-        chunks.append(statistic(draws.astype(np.float64), patterns))
-    return {
-        name: _interval(float(value[0]), np.concatenate([c[name] for c in chunks])) for name, value in values.items()
-    }
-
-
-def _interval(value: float, sampled: np.ndarray) -> Interval:
-    sampled = sampled[~np.isnan(sampled)]
-    if not len(sampled):
-        return Interval(value, value, value)
-    low, high = np.quantile(sampled, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
 
 
 def _characters(text: str) -> list[str]:

@@ -20,7 +20,8 @@ from tutelage.errors import DataError
 from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
 from tutelage.tasks.base import BaseTask
-from tutelage.tasks.metrics import Statistic, entity_counts, ratio
+from tutelage.tasks.metrics import entity_counts, ratio
+from tutelage.utils.bootstrap import Statistic
 
 NO_ENTITIES = "none"
 """The whole answer where a text holds no entity."""

@@ -22,7 +22,8 @@ from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
 from tutelage.tasks.base import BaseTask, first_line
 from tutelage.tasks.classification import Classification
-from tutelage.tasks.metrics import Statistic, exact_match, token_f1
+from tutelage.tasks.metrics import exact_match, token_f1
+from tutelage.utils.bootstrap import Statistic
 
 SPAN_TEMPLATES: dict[str, str] = {
     "en": "Answer the question with words from the text.\nText: {context}\nQuestion: {question}\nAnswer:",

@@ -1,8 +1,10 @@
-"""Files that appear under their final name whole or not at all: JSON, JSON lines, text."""
+"""Files: atomic writes (JSON, JSON lines, text), reading them back, and sizes on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -55,3 +57,16 @@ def read_records(path: Path, kind: type) -> list[Any]:
     """The lines of a file that `write_jsonl` made, as records of `kind`; keys that `kind` lacks are ignored."""
     names = {field.name for field in fields(kind)}
     return [kind(**{key: value for key, value in row.items() if key in names}) for row in read_jsonl(path)]
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder. Links are not followed; files that vanish meanwhile count 0."""
+    with contextlib.suppress(OSError):
+        if not path.is_dir() or path.is_symlink():
+            return path.lstat().st_size
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total

@@ -14,7 +14,6 @@ from tutelage.records import Interval
 from tutelage.utils.console import visible
 
 NO_VALUE = "–"
-BARS = "▁▂▃▄▅▆▇█"
 
 Translate = Callable[[str], str]
 """From an English pattern to the pattern of another language; `str` keeps English."""
@@ -126,27 +125,6 @@ def file_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 9.95 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:,.1f} TB"
-
-
-# --- series ---
-
-
-def sparkline(values: Sequence[float], width: int, scale: Sequence[float] | None = None) -> str:
-    """Values as bars of 8 heights, on a logarithmic scale if all are above 0; `!` for what is not finite.
-
-    scale: values whose range is the range of the heights; default `values`. More than `width` values are averaged into
-    `width` bars.
-    """
-    finite = [value for value in (scale or values) if math.isfinite(value)]
-    transform = math.log if finite and min(finite) > 0 else float
-    low, high = (transform(min(finite)), transform(max(finite))) if finite else (0.0, 0.0)
-    count, bars = min(width, len(values)), ""
-    for bar in range(count):
-        part = values[bar * len(values) // count : (bar + 1) * len(values) // count]
-        mean = sum(part) / len(part)
-        height = (transform(mean) - low) / (high - low) if math.isfinite(mean) and high > low else 0.0
-        bars += BARS[round(height * (len(BARS) - 1))] if math.isfinite(mean) else "!"
-    return bars
 
 
 # --- Markdown ---

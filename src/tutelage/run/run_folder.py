@@ -1,0 +1,103 @@
+"""One run as every stage sees it: its recipe, its folder, and which results in it are up to date. Loads no model."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from tutelage.recipe.load import flatten, varied
+from tutelage.recipe.schema import Recipe
+from tutelage.run.artifacts import PreparedData, TeacherCheckpoints
+from tutelage.run.manifest import Work
+from tutelage.tasks import make_task
+from tutelage.tasks.base import BaseTask
+from tutelage.utils.console import Screen
+from tutelage.utils.files import read_json
+from tutelage.utils.memory import peak_memory
+
+_LOGGING_ONLY = re.compile(r"(^|\.)trainer\.(report_to|run_name|logging_\w+)$")
+"""Training arguments that only decide what is logged and where: changing them makes no result stale."""
+
+
+@dataclass
+class RunFolder:
+    """A run folder with its recipe. Models, tokenizer and rows are loaded by `training.run_models.RunModels`."""
+
+    recipe: Recipe
+    screen: Screen = field(default_factory=Screen)
+    force: bool = False
+    """Rebuild what a stage has already finished."""
+    rebuild: bool = False
+    """Rebuild stale results; results that are up to date stay."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder's path."""
+        return Path(self.recipe.output_dir)
+
+    def varied(self, method: str) -> RunFolder:
+        """The same run with the settings that a method's name carries (`scd+schedule.advance=true`)."""
+        recipe = varied(self.recipe, method)
+        return self if recipe is self.recipe else replace(self, recipe=recipe)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to compute in bfloat16: the recipe's `trainer` decides, else what `prepare` measured as faster here."""
+        given = self.recipe.trainer
+        return bool(given.get("bf16")) if "bf16" in given or "fp16" in given else self.prepared["bf16"]
+
+    def trainer_arguments(self, *sections: Literal["teach", "anchor", "distill"]) -> dict[str, Any]:
+        """TrainingArguments of one training run, with the precision that this run computes in."""
+        given = self.recipe.trainer_arguments(*sections)
+        return given if "fp16" in given else {"bf16": self.bf16} | given
+
+    def settings(self, *sections: str) -> dict[str, Any]:
+        """The recipe's values under these dotted names, flat: what a stage's result depends on."""
+        flat = {key: value for key, value in flatten(self.recipe).items() if not _LOGGING_ONLY.search(key)}
+        return {k: v for k, v in flat.items() if any(k == s or k.startswith(s + ".") for s in sections)}
+
+    @contextmanager
+    def work(self, name: str, inputs: dict[str, Any], *, rebuild_stale: bool = False) -> Iterator[Work | None]:
+        """Work in a folder of the run: None if its result is up to date, else its record, which is finished on leaving.
+
+        Raises StaleArtifactError if the folder holds a result of other inputs and nothing allows to rebuild it.
+        """
+        work = Work(self.folder / name, inputs, force=self.force, rebuild_stale=rebuild_stale or self.rebuild)
+        began = time.monotonic()
+        if not work.prepare():
+            self.screen.say(f"{name}: up to date")
+            yield None
+            return
+        for note in work.notes:
+            self.screen.say(note)
+        with peak_memory() as peak:
+            yield work
+            work.about["memory"] = peak()
+        work.finish(time.monotonic() - began)
+
+    @cached_property
+    def prepared(self) -> PreparedData:
+        """prepare/data.json, which is there once `prepare` has finished."""
+        return read_json(self.folder / "prepare" / "data.json")
+
+    @cached_property
+    def task(self) -> BaseTask:
+        """The task with its resolved label set."""
+        return make_task(self.recipe.task, self.prepared["labels"], choice=self.prepared["choice"])
+
+    @property
+    def teacher_checkpoints(self) -> TeacherCheckpoints:
+        """teach/checkpoints.json, which is there once `teach` has finished."""
+        return read_json(self.folder / "teach" / "checkpoints.json")
+
+    @property
+    def best_teacher(self) -> Path:
+        """Folder of T*, the teacher checkpoint that is best on validation."""
+        teacher = self.teacher_checkpoints
+        return Path(next(c["folder"] for c in teacher["checkpoints"] if c["name"] == teacher["best"]))

@@ -1,0 +1,131 @@
+"""What a run trains and scores with, loaded when first asked for and shared by its stages: tokenizer, rows, models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from tutelage.data.encode import EncodedRow, Encoder, make_encoder, pad_id_of
+from tutelage.data.token_store import TokenStore
+from tutelage.models.evaluation import Evaluator, Exam
+from tutelage.models.load import device, load_model, load_tokenizer, load_trainable
+from tutelage.recipe.schema import Model
+from tutelage.records import Example
+from tutelage.run.run_folder import RunFolder
+from tutelage.teacher.build_cache import CacheBuilder
+from tutelage.training.finetuning import fine_tune
+from tutelage.utils.files import read_jsonl
+
+
+class RunModels:
+    """Tokenizer, token ids, models and evaluation of one run, all by its recipe."""
+
+    def __init__(self, run: RunFolder) -> None:
+        """Nothing is loaded yet."""
+        self.run = run
+        self._exams: dict[str, Exam] = {}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The student's tokenizer; `prepare` has checked that the teacher's is the same."""
+        return load_tokenizer(self.run.recipe.student)
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that batches are padded with."""
+        return pad_id_of(self.tokenizer)
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries of the tokenizer; rows of an embedding beyond it are padding."""
+        return self.run.prepared["vocabulary"]
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Rendering of rows as token ids, the same for all models."""
+        return make_encoder(self.run.recipe.data, self.tokenizer)
+
+    def encoded(self, split: str) -> TokenStore:
+        """Rows of a split as token ids, without those that `prepare` left out."""
+        return TokenStore(self.run.folder / "prepare" / "tokens" / f"{split}.arrow", split)
+
+    def load(self, model: Model, folder: Path | str | None = None) -> nn.Module:
+        """A model to read or answer with: weights kept in float32 for training are loaded in bfloat16 where that is
+        fast."""
+        if self.run.bf16 and model.dtype == "float32":
+            model = model.model_copy(update={"dtype": "bfloat16"})
+        return load_model(model, folder)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a forward pass of a model in training."""
+        return torch.autocast(device().type, torch.bfloat16, enabled=self.run.bf16)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Decoding and scoring, the same for all models."""
+        recipe, about = self.run.recipe, self.run.prepared
+        return Evaluator(
+            self.run.task,
+            self.encoder,
+            self.vocabulary,
+            about["max_new_tokens"],
+            recipe.task.decoding,
+            recipe.evaluate.batch_size,
+        )
+
+    def exam(self, split: str) -> Exam:
+        """Prepared rows of a split, ready for any number of models to answer."""
+        if split not in self._exams:
+            lines = read_jsonl(self.run.folder / "prepare" / "rows.jsonl")
+            examples = [Example(**line) for line in lines if line["split"] == split]
+            self._exams[split] = self.evaluator.exam(examples, self.encoded(split))
+        return self._exams[split]
+
+    def fine_tuned(
+        self,
+        label: str,
+        section: Model,
+        args: TrainingArguments,
+        rows: Sequence[EncodedRow],
+        *,
+        seed: int,
+        save_at: Sequence[int],
+        log: Path,
+    ) -> nn.Module:
+        """The model of a section of the recipe after plain fine-tuning on these rows, see `finetuning.fine_tune`.
+
+        label: heading of the progress bar.
+        """
+        with self.run.screen.steps(label) as on_step:
+            return fine_tune(
+                load_trainable(section, None, seed),
+                args,
+                rows,
+                save_at=save_at,
+                log=log,
+                vocabulary=self.vocabulary,
+                pad_id=self.pad_id,
+                fused=self.run.recipe.fused_loss,
+                on_step=on_step,
+            )
+
+    def cache_builder(self, folder: Path) -> CacheBuilder:
+        """Writes what a model says about the training rows into a store in `folder`."""
+        section = self.run.recipe.cache
+        return CacheBuilder(
+            folder,
+            self.encoded("train"),
+            vocabulary=self.vocabulary,
+            pad_id=self.pad_id,
+            dtype=getattr(torch, section.dtype),
+            batch_size=section.batch_size,
+            shard_rows=section.shard_rows,
+            top_k=section.top_k,
+        )
