@@ -174,7 +174,7 @@ def test_slices_are_sorted_and_marked(run):
     assert "significantly better on 1 and significantly worse on 1 . 1 slice differs significantly from the other rows." in text
     assert "+0.250 [+0.150, +0.350] −0.100 7 / 3 better in score and loss" in text
     assert "−0.200 [−0.300, −0.100] +0.300 7 / 3 worse in loss worse than elsewhere in loss" in text
-    assert "Prompt length: quartiles of the rows, in tokens." in text
+    assert "Prompt length: quartiles (tokens)." in text
     assert "Slices by the teacher's loss are not tested" in text
     values = [attrs["data-value"] for tag, attrs in page.tags if tag == "td" and "data-value" in attrs]
     assert values[:4] == ["1234", "0.25", "-0.1", "4"]
@@ -252,12 +252,12 @@ def test_found_slices_have_their_rule_in_words(run):
     ]
     write_diagnosis(run, [], found, tried=10)
     text = page_of(run).text
-    assert "2 of 10 candidates are significant" in text
+    assert "Significant after Holm's correction: 2 of 10" in text
     assert "does not contain “<b>” at least 40 characters language is ko" in text
     assert "better than elsewhere in score +0.100 [−0.100, +0.300]" in text
     assert "similar prompts, frequent words: a, b" in text and "worse than elsewhere in loss +0.200" in text
     write_diagnosis(run, [], [], tried=10)
-    assert "None of 10 candidates is significant" in page_of(run).text
+    assert "Significant after Holm's correction: none of 10" in page_of(run).text
 
 
 def test_without_a_diagnosis_of_the_main_student_known_slices_stand(run):
