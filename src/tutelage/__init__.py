@@ -1,13 +1,15 @@
 """tutelage: a fine-tuned LLM in, a small fast model for one domain task out (arXiv 2601.10114).
 
-`SCDTrainer` and `SCDConfig` load torch and transformers only when they are asked for, so that importing the package and
-printing the command's help stay quick.
+`METHODS` and `Method` are the table of methods and its type (docs/your-own-method.md). `SCDTrainer` and `SCDConfig`
+import torch and transformers on first use, so that importing the package stays quick.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from tutelage.method.methods import METHODS, Method
+
 __version__ = "0.1.0"
-__all__ = ["SCDConfig", "SCDTrainer", "__version__"]
+__all__ = ["METHODS", "Method", "SCDConfig", "SCDTrainer", "__version__"]
 
 if TYPE_CHECKING:
     from tutelage.training.scd_trainer import SCDConfig, SCDTrainer

@@ -74,14 +74,13 @@ def test_cleaning_takes_the_caches_and_restart_points_and_nothing_else(tmp_path)
     assert summarise_run(run).state.kind == "finished"
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "list", "anchor"])
+@pytest.mark.parametrize("what", ["checkpoint", "list"])
 def test_what_cannot_be_made_again_stays(tmp_path, what):
     run = littered(tmp_path)
-    path = {"checkpoint": f"teach/{CHECKPOINTS[1]}/model.safetensors", "list": "teach/checkpoints.json"}.get(what)
-    (run / (path or "anchor/model.safetensors")).unlink()
+    path = {"checkpoint": f"teach/{CHECKPOINTS[1]}/model.safetensors", "list": "teach/checkpoints.json"}[what]
+    (run / path).unlink()
     kept = {item.what for item in clean(run, delete=True) if item.kept_because}
-    name = "anchor_cache" if what == "anchor" else "cache"
-    assert kept == {name} and (run / name).is_dir()
+    assert kept == {"cache"} and (run / "cache").is_dir()
 
 
 def test_checkpoints_of_the_users_own_are_never_touched(tmp_path):

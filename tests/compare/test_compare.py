@@ -1,5 +1,4 @@
-"""Methods against each other: every cell once, failures kept, interruptions survived, numbers that follow from the
-files."""
+"""`tutelage compare`: every cell runs once, failures are recorded, and the numbers follow from the files."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from helpers.project import Command, Inline, make_project
-from tutelage.compare import experiment as compare
+from tutelage.compare import cell_runs
 from tutelage.compare.cells import Cell, ResultsFile
 from tutelage.compare.executors import LocalExecutor
 from tutelage.errors import DataError
@@ -26,7 +25,7 @@ METHODS = "sft,td,td-aw,scd,scd-aw"
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setattr(compare, "LocalExecutor", Inline)
+    monkeypatch.setattr(cell_runs, "LocalExecutor", Inline)
     return Command(monkeypatch, capsys)
 
 
@@ -37,7 +36,7 @@ def lines(folder):
 def test_a_comparison_from_rows_to_summary(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("compare", recipe, "--methods", METHODS, "--seeds", 2, "--format", "markdown") == 0
-    assert "| scd-aw |" in command.out and "10 cells, 0 of them are there" in command.err
+    assert "| scd-aw |" in command.out and "10 cells, 0 of them up to date" in command.err
     summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
     (seen,) = summary["recipes"]
     assert set(seen["methods"]) == set(METHODS.split(",")) and seen["rows"] == 6
@@ -59,34 +58,34 @@ def test_a_comparison_from_rows_to_summary(tmp_path, command):
         )
     before = lines(tmp_path)
     assert command("compare", recipe, "--methods", METHODS, "--seeds", 2) == 0
-    assert "10 of them are there" in command.err and lines(tmp_path) == before
+    assert "10 of them up to date" in command.err and lines(tmp_path) == before
 
 
-def test_a_cell_that_fails_is_recorded_and_made_again(tmp_path, command, monkeypatch):
-    recipe, real = make_project(tmp_path), compare.distill.cell
+def test_a_cell_that_fails_is_recorded_and_run_again(tmp_path, command, monkeypatch):
+    recipe, real = make_project(tmp_path), cell_runs.distill.cell
 
     def out_of_memory(run, models, method, seed):
         if method == "td":
             raise MemoryError("no room")
         real(run, models, method, seed)
 
-    monkeypatch.setattr(compare.distill, "cell", out_of_memory)
+    monkeypatch.setattr(cell_runs.distill, "cell", out_of_memory)
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 1
     assert "failed: recipe teacher-0 td seed-0: MemoryError: no room" in command.err
-    assert "1 of 2 students failed; the same command tries them again" in command.err
+    assert "1 of 2 students failed; the same command runs them again" in command.err
     assert [line.split("\t")[2] for line in command.out.splitlines() if "\ttd\t" in line] == ["0, 1 failed"]
-    monkeypatch.setattr(compare.distill, "cell", real)
+    monkeypatch.setattr(cell_runs.distill, "cell", real)
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
-    assert "2 cells, 1 of them are there" in command.err and "failed" not in command.out + command.err
-    found = ResultsFile(tmp_path / "run/compare/results.jsonl").lines()
-    assert [rows[0]["status"] for rows in found.values()] == ["done", "done"]
+    assert "2 cells, 1 of them up to date" in command.err and "failed" not in command.out + command.err
+    records = ResultsFile(tmp_path / "run/compare/results.jsonl").records()
+    assert [record.failed for record in records.values()] == [False, False]
 
 
-def test_cells_of_other_methods_and_teachers_are_held_to_the_recipe_as_it_is_now(tmp_path, command):
+def test_recorded_cells_of_other_methods_and_teachers_become_stale_with_the_recipe(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("compare", recipe, "--methods", "sft,td,scd-aw", "--seeds", 1, "--teacher-seeds", 2) == 0
     assert command("compare", recipe, "--methods", "jsd", "--seeds", 1) == 0  # nothing changed: the others still count
-    assert "left out" not in command.err
+    assert "stale" not in command.err
     summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
     assert set(summary["recipes"][0]["methods"]) == {"sft", "td", "scd-aw", "jsd"} and not summary["stale"]
     assert command("compare", recipe, "distill.epochs_per_stage=2", "--methods", "td", "--seeds", 1, "--force") == 0
@@ -94,10 +93,19 @@ def test_cells_of_other_methods_and_teachers_are_held_to_the_recipe_as_it_is_now
     assert [(cell["method"], cell["teacher_seed"]) for cell in summary["cells"]] == [("td", 0)]
     stale = {(cell["method"], cell["teacher_seed"]) for cell in summary["stale"]}
     assert stale == {("jsd", 0), ("sft", 0), ("scd-aw", 0), ("scd-aw", 1), ("td", 1)}
-    assert "left out: recipe teacher-1 td seed-0" in command.err
+    assert "stale, not counted: recipe teacher-1 td seed-0" in command.err
 
 
-def test_cells_speak_of_the_metric_that_choices_are_made_by(tmp_path, command):
+def test_after_a_change_of_the_run_folder_only_the_new_one_counts(tmp_path, command):
+    recipe, methods = make_project(tmp_path), ["--methods", "sft", "--seeds", 1, "--output", tmp_path / "both"]
+    assert command("compare", recipe, *methods) == 0
+    assert command("compare", recipe, f"output_dir={tmp_path / 'moved'}", *methods) == 0
+    summary = json.loads((tmp_path / "both/summary.json").read_text())
+    assert [cell["run"] for cell in summary["cells"]] == [str(tmp_path / "moved")]
+    assert [cell["run"] for cell in summary["stale"]] == [str(tmp_path / "run")]
+
+
+def test_progress_names_the_metric_of_the_recipe(tmp_path, command):
     recipe = make_project(tmp_path, task={"metric": "macro_f1"})
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0
     assert "[1/1] recipe teacher-0 sft seed-0: macro_f1 0." in command.err
@@ -135,7 +143,7 @@ def test_more_trajectories_share_the_anchor(tmp_path, command):
         (["--methods", ","], "empty"),
     ],
 )
-def test_what_cannot_be_compared_is_said_before_anything_runs(tmp_path, command, given, words):
+def test_what_cannot_be_compared_is_refused_before_anything_runs(tmp_path, command, given, words):
     assert command("compare", make_project(tmp_path), *given) == 2
     assert words in command.err and not (tmp_path / "run").exists()
 
@@ -147,26 +155,26 @@ def test_two_recipes_need_names_folders_and_a_place_of_their_own(tmp_path, comma
         assert words in command.err
 
 
-def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+def test_a_line_that_was_cut_off_is_removed(tmp_path):
     cell = Cell("r", "run", "td", 0, 0)
     results = ResultsFile(tmp_path / "results.jsonl")
     results.append(cell, "abc", [{"status": "done", "metric": "accuracy"}, {"status": "done", "metric": "nll"}])
     whole = results.path.read_bytes()
     results.path.write_bytes(whole + b'{"recipe": "r", "run')
-    assert len(ResultsFile(results.path).lines()[cell]) == 2
+    assert len(ResultsFile(results.path).records()[cell].rows) == 2
     assert results.path.read_bytes() == whole
     results.append(cell, "def", [{"status": "failed", "error": "no"}])
-    assert results.done() == {}
+    assert results.records()[cell].failed
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"status": "done"}\n{"status": "do\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"results\.jsonl, line 2 is not JSON .* its cell is made again"):
+    with pytest.raises(DataError, match=r"results\.jsonl, line 2 is not JSON .* its cell is run again"):
         list(ResultsFile(path)._read())
 
 
-def test_students_of_other_threads_are_said(tmp_path, command, monkeypatch):
+def test_another_number_of_threads_is_warned_of(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path)  # its students are trained here, on one thread
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0 and "threads" not in command.err
     monkeypatch.setattr(Inline, "threads", 2)
@@ -174,7 +182,7 @@ def test_students_of_other_threads_are_said(tmp_path, command, monkeypatch):
     assert "threads" not in command.err  # there is nothing to come
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
     said = " ".join(command.err.split())
-    assert "2 for the students to come, 1 for 1 of those that are there" in said and "With the same --jobs" in said
+    assert "2 for the students still to train, 1 for 1 of the finished ones" in said and "Keep the same --jobs" in said
     monkeypatch.setattr(Inline, "threads", 1)
     assert command("compare", recipe, "--methods", "sft,td,scd", "--seeds", 1) == 0 and "threads" not in command.err
 

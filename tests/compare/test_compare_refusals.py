@@ -1,5 +1,4 @@
-"""What cannot be compared, or would not be what it seems, is said before anything is trained; what was there is not
-lost."""
+"""What cannot be compared is refused before anything is trained; finished results are not lost."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from helpers.project import Command, Inline, color_rows, make_project, write_rows
-from tutelage.compare import experiment as compare
+from tutelage.compare import cell_runs
 from tutelage.compare.cells import Cell, ResultsFile
 from tutelage.errors import ConfigError
 from tutelage.method.methods import METHODS, Method
@@ -20,7 +19,7 @@ from tutelage.utils.files import read_jsonl
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setattr(compare, "LocalExecutor", Inline)
+    monkeypatch.setattr(cell_runs, "LocalExecutor", Inline)
     return Command(monkeypatch, capsys)
 
 
@@ -30,12 +29,11 @@ def command(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("td+weighting.gamma=2.0", "weighting.gamma makes no difference to td"),
-        ("td+schedule.glide=true", "schedule.glide makes no difference to td"),
+        ("td+schedule.student_kl=forward", "schedule.student_kl makes no difference to td"),
+        ("td+schedule.reach=forward", "schedule.reach makes no difference to td"),
         ("cd+schedule.advance=true", "schedule.advance makes no difference to cd"),
         ("scd-aw+kd_ratio=0.7", "kd_ratio makes no difference to scd-aw"),
         ("sft+temperature=2.0", "temperature makes no difference to sft"),
-        ("cd-mix+weighting.per_token=true", "cd-mix mixes its two teachers row by row"),
         ("td+trainer.per_device_train_batch_size=2", "every method gets the same steps"),
         ("td+trainer.gradient_accumulation_steps=2", "every method gets the same steps"),
     ],
@@ -46,20 +44,19 @@ def test_a_setting_that_a_method_does_not_read_or_that_changes_its_budget_is_ref
 
 
 def test_settings_of_the_whole_recipe_may_be_about_some_methods_only(tmp_path):
-    overrides = ["distill.methods=[td, scd, td-aw]", "distill.weighting.gamma=2.0", "distill.schedule.advance=true"]
-    assert load_recipe(make_project(tmp_path), overrides).recipe.distill.weighting.gamma == 2.0
-    with pytest.raises(ConfigError, match="row by row"):
-        load_recipe(make_project(tmp_path), ["distill.methods=[td, cd-mix]", "distill.weighting.per_token=true"])
+    overrides = ["distill.methods=[td, scd, td-aw]", "distill.kd_ratio=0.7", "distill.schedule.advance=true"]
+    recipe = load_recipe(make_project(tmp_path), overrides).recipe
+    assert recipe.distill.kd_ratio == 0.7 and recipe.distill.schedule.advance
 
 
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        (("in-order", "forward_kl", "constant"), "its schedule is 'in-order'; there are none, best"),
+        (("in-order", "forward_kl", "constant"), "its schedule is 'in-order'; allowed are none, best"),
         (("best", "forward", "constant"), "its divergence is 'forward'"),
         (("best", "forward_kl", "adaptiv"), "its weighting is 'adaptiv'"),
-        (("best", "forward_kl", "none"), "it follows a teacher and its weighting is none"),
-        (("best", "forward_kl", "constant", "", "teacher"), "it trains on the teacher's; one of the two"),
+        (("best", "forward_kl", "none"), "it follows a teacher, but its weighting is none"),
+        (("best", "forward_kl", "constant", "", "teacher"), "but trains on the teacher's answers; choose one"),
     ],
 )
 def test_a_method_of_ones_own_that_cannot_work_is_said_with_the_recipe(tmp_path, command, monkeypatch, parts, words):
@@ -73,19 +70,19 @@ def test_a_teacher_of_ones_own_has_no_folds_and_no_further_trajectories(tmp_path
     assert command("compare", recipe, "--methods", "ccd-aw") == 2
     assert "write cross_fit.teacher: false" in command.err and not (tmp_path / "run").exists()
     assert command("compare", recipe, "--methods", "td", "--teacher-seeds", 2) == 2
-    assert "--teacher-seeds trains further teachers" in command.err and not (tmp_path / "run").exists()
+    assert (
+        "--teacher-seeds trains teachers, but teach.checkpoints names yours" in command.err
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_methods_that_need_whole_distributions_are_refused_before_a_student_is_trained(tmp_path, command, monkeypatch):
     monkeypatch.setattr(
         caching, "FAITHFUL_NATS", -1.0
     )  # as of an architecture whose head is no function of one hidden state
-    recipe, methods = make_project(tmp_path), "td,ens,scd,taid,rkl,td+temperature=2.0,cd+schedule.glide=true,cd-mix"
+    recipe, methods = make_project(tmp_path), "td,scd,taid,rkl,td+temperature=2.0"
     assert command("compare", recipe, "--methods", methods, "--seeds", 1) == 2
-    assert (
-        "ens, scd, taid, rkl, td+temperature=2.0, cd+schedule.glide=true, cd-mix cannot learn from this teacher"
-        in command.err
-    )
+    assert "scd, taid, rkl, td+temperature=2.0 cannot learn from this teacher" in command.err
     assert not (tmp_path / "run/anchor").exists()
     assert command("compare", recipe, "--methods", "td,cd-aw", "--seeds", 1) == 0
     assert "failed" not in command.err
@@ -148,7 +145,7 @@ def test_folds_of_another_trajectory_have_another_teacher(tmp_path, command):
 # --- a second call ---
 
 
-def test_a_changed_recipe_is_refused_with_what_changed_and_made_again_with_force(tmp_path, command):
+def test_a_changed_recipe_is_refused_with_what_changed_and_rebuilt_with_force(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
     results = tmp_path / "run/compare/results.jsonl"
@@ -161,22 +158,24 @@ def test_a_changed_recipe_is_refused_with_what_changed_and_made_again_with_force
     assert command(*again, "--force") == 0
     assert (tmp_path / "run/teach/manifest.json").read_text() == teacher, "what is fresh stays"
     assert {row["attempt"] for row in read_jsonl(results) if row["method"] == "td"} == {1, 2}
-    assert command(*again) == 0 and "2 of them are there" in command.err
+    assert command(*again) == 0 and "2 of them up to date" in command.err
 
 
-def test_predictions_that_were_cleared_away_are_made_again(tmp_path, command):
+def test_a_cell_whose_predictions_were_deleted_is_run_again(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0
     (tmp_path / "run/evaluate/td/seed-0/predictions.jsonl").unlink()
     (tmp_path / "run/evaluate/td/seed-0/manifest.json").unlink()
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1) == 0, command.err
-    assert "1 of them are there" in command.err
+    assert "1 of them up to date" in command.err
     (tmp_path / "run/evaluate/td/seed-0/predictions.jsonl").unlink()
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 2
-    assert "td/seed-0/predictions.jsonl is not there" in command.err and "remove the lines of that cell" in command.err
+    assert (
+        "td/seed-0/predictions.jsonl does not exist" in command.err and "remove the lines of that cell" in command.err
+    )
 
 
-def test_a_cell_that_was_written_in_part_is_not_there(tmp_path):
+def test_a_cell_that_was_written_in_part_is_not_recorded(tmp_path):
     path, cells = tmp_path / "results.jsonl", [Cell("r", "run", name, 0, 0) for name in ("sft", "td")]
     rows = [{"status": "done", "metric": name} for name in ("accuracy", "nll", "macro_f1")]
     for cell in cells:
@@ -184,11 +183,11 @@ def test_a_cell_that_was_written_in_part_is_not_there(tmp_path):
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[:5]) + whole[5][:30])  # a full disk takes a part of what is written in one piece
     results = ResultsFile(path)
-    assert list(results.done()) == cells[:1]
+    assert list(results.records()) == cells[:1]
     results.append(cells[1], "abc", rows)
-    assert list(results.done()) == cells and len(results.lines()[cells[1]]) == 3
+    assert list(results.records()) == cells and len(results.records()[cells[1]].rows) == 3
     path.write_text("".join(whole[:5]))  # cut between two lines
-    assert list(ResultsFile(path).done()) == cells[:1]
+    assert list(ResultsFile(path).records()) == cells[:1]
 
 
 @pytest.mark.parametrize(
@@ -208,11 +207,11 @@ def test_a_full_disk_is_said_in_words(tmp_path, command, monkeypatch, error):
 
 
 def test_learning_rates_keep_their_digits(tmp_path):
-    from tutelage.compare.tuning import setting
+    from tutelage.compare.tuning import learning_rate_option
 
     recipe = load_recipe(make_project(tmp_path)).recipe
     for rate in (2e-5, 0.00012345678, 0.1):
-        assert varied(recipe, f"td+{setting(rate)}").distill.trainer["learning_rate"] == rate
+        assert varied(recipe, f"td+{learning_rate_option(rate)}").distill.trainer["learning_rate"] == rate
 
 
 def test_summary_json_is_whole_after_a_failed_method(tmp_path, command, monkeypatch):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from helpers.project import Command, Inline, make_project
-from tutelage.compare import experiment as compare
+from tutelage.compare import cell_runs
 from tutelage.compare.cells import Cell, ResultsFile
 from tutelage.compare.executors import LocalExecutor
 from tutelage.utils.files import read_json, read_jsonl
@@ -79,7 +79,7 @@ def results(recipe):
 
 
 def values(recipe):
-    rows = [row for rows in results(recipe).lines().values() for row in rows]
+    rows = [row for record in results(recipe).records().values() for row in record.rows]
     return {(row["method"], row["split"], row["metric"]): row["value"] for row in rows}
 
 
@@ -96,7 +96,7 @@ def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_numbers(tmp_path,
         project(tmp_path / "killed"),
     )
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "LocalExecutor", Inline)
+        patch.setattr(cell_runs, "LocalExecutor", Inline)
         assert command("compare", undisturbed, *WORDS) == 0
 
     run, file = recipe.parent / "run", results(recipe).path
@@ -110,14 +110,14 @@ def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_numbers(tmp_path,
     finally:
         killed.kill()
     assert killed.wait() == -9, "it was killed, and had not ended before"
-    assert {cell.method for cell in results(recipe).done()} == {"sft"}
+    assert {cell.method for cell, record in results(recipe).records().items() if not record.failed} == {"sft"}
     finished = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("manifest.json")}
     assert {run / "distill/sft/seed-0/manifest.json", run / "evaluate/sft/seed-0/manifest.json"} <= finished.keys()
     assert [folder.parent.name for folder in half_made(run)] == ["scd"]
 
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert command("compare", recipe, *WORDS) == 0
-    assert "2 cells, 1 of them are there" in command.err
+    assert "2 cells, 1 of them up to date" in command.err
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished} == finished, (
         "nothing is made twice"
     )

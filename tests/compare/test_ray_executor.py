@@ -131,12 +131,12 @@ def test_without_ray_or_a_cluster_it_is_said_what_to_type(tmp_path, monkeypatch)
 
 def test_a_cell_waits_for_its_former_process_but_not_for_ever(tmp_path):
     (cell,) = cells("good")
-    alone = "from tutelage.compare import ray_executor as r; from tutelage.compare.cells import Cell; r.LEASE_SECONDS = 0.3\n"
-    work = f"print(r._work({cell!r}, b'', {str(tmp_path)!r}, 'logs', {{}})[1])"
+    patched = "from tutelage.compare import ray_executor as r; r.LOCK_SECONDS = 0.3\n"
+    work = f"from tutelage.compare.cells import Cell; print(r._work({cell!r}, b'', {str(tmp_path)!r}, 'logs', {{}})[1])"
     (tmp_path / "logs").mkdir()
     log = log_of(cell, tmp_path / "logs")
     with FileLock(log.with_suffix(".lock")):
-        subprocess.run([sys.executable, "-c", alone + work], check=True)
+        subprocess.run([sys.executable, "-c", patched + work], check=True)
     assert "another process" in log.read_text() and f"rm logs/{log.stem}.lock" in log.read_text()
 
 
@@ -169,7 +169,7 @@ def test_cells_that_no_node_can_hold_are_refused(cluster, tmp_path):
 
 
 def test_a_folder_of_this_process_alone_is_refused(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_executor, "LATE_SECONDS", 0.2)
+    monkeypatch.setattr(ray_executor, "VISIBLE_SECONDS", 0.2)
     opened = os.open(tmp_path, os.O_RDONLY)
     mine = Path(f"/proc/self/fd/{opened}")  # leads elsewhere, or nowhere, in any other process
     try:
@@ -196,7 +196,7 @@ def test_the_node_that_does_not_see_a_folder_is_named(cluster, tmp_path, monkeyp
         or subprocess.run([*apart, f"mount -t tmpfs none '{hidden}'"], capture_output=True).returncode
     ):
         pytest.skip("needs unshare and the right to use it")
-    monkeypatch.setattr(ray_executor, "LATE_SECONDS", 0.2)
+    monkeypatch.setattr(ray_executor, "VISIBLE_SECONDS", 0.2)
     start = (
         f"exec '{sys.executable}' -m ray.scripts.scripts start --address={cluster.address} --num-cpus=0 --num-gpus=0"
     )

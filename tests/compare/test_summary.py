@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from helpers.fake_comparison import cell_lines, read_lines, write_lines, write_run
-from tutelage.compare.cells import Cell
-from tutelage.compare.collect import has_teacher
-from tutelage.compare.summary import _cell, write_summary
-from tutelage.compare.table import NOTE, grid, show
+from tutelage.compare.cell_table import CellTable
+from tutelage.compare.cells import RESULTS, Cell, ResultsFile, has_teacher
+from tutelage.compare.summary.student_section import summarise_student
+from tutelage.compare.summary.summarise import write_summary
+from tutelage.compare.summary.table import NOTE, grid, show
 from tutelage.errors import StaleArtifactError, UserError
 
 SHARES = {"teacher": 0.95, "anchor": 0.6}
@@ -28,9 +29,13 @@ def make(folder: Path, students: dict[str, float], *, name: str = "plain", seed:
     return [line for student in students for line in cell_lines(folder / name, name, student)]
 
 
-def summarise(folder: Path, lines: list[dict], inputs: dict[Cell, str] | None = None) -> dict:
-    write_lines(folder / "compare" / "results.jsonl", lines)
-    return write_summary(folder / "compare", inputs)
+def summarise(
+    folder: Path, lines: list[dict], planned: dict[Cell, str] | None = None, others: dict[Cell, str] | None = None
+) -> dict:
+    """planned, others: fingerprints of what the cells would be made from now."""
+    path = folder / "compare" / RESULTS
+    write_lines(path, lines)
+    return write_summary(path.parent, CellTable(ResultsFile(path).records(), planned, others) if planned else None)
 
 
 def cell(line: dict) -> Cell:
@@ -190,13 +195,13 @@ def test_a_tie_is_no_win_however_it_was_added_up():
     losses = np.array([0.1, 0.2, 0.3])
 
     def model(score, losses):
-        return SimpleNamespace(metrics={"token_f1": score}, losses=losses, validation={})
+        return SimpleNamespace(metrics={"token_f1": score}, test_losses=losses, validation_losses={})
 
     models = {
         ("run", "td/seed-0"): model(0.5222222222222223, losses),
         ("run", "teacher"): model(47 / 90, losses + 1e-17),
     }
-    found = _cell(SimpleNamespace(models=models, task=SimpleNamespace(metric="token_f1")), trained)
+    found = summarise_student(SimpleNamespace(models=models, task=SimpleNamespace(metric="token_f1")), trained)
     assert (found["beats_teacher_in_score"], found["beats_teacher_in_nll"]) == (False, False)
 
 
@@ -215,13 +220,14 @@ def test_cells_of_other_inputs_are_left_out_and_named(tmp_path, capsys):
     for line in lines:
         line["inputs"] = "old" if line["method"] == "td" and line["seed"] == 1 else "new"
     plan = {cell(line): "new" for line in lines if line["seed"] == 0 and line["method"] != "cd"}
-    summary = summarise(tmp_path, lines, plan)
-    (stale,) = summary["stale"]  # seed 1 was not planned, but would be made from the same as seed 0
+    others = {cell(line): "new" for line in lines if line["seed"] == 1}
+    summary = summarise(tmp_path, lines, plan, others)
+    (stale,) = summary["stale"]
     assert (stale["method"], stale["seed"], stale["inputs"], stale["wanted"]) == ("td", 1, "old", "new")
     methods = summary["recipes"][0]["methods"]
     assert {name: seen["seeds"] for name, seen in methods.items()} == {"td": 1, "scd": 2, "cd": 1}
     show(summary)
-    assert "left out: plain teacher-0 td seed-1: it was made from other inputs" in capsys.readouterr().err
+    assert "stale, not counted: plain teacher-0 td seed-1: made from other inputs" in capsys.readouterr().err
     assert summarise(tmp_path, lines)["stale"] == []
 
 

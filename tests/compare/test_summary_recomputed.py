@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 
 from helpers.fake_comparison import cell_lines, read_lines, write_lines, write_run
-from tutelage.compare.summary import write_summary
+from tutelage.compare.summary.summarise import write_summary
 
 ROWS, SEEDS = 240, (0, 1, 2)
 # Share of right answers that each model tends to.

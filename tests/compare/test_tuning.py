@@ -8,21 +8,21 @@ import pytest
 import yaml
 
 from helpers.project import Command, Inline, make_project
-from tutelage.compare import experiment as compare
+from tutelage.compare import cell_runs
 from tutelage.compare.cells import ResultsFile
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setattr(compare, "LocalExecutor", Inline)
+    monkeypatch.setattr(cell_runs, "LocalExecutor", Inline)
     return Command(monkeypatch, capsys)
 
 
 def rates(folder):
     """By method and learning rate, validation's (score, -loss) of the kept student."""
     found = {}
-    for cell, rows in ResultsFile(folder / "run/compare/tune.jsonl").lines().items():
-        values = {row["metric"]: row["value"] for row in rows}
+    for cell, record in ResultsFile(folder / "run/compare/tune.jsonl").records().items():
+        values = {row["metric"]: row["value"] for row in record.rows}
         found[cell.method, float(cell.options.split("=")[1])] = (values["score"], -values["nll"])
     return found
 
@@ -43,14 +43,14 @@ def test_the_best_rate_on_validation_is_everyones(tmp_path, command):
     assert not (tmp_path / "run/evaluate/td+trainer.learning_rate=0.003").exists(), "tuning must not look at test rows"
     assert json.loads((tmp_path / "run/compare/summary.json").read_text())["tuning"][0]["chosen"] == best
     assert command("compare", recipe, "--methods", "sft,td-aw", "--seeds", 1, "--tune") == 0
-    assert "tune: 3 cells, 3 of them are there" in command.err and "compare: 2 cells, 2 of them" in command.err
+    assert "tune: 3 cells, 3 of them up to date" in command.err and "compare: 2 cells, 2 of them" in command.err
     assert students == {"seed-0"}
     command("compare", recipe, "--methods", "sft,td-aw", "--seeds", 1)
     assert "this comparison was tuned; without --tune" in command.err
 
 
 def test_each_method_may_have_its_own(tmp_path, command):
-    recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "each": True})
+    recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "per_method": True})
     assert command("compare", recipe, "--methods", "sft,td,scd-aw", "--seeds", 1, "--tune") == 0, command.err
     tried = rates(tmp_path)
     assert len(tried) == 6
@@ -66,8 +66,8 @@ def test_the_mean_of_several_seeds_decides(tmp_path, command):
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1, "--tune") == 0, command.err
     assert "tune: 4 cells" in command.err and "the best of 2 by the means of 2 seeds" in command.err
     of_seeds: dict[float, list[float]] = {}
-    for cell, rows in ResultsFile(tmp_path / "run/compare/tune.jsonl").lines().items():
-        loss = next(row["value"] for row in rows if row["metric"] == "nll")
+    for cell, record in ResultsFile(tmp_path / "run/compare/tune.jsonl").records().items():
+        loss = next(row["value"] for row in record.rows if row["metric"] == "nll")
         of_seeds.setdefault(float(cell.options.split("=")[1]), []).append(loss)
     (tuning,) = json.loads((tmp_path / "run/compare/summary.json").read_text())["tuning"]
     assert {line["learning_rate"]: line["nll"] for line in tuning["rates"]} == {
@@ -77,14 +77,14 @@ def test_the_mean_of_several_seeds_decides(tmp_path, command):
 
 def test_a_rate_with_which_one_seed_failed_is_out(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "seeds": 2})
-    cell = compare.distill.cell
+    cell = cell_runs.distill.cell
 
     def broken(run, models, method, seed):
         if seed == 1 and "0.01" in method:
             raise MemoryError("no room")
         return cell(run, models, method, seed)
 
-    monkeypatch.setattr(compare.distill, "cell", broken)
+    monkeypatch.setattr(cell_runs.distill, "cell", broken)
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1, "--tune") == 0, command.err
     (tuning,) = json.loads((tmp_path / "run/compare/summary.json").read_text())["tuning"]
     assert tuning["chosen"] == 1e-5 and [line["learning_rate"] for line in tuning["rates"]] == [1e-5]
@@ -98,7 +98,7 @@ def test_the_end_of_the_grid_and_a_grid_that_fails_are_said(tmp_path, command, m
     def broken(run, models, method, seed):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(compare.distill, "cell", broken)
+    monkeypatch.setattr(cell_runs.distill, "cell", broken)
     other = [f"output_dir={tmp_path / 'other'}"]
     assert command("compare", recipe, *other, "--methods", "sft", "--seeds", 1, "--tune") == 2
     assert "failed with every learning rate" in command.err

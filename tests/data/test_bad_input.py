@@ -194,7 +194,7 @@ def test_predict_does_not_write_over_a_file(command, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a"}\n')
     assert command("predict", tmp_path, "--input", rows, "--output", rows) == 2
-    assert "rows.jsonl is there already" in command.err
+    assert "rows.jsonl already exists" in command.err
     assert rows.read_text() == '{"text": "a"}\n'
 
 

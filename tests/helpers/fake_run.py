@@ -81,7 +81,8 @@ def make_fake_run(
 def _write_training(folder: Path, rng: np.random.Generator) -> None:
     found = [(0.512, 1.403), (0.764, 0.741), (0.842, 0.553), (0.838, 0.549)]
     checkpoints = [
-        {"name": c, "score": s, "nll": n, "metrics": {}} for c, (s, n) in zip(CHECKPOINTS, found, strict=True)
+        {"name": c, "folder": f"elsewhere/{c}", "score": s, "nll": n}
+        for c, (s, n) in zip(CHECKPOINTS, found, strict=True)
     ]
     write(folder / "teach" / "checkpoints.json", {"best": "checkpoint-360", "by": "score", "checkpoints": checkpoints})
     far = [(0.20, 0.74, 1.00, 1.05), (0.18, 0.60, 0.92, 1.01), (0.30, 0.22, 0.31, 0.44), (0.52, 0.28, 0.12, 0.20)]

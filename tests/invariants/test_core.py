@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from helpers.rows import PAD, VOCABULARY, cached, encoded, teachers
 from helpers.tiny import byte_tokenizer, tiny_model
-from tutelage.data.encode import IGNORED, Collator, EncodedRow
+from tutelage.data.collate import IGNORED, Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.errors import StaleArtifactError
 from tutelage.method.mixed_loss import mixed_loss
 from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
@@ -24,7 +25,7 @@ from tutelage.models.heads import answer_logits, answer_states, head_error, head
 from tutelage.models.load import load_model, save_student
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Model
 from tutelage.teacher.sources import CachedTeacher, LiveTeacher
-from tutelage.training import distillation, trainer
+from tutelage.training import callbacks, distillation
 from tutelage.training.distillation import Distillation, Plan, Validation, ValidationRow
 from tutelage.training.trainer import DistillTrainer, Guidance, training_arguments
 from tutelage.utils.files import read_jsonl
@@ -118,20 +119,6 @@ def test_accumulation_does_not_change_the_gradient(tmp_path):
     for batch_size, accumulation in ((2, 4), (1, 8)):
         pieces = gradient_of_one_step(tmp_path / f"{batch_size}", batch_size, accumulation, guidance)
         assert torch.allclose(whole, pieces, atol=1e-6)
-
-
-def test_weights_of_tokens_find_their_tokens(tmp_path):
-    """The same weight on every token of a row gives the gradient of that weight on the row; another one gives
-    another."""
-    rows = encoded(8)
-    source, weight = cached(tmp_path / "cache", teachers(), rows), np.linspace(0, 1, 8)
-    by_row = gradient_of_one_step(tmp_path / "a", 8, 1, Guidance(source, "checkpoint-2", weight))
-    tokens = np.repeat(weight, [len(row.answer) for row in rows])
-    assert torch.allclose(
-        gradient_of_one_step(tmp_path / "b", 8, 1, Guidance(source, "checkpoint-2", tokens)), by_row, atol=1e-7
-    )
-    moved = gradient_of_one_step(tmp_path / "c", 8, 1, Guidance(source, "checkpoint-2", np.roll(tokens, 1)))
-    assert not torch.allclose(moved, by_row, atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -309,7 +296,7 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(tmp_path, kill_at):
 @pytest.mark.parametrize("kill_at", [(1, 1), (2, 1), (2, 9)])
 def test_seconds_count_what_an_interrupted_process_left_and_not_what_was_lost(tmp_path, monkeypatch, kill_at):
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    for module in (trainer, distillation):
+    for module in (callbacks, distillation):
         monkeypatch.setattr(module, "time", clock)
 
     def train(folder, **more):
@@ -340,7 +327,7 @@ def test_a_training_that_goes_on_drops_what_its_log_has_beyond_the_restart_point
     path, state = tmp_path / "log.jsonl", SimpleNamespace(is_world_process_zero=True, global_step=2)
     lines = [{"stage": 1, "step": 3}, {"stage": 2, "step": 2}, {"stage": 2, "step": 3}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": 2, "st')
-    trainer.JsonLog(path, stage=2).on_train_begin(None, state, None)
+    callbacks.JsonLog(path, stage=2).on_train_begin(None, state, None)
     assert list(read_jsonl(path)) == lines[:2]
 
 
@@ -391,8 +378,8 @@ def test_stages_without_restart_are_one_training(tmp_path):
     given = {"method": "sft", "keep": "last", "trainer": trainer}
     found = {}
     for name, plan in {
-        "whole": {"num_stages": 1, "epochs_per_stage": 4.0, "restart": False},
-        "parts": {"num_stages": 4, "epochs_per_stage": 1.0, "restart": False},
+        "whole": {"num_stages": 1, "epochs_per_stage": 4.0, "stage_reset": False},
+        "parts": {"num_stages": 4, "epochs_per_stage": 1.0, "stage_reset": False},
         "plain": {"num_stages": 1, "epochs_per_stage": 4.0},
         "restarts": {"num_stages": 2, "epochs_per_stage": 2.0},
     }.items():
@@ -407,7 +394,7 @@ def test_stages_without_restart_are_one_training(tmp_path):
 
 def test_stages_without_restart_go_on_after_a_kill(tmp_path):
     rows = encoded()
-    plan = {"method": "sft", "num_stages": 3, "epochs_per_stage": 1.0, "restart": False, "keep": "last"}
+    plan = {"method": "sft", "num_stages": 3, "epochs_per_stage": 1.0, "stage_reset": False, "keep": "last"}
     whole = weights_of(make_job(tmp_path / "whole", None, rows, **plan).run()[0])
 
     with pytest.raises(Killed):

@@ -15,7 +15,7 @@ from tutelage.models import precision
 from tutelage.utils.files import read_jsonl
 
 TESTS = Path(__file__).parents[1]
-METHODS = ["scd-aw", "ccd-aw", "cd-mix", "ens", "taid", "akl", "cd-aw+temperature=2.0+weighting.per_token=true"]
+METHODS = ["scd-aw", "ccd-aw", "taid", "akl", "cd-aw+temperature=2.0"]
 
 
 def python(*words):

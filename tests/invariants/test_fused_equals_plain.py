@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.fused import VOCABULARY, assert_fused_equals_plain, losses_and_gradients, question
+from helpers.fused import VOCABULARY, assert_fused_equals_plain, loss_inputs, losses_and_gradients
 from helpers.tiny import tiny_model
 from tutelage.method.divergences import DIVERGENCES
 from tutelage.models import heads
@@ -17,27 +17,12 @@ from tutelage.training.fused_loss import HeadLoss
 @pytest.mark.parametrize("divergence", ["none", *DIVERGENCES])
 def test_fused_equals_plain_for_every_divergence_chunk_and_temperature(monkeypatch, divergence, temperature, chunk):
     monkeypatch.setattr(head_loss, "CHUNK_BYTES", chunk)
-    assert_fused_equals_plain(tiny_model(seed=1), *question(divergence, temperature))
+    assert_fused_equals_plain(tiny_model(seed=1), *loss_inputs(divergence, temperature))
 
 
 @pytest.mark.parametrize("weight", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)], ids=["gold alone", "teacher alone"])
 def test_fused_equals_plain_at_both_ends_of_the_weight(weight):
-    assert_fused_equals_plain(tiny_model(seed=1), *question(weight=weight))
-
-
-def test_fused_equals_plain_with_a_weight_for_every_token():
-    model = tiny_model(seed=1)
-    batch, ask = question()
-    of_tokens = torch.rand(ask.mask.shape, generator=torch.Generator().manual_seed(0))
-    ask.weight = of_tokens
-    assert_fused_equals_plain(model, batch, ask)
-    _, _, by_token = losses_and_gradients(model, batch, ask, fused=True)
-    ask.weight = torch.tensor([0.0, 0.3, 1.0])
-    _, _, by_row = losses_and_gradients(model, batch, ask, fused=True)
-    assert any((by_token[name] - by_row[name]).abs().max() > 1e-4 for name in by_row)
-    ask.weight = ask.weight[:, None].expand(ask.mask.shape)  # the same weight for all tokens of a row is the row's
-    _, _, expanded = losses_and_gradients(model, batch, ask, fused=True)
-    assert all(torch.equal(expanded[name], by_row[name]) for name in by_row)
+    assert_fused_equals_plain(tiny_model(seed=1), *loss_inputs(weight=weight))
 
 
 @pytest.mark.parametrize(
@@ -46,30 +31,32 @@ def test_fused_equals_plain_with_a_weight_for_every_token():
 )
 def test_heads_with_a_cap_or_scale_take_the_plain_form(arch, fuses):
     scale = {"logits_scaling": 4.0} if arch == "granite" else {}
-    assert_fused_equals_plain(tiny_model(seed=1, arch=arch, **scale), *question(), fuses=fuses)
+    assert_fused_equals_plain(tiny_model(seed=1, arch=arch, **scale), *loss_inputs(), fuses=fuses)
 
 
 def test_tied_and_untied_and_padded_vocabularies():
     for tied in (True, False):
-        assert_fused_equals_plain(tiny_model(seed=1, tie_word_embeddings=tied, vocab_size=VOCABULARY + 6), *question())
+        assert_fused_equals_plain(
+            tiny_model(seed=1, tie_word_embeddings=tied, vocab_size=VOCABULARY + 6), *loss_inputs()
+        )
 
 
 def test_the_denominator_of_an_optimizer_step_counts():
-    batch, ask = question(denominator=torch.tensor(12))
-    assert_fused_equals_plain(tiny_model(seed=1), batch, ask)
+    batch, inputs = loss_inputs(denominator=torch.tensor(12))
+    assert_fused_equals_plain(tiny_model(seed=1), batch, inputs)
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_body_gets_the_same():
     model = tiny_model(seed=1, tie_word_embeddings=False)
     model.lm_head.weight.requires_grad_(False)
-    assert_fused_equals_plain(model, *question())
+    assert_fused_equals_plain(model, *loss_inputs())
 
 
 def test_targets_without_a_closed_form_are_differentiated_chunk_by_chunk(monkeypatch):
     monkeypatch.setattr(head_loss, "CHUNK_BYTES", 4 * VOCABULARY * 4)
-    assert_fused_equals_plain(tiny_model(seed=1), *question(top_k=True))
+    assert_fused_equals_plain(tiny_model(seed=1), *loss_inputs(top_k=True))
     monkeypatch.setattr(head_loss, "GRADIENTS", {})
-    assert_fused_equals_plain(tiny_model(seed=1), *question("jsd", 2.0))
+    assert_fused_equals_plain(tiny_model(seed=1), *loss_inputs("jsd", 2.0))
 
 
 def test_a_model_that_changes_its_logits_behind_the_head_is_found_out():
@@ -83,17 +70,17 @@ def test_a_model_that_changes_its_logits_behind_the_head_is_found_out():
             return output
 
     model.__class__ = Doubling
-    batch, ask = question()
-    job, losses, _ = losses_and_gradients(model, batch, ask, fused=True)
+    batch, inputs = loss_inputs()
+    job, losses, _ = losses_and_gradients(model, batch, inputs, fused=True)
     assert not job.fused
     assert losses.cross_entropy.mean() > 0
 
 
 def test_bfloat16_autocast_agrees_to_its_precision():
-    model, (batch, ask) = tiny_model(seed=1), question()
+    model, (batch, inputs) = tiny_model(seed=1), loss_inputs()
     with torch.autocast("cpu", torch.bfloat16):
-        _, plain, expected = losses_and_gradients(model, batch, ask, fused=False)
-        _, fused, found = losses_and_gradients(model, batch, ask, fused=True)
+        _, plain, expected = losses_and_gradients(model, batch, inputs, fused=False)
+        _, fused, found = losses_and_gradients(model, batch, inputs, fused=True)
     torch.testing.assert_close(fused.total, plain.total, rtol=1e-3, atol=1e-3)
     name = "model.embed_tokens.weight"
     cosine = torch.cosine_similarity(found[name].flatten(), expected[name].flatten(), dim=0)
@@ -104,12 +91,15 @@ def test_float16_keeps_the_gradients_that_a_scaler_would_keep():
     """The fused gradients exist before `GradScaler` multiplies the loss: small ones must not be rounded to nothing
     first."""
     scale = 2.0**16
-    model, (batch, ask) = tiny_model(seed=1), question(denominator=1e6)  # a share of s_v - t_v is below float16's range
-    _, exact, expected = losses_and_gradients(model, batch, ask, fused=False)
+    model, (batch, inputs) = (
+        tiny_model(seed=1),
+        loss_inputs(denominator=1e6),
+    )  # a share of s_v - t_v is below float16's range
+    _, exact, expected = losses_and_gradients(model, batch, inputs, fused=False)
     with torch.autocast("cpu", torch.float16):
         model.zero_grad()
         job = HeadLoss(model, keep=takes_logits_to_keep(model))
-        losses = job(model, batch, ask)
+        losses = job(model, batch, inputs)
         (losses.total * scale).backward()
     assert job.fused
     torch.testing.assert_close(losses.total, exact.total, rtol=1e-2, atol=0.0)
@@ -120,42 +110,42 @@ def test_float16_keeps_the_gradients_that_a_scaler_would_keep():
 
 
 def test_the_head_is_itself_again_afterwards():
-    model, (batch, ask) = tiny_model(seed=1), question()
+    model, (batch, inputs) = tiny_model(seed=1), loss_inputs()
     before = model(batch["input_ids"]).logits
-    losses_and_gradients(model, batch, ask, fused=True)
+    losses_and_gradients(model, batch, inputs, fused=True)
     assert torch.equal(model(batch["input_ids"]).logits, before)
 
 
-def counted(model, batch, ask):
+def counted(model, batch, inputs):
     """Gradients of the size of the vocabulary that the embedding makes by itself in a backward pass."""
     with torch.profiler.profile() as profile:
-        losses_and_gradients(model, batch, ask, fused=True)
+        losses_and_gradients(model, batch, inputs, fused=True)
     return sum(event.count for event in profile.key_averages() if event.key == "aten::embedding_dense_backward")
 
 
 def test_a_weight_that_head_and_embedding_share_gets_one_gradient():
-    model, (batch, ask) = tiny_model(seed=1, tie_word_embeddings=True), question()
+    model, (batch, inputs) = tiny_model(seed=1, tie_word_embeddings=True), loss_inputs()
     batch["input_ids"][0, -1] = 257  # padding inside a row: its embedding gets no gradient
     assert model.get_input_embeddings().padding_idx == 257
-    assert counted(model, batch, ask) == 0
-    assert_fused_equals_plain(model, batch, ask)
+    assert counted(model, batch, inputs) == 0
+    assert_fused_equals_plain(model, batch, inputs)
 
 
 def test_an_embedding_that_somebody_hooked_is_left_alone():
-    model, (batch, ask) = tiny_model(seed=1, tie_word_embeddings=True), question()
+    model, (batch, inputs) = tiny_model(seed=1, tie_word_embeddings=True), loss_inputs()
     model.get_input_embeddings().register_forward_hook(lambda *_: None)
-    assert counted(model, batch, ask) == 1
-    assert_fused_equals_plain(model, batch, ask)
+    assert counted(model, batch, inputs) == 1
+    assert_fused_equals_plain(model, batch, inputs)
 
 
 def test_gradients_of_several_batches_add_up():
-    model, (batch, ask) = tiny_model(seed=1, tie_word_embeddings=True), question(denominator=6)
+    model, (batch, inputs) = tiny_model(seed=1, tie_word_embeddings=True), loss_inputs(denominator=6)
     gradients = {}
     for fused in (False, True):
         model.zero_grad()
         job = HeadLoss(model, keep=True, fused=fused)
         for scale in (1.0, 3.0):  # as a gradient scaler multiplies the loss
-            (job(model, batch, ask).total * scale).backward()
+            (job(model, batch, inputs).total * scale).backward()
         gradients[fused] = [parameter.grad.clone() for parameter in model.parameters()]
     for found, expected in zip(gradients[True], gradients[False], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from helpers.project import Command, make_project
+from tutelage import METHODS, Method
 from tutelage.data.token_store import TokenStore
 from tutelage.method import methods
 from tutelage.method.divergences import forward_kl
-from tutelage.method.methods import METHODS, Method, find_method
+from tutelage.method.methods import find_method
 from tutelage.utils.files import read_jsonl
 
 DOC = Path(__file__).parents[2] / "docs" / "your-own-method.md"
@@ -77,7 +78,7 @@ def test_functions_of_every_part(tmp_path, command, monkeypatch):
     [
         (0, lambda candidates, **_: "checkpoint-99", "it must return one of"),
         (2, lambda anchor, teacher: anchor * 0 + 2, "weights in [0, 1]"),
-        (2, lambda anchor, teacher: anchor[:1] * 0, "one a row"),
+        (2, lambda anchor, teacher: anchor[:1] * 0, "one per row"),
     ],
 )
 def test_what_a_function_may_not_return_is_said(tmp_path, command, monkeypatch, part, given, words):
@@ -90,14 +91,14 @@ def test_what_a_function_may_not_return_is_said(tmp_path, command, monkeypatch, 
 
 def test_methods_of_installed_packages_are_found(monkeypatch):
     points = {
-        "good": EntryPoint("good", "tutelage.method.methods:METHODS", methods.GROUP),
+        "good": EntryPoint("good", "tutelage:METHODS", methods.GROUP),
         "td2": EntryPoint("td2", "test_own_methods:BROUGHT", methods.GROUP),
     }
-    monkeypatch.setattr(methods, "_brought", lambda: points)
+    monkeypatch.setattr(methods, "_entry_points", lambda: points)
     monkeypatch.setattr(methods, "METHODS", dict(METHODS))
     assert methods.method_names()[-2:] == ["good", "td2"]
     assert find_method("td2") is BROUGHT
-    with pytest.raises(TypeError, match=r"must give a tutelage.method.methods.Method"):
+    with pytest.raises(TypeError, match=r"must be a tutelage\.Method"):
         find_method("good")
 
 

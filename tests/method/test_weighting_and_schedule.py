@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tutelage.method.schedule import Candidate, fixed, nearest
-from tutelage.method.weighting import adaptive_weight, calibrated, constant_weight, smoothed
+from tutelage.method.weighting import adaptive_weight, constant_weight
 
 
 def test_weight_is_the_sigmoid_of_the_log_ratio():
@@ -88,44 +88,3 @@ def test_random_is_the_same_each_time_it_is_asked():
     draw = [fixed("random", names, stage=s, num_stages=8, best="d", seed=3).chosen for s in range(1, 9)]
     assert draw == [fixed("random", names, stage=s, num_stages=8, best="d", seed=3).chosen for s in range(1, 9)]
     assert len(set(draw)) > 1
-
-
-# --- refinements ---
-
-
-def test_gamma_and_bias_are_those_of_the_sigmoid():
-    anchor, teacher = np.array([0.3, 2.0, 0.01, 0.0]), np.array([0.6, 0.5, 0.01, 0.2])
-    ratio = [math.log(a / t) for a, t in zip(anchor[:3], teacher[:3], strict=True)]
-    found = adaptive_weight(anchor, teacher, gamma=0.5, bias=0.3)
-    assert found[:3] == pytest.approx([1 / (1 + math.exp(-(0.5 * r + 0.3))) for r in ratio])
-    assert found[3] == 0.0
-    assert adaptive_weight(anchor, teacher, gamma=0.0) == pytest.approx([0.5] * 4)
-
-
-def test_calibration_gives_training_ratios_the_median_and_spread_of_held_out_ones():
-    teacher = np.ones(101)
-    training = np.exp(np.linspace(-8.0, -4.0, 101)), teacher  # log-ratios: quartiles -7, -6, -5
-    held_out = np.exp(np.linspace(-1.0, 3.0, 101)), teacher  # 0, 1, 2
-    assert calibrated(training, held_out) == pytest.approx((1.0, 7.0))
-    wide = np.exp(np.linspace(-3.0, 5.0, 101)), teacher  # -1, 1, 3
-    assert calibrated(training, wide) == pytest.approx((2.0, 13.0))
-    weight = adaptive_weight(*training, *calibrated(training, wide))
-    assert weight[50] == pytest.approx(
-        1 / (1 + math.exp(-1.0))
-    )  # the median row is as good a teacher's row as held out
-    assert calibrated((teacher, teacher), held_out) == pytest.approx((0.0, 1.0))
-
-
-def test_smoothing_takes_a_share_of_the_groups_mean():
-    losses, groups = np.array([1.0, 3.0, 10.0]), np.array([0, 0, 1])
-    assert smoothed(losses, groups, 0.5).tolist() == [1.5, 2.5, 10.0]
-    assert smoothed(losses, groups, 1.0).tolist() == [2.0, 2.0, 10.0]
-    assert smoothed(losses, groups, 0.0).tolist() == losses.tolist()
-
-
-def test_a_trust_region_takes_the_best_within_reach_and_grows():
-    assert choose(trust=0.25).chosen == "c1"  # 0.1 within 0.25
-    assert choose(trust=0.25, stage=2).chosen == "c2"  # 0.5 within 0.5
-    assert choose(trust=0.25, stage=5).chosen == "c3"
-    nothing = choose(trust=0.05)
-    assert nothing.chosen == "c1" and "no checkpoint within 0.050" in nothing.reason

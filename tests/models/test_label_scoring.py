@@ -119,7 +119,8 @@ def test_rows_without_tokens_or_candidates_are_named_together():
 
 
 def test_adapters_take_part():
-    peft = pytest.importorskip("peft")
+    import peft
+
     config = peft.LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = peft.get_peft_model(tiny_model(3), config, autocast_adapter_dtype=False).eval()
     scores = label_scores(model, byte_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=2)

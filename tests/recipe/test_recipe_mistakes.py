@@ -83,7 +83,7 @@ def test_a_key_written_twice_names_both_lines(complaints):
         ),
         ("cache: {learning_rate: 1}", "argument of transformers.TrainingArguments: write trainer.learning_rate"),
         ("distill: {num_train_epochs: 1}", "unknown key; distillation's length is num_stages x epochs_per_stage"),
-        ("distill: {schedule: {qqq: 1}}", "distill.schedule.qqq: unknown key; valid here: advance, reach"),
+        ("distill: {schedule: {qqq: 1}}", "distill.schedule.qqq: unknown key; valid here: advance, student_kl"),
         ("3: x", "bank.yaml:8: 3: unknown key"),
     ],
 )

@@ -329,9 +329,10 @@ def test_curves_are_places_on_a_logarithmic_axis():
 def test_calibration(run):
     accuracy = {"value": 0.5, "low": 0.2, "high": 0.8}
     bins = [{"low": 0.8, "high": 0.9, "rows": 10, "confidence": 0.85, "accuracy": accuracy}]
-    measured = {"rows": 10, "accuracy": 0.5, "confidence": 0.85, "ece": 0.35, "brier": 0.3, "auroc": None, "bins": bins}
+    measured = {"from": "confidence", "rows": 10, "accuracy": 0.5, "confidence": 0.85, "ece": 0.35, "brier": 0.3}
+    measured |= {"auroc": None, "bins": bins}
     student, teacher = measured | {"ece_by_chance": 0.1}, measured | {"ece_by_chance": 0.4}
-    write_diagnosis(run, [], calibration={MAIN: student, "teacher": teacher | {"from": "confidence"}, "anchor": None})
+    write_diagnosis(run, [], calibration={MAIN: student, "teacher": teacher, "anchor": None})
     text = page_of(run).text
     assert "0.500 0.850 0.350 0.100 0.300 – overconfident" in text
     assert "0.400 0.300 – no significant miscalibration" in text

@@ -21,7 +21,7 @@ README = Path(__file__).parents[2] / "README.md"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    recipe = make_project(folder, teach={"best_by": "loss"}, distill={"keep_by": "loss"}, cache={"shard_rows": 1024})
+    recipe = make_project(folder, teach={"best_by": "loss"}, distill={"select_by": "loss"}, cache={"shard_rows": 1024})
     run_to_the_end(recipe)
     return folder
 

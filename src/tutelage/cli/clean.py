@@ -101,14 +101,11 @@ def removable(run: Path) -> Iterator[Removable]:
 
 
 def _caches(run: Path, recipe: dict[str, Any], manifests: Manifests) -> Iterator[Removable]:
-    """The caches of teacher and anchor; kept if the model that they were read from is gone."""
-    for name, stage, missing in (
-        ("cache", "cache", _missing_checkpoint(run)),
-        ("anchor_cache", "anchor", _missing_anchor(run)),
-    ):
-        seconds = dig(manifests.get(name), "seconds")
-        rebuilt_by = f"`tutelage {stage} RECIPE` or `run`{f'; took {seconds:.0f} s' if seconds else ''}"
-        yield from _group(name, [run / name], rebuilt_by, recipe, missing)
+    """The cache of the teacher, kept if a checkpoint that it was read from is gone; and what older versions left."""
+    seconds = dig(manifests.get("cache"), "seconds")
+    rebuilt_by = f"`tutelage cache RECIPE` or `run`{f'; took {seconds:.0f} s' if seconds else ''}"
+    yield from _group("cache", [run / "cache"], rebuilt_by, recipe, _missing_checkpoint(run))
+    yield from _group("anchor_cache", [run / "anchor_cache"], "not needed: no method reads it any more", recipe)
 
 
 def _group(
@@ -148,10 +145,6 @@ def _missing_checkpoint(run: Path) -> str | None:
         if not any(folder.is_dir() and any(folder.glob("*.safetensors")) for folder in folders):
             return f"{checkpoint.get('name')}, which it was built from, is gone"
     return None if checkpoints else "teach/checkpoints.json, the list of what it was built from, is gone"
-
-
-def _missing_anchor(run: Path) -> str | None:
-    return None if any((run / "anchor").glob("*.safetensors")) else "the anchor, which it was built from, is gone"
 
 
 def _delete(run: Path, path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +20,7 @@ from tutelage.errors import UserError
 from tutelage.stages.pipeline import STAGES, run_stages
 
 if TYPE_CHECKING:
+    from tutelage.recipe.load import LoadedRecipe
     from tutelage.run.run_folder import RunFolder
 
 FULL = ("No space left on device", "PytorchStreamWriter", "unexpected pos")
@@ -40,11 +42,20 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Make the result again, deleting the one that is there.")]
 
 
-def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
+def _load(recipe: Path | str, overrides: Sequence[str] | None) -> LoadedRecipe:
+    """The recipe; its notes go to standard error."""
     from tutelage.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    return loaded
+
+
+def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
     from tutelage.run.run_folder import RunFolder
 
-    return RunFolder(load_recipe(recipe, overrides or []).recipe, force=force)
+    return RunFolder(_load(recipe, overrides).recipe, force=force)
 
 
 def _go(run_folder: RunFolder, stages: list[str]) -> None:
@@ -66,12 +77,9 @@ def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -
 
 def _show(run_folder: RunFolder) -> None:
     """What a whole run came to."""
-    from tutelage.doctor.foretold import beside_truth, in_words
     from tutelage.stages.evaluate import show_scores
 
     show_scores(run_folder.folder)
-    if told := beside_truth(run_folder.folder, run_folder.recipe.distill.students).get("seconds"):
-        run_folder.screen.say(in_words(told))
     run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
 
 
@@ -108,49 +116,49 @@ def compare(
         list[str], typer.Argument(metavar="RECIPE... [section.key=value]...", help="Recipe files, then values.")
     ],
     methods: Annotated[
-        str, typer.Option(help="Rows of the METHODS table, with commas.")
+        str, typer.Option(help="Names of methods, separated by commas.")
     ] = "sft,td,td-aw,scd,scd-aw,ccd",
-    seeds: Annotated[int, typer.Option(min=1, help="Students a method: seeds 0, 1, ...")] = 3,
-    teacher_seeds: Annotated[int, typer.Option(min=1, help="Teacher trajectories a recipe.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Students trained at a time on this machine.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method: 0, 1, ...")] = 3,
+    teacher_seeds: Annotated[
+        int, typer.Option(min=1, help="Number of teachers per recipe, each with its own seed.")
+    ] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of students to train at a time on this machine.")] = 1,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Find the learning rate first, by the recipe's `tune` section.")
+        bool, typer.Option("--tune", help="Search the learning rate first, see the recipe's `tune` section.")
     ] = False,
     executor: Annotated[
-        Literal["local", "ray"], typer.Option(help="Here, or on a Ray cluster that is running.")
+        Literal["local", "ray"], typer.Option(help="This machine, or a running Ray cluster.")
     ] = "local",
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder of the comparison; default: RUN/compare.")
     ] = None,
     format: Annotated[
-        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")
+        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Format of the printed table.")
     ] = "table",
-    force: Annotated[
-        bool, typer.Option("--force", help="Make again, deleting it, what other inputs than now had made.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete and rebuild stale results.")] = False,
 ) -> None:
-    """Methods against each other: the same teacher, anchor, rows and steps for all, several seeds. Continues where it
-    stopped.
+    """Compare methods on the same teacher, anchor, rows and steps, with several seeds. Continues where it stopped.
 
-    Exit code 1 where students failed; those are tried again by the same command.
+    Exit code 1 if students failed; the same command runs them again.
     """
-    from tutelage.compare.cells import ResultsFile
-    from tutelage.compare.experiment import make_plan, run
-    from tutelage.compare.page import write_page
-    from tutelage.compare.summary import write_summary
-    from tutelage.compare.table import show
-    from tutelage.recipe.load import load_recipe
+    from tutelage.compare.cell_table import CellState
+    from tutelage.compare.experiment import run_comparison
+    from tutelage.compare.plan import make_plan
+    from tutelage.compare.summary.page import write_page
+    from tutelage.compare.summary.summarise import write_summary
+    from tutelage.compare.summary.table import show
 
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
-    loaded = [load_recipe(file, overrides).recipe for file in files]
+    loaded = [_load(file, overrides).recipe for file in files]
     plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
-    cells, others = run(plan)
-    summary = write_summary(plan.folder, cells | others)
+    table = run_comparison(plan)
+    summary = write_summary(plan.folder, table)
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
-    if count := len(cells.keys() - ResultsFile(plan.folder / "results.jsonl").done().keys()):
-        print(f"{count} of {len(cells)} students failed; the same command tries them again", file=sys.stderr)
+    states = [entry.state for entry in table.planned()]
+    if failed := sum(state is not CellState.DONE for state in states):
+        print(f"{failed} of {len(states)} students failed; the same command runs them again", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -162,22 +170,28 @@ StudentName = Annotated[str | None, typer.Option(help="METHOD/seed-K; default: t
 def doctor(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    probe: Annotated[
-        int | None, typer.Option(min=8, help="Rows of a short trial: foretells time, memory, disk, payoff.")
+    timing_run: Annotated[
+        int | None,
+        typer.Option(
+            "--timing-run",
+            min=8,
+            metavar="ROWS",
+            help="Train both models for a few steps on so many rows, to predict time, memory and disk.",
+        ),
     ] = None,
+    probe: Annotated[int | None, typer.Option(min=8, hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON.")] = False,
 ) -> None:
-    """Minutes before hours: what will fail, what to look at, whether distillation can pay. Exit code 0, 1 (look), 2
+    """Preflight checks: what will fail, what is worth a look, whether distillation can pay. Exit code 0, 1 (look) or 2
     (will fail)."""
     from tutelage.doctor import examine_file, exit_code, show, to_json
-    from tutelage.doctor.foretold import keep
-    from tutelage.recipe.load import load_recipe
 
-    checks = examine_file(recipe, overrides or [], probe=probe, say=lambda text: print(text, file=sys.stderr))
-    told = {check.name: check.numbers for check in checks if check.area == "budget"}
-    if "foretold" in told.get("time", {}):
-        folder = Path(load_recipe(recipe, overrides or []).recipe.output_dir)
-        keep(folder, seconds=told["time"]["foretold"], disk=told["disk"], memory=told["memory"])
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    if probe is not None:
+        say("--probe is now --timing-run; the old name will go with the next version")
+    checks = examine_file(recipe, overrides or [], timing_rows=timing_run or probe, say=say)
     if as_json:
         print(to_json(checks))
     else:
@@ -229,7 +243,7 @@ def watch(
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path("runs"),
     format: Annotated[
-        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Of the printed table.")
+        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Format of the printed table.")
     ] = "table",
 ) -> None:
     """Runs as a table: task, models, method, score, share of the gap, date, state, size."""
@@ -283,12 +297,12 @@ def push(
 @app.command("show")
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """The resolved recipe: each value with where it comes from (default, file, override)."""
-    from tutelage.recipe.load import load_recipe, show_rows
+    from tutelage.recipe.load import show_rows
     from tutelage.utils.console import print_table
 
     rows = [
         [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), origin]
-        for key, value, origin, _ in show_rows(load_recipe(recipe, overrides or []))
+        for key, value, origin, _ in show_rows(_load(recipe, overrides))
     ]
     print_table(str(recipe), ["key", "value", "origin"], rows)
 

@@ -1,9 +1,8 @@
-"""How far the student's distribution is from the teacher's, per answer position and unreduced; and the cross-entropy on
-gold.
+"""Distances between student and teacher distributions per answer position, and the cross-entropy on gold.
 
 Every function takes logits [positions, vocabulary] of any floating type and returns [positions] in float32, in nats,
-summed over the vocabulary. Log-softmax runs in float32: in bfloat16 a KL of 0.0015 reads 0.0043, and can come out
-negative. Equal inputs give 0. Who divides by what (answer tokens, samples) is decided in `objective.py`, nowhere else.
+summed over the vocabulary. Equal inputs give 0. The log-softmax runs in float32: in bfloat16 a KL of 0.0015 reads as
+0.0043, and can come out negative. Averaging over positions and examples is done in `mixed_loss.py`.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 JSD_BETA = 0.5
-"""Mixture of `jsd`: the symmetric form."""
+"""Weight of the teacher in `jsd`'s mixture: the symmetric form."""
 SKEW_ALPHA = 0.1
-"""Share of the teacher in the mixture of `skew_kl`, DistiLLM's setting."""
+"""Weight of the teacher in `skew_kl`'s mixture: DistiLLM's setting."""
 AKL_HEAD = 0.5
-"""Probability that the head holds in `akl`."""
+"""Probability mass of the head of the teacher's distribution in `akl`."""
 
 
 def _kl(p_log: Tensor, q_log: Tensor) -> Tensor:
-    """KL(p || q) from log-probabilities. A probability of exactly 0 under p contributes 0."""
+    """KL(p || q) from log-probabilities. An entry with p = 0 contributes 0."""
     return F.kl_div(q_log, p_log, reduction="none", log_target=True).sum(-1)
 
 
@@ -34,84 +33,84 @@ def log_probs(logits: Tensor, temperature: float) -> Tensor:
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(T || S) = sum_v p_T log(p_T / p_S): the student must cover what the teacher considers possible."""
+    """KL(T || S) = sum_v p_T log(p_T / p_S): penalises a student that misses what the teacher considers possible."""
     return _kl(log_probs(teacher, temperature), log_probs(student, temperature))
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(S || T): the student must not claim what the teacher excludes (MiniLLM, arXiv 2306.08543)."""
+    """KL(S || T): penalises a student for what the teacher considers unlikely (MiniLLM, arXiv 2306.08543)."""
     return _kl(log_probs(student, temperature), log_probs(teacher, temperature))
 
 
-def log_mixture(p_log: Tensor, q_log: Tensor, share: float) -> Tensor:
-    """log(share p + (1 - share) q), in log space so that no probability is clamped."""
-    log = torch.log(torch.tensor([share, 1 - share], dtype=p_log.dtype, device=p_log.device))
+def log_mixture(p_log: Tensor, q_log: Tensor, p_weight: float) -> Tensor:
+    """log(p_weight p + (1 - p_weight) q), in log space so that no probability is clamped."""
+    log = torch.log(torch.tensor([p_weight, 1 - p_weight], dtype=p_log.dtype, device=p_log.device))
     return torch.logaddexp(p_log + log[0], q_log + log[1])
 
 
 def jsd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Generalised Jensen-Shannon divergence at beta 0.5 (GKD, arXiv 2306.13649, eq. 1); symmetric, at most ln 2."""
     s, t = log_probs(student, temperature), log_probs(teacher, temperature)
-    middle = log_mixture(t, s, JSD_BETA)
-    return JSD_BETA * _kl(t, middle) + (1 - JSD_BETA) * _kl(s, middle)
+    mixture = log_mixture(t, s, JSD_BETA)
+    return JSD_BETA * _kl(t, mixture) + (1 - JSD_BETA) * _kl(s, mixture)
 
 
 def skew_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(T || a T + (1 - a) S) with a = 0.1 (DistiLLM, arXiv 2402.03898): bounded gradients where the student is far
-    off."""
+    """KL(T || a T + (1 - a) S) with a = 0.1 (DistiLLM, arXiv 2402.03898): gradients stay bounded where the student is
+    far from the teacher."""
     s, t = log_probs(student, temperature), log_probs(teacher, temperature)
     return _kl(t, log_mixture(t, s, SKEW_ALPHA))
 
 
-def head_share(s: Tensor, t: Tensor) -> Tensor:
-    """[positions, 1] share of forward KL in `akl`, from probabilities: of all |t - s|, what lies on the teacher's head.
+def forward_kl_weight(s: Tensor, t: Tensor) -> Tensor:
+    """[positions, 1] weight of forward KL in `akl`, from probabilities: the fraction of sum |t - s| on the head.
 
-    The head: the fewest of its likeliest entries that hold half of its probability (arXiv 2404.02657, section 4, mu =
-    0.5). Where both agree everywhere it is 0.5.
+    The head is the smallest set of the teacher's most likely entries that holds half of the probability (arXiv
+    2404.02657, section 4, mu = 0.5). 0.5 where both distributions are equal.
     """
-    rising, order = t.sort(-1)
+    ascending, order = t.sort(-1)
     gap = (t - s).abs()
-    tail = gap.gather(-1, order).masked_fill_(rising.cumsum(-1) > 1 - AKL_HEAD, 0.0).sum(-1, keepdim=True)
-    whole = gap.sum(-1, keepdim=True)
-    return torch.where(whole > 0, 1 - tail / whole, 0.5)
+    tail = gap.gather(-1, order).masked_fill_(ascending.cumsum(-1) > 1 - AKL_HEAD, 0.0).sum(-1, keepdim=True)
+    total = gap.sum(-1, keepdim=True)
+    return torch.where(total > 0, 1 - tail / total, 0.5)
 
 
 def akl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Adaptive KL (arXiv 2404.02657, eq. 12): c KL(T || S) + (1 - c) KL(S || T), c = `head_share`, taken as a constant.
+    """Adaptive KL (arXiv 2404.02657, eq. 12): c KL(T || S) + (1 - c) KL(S || T), c = `forward_kl_weight`, no gradient.
 
-    Forward KL mends the head of the distribution first, reverse KL the tail; c follows where the student is off.
+    Forward KL fits the head of the distribution first, reverse KL the tail; c is large where the head has the error.
     """
     s, t = log_probs(student, temperature), log_probs(teacher, temperature)
     with torch.no_grad():
-        share = head_share(s.exp(), t.exp())[..., 0]
-    return share * _kl(t, s) + (1 - share) * _kl(s, t)
+        c = forward_kl_weight(s.exp(), t.exp())[..., 0]
+    return c * _kl(t, s) + (1 - c) * _kl(s, t)
 
 
 def forward_kl_top_k(student: Tensor, ids: Tensor, teacher_log: Tensor, temperature: float = 1.0) -> Tensor:
-    """Forward KL when only the teacher's k largest log-probabilities are known; the rest is one bucket, the tail.
+    """Forward KL when only the teacher's k largest log-probabilities are known; all other entries form one bucket.
 
-    ids, teacher_log: [positions, k] token ids and their log-probabilities. A lower bound of `forward_kl`, 0 for a
-    student that equals the teacher. The tail keeps mass outside the k entries visible; renormalising over k would be
-    blind to it. Needs temperature 1, since a tempered tail cannot be known from k entries.
+    ids, teacher_log: [positions, k] token ids and their log-probabilities. A lower bound of `forward_kl`; 0 for a
+    student that equals the teacher. The bucket makes a student pay for mass outside the top k, which renormalising over
+    k entries would not. Raises ValueError for a temperature other than 1, at which the tail's mass is not known.
     """
     if temperature != 1.0:
-        raise ValueError(f"top-k teacher targets work at temperature 1 only; found {temperature}")
+        raise ValueError(f"top-k teacher targets need temperature 1; found {temperature}")
     student_log = log_probs(student, 1.0)
-    kept = student_log.gather(-1, ids)
-    inside = (teacher_log.exp() * (teacher_log - kept)).sum(-1)
+    top = student_log.gather(-1, ids)
+    inside = (teacher_log.exp() * (teacher_log - top)).sum(-1)
     tail_teacher = (1 - teacher_log.exp().sum(-1)).clamp_min(0)
-    tail_student_log = torch.log1p(-kept.exp().sum(-1).clamp(max=1 - 1e-7))
+    tail_student_log = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-7))
     tail = torch.special.xlogy(tail_teacher, tail_teacher) - tail_teacher * tail_student_log
     return inside + tail
 
 
 def cross_entropy(student: Tensor, gold: Tensor) -> Tensor:
-    """-log p_S(gold): [positions] from student logits [positions, vocabulary] and token ids [positions]."""
+    """-log p_S(gold): [positions], from student logits [positions, vocabulary] and token ids [positions]."""
     return F.cross_entropy(student.float(), gold, reduction="none")
 
 
 Divergence = Callable[..., Tensor]
-"""(student logits, teacher logits, temperature), logits [positions, vocabulary], to [positions] in nats."""
+"""(student logits, teacher logits, temperature), logits [positions, vocabulary], -> [positions] in nats."""
 
 DIVERGENCES: dict[str, Divergence] = {
     "forward_kl": forward_kl,

@@ -1,16 +1,17 @@
-"""METHODS: what each method of distillation is made of. A new method is one line.
+"""METHODS: what each distillation method is made of.
 
-A method is a point in a small product: which checkpoint teaches (schedule), how far the student is from it
-(divergence), and how much of a sample's loss follows it (weighting). Rows, steps, stages, resets and seeds are the same
-for all of them.
+    method = schedule x divergence x weighting
 
-A part may be a function of your own instead of a name; a method of your own is a line in METHODS, or an entry point of
-the group
-`tutelage.method.methods` (docs/your-own-method.md).
+schedule: which teacher checkpoint a stage follows. divergence: the distance between the student's and the teacher's
+distributions. weighting: how much of an example's loss follows the teacher; the rest is cross-entropy on gold. Rows,
+steps, stages, stage resets and seeds are the same for all methods.
 
-A method may be named with settings of its own: `scd+schedule.advance=true` is `scd` with
-`distill.schedule.advance=true`, a student beside that of `scd` in the same run folder. Variants share teacher, anchor
-and cache.
+A new method is one line in METHODS. A schedule, divergence or weighting may be a function instead of a name, and a
+package may bring methods by entry points of the group `tutelage.methods` (docs/your-own-method.md).
+
+A method's name may carry settings of the recipe's `distill` section: `scd+schedule.advance=true` is `scd` with
+`distill.schedule.advance=true`. Such variants are further students of the same run; they share its teacher, anchor and
+cache.
 """
 
 from __future__ import annotations
@@ -20,126 +21,121 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
-_SETTING = re.compile(r"\+(?=[a-z_.]+=)")
-"""Between the settings of a variant; the plus in 1e+3 is none."""
+GROUP = "tutelage.methods"
+"""Entry-point group of methods in other packages."""
 
-GROUP = "tutelage.method.methods"
-"""Entry points of packages that bring methods."""
+_SETTING = re.compile(r"\+(?=[a-z_.]+=)")
+"""The plus in front of a setting of a variant; the plus of 1e+3 does not match."""
 
 
 class Method(NamedTuple):
     """One way to train the student."""
 
-    schedule: Literal["none", "best", "interpolated", "in_order", "nearest", "random", "ensemble"] | Callable[..., str]
-    """`none`: no teacher. `best`: always T*. `interpolated`: between the student and T*. `in_order`: oldest to newest.
-    `nearest`: SCD's choice. `random`: seeded. `ensemble`: a mixture of all checkpoints, shares fitted on validation. A
-    function: (candidates,
-    *, stage, num_stages, best, previous) to the name of a checkpoint, see `schedule.nearest`."""
+    schedule: Literal["none", "best", "interpolated", "in_order", "nearest", "random"] | Callable[..., str]
+    """`none`: no teacher. `best`: T* in every stage. `interpolated`: a target between student and T* (TAID).
+    `in_order`: oldest to newest checkpoint. `nearest`: SCD's choice. `random`: a seeded random checkpoint. A function:
+    (candidates, *, stage, num_stages, best, previous) -> checkpoint name, called as `schedule.nearest` is."""
     divergence: Literal["none", "forward_kl", "reverse_kl", "jsd", "skew_kl", "akl"] | Callable[..., Any]
-    """See `divergences.py`. A function: (student logits, teacher logits, temperature) to [positions], in nats."""
-    weighting: Literal["none", "constant", "adaptive", "adaptive_cross_fit", "gated"] | Callable[..., Any]
-    """`none`: gold only. `constant`: `kd_ratio`. `adaptive`: AW, from the anchor's and the checkpoint's losses;
-    `adaptive_cross_fit`: the same from losses on rows that neither was trained on. `gated`: these weights mix the
-    checkpoint with the anchor, w : 1 - w, into one teacher, whom `kd_ratio` of the loss follows. A function:
-    (anchor's losses, checkpoint's losses), both [rows] in nats, to [rows] weights in [0, 1]."""
+    """A name in `divergences.DIVERGENCES`. A function: (student logits, teacher logits, temperature) -> [positions] in
+    nats."""
+    weighting: Literal["none", "constant", "adaptive", "adaptive_cross_fit"] | Callable[..., Any]
+    """`none`: gold only. `constant`: `kd_ratio`. `adaptive`: AW, from the losses of anchor and checkpoint on their own
+    training rows. `adaptive_cross_fit`: AW from out-of-fold losses. A function: (anchor losses, checkpoint losses),
+    both [rows] in nats, -> [rows] weights in [0, 1]."""
     source: str
-    """Where the method comes from."""
+    """Publication or description of the method."""
     answers: Literal["gold", "teacher"] = "gold"
-    """What cross-entropy is taken on: `teacher`: T*'s own greedy answers."""
+    """Target of the cross-entropy; `teacher`: T*'s own greedy answers."""
     settings: tuple[str, ...] = ()
-    """Of the `distill` section, as the name of a variant has them: `restart=false`. Those in a variant's name win over
+    """Settings of the `distill` section that belong to the method, `key=value`. Those in a variant's name override
     them."""
 
     @property
-    def looks(self) -> bool:
-        """Whether the schedule compares student and checkpoints at the start of a stage."""
+    def compares_student(self) -> bool:
+        """Whether the schedule needs the distances of all checkpoints to the student at the start of a stage."""
         return self.schedule == "nearest" or callable(self.schedule)
 
     @property
     def needs_anchor(self) -> bool:
-        """Whether weights are made of the anchor's losses."""
+        """Whether the weights are computed from the anchor's losses on its training rows."""
         return self.weighting == "adaptive" or callable(self.weighting)
 
     @property
     def needs_cross_fit(self) -> bool:
-        """Whether weights are made of losses out of sample."""
-        return self.weighting in ("adaptive_cross_fit", "gated")
+        """Whether the weights are computed from out-of-fold losses."""
+        return self.weighting == "adaptive_cross_fit"
 
     @property
     def needs_distributions(self) -> bool:
-        """Whether it needs all of the teacher's distribution; otherwise its largest entries will do, at temperature
-        1."""
-        mixes = self.schedule in ("interpolated", "ensemble") or self.weighting == "gated"
-        return self.schedule != "none" and (self.looks or mixes or self.divergence != "forward_kl")
+        """Whether it needs the teacher's full distributions. Otherwise the top k are enough, at temperature 1."""
+        if self.schedule == "none":
+            return False
+        return self.compares_student or self.schedule == "interpolated" or self.divergence != "forward_kl"
 
     def reads(self, setting: str) -> bool:
-        """Whether a setting of the `distill` section, by its dotted name, makes a difference to this method."""
-        taught, nearest = self.schedule != "none", self.schedule == "nearest"
-        not_by_all = {
-            "kd_ratio": taught and self.weighting in ("constant", "gated"),
-            "temperature": taught,
-            "weighting": taught and self.weighting in ("adaptive", "adaptive_cross_fit", "gated"),
-            "schedule.advance": nearest,
-            "schedule.trust": nearest,
-            "schedule.reach": self.looks,
-            "schedule.glide": taught and self.schedule not in ("best", "interpolated", "ensemble"),
-            "probe_rows": self.looks,
+        """Whether a setting of the `distill` section, given by its dotted name, has an effect on this method."""
+        follows_teacher = self.schedule != "none"
+        conditions = {
+            "kd_ratio": follows_teacher and self.weighting == "constant",
+            "temperature": follows_teacher,
+            "schedule.advance": self.schedule == "nearest",
+            "schedule.student_kl": self.compares_student,
+            "probe_rows": self.compares_student,
         }
-        return next((read for name, read in not_by_all.items() if f"{setting}.".startswith(f"{name}.")), True)
+        return next((holds for name, holds in conditions.items() if f"{setting}.".startswith(f"{name}.")), True)
 
     def mistakes(self) -> list[str]:
-        """Why these parts cannot make a method: what a line of the user's own may have got wrong."""
-        found, hints = [], get_type_hints(Method)
-        for part in ("schedule", "divergence", "weighting", "answers"):
-            given, known = (
-                getattr(self, part),
-                [name for choice in get_args(hints[part]) for name in get_args(choice) or [choice]],
-            )
-            if not callable(given) and given not in known:
-                found.append(
-                    f"its {part} is {given!r}; there are {', '.join(name for name in known if isinstance(name, str))}"
-                )
-            elif given == "none" and self.schedule != "none":
-                found.append(f"it follows a teacher and its {part} is none")
+        """Why these components cannot form a method; empty for a valid method."""
+        problems = []
+        annotations = get_type_hints(Method)
+        for component in ("schedule", "divergence", "weighting", "answers"):
+            value = getattr(self, component)
+            allowed = _literals(annotations[component])
+            if not callable(value) and value not in allowed:
+                problems.append(f"its {component} is {value!r}; allowed are {', '.join(allowed)}")
+            elif value == "none" and self.schedule != "none":
+                problems.append(f"it follows a teacher, but its {component} is none")
         if self.schedule != "none" and self.answers == "teacher":
-            found.append(
-                "the teacher's view that it follows is of gold answers, and it trains on the teacher's; one of the two"
+            problems.append(
+                "it follows the teacher's distributions on gold answers but trains on the teacher's answers; choose one"
             )
-        return found
+        return problems
+
+
+def _literals(annotation: Any) -> list[str]:
+    """The strings of a Literal, or of the Literal in a union."""
+    choices: list[str] = []
+    for part in get_args(annotation):
+        choices += [part] if isinstance(part, str) else [value for value in get_args(part) if isinstance(value, str)]
+    return choices
 
 
 METHODS: dict[str, Method] = {
-    "sft": Method("none", "none", "none", "plain fine-tuning on gold, with the stages and resets of the others"),
+    "sft": Method("none", "none", "none", "plain fine-tuning on gold, with the stages and resets of the other methods"),
     "td": Method("best", "forward_kl", "constant", "Hinton et al. 2015, arXiv 1503.02531"),
     "td-aw": Method("best", "forward_kl", "adaptive", "the weighting of arXiv 2601.10114 without its schedule"),
     "cd": Method("in_order", "forward_kl", "constant", "arXiv 2601.10114, baseline: checkpoints in fixed order"),
     "cd-aw": Method("in_order", "forward_kl", "adaptive", "checkpoints in fixed order with adaptive weighting"),
     "scd": Method("nearest", "forward_kl", "constant", "arXiv 2601.10114, without adaptive weighting"),
-    "scd-aw": Method("nearest", "forward_kl", "adaptive", "arXiv 2601.10114, the whole method"),
-    "td-aw-cf": Method("best", "forward_kl", "adaptive_cross_fit", "td-aw with losses out of sample (cross-fitted)"),
-    "cd-aw-cf": Method(
-        "in_order", "forward_kl", "adaptive_cross_fit", "cd-aw with losses out of sample (cross-fitted)"
-    ),
-    "scd-aw-cf": Method(
-        "nearest", "forward_kl", "adaptive_cross_fit", "scd-aw with losses out of sample (cross-fitted)"
-    ),
-    "cd-mix": Method(
-        "in_order", "forward_kl", "gated", "checkpoints in fixed order, each mixed with the anchor row by row"
-    ),
-    "ens": Method(
-        "ensemble", "forward_kl", "constant", "the teacher's checkpoints as an ensemble, cf. arXiv 1704.00109"
-    ),
+    "scd-aw": Method("nearest", "forward_kl", "adaptive", "arXiv 2601.10114, the full method"),
+    "td-aw-cf": Method("best", "forward_kl", "adaptive_cross_fit", "td-aw with out-of-fold losses (cross-fitted)"),
+    "cd-aw-cf": Method("in_order", "forward_kl", "adaptive_cross_fit", "cd-aw with out-of-fold losses (cross-fitted)"),
+    "scd-aw-cf": Method("nearest", "forward_kl", "adaptive_cross_fit", "scd-aw with out-of-fold losses (cross-fitted)"),
     "ccd": Method(
-        "in_order", "forward_kl", "constant", "cd as one training without restarts", settings=("restart=false",)
+        "in_order",
+        "forward_kl",
+        "constant",
+        "cd as one training run without stage resets",
+        settings=("stage_reset=false",),
     ),
     "ccd-aw": Method(
         "in_order",
         "forward_kl",
         "adaptive_cross_fit",
-        "cd-aw-cf as one training without restarts",
-        settings=("restart=false",),
+        "cd-aw-cf as one training run without stage resets",
+        settings=("stage_reset=false",),
     ),
-    "random": Method("random", "forward_kl", "constant", "ablation of the schedule: a random checkpoint each stage"),
+    "random": Method("random", "forward_kl", "constant", "ablation of the schedule: a random checkpoint in each stage"),
     "rkl": Method("best", "reverse_kl", "constant", "reverse KL as in MiniLLM, arXiv 2306.08543, on gold answers"),
     "jsd": Method("best", "jsd", "constant", "generalised JSD at 0.5 as in GKD, arXiv 2306.13649, on gold answers"),
     "seqkd": Method("none", "none", "none", "fine-tuning on the teacher's own answers, arXiv 1606.07947", "teacher"),
@@ -152,15 +148,16 @@ METHODS: dict[str, Method] = {
 
 
 @cache
-def _brought() -> dict[str, Any]:
+def _entry_points() -> dict[str, Any]:
+    """Entry points of installed packages, by the name of their method."""
     from importlib.metadata import entry_points
 
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def method_names() -> list[str]:
-    """Every method there is: those of the table and those that installed packages bring."""
-    return list(dict.fromkeys([*METHODS, *_brought()]))
+    """All available methods: those of the table and those of installed packages."""
+    return list(dict.fromkeys([*METHODS, *_entry_points()]))
 
 
 def split_variant(name: str) -> tuple[str, list[str]]:
@@ -170,15 +167,14 @@ def split_variant(name: str) -> tuple[str, list[str]]:
 
 
 def find_method(name: str) -> Method:
-    """A method by name, of a variant its base. Raises KeyError for one that nobody has, TypeError for an entry point
-    that is no
-    `Method`."""
+    """A method by name; of a variant, the method without the settings in its name.
+
+    Raises KeyError for an unknown name, TypeError for an entry point whose value is not a `Method`.
+    """
     name, _ = split_variant(name)
     if name not in METHODS:
-        method = _brought()[name].load()
+        method = _entry_points()[name].load()
         if not isinstance(method, Method):
-            raise TypeError(
-                f"entry point {name!r} of {GROUP} gives {method!r}; it must give a tutelage.method.methods.Method"
-            )
+            raise TypeError(f"entry point {name!r} of {GROUP} must be a tutelage.Method; found {method!r}")
         METHODS[name] = method
     return METHODS[name]

@@ -1,8 +1,9 @@
-"""Which teacher checkpoint a stage follows: Scheduled Checkpoint Distillation (SCD) and what it is compared with. Plain
-Python.
+"""Which teacher checkpoint a stage follows: Scheduled Checkpoint Distillation (SCD) and its baselines. Plain Python.
 
-Distances come in as numbers, so a choice can be recomputed from `stages.json` by anyone; `distillation.py` measures
-them.
+    k = argmin_k  KL(T* || T_k) + KL(S || T_k)          (arXiv 2601.10114, SCD)
+
+T* is the best checkpoint on validation, S the student at the start of the stage. The distances are plain numbers here,
+so that a choice can be recomputed from `stages.json`; `training/probe.py` measures them.
 """
 
 from __future__ import annotations
@@ -14,40 +15,36 @@ from typing import Any, Literal
 
 from tutelage.errors import ModelError
 
-ENSEMBLE = "ensemble"
-"""Name of the mixture of all checkpoints, where one of them is named otherwise."""
-
 FAR_NATS = 0.05
-"""A student further than this (nats an answer token) from a checkpoint it has already followed for a stage has not
-reached it."""
+"""A student that has followed a checkpoint for a stage and is still further from it than this (nats per answer token)
+has not reached it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint as seen at the start of a stage. Divergences are means over the answer positions of the probe rows,
+    """A teacher checkpoint with its distances at the start of a stage: means over answer positions of the probe set,
     in nats."""
 
     checkpoint: str
     kl_best: float
-    """KL(T* || T_k): how much of the best teacher is missing in it."""
+    """KL(T* || T_k)."""
     kl_student: float
-    """KL(S || T_k), or KL(T_k || S) with `reach: forward`: how far the student has to go."""
+    """KL(S || T_k), or KL(T_k || S) with `student_kl: forward`."""
 
     @property
     def total(self) -> float:
-        """What SCD minimises: near enough to the best teacher to be worth following, near enough to the student to be
-        followed."""
+        """What SCD minimises: small for a checkpoint that is near both to T* and to the student."""
         return self.kl_best + self.kl_student
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The checkpoint of a stage, and why."""
+    """The checkpoint of a stage, and why it was chosen."""
 
     chosen: str
     reason: str
     stall: str | None = None
-    """Set when the student gets the same checkpoint again without having reached it: what was seen and what resolves
+    """A warning with numbers and remedy, set when the student gets the same checkpoint again without having reached
     it."""
 
 
@@ -59,68 +56,59 @@ def nearest(
     best: str,
     previous: Candidate | None = None,
     advance: bool = False,
-    trust: float | None = None,
 ) -> Choice:
-    """SCD's choice: k = argmin_k KL(T* || T_k) + KL(S || T_k); the older checkpoint wins a tie (arXiv 2601.10114).
+    """SCD's choice; of equal sums the older checkpoint wins.
 
-    candidates: all checkpoints, oldest first. stage counts from 1. previous: the checkpoint of the stage before, as it
-    was seen then. With `advance` only checkpoints after the previous one compete, and the last stage (or one after T*
-    was reached) follows T*. With `trust` (nats) those within trust x stage of the student compete, by their distance to
-    T*; where none is, the nearest to the student wins.
+    candidates: all checkpoints, oldest first. stage: counted from 1. best: name of T*. previous: the checkpoint of the
+    stage before, with its distances at that stage's start. advance: only checkpoints after the previous one compete,
+    and the last stage, or a stage without any left, follows T*.
     """
     pool = list(candidates)
     if advance:
-        names = [c.checkpoint for c in candidates]
-        after = names.index(previous.checkpoint) + 1 if previous else 0
-        pool = [c for c in candidates[after : names.index(best) + 1]]
-        if stage == num_stages or not pool:
-            why = "last stage" if stage == num_stages else f"no checkpoint left between {previous.checkpoint} and T*"
+        names = [candidate.checkpoint for candidate in candidates]
+        first = names.index(previous.checkpoint) + 1 if previous else 0
+        pool = pool[first : names.index(best) + 1]
+        if stage == num_stages:
+            return Choice(best, "advance: last stage, so it follows T*")
+        if previous and not pool:
+            why = f"no checkpoint left between {previous.checkpoint} and T*"
             return Choice(best, f"advance: {why}, so it follows T*")
-    if trust is not None:
-        winner, reason = _within(pool, trust * stage)
-        return Choice(winner.checkpoint, reason, _stall(winner, previous, best))
-    winner = min(pool, key=lambda c: c.total)
+    winner = min(pool, key=lambda candidate: candidate.total)
     reason = (
-        f"smallest KL(T*||k) + KL with the student: {winner.kl_best:.4f} + {winner.kl_student:.4f} = {winner.total:.4f} nats"
-        f" among {len(pool)} checkpoint{'s' if len(pool) > 1 else ''}"
+        f"smallest KL(T*||k) + KL with the student: {winner.kl_best:.4f} + {winner.kl_student:.4f} ="
+        f" {winner.total:.4f} nats among {len(pool)} checkpoint{'s' if len(pool) > 1 else ''}"
     )
     return Choice(winner.checkpoint, reason, _stall(winner, previous, best))
 
 
-def _within(pool: Sequence[Candidate], nats: float) -> tuple[Candidate, str]:
-    """The best checkpoint in the student's trust region, and why."""
-    inside = [c for c in pool if c.kl_student <= nats]
-    if not inside:
-        winner = min(pool, key=lambda c: c.kl_student)
-        return winner, f"no checkpoint within {nats:.3f} nats of the student; the nearest, at {winner.kl_student:.4f}"
-    winner = min(inside, key=lambda c: c.kl_best)
-    return winner, f"nearest to T* ({winner.kl_best:.4f} nats) of {len(inside)} within {nats:.3f} nats of the student"
+def _stall(winner: Candidate, previous: Candidate | None, best: str) -> str | None:
+    """The warning for a student that stays with a checkpoint before T* that it has not reached."""
+    if previous is None or winner.checkpoint != previous.checkpoint:
+        return None
+    if winner.checkpoint == best or winner.kl_student < FAR_NATS:
+        return None
+    return (
+        f"{winner.checkpoint} was chosen again although the student is still {winner.kl_student:.3f} nats from it"
+        f" ({previous.kl_student:.3f} a stage ago). Later checkpoints are even further away, so the student may never"
+        " follow T*. `distill.schedule.advance=true` moves on by at least one checkpoint per stage;"
+        " `distill.schedule.student_kl=forward` measures the distance as KL(T_k || S)"
+    )
 
 
-def own(rule: Callable[..., str], candidates: Sequence[Candidate], **seen: Any) -> Choice:
-    """The choice of a function of the user's own, called as `nearest` is. Raises ModelError for what is no
-    checkpoint."""
-    chosen, names = rule(candidates, **seen), [candidate.checkpoint for candidate in candidates]
+def by_function(rule: Callable[..., str], candidates: Sequence[Candidate], **state: Any) -> Choice:
+    """The choice of a user's function. state: stage, num_stages, best and previous, as for `nearest`.
+
+    Raises ModelError if it does not return the name of a checkpoint.
+    """
+    chosen = rule(candidates, **state)
+    names = [candidate.checkpoint for candidate in candidates]
     if chosen not in names:
         raise ModelError(f"the schedule {rule.__name__} chose {chosen!r}; it must return one of {', '.join(names)}")
     return Choice(chosen, f"chosen by {rule.__name__}")
 
 
-def _stall(winner: Candidate, previous: Candidate | None, best: str) -> str | None:
-    """The warning for a student that stays with an early checkpoint it has not reached."""
-    again = previous is not None and winner.checkpoint == previous.checkpoint
-    if not again or winner.checkpoint == best or winner.kl_student < FAR_NATS:
-        return None
-    return (
-        f"{winner.checkpoint} was chosen again although the student is still {winner.kl_student:.3f} nats from it"
-        f" ({previous.kl_student:.3f} a stage ago): later checkpoints look even further away, so the student may never see"
-        " T*. `distill.schedule.advance=true` moves on by one checkpoint at least; `distill.schedule.reach=forward` measures"
-        " the distance as KL(T_k || S)"
-    )
-
-
 def fixed(
-    schedule: Literal["best", "interpolated", "in_order", "random", "ensemble"],
+    schedule: Literal["best", "interpolated", "in_order", "random"],
     checkpoints: Sequence[str],
     *,
     stage: int,
@@ -128,18 +116,15 @@ def fixed(
     best: str,
     seed: int,
 ) -> Choice:
-    """The choices that do not look at the student.
+    """The choice of schedules that do not depend on the student.
 
-    `best`: T* in every stage, and so `interpolated`, whose target moves towards it (`taid.py`). `in_order`: checkpoints
-    oldest to newest, spread evenly over the stages, the last stage getting the newest. `random`: one drawn from (seed,
-    stage), the same whenever it is asked for. `ensemble`: all of them at once.
+    `best` and `interpolated`: T* in every stage. `in_order`: oldest to newest, spread evenly over the stages; the last
+    stage gets the newest. `random`: drawn from (seed, stage), the same on every call.
     """
-    if schedule == "ensemble":
-        return Choice(ENSEMBLE, f"a mixture of all {len(checkpoints)} checkpoints")
     if schedule in ("best", "interpolated"):
         return Choice(best, "T*, the best teacher on validation")
     if schedule == "in_order":
-        position = -(-stage * len(checkpoints) // num_stages) - 1
-        return Choice(checkpoints[position], f"fixed order: checkpoint {position + 1} of {len(checkpoints)}")
+        index = -(-stage * len(checkpoints) // num_stages) - 1
+        return Choice(checkpoints[index], f"fixed order: checkpoint {index + 1} of {len(checkpoints)}")
     drawn = random.Random(f"{seed}/{stage}").choice(list(checkpoints))
     return Choice(drawn, f"drawn at random (seed {seed})")

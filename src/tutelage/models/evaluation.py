@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tutelage.data.encode import Collator, EncodedRow, Encoder, pad_id_of
+from tutelage.data.collate import Collator, pad_id_of
+from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import answer_lengths, length_order
 from tutelage.errors import ModelError
 from tutelage.models.forward import read_batch
@@ -46,16 +47,8 @@ class Checked(NamedTuple):
     """The task's own metric over all rows."""
     scores: list[float]
     """[rows] each row's own score in [0, 1]."""
-    losses: Losses
-
-
-class Losses(NamedTuple):
-    """Losses of a model on rows, in nats."""
-
-    rows: np.ndarray
-    """[rows] means over the answer's tokens, end-of-sequence included."""
-    tokens: np.ndarray
-    """[positions] of every answer token, row by row."""
+    losses: np.ndarray
+    """[rows] l_i(M): means over the answer's tokens in nats, end-of-sequence included."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +82,9 @@ class Evaluator:
         best = choose_labels(model, tokenizer, exam.prompts, exam.candidates, **how)
         return [Answer(row[place], log_prob) for row, (place, log_prob) in zip(exam.labels, best, strict=True)]
 
-    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> Losses:
-        """l_i(M), and those of the answer tokens, in order. Raises ModelError where they are no numbers."""
-        found = read_losses(
+    def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> np.ndarray:
+        """[rows] l_i(M) in nats, in the order of the rows. Raises ModelError for a loss that is not finite."""
+        losses = sample_losses(
             model,
             rows,
             vocabulary=self.vocabulary,
@@ -99,18 +92,18 @@ class Evaluator:
             batch_size=self.batch_size,
             on_rows=on_rows,
         )
-        wrong = np.flatnonzero(~np.isfinite(found.rows))
+        wrong = np.flatnonzero(~np.isfinite(losses))
         if len(wrong):
             raise ModelError(
                 f"the model's loss is no number on {len(wrong):,} of {len(rows):,} rows, first on {rows[int(wrong[0])].id}: its"
                 " training diverged, or its dtype is too narrow. Lower the learning_rate of its training, or load it in float32"
             )
-        return found
+        return losses
 
     def predict(self, name: str, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Prediction]:
         """Answer, parsed answer, score, loss and confidence of a model on every example."""
         answers = self.answers(model, exam, on_rows)
-        losses = self.losses(model, exam.rows).rows
+        losses = self.losses(model, exam.rows)
         predictions = []
         for example, answer, loss in zip(exam.examples, answers, losses, strict=True):
             parsed = self.task.parse(answer.text, example)
@@ -143,15 +136,8 @@ def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {"nll": draws @ rows[:, 0] / draws.sum(1)}
 
 
-def sample_losses(
-    model: nn.Module, rows: Sequence[EncodedRow], *, vocabulary: int, pad_id: int, batch_size: int
-) -> np.ndarray:
-    """[rows] losses, nats a token, in the order of the rows."""
-    return read_losses(model, rows, vocabulary=vocabulary, pad_id=pad_id, batch_size=batch_size).rows
-
-
 @torch.no_grad()
-def read_losses(
+def sample_losses(
     model: nn.Module,
     rows: Sequence[EncodedRow],
     *,
@@ -159,23 +145,23 @@ def read_losses(
     pad_id: int,
     batch_size: int,
     on_rows: OnRows | None = None,
-) -> Losses:
-    """Losses in nats by a teacher-forced forward pass, batches sorted by length, results in the order of the rows."""
+) -> np.ndarray:
+    """[rows] losses in nats per answer token, by teacher-forced forward passes.
+
+    Batches are sorted by length; the losses come in the order of the rows. on_rows: called with the number of rows of
+    each batch.
+    """
     training, collate, order = model.training, Collator(pad_id), length_order(rows)
     model.eval()
-    nll, lengths = np.zeros(len(rows)), answer_lengths(rows)
-    ends = np.cumsum(lengths)
-    tokens = np.zeros(int(ends[-1]) if len(rows) else 0)
+    losses = np.zeros(len(rows))
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        _, (losses, means) = read_batch(model, collate([(place, rows[place]) for place in places]), vocabulary)
-        nll[places] = means.double().numpy()
-        for place, piece in zip(places, losses.double().split(lengths[places].tolist()), strict=True):
-            tokens[ends[place] - len(piece) : ends[place]] = piece
+        indices = order[start : start + batch_size]
+        _, _, means = read_batch(model, collate([(index, rows[index]) for index in indices]), vocabulary)
+        losses[indices] = means.double().numpy()
         if on_rows:
-            on_rows(len(places))
+            on_rows(len(indices))
     model.train(training)
-    return Losses(nll, tokens)
+    return losses
 
 
 def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[SampleLoss]:

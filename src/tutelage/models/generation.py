@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor
 
-from tutelage.data.encode import pad_id_of
+from tutelage.data.collate import pad_id_of
 from tutelage.errors import DataError, problems
 from tutelage.models.heads import takes_logits_to_keep
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.encode import IGNORED
+from tutelage.data.collate import IGNORED
 
 FAITHFUL_NATS = 1e-3
 """Largest mean KL between a model's own distribution and `head(hidden)`: bfloat16 rounding is far below, a missing cap

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tutelage.data.encode import pad_id_of
+from tutelage.data.collate import pad_id_of
 from tutelage.errors import ModelError
 from tutelage.models.generation import at_rest, cache_of, check_tokens, length_batches, pad_left
 from tutelage.models.heads import takes_logits_to_keep

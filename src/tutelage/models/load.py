@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.errors import ModelError
+from tutelage.errors import Kind, ModelError, Problem
 from tutelage.recipe.schema import Lora, Model
 
 
@@ -130,19 +130,13 @@ def check_vocabularies(teacher: Any, student: Any) -> int:
     sliced off on both sides. Raises ModelError with the first difference.
     """
     ours, theirs = teacher.get_vocab(), student.get_vocab()
-    way_out = "Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT --layers N"
     if ours != theirs:
         token = min(ours.items() ^ theirs.items(), key=lambda entry: (entry[1], entry[0]))[0]
-        raise ModelError(
-            "the tokenizers of teacher and student differ, so their distributions cannot be compared:"
-            f" entry {token!r} is {ours.get(token, 'absent')} for the teacher, {theirs.get(token, 'absent')} for the student"
-            f" (sizes {len(ours):,} and {len(theirs):,}). {way_out}"
-        )
+        ids, sizes = (ours.get(token), theirs.get(token)), (len(ours), len(theirs))
+        raise ModelError(Problem(Kind.VOCABULARIES_DIFFER, values={"token": token, "ids": ids, "sizes": sizes}))
     if teacher.eos_token_id != student.eos_token_id:
-        raise ModelError(
-            f"teacher and student end a sequence with different tokens: {teacher.eos_token!r} and {student.eos_token!r}."
-            f" Set `eos_token` in the student's tokenizer_config.json to {teacher.eos_token!r}"
-        )
+        values = {"teacher": teacher.eos_token, "student": student.eos_token}
+        raise ModelError(Problem(Kind.END_OF_SEQUENCE_DIFFERS, values=values))
     return max(ours.values()) + 1
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.data.encode import Encoder
-from tutelage.data.readers import parse_object, read_rows
+from tutelage.data.readers import PlacedRow, parse_object, read_rows
 from tutelage.data.row_formats import example_from_row
-from tutelage.errors import ModelError, UserError
+from tutelage.errors import Kind, ModelError, Place, Problem, UserError
 from tutelage.models.evaluation import Evaluator
 from tutelage.models.load import load_model, load_tokenizer
+from tutelage.recipe.renamed import translate_nested
 from tutelage.recipe.schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.tasks import make_task
@@ -28,10 +29,10 @@ batch."""
 def predict_file(folder: Path, source: str, output: Path | None, batch_size: int) -> None:
     """Answer every row of `source` (a file, or `-` for JSON lines on standard input), one JSON line a row.
 
-    Raises UserError for an `output` that is there already: it could be the input, or answers of another day.
+    Raises UserError for an `output` that exists: it could be the input, or earlier answers.
     """
     if output is not None and output.exists():
-        raise UserError(f"{output} is there already and would be lost: give another --output, or delete it first")
+        raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
     answer = Predictor(folder, batch_size, read_ahead=1 if source == "-" else CHUNK_BATCHES)
     sink = output.open("w", encoding="utf-8") if output else sys.stdout
     try:
@@ -56,7 +57,8 @@ class Predictor:
                 f"{folder} has no tutelage.json: give a student that `tutelage distill` wrote, distill/METHOD/seed-K"
             )
         usage = read_json(folder / "tutelage.json")
-        self.section, self.data = Task(**usage["task"]), Data(**usage["data"])
+        self.section = Task(**usage["task"])
+        self.data = Data(**translate_nested({"data": usage["data"]})["data"])
         section = Model(model_name_or_path=str(folder), dtype="auto")
         tokenizer = load_tokenizer(section)
         data = self.data
@@ -68,20 +70,20 @@ class Predictor:
         )
         self.model, self.rows_ahead = load_model(section), batch_size * read_ahead
 
-    def __call__(self, rows: Iterable[tuple[dict[str, Any], str]]) -> Iterator[dict[str, Any]]:
-        """Answers to (row, where it came from), in order."""
+    def __call__(self, rows: Iterable[PlacedRow]) -> Iterator[dict[str, Any]]:
+        """Answers to (row, place), in order."""
         rows = iter(rows)
         while chunk := list(itertools.islice(rows, self.rows_ahead)):
-            examples = [self._example(row, where) for row, where in chunk]
+            examples = [self._example(row, place) for row, place in chunk]
             answers = self.evaluator.answers(self.model, self.evaluator.exam(examples))
             for example, answer in zip(examples, answers, strict=True):
                 parsed = self.task.parse(answer.text, example)
                 yield {"id": example.id, "prediction": parsed, "raw": answer.text, "confidence": answer.confidence}
 
-    def _example(self, row: dict[str, Any], where: str) -> Example:
+    def _example(self, row: dict[str, Any], place: Place) -> Example:
         return example_from_row(
             row,
-            where=where,
+            place=place,
             split="test",
             task=self.section,
             data=self.data,
@@ -90,12 +92,12 @@ class Predictor:
         )
 
 
-def _rows(source: str) -> Iterator[tuple[dict[str, Any], str]]:
+def _rows(source: str) -> Iterator[PlacedRow]:
     if source != "-":
         yield from read_rows([source])
         return
     for number, line in enumerate(sys.stdin, start=1):
         if not line.strip():
             continue
-        where = f"standard input:{number}"
-        yield parse_object(line, where), where
+        place = Place("standard input", number)
+        yield parse_object(line, place), place

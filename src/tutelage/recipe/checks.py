@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from tutelage.errors import ConfigError
+from tutelage.method.methods import find_method, method_names, split_variant
+from tutelage.recipe.renamed import REMOVED_METHODS, method_removal_text, new_name
 from tutelage.recipe.schema import Recipe, Section, known_metrics
 from tutelage.recipe.yaml_source import NUMBERS, shown
 
@@ -34,8 +36,8 @@ RESERVED = {
     "resume_from_checkpoint": "the same command continues a stopped run by itself; leave it out",
     "per_device_eval_batch_size": "set `evaluate.batch_size`",
     "load_best_model_at_end": "set `distill.keep`, and `teach.best_by` for the teacher",
-    "metric_for_best_model": "set `task.metric`, `teach.best_by` and `distill.keep_by`",
-    "greater_is_better": "set `task.metric`, `teach.best_by` and `distill.keep_by`",
+    "metric_for_best_model": "set `task.metric`, `teach.best_by` and `distill.select_by`",
+    "greater_is_better": "set `task.metric`, `teach.best_by` and `distill.select_by`",
     "push_to_hub": "bring the finished student to the Hub with `tutelage push RUN OWNER/NAME`",
     "hub_*": "bring the finished student to the Hub with `tutelage push RUN OWNER/NAME`",
     "disable_tqdm": "progress is shown by tutelage; leave it out",
@@ -147,8 +149,6 @@ def _task_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _method_problems(recipe: Recipe) -> Iterator[Problem]:
-    from tutelage.method.methods import find_method, method_names, split_variant
-
     for key, values in {"distill.methods": recipe.distill.methods, "distill.seeds": recipe.distill.seeds}.items():
         if not values:
             yield Problem(key, f"empty; leave it out for {type(recipe.distill).model_fields[key[8:]].default}")
@@ -157,15 +157,15 @@ def _method_problems(recipe: Recipe) -> Iterator[Problem]:
     for name in dict.fromkeys(recipe.distill.methods):
         base, _ = split_variant(name)
         if base not in method_names():
-            yield Problem("distill.methods", f"no method is called {base!r}; {_one_of(base, method_names())}")
+            yield Problem("distill.methods", _unknown_method(base))
             continue
         for mistake in find_method(base).mistakes():
             yield Problem("distill.methods", f"{base} cannot work: {mistake}")
-    if split_variant(recipe.tune.on)[0] not in method_names():
-        yield Problem("tune.on", f"no method is called {recipe.tune.on!r}; {_one_of(recipe.tune.on, method_names())}")
-    elif find_method(recipe.tune.on).needs_anchor or find_method(recipe.tune.on).needs_cross_fit:
-        hint = f"{recipe.tune.on} weighs by the anchor, which is trained with the rate that is looked for; write td, or another"
-        yield Problem("tune.on", f"{hint} method with constant weights")
+    if (base := split_variant(recipe.tune.method)[0]) not in method_names():
+        yield Problem("tune.method", _unknown_method(base))
+    elif find_method(recipe.tune.method).needs_anchor or find_method(recipe.tune.method).needs_cross_fit:
+        hint = f"{recipe.tune.method} weighs by the anchor, which is trained with the rate that is looked for; write td, or another"
+        yield Problem("tune.method", f"{hint} method with constant weights")
     if not recipe.tune.grid or min(recipe.tune.grid) <= 0:
         yield Problem(
             "tune.grid", f"found {shown(recipe.tune.grid)}, want learning rates above 0, e.g. [2.0e-5, 1.0e-4]"
@@ -178,14 +178,13 @@ def _method_problems(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem(key, f"{seed} cannot seed a random generator; write a number from 0 to 4294967295")
 
 
-def _weighting_problems(recipe: Recipe) -> Iterator[Problem]:
-    from tutelage.method.methods import find_method, method_names, split_variant
+def _unknown_method(name: str) -> str:
+    if name in REMOVED_METHODS:
+        return method_removal_text(name)
+    return f"no method is called {name!r}; {_one_of(name, method_names())}"
 
-    how = recipe.distill.weighting
-    for name in ("calibrate", "smooth"):
-        if how.per_token and getattr(how, name):
-            hint = f"`{name}` is about rows, and `per_token` weighs tokens; use one of the two"
-            yield Problem(f"distill.weighting.{name}", hint, ("distill.weighting.per_token",))
+
+def _weighting_problems(recipe: Recipe) -> Iterator[Problem]:
     known = [find_method(name) for name in recipe.distill.methods if split_variant(name)[0] in method_names()]
     if recipe.teach.checkpoints and recipe.cross_fit.teacher and any(method.needs_cross_fit for method in known):
         hint = (
@@ -198,15 +197,11 @@ def _weighting_problems(recipe: Recipe) -> Iterator[Problem]:
 def method_problems(recipe: Recipe, method: str, settings: Sequence[str]) -> Iterator[str]:
     """Why a known method cannot be with these settings. recipe: as the method sees it. settings: those in its name,
     `key=value`."""
-    from tutelage.method.methods import find_method
-
     parts = find_method(method)
     for setting in settings:
         key = setting.partition("=")[0]
-        if not parts.reads(key):
+        if not parts.reads(new_name(f"distill.{key}").removeprefix("distill.")):
             yield f"{key} makes no difference to {method}: it would be the same student under another name; leave it out"
-    if parts.weighting == "gated" and recipe.distill.weighting.per_token:
-        yield f"weighting.per_token weighs tokens, and {method} mixes its two teachers row by row; leave one of them out"
 
 
 def budget(recipe: Recipe) -> dict[str, float]:

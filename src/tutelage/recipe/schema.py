@@ -102,8 +102,8 @@ class Data(Section):
     overlap: Literal["error", "drop"] = "error"
     """What happens to a row whose prompt is in a later split too. `drop` leaves it out of the earlier one, never out of
     test."""
-    validation_share: float = Field(0.1, gt=0, lt=1)
-    """Share of the training rows held out when there is no validation split."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows held out when there is no validation split."""
     max_train_rows: int | None = Field(None, gt=0)
     """Use a seeded sample of this many training rows."""
     max_validation_rows: int | None = Field(None, gt=0)
@@ -179,7 +179,7 @@ class Anchor(Section):
 
 
 class CrossFit(Section):
-    """Losses on training rows that the models were not trained on, for methods `ccd-aw`, `cd-mix` and `*-aw-cf`."""
+    """Losses on training rows that the models were not trained on, for methods `ccd-aw` and `*-aw-cf`."""
 
     folds: int = Field(2, ge=2)
     """Parts that the training rows are cut into; each is read by models trained on the others."""
@@ -202,35 +202,12 @@ class Cache(Section):
 
 
 class Schedule(Section):
-    """Refinements of the choice of checkpoint (schedule `nearest`, methods `scd*`)."""
+    """Options of the choice of checkpoint (schedule `nearest`, methods `scd*`)."""
 
     advance: bool = False
     """Only checkpoints after the last one followed; the last stage follows T*. Ends a stall."""
-    reach: Literal["reverse", "forward"] = "reverse"
+    student_kl: Literal["reverse", "forward"] = "reverse"
     """Distance to the student: `reverse` is the published KL(S || T_k), `forward` is KL(T_k || S)."""
-    trust: float | None = Field(None, gt=0)
-    """Trust region, nats: of the checkpoints within `trust` x stage of the student, the one nearest to T*; of none, the
-    nearest."""
-    glide: bool = False
-    """Within a stage the target moves from the checkpoint followed to the next one: a mixture of both, its share
-    growing."""
-
-
-class Weighting(Section):
-    """Refinements of adaptive weights: w = sigmoid(gamma x log(l(S_0) / l(T_k)) + bias)."""
-
-    gamma: float = Field(1.0, ge=0)
-    """Sharpness: 1 is the published weight, 0 the same weight for all rows."""
-    bias: float = 0.0
-    """Above 0 more of every row follows the teacher: 0.85 turns a weight of 0.5 into 0.7."""
-    calibrate: bool = False
-    """Choose gamma and bias so that log-ratios on training rows have the median and spread of those on validation rows,
-    which no model has memorised; wins over `gamma` and `bias`."""
-    smooth: float = Field(0.0, ge=0, le=1)
-    """Share of a row's loss that is the mean of its subdomain (its label where rows have none): one row's loss is
-    noisy."""
-    per_token: bool = False
-    """A weight for every answer token instead of one for the row."""
 
 
 class Distill(Section):
@@ -244,9 +221,9 @@ class Distill(Section):
     """N: stages of training, each with a checkpoint to follow."""
     epochs_per_stage: float = Field(2.0, gt=0)
     """T: passes over the training rows in one stage."""
-    restart: bool = True
-    """Optimizer and learning-rate schedule start anew in each stage, as published. false: one schedule over all stages,
-    and the optimizer goes on where the stage before left it."""
+    stage_reset: bool = True
+    """Optimizer and learning-rate schedule start anew in each stage, as published. false: one schedule and one
+    optimizer over all stages."""
     kd_ratio: float = Field(0.5, ge=0, le=1)
     """Constant weighting: loss = (1 - kd_ratio) CE + kd_ratio KD. Adaptive weighting does not use it."""
     temperature: float = Field(1.0, gt=0)
@@ -255,15 +232,13 @@ class Distill(Section):
     """What the first stage starts from. `anchor`: the fine-tuned student, so that it has twice the training of other
     methods."""
     schedule: Schedule = Schedule()
-    """Refinements of the choice of checkpoint."""
-    weighting: Weighting = Weighting()
-    """Refinements of adaptive weights."""
+    """Options of the choice of checkpoint."""
     probe_rows: int | None = Field(None, gt=0)
     """Seeded sample of training rows on which checkpoints are compared with the student. Default: 2 % of what a stage
     trains on, at least 16 and at most 256, so that choosing costs at most 2 % of a stage."""
     keep: Literal["best", "last"] = "best"
     """Which stage's student is kept: the best on validation, or the last."""
-    keep_by: Literal["score", "loss"] = "score"
+    select_by: Literal["score", "loss"] = "score"
     """What `keep: best` compares on validation: the score (ties: the loss), or the loss."""
     keep_stages: bool = False
     """Keep the student as it was at the start of each stage, so that anyone can recompute a choice."""
@@ -295,13 +270,13 @@ class Evaluate(Section):
 class Tune(Section):
     """Learning rates tried by `tutelage compare --tune`, judged on validation; the best is that of all students."""
 
-    on: str = "td"
+    method: str = "td"
     """Method that is trained with each; the best is then shared by all methods (the paper's protocol)."""
     grid: list[float] = [2e-5, 5e-5, 1e-4, 2e-4, 5e-4]
     """Learning rates to try."""
     seeds: int = Field(1, gt=0)
     """Students tried with each rate; their means are compared. One on a few hundred validation rows may win by luck."""
-    each: bool = False
+    per_method: bool = False
     """Try the grid with every method, and give each its own best: a shared one may favour the method it was found
     with."""
 

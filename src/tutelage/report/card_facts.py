@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.analysis.evaluated_rows import read_scored
+from tutelage.analysis.evaluated_rows import read_evaluated
 from tutelage.analysis.run_results import Results, read_lines, read_results
-from tutelage.analysis.slices import Slice, by_value, measure_slices
+from tutelage.analysis.slices import Slice, SliceRecord, by_value, measure_slices
 from tutelage.errors import DataError
 from tutelage.run.live_reader import dig, last_part, read_or_none, written
 from tutelage.tasks import template_for
@@ -105,7 +105,7 @@ def find_student(run: Path, name: str | None) -> FinishedStudent:
 # --- slices on which the student is compared with its teacher ---
 
 
-def slices_against_teacher(student: FinishedStudent) -> list[dict[str, Any]] | None:
+def slices_against_teacher(student: FinishedStudent) -> list[SliceRecord] | None:
     """Records of slices as in diagnose/slices.json: from that file, or measured here if it is missing or stale.
 
     None without answers of both models to the same rows.
@@ -120,21 +120,21 @@ def slices_against_teacher(student: FinishedStudent) -> list[dict[str, Any]] | N
     return _measured_slices(student)
 
 
-def _measured_slices(student: FinishedStudent) -> list[dict[str, Any]] | None:
+def _measured_slices(student: FinishedStudent) -> list[SliceRecord] | None:
     """Slices by language, subdomain, label and entity type."""
     try:
-        scored = read_scored(student.results.folder)
+        evaluated = read_evaluated(student.results.folder)
     except DataError:
         return None
-    if student.name not in scored.answers:
+    if student.name not in evaluated.answers:
         return None
-    gold = [line["gold"] for line in scored.lines["teacher"]]
-    values = {key: [row.get(key) for row in scored.rows] for key in ("language", "subdomain")}
+    gold = [line["gold"] for line in evaluated.lines["teacher"]]
+    values = {key: [row.get(key) for row in evaluated.rows] for key in ("language", "subdomain")}
     values |= {"label": gold} if student.task == "classification" else {}
     slices = [part for key, column in values.items() for part in by_value(key, column)]
     if student.task == "ner":
-        slices += _entity_slices({name: scored.lines[name] for name in (student.name, "teacher")}, gold)
-    answers = scored.answers
+        slices += _entity_slices({name: evaluated.lines[name] for name in (student.name, "teacher")}, gold)
+    answers = evaluated.answers
     return measure_slices({student.name: answers[student.name]}, answers["teacher"], slices)[student.name]["slices"]
 
 

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.analysis.slices import LEAST_ROWS
+from tutelage.analysis.slices import LEAST_ROWS, SliceRecord
 from tutelage.errors import UserError
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import gap_closed
@@ -144,7 +144,7 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
     }
 
 
-def _slice(line: dict[str, Any]) -> dict[str, Any]:
+def _slice(line: SliceRecord) -> dict[str, Any]:
     score = line["score"]
     p_holm = score.get("p_holm")
     return {

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from tutelage.analysis.calibration import TOLERANCE
+from tutelage.analysis.calibration import TOLERANCE, Calibration, CascadePoint
 from tutelage.analysis.run_results import Results
 from tutelage.report.charts import CascadeChart, ReliabilityDiagram, cascade_chart, reliability_diagram
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCalibration:
-    """A model's record of `calibration.reliability`, with what it amounts to."""
+    """Calibration of a model, with its result in a word."""
 
     model: str
-    record: dict[str, Any]
+    record: Calibration
     verdict: Literal["over", "under", "calibrated"]
     """Over- or underconfident; `calibrated`: no more miscalibrated than a perfect model may be by chance."""
     diagram: ReliabilityDiagram
@@ -37,26 +36,26 @@ def calibration(results: Results) -> list[ModelCalibration]:
     ]
 
 
-def _is_measured(record: Mapping[str, Any] | None) -> bool:
+def _is_measured(record: Calibration | None) -> bool:
     """Whether confidences were recorded; records made `from` gold answers hold bounds instead."""
-    return bool(record) and record.get("from", "confidence") == "confidence"
+    return record is not None and record["from"] == "confidence"
 
 
-def _verdict(record: Mapping[str, Any]) -> Literal["over", "under", "calibrated"]:
+def _verdict(record: Calibration) -> Literal["over", "under", "calibrated"]:
     if record["ece"] <= record["ece_by_chance"]:
         return "calibrated"
     return "over" if record["confidence"] > record["accuracy"] else "under"
 
 
 @dataclass(frozen=True, slots=True)
-class Cascade:
-    """The main student in front of its teacher; points are records of `calibration.cascades`."""
+class CascadeSection:
+    """The main student in front of its teacher."""
 
-    points: list[dict[str, Any]]
-    level: dict[str, Any] | None
-    """The first point that reaches the teacher's score."""
-    surely_level: dict[str, Any] | None
-    """The first point from which on the score is within `tolerance` of the teacher's, by the 95 % interval."""
+    points: list[CascadePoint]
+    level: CascadePoint | None
+    """The smallest fraction whose score reaches the teacher's."""
+    surely_level: CascadePoint | None
+    """The smallest fraction whose 95 % interval ends at most `tolerance` below the teacher's score."""
     tolerance: float
     student_cost: float | None
     """A call of the student in calls of the teacher."""
@@ -73,14 +72,14 @@ class Cascade:
         return self.points[-1]["score"]
 
 
-def cascade(results: Results) -> Cascade | None:
+def cascade(results: Results) -> CascadeSection | None:
     """Score and cost by the fraction of rows passed on to the teacher; None without recorded confidences."""
     record = (results.summary.get("cascades") or {}).get(results.main)
     if not record or record["signal"] != "confidence":
         return None
     by_fraction = {point["share"]: point for point in record["points"]}
     marks = [fraction for key in ("level", "surely_level") if (fraction := record[key]) is not None]
-    return Cascade(
+    return CascadeSection(
         points=record["points"],
         level=by_fraction.get(record["level"]),
         surely_level=by_fraction.get(record["surely_level"]),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tutelage.analysis.run_results import Results
+from tutelage.run.artifacts import Manifest
 from tutelage.run.live_reader import best_checkpoint, parameters
 
 Pair = tuple[float, float]
@@ -85,7 +85,7 @@ def provenance(results: Results) -> Provenance:
     )
 
 
-def _versions(manifests: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+def _versions(manifests: Mapping[str, Manifest]) -> dict[str, list[str]]:
     versions: dict[str, dict[str, None]] = {}
     for manifest in manifests.values():
         for name, version in (manifest.get("versions") or {}).items():
@@ -93,7 +93,7 @@ def _versions(manifests: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     return {name: list(used) for name, used in versions.items()}
 
 
-def _fingerprints(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _fingerprints(manifests: Mapping[str, Manifest]) -> dict[str, str]:
     inputs = manifests.get("prepare", {}).get("inputs") or {}
     files = {Path(name).name: digest for name, digest in (inputs.get("data files") or {}).items()}
     models = {name: inputs[name] for name in ("teacher model", "student model") if inputs.get(name)}

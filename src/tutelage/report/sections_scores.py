@@ -8,8 +8,9 @@ stand in the templates only: where a sentence depends on numbers, a field of the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.run_results import Results
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
@@ -131,6 +132,6 @@ def gap_table(results: Results) -> list[GapRow]:
     return rows
 
 
-def effects(results: Results) -> list[dict[str, Any]]:
-    """Records of `method_effects.effect_of`: methods that differ in weighting alone, then those in schedule alone."""
+def effects(results: Results) -> list[MethodEffect]:
+    """Pairs of methods of the run that differ in weighting alone, then those that differ in schedule alone."""
     return sorted(results.summary.get("effects") or [], key=lambda effect: effect["effect"] != "weighting")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from tutelage.analysis.run_results import Results
-from tutelage.analysis.slice_discovery import ALPHA
-from tutelage.analysis.slices import LEAST_ROWS, MEASURES
-from tutelage.data.dataset import prompt_text
+from tutelage.analysis.significance import ALPHA
+from tutelage.analysis.slice_discovery import ConditionRecord, DiscoveredSlice
+from tutelage.analysis.slices import LEAST_ROWS, MEASURES, Measure, MeasureRecord, RestRecord, SliceRecord
+from tutelage.data.splits import prompt_text
 from tutelage.method.risk_split import Split, SplitInterval, interval, perfect_gate, split_risk
 from tutelage.report.axes import Axis, decades
 from tutelage.report.charts import Scatter, scatter
@@ -23,6 +24,7 @@ LEAST_NATS = 1e-3
 """Left end of the logarithmic axis on which losses are compared; smaller losses are drawn on it."""
 
 Side = Literal["student", "teacher"]
+Question = Literal["own", "rest"]
 
 # --- the split of the risk ---
 
@@ -172,22 +174,21 @@ class DifferenceBar:
 class Mark:
     """A difference that is significant after Holm's correction, in favour of `side`."""
 
-    question: Literal["own", "rest"]
+    question: Question
     """`own`: one model is better on the slice; `rest`: the difference is not that of the other rows."""
     side: Side
-    measures: list[str]
-    """`score`, `nll` or both."""
+    measures: list[Measure]
 
 
 @dataclass(frozen=True, slots=True)
 class SliceRow:
-    """A slice of the test rows; `score` and `nll` are records of diagnose/slices.json."""
+    """A slice of the test rows, as in diagnose/slices.json."""
 
     key: str
     value: str | None
     rows: int
-    score: dict[str, Any]
-    nll: dict[str, Any]
+    score: MeasureRecord
+    nll: MeasureRecord
     bar: DifferenceBar
     marks: list[Mark]
 
@@ -198,17 +199,17 @@ class SliceRow:
 
 
 @dataclass(frozen=True, slots=True)
-class DiscoveredSlice:
+class DiscoveredRow:
     """A slice found in the prompts, and how it differs from the other rows."""
 
     row: SliceRow
-    rule: list[dict[str, Any]]
+    rule: list[ConditionRecord]
     terms: str | None
     """The words that a cluster of prompts is rich in; None for a rule."""
-    measure: str
-    """`score` or `nll`: in which it differs."""
+    measure: Measure
+    """In which it differs."""
     side: Side
-    against_rest: dict[str, Any]
+    against_rest: RestRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ class SliceTable:
     behind: int
     differing: int
     """Slices that differ significantly from the other rows."""
-    discovered: list[DiscoveredSlice]
+    discovered: list[DiscoveredRow]
     candidates: int
     """Slices of prompts that were tested."""
 
@@ -257,22 +258,22 @@ def slice_table(results: Results) -> SliceTable | None:
     )
 
 
-def _difference_axis(slices: Sequence[Mapping[str, Any]]) -> Axis:
+def _difference_axis(slices: Sequence[SliceRecord]) -> Axis:
     """An axis that holds every interval except those of small slices, which would squeeze the others."""
     scores = [line["score"] for line in slices if line["rows"] >= LEAST_ROWS] or [line["score"] for line in slices]
     most = max((abs(score[end]) for score in scores for end in ("low", "high")), default=0.0) or 1.0
     return Axis(-most, most, 1, 99)
 
 
-def _slice_row(line: Mapping[str, Any], axis: Axis) -> SliceRow:
+def _slice_row(line: SliceRecord, axis: Axis) -> SliceRow:
     score, value = line["score"], slice_value(line["key"], line["value"])
     ends = (axis.at(score[key]) for key in ("difference", "low", "high"))
     bar = DifferenceBar(*ends, cut=score["low"] < axis.low or score["high"] > axis.high)
     return SliceRow(line["key"], value, line["rows"], score, line["nll"], bar, _marks(line))
 
 
-def _marks(line: Mapping[str, Any]) -> list[Mark]:
-    measures: dict[tuple[str, Side], list[str]] = {}
+def _marks(line: SliceRecord) -> list[Mark]:
+    measures: dict[tuple[Question, Side], list[Measure]] = {}
     for measure in MEASURES:
         for question, record in (("own", line[measure]), ("rest", line[measure]["against_rest"])):
             if record and record.get("p_holm") is not None and record["p_holm"] <= ALPHA:
@@ -280,15 +281,15 @@ def _marks(line: Mapping[str, Any]) -> list[Mark]:
     return [Mark(question, side, names) for (question, side), names in measures.items()]
 
 
-def _better(record: Mapping[str, Any], measure: str) -> Side:
+def _better(record: MeasureRecord | RestRecord, measure: Measure) -> Side:
     """Who is better by a difference student - teacher: a higher score, a lower loss."""
     return "student" if (record["difference"] > 0) == (measure == "score") else "teacher"
 
 
-def _discovered(line: Mapping[str, Any], axis: Axis) -> DiscoveredSlice:
+def _discovered(line: DiscoveredSlice, axis: Axis) -> DiscoveredRow:
     rest = line[line["by"]]["against_rest"]
     terms = line["name"].partition(": ")[2] if line["how"] == "cluster" else None
-    return DiscoveredSlice(_slice_row(line, axis), line["rule"], terms, line["by"], _better(rest, line["by"]), rest)
+    return DiscoveredRow(_slice_row(line, axis), line["rule"], terms, line["by"], _better(rest, line["by"]), rest)
 
 
 @dataclass(frozen=True, slots=True)

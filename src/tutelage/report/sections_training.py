@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.analysis.run_results import Results, Student, read_lines
-from tutelage.data.dataset import prompt_text
+from tutelage.analysis.run_results import Results, StudentRecords, read_lines
+from tutelage.data.splits import prompt_text
 from tutelage.method.methods import find_method, method_names
 from tutelage.report.charts import Bar, Curves, LineChart, Staircase, curves, histogram, line_chart, staircase
+from tutelage.run.artifacts import CheckpointScore, StageRecord
 from tutelage.run.live_reader import read_log
 
 MOST_POINTS = 160
@@ -23,7 +24,7 @@ LOGS = {"teacher": "teach", "anchor": "anchor"}
 """Model fine-tuned before distillation: folder of its log."""
 
 
-def main_first(results: Results) -> list[Student]:
+def main_first(results: Results) -> list[StudentRecords]:
     """The distilled students with records, the main one first."""
     return sorted(results.students, key=lambda student: student.name != results.main)
 
@@ -38,8 +39,8 @@ class Trajectory:
     best: str
     chosen_by: str | None
     """`score` or `loss`; None where it was not recorded."""
-    checkpoints: list[dict[str, Any]]
-    """Records of teach/checkpoints.json."""
+    checkpoints: list[CheckpointScore]
+    """As in teach/checkpoints.json."""
     charts: dict[str, LineChart]
     """Of `score` and `nll`, where all checkpoints have one."""
     labels: list[str]
@@ -57,7 +58,7 @@ def trajectory(results: Results) -> Trajectory | None:
     return Trajectory(best, results.taught.get("by"), checkpoints, charts, _labels(checkpoints))
 
 
-def _labels(checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:
+def _labels(checkpoints: Sequence[CheckpointScore]) -> list[str]:
     """The steps, or numbers from 1 where the folders are not called `checkpoint-STEP`."""
     steps = [checkpoint["name"].removeprefix("checkpoint-") for checkpoint in checkpoints]
     return steps if all(step.isdigit() for step in steps) else [str(n) for n in range(1, len(steps) + 1)]
@@ -99,7 +100,8 @@ class ScheduleStage:
     reason: str
     stall: str | None
     seconds: float
-    validation: dict[str, Any] | None
+    validation: dict[str, float | None] | None
+    """`score` and `nll` of the student after the stage."""
     candidates: list[CandidateBar]
 
 
@@ -122,7 +124,7 @@ class StudentSchedule:
     best: str | None
 
 
-def schedule(results: Results, student: Student) -> StudentSchedule:
+def schedule(results: Results, student: StudentRecords) -> StudentSchedule:
     """Every candidate and choice of a student with stages."""
     options = (results.recipe.get("distill") or {}).get("schedule") or {}
     totals = [candidate["total"] for record in student.stages for candidate in record["candidates"]]
@@ -130,7 +132,7 @@ def schedule(results: Results, student: Student) -> StudentSchedule:
     return StudentSchedule(
         model=student.name,
         rule=_rule(student.method),
-        forward=options.get("student_kl", options.get("reach")) == "forward",
+        forward=options.get("student_kl") == "forward",
         advance=bool(options.get("advance")),
         stages=[_stage(record, scale) for record in student.stages],
         kept=student.kept["stage"],
@@ -140,7 +142,7 @@ def schedule(results: Results, student: Student) -> StudentSchedule:
     )
 
 
-def _stage(record: Mapping[str, Any], scale: float) -> ScheduleStage:
+def _stage(record: StageRecord, scale: float) -> ScheduleStage:
     candidates = [
         CandidateBar(
             *(candidate[key] for key in ("checkpoint", "kl_best", "kl_student", "total")),
@@ -158,7 +160,7 @@ def _rule(method: str) -> str | None:
     return rule.__name__ if callable(rule) else rule
 
 
-def _path(results: Results, student: Student) -> Staircase | None:
+def _path(results: Results, student: StudentRecords) -> Staircase | None:
     """Stages across, checkpoints upward, the chosen ones joined."""
     names = [checkpoint["name"] for checkpoint in results.taught.get("checkpoints") or []]
     chosen = [record["chosen"] for record in student.stages]
@@ -202,7 +204,7 @@ def learning(results: Results) -> Learning | None:
     return drawn if drawn.students or drawn.before else None
 
 
-def _student_curves(run: Path, student: Student) -> StudentCurves:
+def _student_curves(run: Path, student: StudentRecords) -> StudentCurves:
     losses = _losses_over_stages(read_log(run / "distill" / student.name / "log.jsonl"))
     kept = [record["stage"] == student.kept.get("stage") for record in student.stages]
     validation = _line_charts([record.get("validation") or {} for record in student.stages], kept)
@@ -254,7 +256,7 @@ class StageWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class SliceWeights:
+class SliceMeanWeights:
     """Mean weight of a slice of the training rows, by stage and over all stages."""
 
     key: str
@@ -273,15 +275,15 @@ class StudentWeights:
     mean: float
     constant: float | None
     """The weight that all rows have in all stages; None where they differ."""
-    slices: list[SliceWeights]
+    slices: list[SliceMeanWeights]
 
 
-def weights(results: Results, student: Student) -> StudentWeights:
+def weights(results: Results, student: StudentRecords) -> StudentWeights:
     """Histograms of w by stage, and mean weights by slice of the training rows as `diagnose` measured them."""
     values = np.concatenate(list(student.weights.values()))
     training = (results.summary.get("training") or {}).get("students", {}).get(student.name) or {}
     slices = [
-        SliceWeights(
+        SliceMeanWeights(
             *(line[key] for key in ("key", "value", "rows", "by_stage")),
             mean=sum(line["by_stage"].values()) / len(line["by_stage"]),
         )
@@ -296,7 +298,7 @@ def weights(results: Results, student: Student) -> StudentWeights:
     )
 
 
-def _stage_weights(student: Student) -> list[StageWeights]:
+def _stage_weights(student: StudentRecords) -> list[StageWeights]:
     chosen = {record["stage"]: record["chosen"] for record in student.stages}
     return [
         StageWeights(
@@ -334,7 +336,7 @@ class WeightExtremes:
     rows: list[WeightedRow]
 
 
-def weight_extremes(results: Results, student: Student) -> WeightExtremes | None:
+def weight_extremes(results: Results, student: StudentRecords) -> WeightExtremes | None:
     """Rows of the stage whose student was kept; None for constant weights."""
     stage, lines = student.kept.get("stage"), []
     for line in read_lines(results.folder / "distill" / student.name / "weights.jsonl"):

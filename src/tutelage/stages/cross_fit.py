@@ -1,149 +1,130 @@
-"""cross_fit: losses of student and teacher on training rows that they have not been trained on, for weights that
-compare skill.
+"""cross_fit: out-of-fold losses of student and teacher on the training rows, for weights that compare skill.
 
-After some epochs a model has memorised its rows, and the ratio of two such losses says who memorised better. Here the
-rows are cut into folds; for each fold a student, and a teacher with its checkpoints, are trained on the other rows, as
-long as anchor and teacher are, and read the fold. The cost: as many more trainings of student and teacher as there are
-folds, each on (folds - 1) / folds of the rows; with `cross_fit.teacher: false` of the student alone.
+After some epochs a model has memorised its training rows, and the ratio of two such losses says which model memorised
+better. This stage cuts the rows into folds. For each fold it trains a student, and a teacher with its checkpoints, on
+the other rows, for as long as anchor and teacher are trained, and measures their losses on the fold. The cost is one
+more fine-tuning run of student and teacher per fold, each on (folds - 1) / folds of the rows; with `cross_fit.teacher:
+false` of the student alone.
 
-Writes cross_fit/sample_loss.jsonl: each training row's `fold`, the student's loss (`anchor`) and each checkpoint's
-(`teacher`); and token_loss.safetensors, the same for answer tokens.
+Writes cross_fit/sample_loss.jsonl: for each training row its `fold`, the student's loss (`anchor`) and each
+checkpoint's (`teacher`).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tutelage.data.encode import EncodedRow, Subset
-from tutelage.data.token_store import answer_lengths
 from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
 from tutelage.recipe.schema import Model
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.hidden_store import HiddenStore
-from tutelage.training.mixtures import row_means
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import steps_of, training_arguments
 from tutelage.utils.files import write_jsonl
 
+Losses = dict[str, np.ndarray]
+"""By model, `anchor` or the name of a checkpoint: [rows] losses in nats per answer token."""
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Indices of the training rows that a fold's models are evaluated on, and of those they are trained on."""
+
+    evaluated: np.ndarray
+    trained: np.ndarray
+
+
+@dataclass(frozen=True)
+class _FineTuning:
+    """A fine-tuning run that is repeated for every fold."""
+
+    model: Model
+    sections: tuple[Literal["teach", "anchor", "distill"], ...]
+    """Sections of the recipe whose `trainer` it uses."""
+    seed: int
+    epochs: float | None
+    """None: as many as `trainer` says."""
+    saved_at: list[float]
+    """Fractions of its steps after which losses are measured."""
+
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
-    """Do the stage, if a method of the recipe weighs by losses out of sample."""
+    """Run the stage if a method of the recipe computes weights from out-of-fold losses."""
     if not any(find_method(name).needs_cross_fit for name in run.recipe.distill.methods):
         return
     with run.work("cross_fit", stage_inputs.cross_fit(run)) as work:
         if work is None:
             return
         rows, folds = models.encoded("train"), run.recipe.cross_fit.folds
-        names = [checkpoint["name"] for checkpoint in run.teacher_checkpoints["checkpoints"]]
-        fold_of = np.random.default_rng(run.recipe.seed).permutation(len(rows)) % folds
-        lengths = answer_lengths(rows)
-        in_fold = np.repeat(fold_of, lengths)
-        tokens = {name: np.zeros(len(in_fold)) for name in ("anchor", *names)}
-        for fold in range(folds):
-            places, others = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-            for name, losses in _fold(run, models, work.folder / f"fold-{fold}", places, others, names).items():
-                tokens[name][in_fold == fold] = losses
-        save_file(tokens, str(work.folder / "token_loss.safetensors"))
-        write_jsonl(
-            work.folder / "sample_loss.jsonl",
-            _lines(rows, fold_of, {n: row_means(t, lengths) for n, t in tokens.items()}),
-        )
-        for fold in range(folds):
-            shutil.rmtree(work.folder / f"fold-{fold}")
+        checkpoints = run.teacher_checkpoints["checkpoints"]
+        names = [checkpoint["name"] for checkpoint in checkpoints]
+        fold_of_row = np.random.default_rng(run.recipe.seed).permutation(len(rows)) % folds
+        losses = {name: np.zeros(len(rows)) for name in ("anchor", *names)}
+        for number in range(folds):
+            fold = _Fold(np.flatnonzero(fold_of_row == number), np.flatnonzero(fold_of_row != number))
+            for name, values in _fold_losses(run, models, work.folder / f"fold-{number}", fold, names).items():
+                losses[name][fold.evaluated] = values
+        write_jsonl(work.folder / "sample_loss.jsonl", _lines(rows, fold_of_row, losses))
+        for number in range(folds):
+            shutil.rmtree(work.folder / f"fold-{number}")
 
 
-def _lines(rows: Sequence[EncodedRow], fold_of: np.ndarray, losses: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    for place, row in enumerate(rows):
-        teacher = {name: float(values[place]) for name, values in losses.items() if name != "anchor"}
-        yield {"id": row.id, "fold": int(fold_of[place]), "anchor": float(losses["anchor"][place]), "teacher": teacher}
+def _lines(rows: Sequence[EncodedRow], fold_of_row: np.ndarray, losses: Losses) -> Iterator[dict[str, Any]]:
+    for index, row in enumerate(rows):
+        of_row = {name: float(values[index]) for name, values in losses.items()}
+        yield {"id": row.id, "fold": int(fold_of_row[index]), "anchor": of_row.pop("anchor"), "teacher": of_row}
 
 
-def _fold(
-    run: RunFolder, models: RunModels, folder: Path, places: np.ndarray, others: np.ndarray, names: list[str]
-) -> dict[str, np.ndarray]:
-    """[positions] losses on the rows at `places`, row by row, of `anchor` and checkpoints trained on the rows at
-    `others`.
-
-    They are kept, so that a restart goes on with the next fold.
-    """
-    kept = folder / "losses.safetensors"
-    if kept.is_file():
-        return load_file(str(kept))
+def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, names: list[str]) -> Losses:
+    """Losses of `anchor` and the checkpoints `names` on a fold. Saved, so that an interrupted stage continues with the
+    next fold."""
+    saved = folder / "row_losses.safetensors"
+    if saved.is_file():
+        return load_file(str(saved))
     recipe = run.recipe
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
-    (anchor,) = _losses(
-        run,
-        models,
-        folder / "student",
-        recipe.student,
-        ("distill", "anchor"),
-        recipe.seed,
-        epochs,
-        places,
-        others,
-        [1.0],
-    )
+    student = _FineTuning(recipe.student, ("distill", "anchor"), recipe.seed, epochs, [1.0])
+    losses = dict(zip(["anchor"], _measured(run, models, folder / "student", student, fold), strict=True))
     if recipe.cross_fit.teacher:
-        whole = steps_of(
-            training_arguments(folder, run.trainer_arguments("teach"), seed=0), len(models.encoded("train"))
-        )
-        shares = [int(name.removeprefix("checkpoint-")) / whole for name in names]
-        teacher = _losses(
-            run,
-            models,
-            folder / "teacher",
-            recipe.teacher,
-            ("teach",),
-            recipe.teacher_seed,
-            None,
-            places,
-            others,
-            shares,
-        )
+        args = training_arguments(folder, run.trainer_arguments("teach"), seed=0)
+        steps = steps_of(args, len(models.encoded("train")))
+        saved_at = [int(name.removeprefix("checkpoint-")) / steps for name in names]
+        teacher = _FineTuning(recipe.teacher, ("teach",), recipe.teacher_seed, None, saved_at)
+        losses |= dict(zip(names, _measured(run, models, folder / "teacher", teacher, fold), strict=True))
     else:
-        lengths = answer_lengths(models.encoded("train"))
-        theirs = np.repeat(np.isin(np.arange(len(lengths)), places), lengths)
-        teacher = [HiddenStore(run.folder / "cache" / name).token_nll()[theirs] for name in names]
-    found = {"anchor": anchor, **dict(zip(names, teacher, strict=True))}
-    draft = kept.with_suffix(".part")
-    save_file(found, str(draft))
-    draft.replace(kept)
-    return found
+        losses |= {name: HiddenStore(run.folder / "cache" / name).nll()[fold.evaluated] for name in names}
+    draft = saved.with_suffix(".part")
+    save_file(losses, str(draft))
+    draft.replace(saved)
+    return losses
 
 
-def _losses(
-    run: RunFolder,
-    models: RunModels,
-    folder: Path,
-    section: Model,
-    trainer: Any,
-    seed: int,
-    epochs: float | None,
-    places: Any,
-    others: Any,
-    shares: list[float],
-) -> list[np.ndarray]:
-    """[positions] losses on the rows at `places` after these shares of a training on the rows at `others`."""
+def _measured(run: RunFolder, models: RunModels, folder: Path, tuning: _FineTuning, fold: _Fold) -> list[np.ndarray]:
+    """[rows of the fold] losses at each point of `saved_at` of a fine-tuning run on the other rows."""
     rows = models.encoded("train")
-    args = training_arguments(folder, run.trainer_arguments(*trainer), seed=seed, epochs=epochs)
-    rest, fold = Subset(rows, others), Subset(rows, places)
-    total = steps_of(args, len(rest))
-    steps = [max(1, round(total * share)) for share in shares]
-    if len(set(steps)) != len(shares):
-        raise ModelError(f"a fold's training has {total} steps, too few for {len(shares)} checkpoints: use fewer folds")
+    args = training_arguments(folder, run.trainer_arguments(*tuning.sections), seed=tuning.seed, epochs=tuning.epochs)
+    trained, evaluated = Subset(rows, fold.trained), Subset(rows, fold.evaluated)
+    total = steps_of(args, len(trained))
+    steps = [max(1, round(total * fraction)) for fraction in tuning.saved_at]
+    if len(set(steps)) != len(steps):
+        raise ModelError(
+            f"a fold's fine-tuning run has {total} steps, too few for {len(steps)} checkpoints: use fewer folds"
+        )
     label = f"{folder.parent.name} {folder.name}"
-    models.fine_tuned(label, section, args, rest, seed=seed, save_at=steps, log=folder / "log.jsonl")
-    found = []
+    models.fine_tuned(label, tuning.model, args, trained, seed=tuning.seed, save_at=steps, log=folder / "log.jsonl")
+    losses = []
     for step in steps:
-        model = models.load(section, folder / f"checkpoint-{step}")
-        found.append(models.evaluator.losses(model, fold).tokens)
+        model = models.load(tuning.model, folder / f"checkpoint-{step}")
+        losses.append(models.evaluator.losses(model, evaluated))
     shutil.rmtree(folder)
-    return found
+    return losses

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tutelage.data.encode import EncodedRow
-from tutelage.data.token_store import TokenStore, answer_lengths
+from tutelage.data.token_store import TokenStore
 from tutelage.method.methods import Method, find_method
 from tutelage.models.load import device, load_trainable, merged, save_student
 from tutelage.run import stage_inputs
@@ -24,7 +24,6 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import CachedTeacher, TeacherSource
 from tutelage.training import recorded_losses as losses
 from tutelage.training.distillation import Distillation, Plan, Validation, ValidationRow
-from tutelage.training.mixtures import Ensemble, mixture_shares
 from tutelage.training.run_models import RunModels
 
 
@@ -48,11 +47,9 @@ def cell(run: RunFolder, models: RunModels, method: str, seed: int) -> None:
             if parts.answers == "gold"
             else TokenStore(run.folder / "teacher_answers/train.arrow", "train")
         )
-        source, best = _teacher(run, models, parts, rows)
+        source, best = _teacher(run, parts, rows)
         plan = make_plan(run, method, seed)
-        adaptive, anchor = losses.weighting(models, parts, rows, source), None
-        if parts.weighting == "gated":
-            anchor = CachedTeacher(run.folder / "anchor_cache", ["anchor"], rows, bf16=run.bf16)
+        adaptive = losses.weighting(run, parts, rows, source)
         first = recipe.student
         if recipe.distill.start == "anchor":
             first = first.model_copy(update={"model_name_or_path": str(run.folder / "anchor"), "revision": None})
@@ -69,7 +66,6 @@ def cell(run: RunFolder, models: RunModels, method: str, seed: int) -> None:
                 load=lambda folder: load_trainable(first, folder, seed),
                 save=lambda model, folder: save_student(model, models.tokenizer, folder),
                 validate=lambda model: _validate(models, model),
-                anchor=anchor,
                 autocast=models.autocast,
                 on_step=lambda stage, done, total: on_step((stage - 1) * total + done, plan.num_stages * total),
                 on_stage=lambda record: _say(run, record),
@@ -93,33 +89,20 @@ def make_plan(run: RunFolder, method: str, seed: int) -> Plan:
     )
 
 
-def _teacher(
-    run: RunFolder, models: RunModels, parts: Method, rows: Sequence[EncodedRow]
-) -> tuple[TeacherSource | None, str | None]:
+def _teacher(run: RunFolder, parts: Method, rows: Sequence[EncodedRow]) -> tuple[TeacherSource | None, str | None]:
     """The cached checkpoints as the method reads them, and the name of T*."""
     if parts.schedule == "none":
         return None, None
     taught = run.teacher_checkpoints
     names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
-    together = parts.schedule == "ensemble"
-    heads = len(names) if together else 2 if run.recipe.distill.schedule.glide else 1
-    source = CachedTeacher(run.folder / "cache", names, rows, bf16=run.bf16, heads=heads)
-    if together:
-        shares = mixture_shares(
-            {name: losses.validation_tokens(models, name) for name in names}, losses.validation_lengths(models)
-        )
-        run.screen.say(
-            "ensemble: shares fitted on validation: " + ", ".join(f"{n} {share:.2f}" for n, share in shares.items())
-        )
-        source = Ensemble(source, shares, answer_lengths(rows))
-    return source, taught["best"]
+    return CachedTeacher(run.folder / "cache", names, rows, bf16=run.bf16), taught["best"]
 
 
 def _validate(models: RunModels, model: nn.Module) -> Validation:
     exam = models.exam("validation")
     score, scores, losses = models.evaluator.quick(model, exam)
-    rows = zip(exam.examples, losses.rows.tolist(), scores, strict=True)
-    return Validation(score, float(losses.rows.mean()), [ValidationRow(example.id, *row) for example, *row in rows])
+    rows = zip(exam.examples, losses.tolist(), scores, strict=True)
+    return Validation(score, float(losses.mean()), [ValidationRow(example.id, *row) for example, *row in rows])
 
 
 def _say(run: RunFolder, record: dict[str, Any]) -> None:

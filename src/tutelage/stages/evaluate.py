@@ -62,7 +62,7 @@ def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:
         work.about = {
             "answering": round(time.perf_counter() - began, 3)
         }  # without loading: what a comparison of speed is about
-        losses = models.evaluator.losses(network, held_out).rows
+        losses = models.evaluator.losses(network, held_out)
         write_jsonl(work.folder / "predictions.jsonl", predictions)
         write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))
         summary = models.evaluator.summary(predictions, exam.examples, run.recipe.evaluate.resamples)

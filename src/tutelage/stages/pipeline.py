@@ -14,7 +14,7 @@ STAGES: dict[str, str] = {
     "teach": "Fine-tune the teacher and keep its checkpoints, or take yours; find the best.",
     "anchor": "Fine-tune the student on the same rows: the baseline, and the reference of adaptive weighting.",
     "cache": "Read every teacher checkpoint once over the training rows.",
-    "cross_fit": "For methods ccd-aw, cd-mix, *-aw-cf: losses of student and teacher on rows that they were not trained on.",
+    "cross_fit": "For methods ccd-aw and *-aw-cf: losses of student and teacher on rows that they were not trained on.",
     "distill": "Train the student on the checkpoints, stage by stage.",
     "evaluate": "Score every model on the test rows.",
     "diagnose": "When and where each student wins or loses against its teacher.",

@@ -1,8 +1,7 @@
 """teach: fine-tune the teacher and keep N checkpoints at equal spacing, or take the user's; then find T* on validation.
 
 Writes teach/checkpoint-STEP/ (Hugging Face layout, or PEFT adapters) and teach/checkpoints.json: name, folder,
-validation score and loss of each, and which is best; teach/validation/ holds their losses on the answer tokens of the
-validation rows.
+validation score and loss of each, and which is best; teach/validation/ holds their losses on the validation rows.
 """
 
 from __future__ import annotations
@@ -10,19 +9,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from tutelage.errors import ModelError
+from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
-from tutelage.run.artifacts import CheckpointScore
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.run_folder import RunFolder
+from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
 from tutelage.training.run_models import RunModels
-from tutelage.training.trainer import WHOLE, seconds_before, training_arguments
-from tutelage.utils.files import read_json, write_json
+from tutelage.training.trainer import training_arguments
+from tutelage.utils.files import read_json, write_json, write_jsonl
 
 RESTART_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", WHOLE)
 """What a saved step needs to go on training, and a finished teacher does not."""
@@ -90,7 +90,7 @@ def _train(run: RunFolder, models: RunModels, folder: Path) -> list[Path]:
     return folders
 
 
-def _validate(run: RunFolder, models: RunModels, folder: Path, checkpoint: Path) -> CheckpointScore:
+def _validate(run: RunFolder, models: RunModels, folder: Path, checkpoint: Path) -> dict[str, Any]:
     """Score and loss of one checkpoint on the validation rows; kept, so that a restart does not measure it again."""
     kept = folder / "validation" / f"{checkpoint.name}.json"
     kept.parent.mkdir(exist_ok=True)
@@ -100,7 +100,7 @@ def _validate(run: RunFolder, models: RunModels, folder: Path, checkpoint: Path)
     exam = models.exam("validation")
     with run.screen.progress(f"validate {checkpoint.name}", len(exam.examples)) as advance:
         score, _, losses = models.evaluator.quick(model, exam, advance)
-    found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": float(losses.rows.mean())}
-    save_file({"tokens": losses.tokens}, str(kept.with_suffix(".safetensors")))
+    found = {"name": checkpoint.name, "folder": str(checkpoint), "score": score, "nll": float(losses.mean())}
+    write_jsonl(kept.with_suffix(".jsonl"), loss_records(exam.rows, losses))
     write_json(kept, found)
     return found

@@ -6,14 +6,15 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.encode import Collator, EncodedRow
+from tutelage.data.collate import Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import length_order
-from tutelage.errors import UserError
+from tutelage.errors import Kind, Problem, UserError
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_states, head_error, head_of
 from tutelage.models.load import hidden_size, load_adapter
@@ -22,31 +23,48 @@ from tutelage.teacher.hidden_store import StoreWriter, bytes_on_disk
 from tutelage.teacher.sources import save_head
 
 
-def foretell(
-    rows: Sequence[EncodedRow], teacher: Model, checkpoints: int, vocabulary: int, dtype: str, where: Path
-) -> str:
-    """What the cache will take on disk, in words. Raises UserError if the disk that holds `where` has not got it.
+class CacheSize(NamedTuple):
+    """What the cache takes on disk, in bytes."""
 
-    A checkpoint's states are answer tokens x hidden size; its head is vocabulary x hidden size, once for all of them if
-    it does not change (adapters), so the heads' part is an upper bound.
-    """
+    rows: int
+    checkpoints: int
+    states: int
+    """Answer tokens x hidden size, of all checkpoints."""
+    heads: int
+    """Vocabulary x hidden size of all checkpoints: an upper bound, since a head that does not change (adapters) is
+    stored once."""
+    free: int
+    """Free on the disk that the run folder is on."""
+
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"{self.rows:,} rows x {self.checkpoints} checkpoints take {self.states / 1e6:,.1f} MB, their heads at most"
+            f" {self.heads / 1e6:,.0f} MB; {self.free / 1e9:,.0f} GB are free"
+        )
+
+
+def predicted_size(
+    rows: Sequence[EncodedRow], teacher: Model, checkpoints: int, vocabulary: int, dtype: str, where: Path
+) -> CacheSize | None:
+    """The size of the cache; None as long as the teacher's files are not here. Raises UserError if the disk is too
+    small."""
     width = hidden_size(teacher)
     if width is None:
-        return "cache: its size is known once the teacher's files are here"
+        return None
     each = 2 if dtype == "bfloat16" else 4
-    states = bytes_on_disk(rows, width, each) * checkpoints
-    heads = vocabulary * width * each * checkpoints
     folder = next(parent for parent in (where, *where.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if states + heads > free:
-        raise UserError(
-            f"the cache needs up to {(states + heads) / 1e9:,.1f} GB and {folder} has {free / 1e9:,.1f} GB free. Use a larger"
-            " disk (output_dir=...), fewer checkpoints (teach.num_checkpoints=...) or cache.dtype=bfloat16"
-        )
-    return (
-        f"cache: {len(rows):,} rows x {checkpoints} checkpoints take {states / 1e6:,.1f} MB, their heads at most"
-        f" {heads / 1e6:,.0f} MB; {free / 1e9:,.0f} GB are free"
+    size = CacheSize(
+        rows=len(rows),
+        checkpoints=checkpoints,
+        states=bytes_on_disk(rows, width, each) * checkpoints,
+        heads=vocabulary * width * each * checkpoints,
+        free=shutil.disk_usage(folder).free,
     )
+    if size.states + size.heads > size.free:
+        values = {"needed": size.states + size.heads, "free": size.free, "folder": str(folder)}
+        raise UserError(Problem(Kind.DISK_TOO_SMALL, key="output_dir", values=values))
+    return size
 
 
 def each_checkpoint(
@@ -119,13 +137,11 @@ class CacheBuilder:
         order, pieces, nll = length_order(rows), [{} for _ in rows], torch.zeros(len(rows))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            (hidden, logits), (losses, means) = read_batch(
-                model, self.collate([(p, rows[p]) for p in places]), self.vocabulary
-            )
+            hidden, logits, means = read_batch(model, self.collate([(p, rows[p]) for p in places]), self.vocabulary)
             nll[places] = means
             lengths = [len(rows[place].answer) for place in places]
             kept = {"states": hidden.to(self.dtype)} if faithful else self._largest(logits)
-            for name, tensor in (kept | {"token_nll": losses}).items():
+            for name, tensor in kept.items():
                 for place, piece in zip(places, tensor.cpu().split(lengths), strict=True):
                     pieces[place][name] = piece
             if on_rows:

@@ -2,8 +2,8 @@
 
 A store is a folder:
 
-    shard-00000.safetensors   states [positions, H] (or ids and log_probs [positions, k]) and token_nll [positions], nll
-    [rows] index.safetensors         keys [rows] and tokens [rows], written when all shards are whole
+    shard-00000.safetensors   states [positions, H] (or ids and log_probs [positions, k]) and nll [rows]
+    index.safetensors         keys [rows] and tokens [rows], written when all shards are whole
     store.json                dtype, kind, head file, checkpoint and tokenizer fingerprints; written last
 
 Rows are recognised by `EncodedRow.key` (id and token ids): a store is refused for rows it was not made of. Positions
@@ -80,10 +80,6 @@ class Shard:
         self._file = path.open("rb", buffering=0)
         length = int.from_bytes(self._file.read(8), "little")
         self._base, self._about = 8 + length, json.loads(self._file.read(length))
-
-    def has(self, name: str) -> bool:
-        """Whether the file holds a tensor of this name."""
-        return name in self._about
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
         """Rows start to start + count of a tensor, or all from start on."""
@@ -168,13 +164,6 @@ class HiddenStore:
         """[rows] mean negative log-likelihood of the gold answers, nats a token."""
         shards = range(-(-len(self.keys) // self.about["shard_rows"]))
         return np.concatenate([self._shard(number).read("nll").double().numpy() for number in shards])
-
-    def token_nll(self) -> np.ndarray:
-        """[positions] negative log-likelihood of every gold answer token in nats, row by row."""
-        shards = [self._shard(number) for number in range(-(-len(self.keys) // self.about["shard_rows"]))]
-        if not all(shard.has("token_nll") for shard in shards):
-            raise StaleArtifactError(f"{self.folder} holds no losses of tokens yet: tutelage cache RECIPE --force")
-        return np.concatenate([shard.read("token_nll").double().numpy() for shard in shards])
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:

@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tutelage.data.encode import Collator, EncodedRow
+from tutelage.data.collate import Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.method.mixed_loss import Targets
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import Head, answer_hidden, head_of
@@ -26,7 +27,9 @@ from tutelage.teacher.hidden_store import HiddenStore, save_whole
 class TeacherSource(Protocol):
     """Teacher checkpoints, oldest first, and what each says about a batch."""
 
-    checkpoints: Sequence[str]
+    @property
+    def checkpoints(self) -> Sequence[str]:
+        """Names, oldest first."""
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """Targets at the batch's answer positions, row-major."""
@@ -95,7 +98,7 @@ class LiveTeacher:
         found = np.zeros(len(rows))
         for start in range(0, len(rows), 16):
             items = [(place, rows[place]) for place in range(start, min(start + 16, len(rows)))]
-            _, (_, nll) = read_batch(self._loaded(checkpoint), collate(items), self.vocabulary)
+            _, _, nll = read_batch(self._loaded(checkpoint), collate(items), self.vocabulary)
             found[start : start + len(items)] = nll.double().numpy()
         return found
 
@@ -119,19 +122,16 @@ class CachedTeacher:
         rows: Sequence[EncodedRow],
         *,
         bf16: bool = False,
-        heads: int = 1,
     ) -> None:
         """Open `folder/CHECKPOINT` for each name and check that it was made of these rows, in this order.
 
-        bf16: whether a CPU multiplies what is stored in bfloat16 as it is. heads: how many output heads stay in memory:
-        as many as checkpoints are asked about one batch.
+        bf16: whether a CPU multiplies what is stored in bfloat16 as it is.
         """
         self.folder, self.checkpoints, self.bf16 = folder, list(checkpoints), bf16
         self._stores = {name: HiddenStore(folder / name) for name in checkpoints}
         for store in self._stores.values():
             store.check(rows)
-        self._heads: dict[tuple[str, torch.device], Head] = {}
-        self._most = heads
+        self._head: tuple[tuple[str, torch.device], Head] | None = None
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """Stored states of the batch's rows, moved to the batch's device."""
@@ -150,24 +150,17 @@ class CachedTeacher:
         """[rows] as measured when the store was written."""
         return self._stores[checkpoint].nll()
 
-    def token_nll(self, checkpoint: str) -> np.ndarray:
-        """[positions] the same for every answer token, row by row."""
-        return self._stores[checkpoint].token_nll()
-
     def ahead(self, checkpoint: str) -> Callable[[Sequence[int]], None]:
         """Fetches stored rows into the page cache."""
         return self._stores[checkpoint].will_read
 
     def head(self, checkpoint: str, device: torch.device) -> Head:
-        """The checkpoint's head; the last ones used stay loaded, and are shared by checkpoints whose head is the
-        same."""
+        """The checkpoint's head. The last one used stays loaded; checkpoints with the same head share it."""
         key = self._stores[checkpoint].about["head"], device
-        if key not in self._heads:
-            while len(self._heads) >= self._most:
-                del self._heads[next(iter(self._heads))]
-            self._heads[key] = load_head(self.folder / key[0]).to(device)
-        self._heads[key] = self._heads.pop(key)  # the one used last is the last to go
-        return self._heads[key]
+        if self._head is None or self._head[0] != key:
+            self._head = None  # the old one goes before the new one comes: one head in memory
+            self._head = key, load_head(self.folder / key[0]).to(device)
+        return self._head[1]
 
 
 def save_head(head: Head, path: Path) -> None:

@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
-from transformers import TrainerCallback
 
 from tutelage.data.encode import EncodedRow
-from tutelage.data.token_store import answer_lengths
 from tutelage.errors import ModelError
 from tutelage.method import schedule
 from tutelage.method.methods import Method, find_method
@@ -28,17 +26,13 @@ from tutelage.method.schedule import Candidate, Choice
 from tutelage.method.taid import Interpolation
 from tutelage.method.weighting import AdaptiveWeighting, constant_weight
 from tutelage.teacher.sources import TeacherSource
-from tutelage.training.mixtures import Gated, Gliding, row_means
+from tutelage.training.callbacks import Interpolate, JsonLog, OnStep, SaveAt, seconds_before
 from tutelage.training.probe import Probe
 from tutelage.training.trainer import (
     DistillTrainer,
     Guidance,
-    JsonLog,
-    OnStep,
-    Part,
-    SaveAt,
+    ScheduleSegment,
     save_optimizer,
-    seconds_before,
     steps_of,
     train,
     training_arguments,
@@ -53,16 +47,14 @@ class Plan:
     method: str = "scd-aw"
     num_stages: int = 4
     epochs_per_stage: float = 2.0
-    restart: bool = True
+    stage_reset: bool = True
     kd_ratio: float = 0.5
     temperature: float = 1.0
     advance: bool = False
-    reach: str = "reverse"
-    trust: float | None = None
-    glide: bool = False
+    student_kl: str = "reverse"
     probe_rows: int | None = None
     keep: str = "best"
-    keep_by: str = "score"
+    select_by: str = "score"
     keep_stages: bool = False
     save_steps: int | None = None
     fused_loss: bool = True
@@ -111,13 +103,11 @@ class Distillation:
     best: str | None
     """Name of T*."""
     adaptive: AdaptiveWeighting | None
-    """Makes the weights, where the method's are adaptive; for weighting `gated` the shares of its two teachers."""
+    """Makes the weights, where the method's are adaptive."""
     load: Callable[[Path | None], nn.Module]
     """Gives the student to train: the untrained one for None, otherwise the one saved in a folder by `save`."""
     save: Callable[[nn.Module, Path], None]
     validate: Callable[[nn.Module], Validation]
-    anchor: TeacherSource | None = None
-    """The anchor as a second teacher, for weighting `gated`."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """The precision that the student is compared and validated in."""
     on_step: Callable[[int, int, int], None] = lambda stage, done, total: None
@@ -196,14 +186,14 @@ class Distillation:
         if rule == "none":
             return {"chosen": None, "candidates": [], "reason": "gold only", "stall": None}
         candidates = []
-        if plan.parts.looks:
+        if plan.parts.compares_student:
             with self.autocast():
                 candidates = self._probe().compare(model)
             seen = {"stage": stage, "num_stages": plan.num_stages, "best": self.best, "previous": _previous(records)}
             if callable(rule):
-                choice = schedule.own(rule, candidates, **seen)
+                choice = schedule.by_function(rule, candidates, **seen)
             else:
-                choice = schedule.nearest(candidates, **seen, advance=plan.advance, trust=plan.trust)
+                choice = schedule.nearest(candidates, **seen, advance=plan.advance)
         else:
             choice = schedule.fixed(
                 rule, self.source.checkpoints, stage=stage, num_stages=plan.num_stages, best=self.best, seed=plan.seed
@@ -223,28 +213,17 @@ class Distillation:
                 self.best,
                 self.vocabulary,
                 self.pad_id,
-                plan.reach,
+                plan.student_kl,
             )
         return self._compared
 
     def weights(self, checkpoint: str | None) -> np.ndarray:
-        """[rows] share of each row's loss that follows the teacher; where tokens have weights of their own
-        [positions]."""
+        """[rows] fraction of each row's loss that follows the teacher."""
         if checkpoint is None:
             return constant_weight(len(self.rows), 0.0)
-        if self.plan.parts.weighting in ("constant", "gated"):
+        if self.plan.parts.weighting == "constant":
             return constant_weight(len(self.rows), self.plan.kd_ratio)
         return self.adaptive.weights(checkpoint)
-
-    def _followed(self, checkpoint: str) -> tuple[TeacherSource, list[TrainerCallback]]:
-        """The teachers as this stage follows them, and what moves their target."""
-        source, names, moving = self.source, list(self.source.checkpoints), []
-        if self.plan.glide and checkpoint in names[: names.index(self.best)]:
-            source = Gliding(source, names[names.index(checkpoint) + 1])
-            moving.append(source)
-        if self.plan.parts.weighting == "gated":
-            source = Gated(source, self.anchor, self.adaptive.weights(checkpoint))
-        return source, moving
 
     def _train(
         self, stage: int, model: nn.Module, checkpoint: str | None, records: list[dict[str, Any]], began: float
@@ -255,23 +234,26 @@ class Distillation:
         # A seed of its own for every stage: otherwise each would see the rows in the same order.
         args = training_arguments(folder, plan.trainer, seed=plan.seed * 1000 + stage, epochs=plan.epochs_per_stage)
         total = steps_of(args, len(self.rows))
-        if plan.restart and args.lr_scheduler_type != "constant" and args.get_warmup_steps(total) >= total:
+        if plan.stage_reset and args.lr_scheduler_type != "constant" and args.get_warmup_steps(total) >= total:
             raise ModelError(
                 f"a stage has {total} step{'s' * (total > 1)}, all of them warm-up, whose first step has learning rate 0: raise"
-                " distill.epochs_per_stage, lower trainer.warmup_steps or the batch, or set distill.restart=false"
+                " distill.epochs_per_stage, lower trainer.warmup_steps or the batch, or set distill.stage_reset=false"
             )
         every = plan.save_steps or total
-        guidance, between, moving = None, None, []
+        guidance, interpolate = None, None
         if plan.parts.schedule == "interpolated":
-            before = records[-1]["taid"] if records else {}
-            between = Interpolation(total * plan.num_stages, **before, done=total * (stage - 1))
+            before = Interpolation(**records[-1]["taid"] if records else {})
+            interpolate = Interpolate(before, steps=total * plan.num_stages, done=total * (stage - 1))
         if checkpoint is not None:
-            source, moving = self._followed(checkpoint)
             guidance = Guidance(
-                source, checkpoint, self.weights(checkpoint), plan.parts.divergence, plan.temperature, between
+                self.source,
+                checkpoint,
+                self.weights(checkpoint),
+                plan.parts.divergence,
+                plan.temperature,
+                interpolate,
             )
         callbacks = [
-            *moving,
             SaveAt(range(every, total, every), began),
             JsonLog(self.folder / "log.jsonl", stage=stage, checkpoint=checkpoint),
             OnStep(lambda done, steps: self.on_step(stage, done, steps)),
@@ -285,14 +267,14 @@ class Distillation:
             guidance=guidance,
             fused=plan.fused_loss,
             callbacks=callbacks,
-            part=None
-            if plan.restart
-            else Part(total * (stage - 1), total * plan.num_stages, self._optimizer(stage - 1)),
+            segment=None
+            if plan.stage_reset
+            else ScheduleSegment(total * (stage - 1), total * plan.num_stages, self._optimizer(stage - 1)),
         )
         train(trainer)
-        if not plan.restart:
+        if not plan.stage_reset:
             save_optimizer(trainer, self._optimizer(stage))
-        return {"taid": between.state()} if between else {}
+        return {"taid": interpolate.interpolation.state()} if interpolate else {}
 
     def _write_validation(self, stage: int, rows: Sequence[ValidationRow]) -> None:
         """validation_rows.jsonl: a line for every row, after those of the stages before this one.
@@ -311,13 +293,12 @@ class Distillation:
         seen = [record["validation"] for record in records]
         if self.plan.keep == "last" or any(v["nll"] is None for v in seen):
             return len(records)
-        by_score = self.plan.keep_by == "score" and all(v["score"] is not None for v in seen)
+        by_score = self.plan.select_by == "score" and all(v["score"] is not None for v in seen)
         ranks = [(v["score"] if by_score else 0.0, -v["nll"], stage) for stage, v in enumerate(seen, start=1)]
         return max(ranks)[2]
 
     def _write_weights(self, records: list[dict[str, Any]]) -> None:
-        """weights.jsonl: for every stage and row the two losses and the weight they gave, a mean where tokens have
-        their own."""
+        """weights.jsonl: for every stage and row the two losses and the weight they gave."""
         guided = [record for record in records if record["chosen"] is not None]
         write_jsonl(self.folder / "weights.jsonl", (line for record in guided for line in self._weight_lines(record)))
 
@@ -325,8 +306,6 @@ class Distillation:
         checkpoint, adaptive = record["chosen"], self.adaptive
         teacher = self.source.nll(checkpoint) if adaptive is None else adaptive.teacher(checkpoint)
         weight = self.weights(checkpoint) if adaptive is None else adaptive.weights(checkpoint)
-        if len(weight) != len(self.rows):
-            weight = row_means(weight, answer_lengths(self.rows))
         for place, row in enumerate(self.rows):
             anchor = None if adaptive is None else float(adaptive.anchor[place])
             yield {

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import TrainingArguments
 
 from tutelage.data.encode import EncodedRow
-from tutelage.training.trainer import DistillTrainer, JsonLog, OnStep, SaveAt, seconds_before, steps_of, train
+from tutelage.training.callbacks import JsonLog, OnStep, SaveAt, seconds_before
+from tutelage.training.trainer import DistillTrainer, steps_of, train
 
 
 def fine_tune(

@@ -1,4 +1,4 @@
-"""Closed-form gradients of the divergences with respect to the student's logits; no graph, no tensor kept for a
+"""Closed-form gradients of the divergences with respect to the student's logits: no autograd graph, nothing kept for a
 backward pass.
 
 With s = softmax(z), t the teacher's distribution, m = a t + (1 - a) s, per position and vocabulary entry v:
@@ -9,8 +9,8 @@ With s = softmax(z), t the teacher's distribution, m = a t + (1 - a) s, per posi
     KL(t || m)                  s_v (r_v - sum_u s_u r_u),  r_v = -(1 - a) t_v/m_v
     c KL(t||s) + (1-c) KL(s||t) the first two, c a constant
 
-(The JSD's terms that come from m itself cancel: b t + (1 - b) s = m.) `divergences.py` is the plain form, tests hold
-them equal.
+(The JSD's terms that come from m itself cancel: b t + (1 - b) s = m.) `method/divergences.py` is the reference;
+tests/invariants holds both equal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tutelage.method.divergences import JSD_BETA, SKEW_ALPHA, head_share, log_mixture
+from tutelage.method.divergences import JSD_BETA, SKEW_ALPHA, forward_kl_weight, log_mixture
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -44,11 +44,11 @@ def reverse_kl(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]
 
 def jsd(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
     """Generalised Jensen-Shannon divergence and its gradient."""
-    middle = log_mixture(t_log, s_log, JSD_BETA)
-    t, gap = t_log.exp(), s_log - middle
-    to_middle = _dot(s, gap)
-    value = JSD_BETA * _dot(t, t_log.sub_(middle)) + (1 - JSD_BETA) * to_middle
-    return value, gap.sub_(to_middle[:, None]).mul_(s).mul_(1 - JSD_BETA)
+    mixture = log_mixture(t_log, s_log, JSD_BETA)
+    t, gap = t_log.exp(), s_log - mixture
+    to_mixture = _dot(s, gap)
+    value = JSD_BETA * _dot(t, t_log.sub_(mixture)) + (1 - JSD_BETA) * to_mixture
+    return value, gap.sub_(to_mixture[:, None]).mul_(s).mul_(1 - JSD_BETA)
 
 
 def skew_kl(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,12 +62,12 @@ def skew_kl(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
 def akl(s_log: Tensor, s: Tensor, t_log: Tensor) -> tuple[Tensor, Tensor]:
     """c KL(t || s) + (1 - c) KL(s || t), c a constant, and its gradient."""
     t = t_log.exp()
-    share = head_share(s, t)
+    c = forward_kl_weight(s, t)
     gap = torch.sub(s_log, t_log, out=t_log)
     forward, reverse = -_dot(t, gap), _dot(s, gap)
-    value = share[:, 0] * forward + (1 - share[:, 0]) * reverse
-    grad = gap.sub_(reverse[:, None]).mul_(s).mul_(1 - share)
-    return value, grad.add_(torch.sub(s, t, out=t).mul_(share))
+    value = c[:, 0] * forward + (1 - c[:, 0]) * reverse
+    grad = gap.sub_(reverse[:, None]).mul_(s).mul_(1 - c)
+    return value, grad.add_(torch.sub(s, t, out=t).mul_(c))
 
 
 GRADIENTS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -77,6 +77,6 @@ GRADIENTS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] 
     "skew_kl": skew_kl,
     "akl": akl,
 }
-"""By name of the divergence: from the student's log-probabilities and probabilities and the teacher's
-log-probabilities, all [positions, vocabulary] in float32, to the values [positions] and the gradients [positions,
-vocabulary]. The teacher's are written over. A divergence without an entry is differentiated chunk by chunk."""
+"""Divergence name -> function of the student's log-probabilities and probabilities and the teacher's log-probabilities,
+all [positions, vocabulary] in float32, to values [positions] and gradients [positions, vocabulary]. The teacher's are
+overwritten. A divergence without an entry is differentiated automatically, chunk by chunk."""

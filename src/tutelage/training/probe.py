@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.encode import IGNORED, Collator, EncodedRow
+from tutelage.data.collate import IGNORED, Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.errors import ModelError
 from tutelage.method.divergences import forward_kl, reverse_kl
 from tutelage.method.mixed_loss import Targets
@@ -54,15 +55,15 @@ class Probe:
         best: str,
         vocabulary: int,
         pad_id: int,
-        reach: str = "reverse",
+        student_kl: str = "reverse",
     ) -> None:
-        """items: (place in the training rows, row). best: name of T*. reach: see `recipe_schema.Schedule`."""
+        """items: (place in the training rows, row). best: name of T*. student_kl: see `Schedule` in recipe/schema.py."""
         longest_first = sorted(items, key=lambda item: -len(item[1].prompt) - len(item[1].answer))
         self._batches = [
             longest_first[start : start + BATCH_ROWS] for start in range(0, len(longest_first), BATCH_ROWS)
         ]
         self._collate, self.source, self.best, self.vocabulary = Collator(pad_id), source, best, vocabulary
-        self._far = forward_kl if reach == "forward" else reverse_kl
+        self._far = forward_kl if student_kl == "forward" else reverse_kl
         self._to_best: dict[str, float] | None = None
 
     @torch.no_grad()

@@ -1,104 +1,66 @@
-"""Losses that stages of a run wrote, read for adaptive weights: of anchor and checkpoints, in sample, out of it, on
-validation."""
+"""Losses of single rows that stages of a run recorded: of anchor and checkpoints on training and validation rows, and
+out-of-fold losses. Adaptive weights are computed from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from tutelage.data.encode import EncodedRow
-from tutelage.data.token_store import answer_lengths
 from tutelage.errors import StaleArtifactError
 from tutelage.method.methods import Method
-from tutelage.method.weighting import AdaptiveWeighting
+from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import TeacherSource
-from tutelage.training.mixtures import row_means
-from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_jsonl
 
 
 def weighting(
-    models: RunModels, parts: Method, rows: Sequence[EncodedRow], source: TeacherSource | None
+    run: RunFolder, method: Method, rows: Sequence[EncodedRow], source: TeacherSource | None
 ) -> AdaptiveWeighting | None:
-    """Adaptive weights as a method makes them on the training rows; None where its weights are constant."""
-    if parts.schedule == "none" or not (parts.needs_anchor or parts.needs_cross_fit):
+    """Adaptive weights of a method on the training rows; None if its weights are constant."""
+    if method.schedule == "none" or not (method.needs_anchor or method.needs_cross_fit):
         return None
-    how = models.run.recipe.distill.weighting
-    tokens = None
-    if parts.needs_cross_fit:
-        lines = list(read_jsonl(models.run.folder / "cross_fit" / "sample_loss.jsonl"))
+    if method.needs_cross_fit:
+        lines = list(read_jsonl(run.folder / "cross_fit" / "sample_loss.jsonl"))
         anchor = np.array([line["anchor"] for line in lines])
-        teacher = cache(lambda name: np.array([line["teacher"][name] for line in lines]))
-        if how.per_token:
-            found = _tokens(models.run.folder / "cross_fit" / "token_loss.safetensors", "cross-fit")
-            tokens = found["anchor"], found.__getitem__
-    else:
-        anchor, teacher = of_anchor(models.run, "train", rows), source.nll
-        if how.per_token:
-            tokens = (
-                _tokens(models.run.folder / "anchor" / "token_loss.safetensors", "anchor")["train"],
-                source.token_nll,
-            )
-    return AdaptiveWeighting(
-        anchor,
-        teacher,
-        how,
-        rule=parts.weighting if callable(parts.weighting) else None,
-        groups=_subdomains(models, rows) if how.smooth else None,
-        held_out=_held_out(models) if how.calibrate else None,
-        tokens=tokens,
-    )
+        return AdaptiveWeighting(anchor, cache(lambda name: np.array([line["teacher"][name] for line in lines])))
+    rule = method.weighting if callable(method.weighting) else adaptive_weight
+    return AdaptiveWeighting(of_anchor(run, "train", rows), source.nll, rule)
 
 
 def of_anchor(run: RunFolder, split: str, rows: Sequence[EncodedRow]) -> np.ndarray:
-    """[rows] losses of the anchor on the rows of a split, which were written in their order, training rows first."""
-    lines = (line for line in read_jsonl(run.folder / "anchor" / "sample_loss.jsonl") if line["split"] == split)
+    """[rows] losses of the anchor on the rows of a split, in nats.
+
+    Raises StaleArtifactError if they were not measured on these rows in this order.
+    """
+    return _of_rows(run.folder / "anchor" / "sample_loss.jsonl", split, rows, "anchor")
+
+
+def of_checkpoint(run: RunFolder, checkpoint: str, rows: Sequence[EncodedRow]) -> np.ndarray:
+    """[rows] losses of a teacher checkpoint on the validation rows, in nats.
+
+    Raises StaleArtifactError if they were not measured on these rows in this order.
+    """
+    return _of_rows(run.folder / "teach" / "validation" / f"{checkpoint}.jsonl", "validation", rows, "teach")
+
+
+def _of_rows(path: Path, split: str, rows: Sequence[EncodedRow], command: str) -> np.ndarray:
+    """[rows] losses in a file that may hold several splits. command: the one that writes the file."""
+    if not path.is_file():
+        raise StaleArtifactError(
+            f"{path} is missing; versions before this one did not write it: tutelage {command} RECIPE --force"
+        )
+    lines = (line for line in read_jsonl(path) if line["split"] == split)
     losses = np.zeros(len(rows))
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         line = next(lines, {"id": "none"})
         if row.id != line["id"]:
             raise StaleArtifactError(
-                f"anchor/sample_loss.jsonl has row {line['id']} where {row.id} is: tutelage anchor RECIPE --force"
+                f"{path} has row {line['id']} where {row.id} is expected: tutelage {command} RECIPE --force"
             )
-        losses[place] = line["nll"]
+        losses[index] = line["nll"]
     return losses
-
-
-def validation_tokens(models: RunModels, checkpoint: str) -> np.ndarray:
-    """[positions] losses of a checkpoint on the answer tokens of the validation rows."""
-    return _tokens(models.run.folder / "teach" / "validation" / f"{checkpoint}.safetensors", "teach")["tokens"]
-
-
-def validation_lengths(models: RunModels) -> np.ndarray:
-    """[rows] answer tokens of the validation rows."""
-    return answer_lengths(models.encoded("validation"))
-
-
-def _held_out(models: RunModels) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
-    rows = models.encoded("validation")
-    anchor, lengths = of_anchor(models.run, "validation", rows), answer_lengths(rows)
-    return lambda checkpoint: (anchor, row_means(validation_tokens(models, checkpoint), lengths))
-
-
-def _tokens(path: Path, command: str) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise StaleArtifactError(
-            f"{path} is missing, which an earlier version did not write: tutelage {command} RECIPE --force"
-        )
-    return load_file(str(path))
-
-
-def _subdomains(models: RunModels, rows: Sequence[EncodedRow]) -> np.ndarray:
-    """[rows] number of each row's subdomain, or of its answer where the rows have none."""
-    lines = {
-        line["id"]: line
-        for line in read_jsonl(models.run.folder / "prepare" / "rows.jsonl")
-        if line["split"] == "train"
-    }
-    names = [lines[row.id]["subdomain"] or lines[row.id]["answer"] for row in rows]
-    return np.unique(names, return_inverse=True)[1]

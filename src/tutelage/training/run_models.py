@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from tutelage.data.encode import EncodedRow, Encoder, make_encoder, pad_id_of
+from tutelage.data.collate import pad_id_of
+from tutelage.data.encode import EncodedRow, Encoder, make_encoder
 from tutelage.data.token_store import TokenStore
 from tutelage.models.evaluation import Evaluator, Exam
 from tutelage.models.load import device, load_model, load_tokenizer, load_trainable

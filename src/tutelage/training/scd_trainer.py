@@ -11,22 +11,23 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from tutelage.data.collate import pad_id_of
 from tutelage.data.dataset import simple_examples
-from tutelage.data.encode import EncodedRow, Encoder, pad_id_of
+from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import keys_of
 from tutelage.errors import ConfigError, ModelError
 from tutelage.method.methods import find_method
-from tutelage.method.weighting import AdaptiveWeighting
+from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
 from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, merged, save_student
-from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model, Weighting
+from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
@@ -47,7 +48,7 @@ class SCDConfig(TrainingArguments):
     method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
     num_stages: int = field(default=4, metadata={"help": "N: stages; optimizer and schedule start anew in each."})
     epochs_per_stage: float = field(default=2.0, metadata={"help": "T: passes over the rows in a stage."})
-    restart: bool = field(
+    stage_reset: bool = field(
         default=True, metadata={"help": "Optimizer and learning-rate schedule start anew in each stage."}
     )
     kd_ratio: float = field(
@@ -55,13 +56,9 @@ class SCDConfig(TrainingArguments):
     )
     temperature: float = field(default=1.0, metadata={"help": "Divides both models' logits in the divergence."})
     advance: bool = field(default=False, metadata={"help": "Only checkpoints after the last one followed compete."})
-    reach: str = field(
+    student_kl: str = field(
         default="reverse", metadata={"help": "`reverse`: KL(S || T_k), as published; `forward`: KL(T_k || S)."}
     )
-    trust: float | None = field(default=None, metadata={"help": "Trust region of the choice, in nats."})
-    glide: bool = field(default=False, metadata={"help": "The target moves to the next checkpoint within a stage."})
-    gamma: float = field(default=1.0, metadata={"help": "Sharpness of adaptive weights."})
-    bias: float = field(default=0.0, metadata={"help": "Bias of adaptive weights."})
     probe_rows: int | None = field(default=None, metadata={"help": "Training rows on which checkpoints are compared."})
     fused_loss: bool = field(default=True, metadata={"help": "Output head and loss in one, chunk by chunk."})
     keep: str = field(
@@ -72,7 +69,9 @@ class SCDConfig(TrainingArguments):
         default=None, metadata={"help": "Steps between restart points inside a stage."}
     )
     max_length: int = field(default=1024, metadata={"help": "Longest row in tokens; longer ones follow `too_long`."})
-    too_long: str = field(default="error", metadata={"help": "`error`, `drop` or `truncate_prompt`."})
+    too_long: Literal["error", "drop", "truncate_prompt"] = field(
+        default="error", metadata={"help": "`error`, `drop` or `truncate_prompt`."}
+    )
     answer_prefix: str = field(default=" ", metadata={"help": "Text between prompt and answer."})
     chat_template: bool = field(default=False, metadata={"help": "Render prompts with the tokenizer's chat template."})
     cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
@@ -127,10 +126,13 @@ class SCDTrainer:
         """Read and check everything that can be checked without loading weights."""
         self.args, self.anchor, self.folder = args, anchor, Path(args.output_dir)
         self.student = Model(model_name_or_path=str(model), lora=_lora(peft_config))
-        where = teacher_checkpoints
-        where = str(where) if isinstance(where, str | Path) else [str(entry) for entry in where]
-        self.teacher = Model(model_name_or_path=teacher or _base_of(where))
-        self.checkpoints = list_checkpoints(where, self.teacher)
+        folders: str | list[str]
+        if isinstance(teacher_checkpoints, str | Path):
+            folders = str(teacher_checkpoints)
+        else:
+            folders = [str(folder) for folder in teacher_checkpoints]
+        self.teacher = Model(model_name_or_path=teacher or _base_of(folders))
+        self.checkpoints = list_checkpoints(folders, self.teacher)
         self.tokenizer = processing_class or load_tokenizer(self.student)
         self.vocabulary = check_vocabularies(load_tokenizer(self.teacher), self.tokenizer)
         self.encoder = Encoder(self.tokenizer, args.answer_prefix, args.max_length, args.too_long)
@@ -145,13 +147,13 @@ class SCDTrainer:
         """
         one_process()
         args = self.args
-        plan, how = self._plan(), Weighting(gamma=args.gamma, bias=args.bias)
+        plan = self._plan()
         method = find_method(args.method)
-        if method.answers == "teacher" or method.needs_cross_fit or method.schedule == "ensemble" or method.settings:
+        if method.answers == "teacher" or method.needs_cross_fit or method.settings:
             raise ConfigError(
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
             )
-        settings = dataclasses.asdict(plan) | how.model_dump()
+        settings = dataclasses.asdict(plan)
         work = Work(
             self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in settings.items()}
         )
@@ -159,13 +161,11 @@ class SCDTrainer:
         self._cache()
         work.prepare()
         names = [folder.name for folder in self.checkpoints]
-        source = CachedTeacher(
-            self.folder / "cache", names, self.rows, bf16=bool(args.bf16), heads=2 if args.glide else 1
-        )
+        source = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16))
         adaptive = None
-        if method.needs_anchor:
-            rule = method.weighting if callable(method.weighting) else None
-            adaptive = AdaptiveWeighting(anchor_nll, source.nll, how, rule)
+        if anchor_nll is not None:
+            rule = method.weighting if callable(method.weighting) else adaptive_weight
+            adaptive = AdaptiveWeighting(anchor_nll, source.nll, rule)
         job = Distillation(
             plan,
             work.folder,
@@ -192,7 +192,7 @@ class SCDTrainer:
     def _plan(self) -> Plan:
         args = self.args
         own = {name: getattr(args, name) for name in Plan.__dataclass_fields__ if hasattr(args, name)}
-        return Plan(**own | {"save_steps": args.save_every_steps, "keep_by": "loss", "trainer": args.given()})
+        return Plan(**own | {"save_steps": args.save_every_steps, "select_by": "loss", "trainer": args.given()})
 
     def _encode(self, dataset: Iterable[dict[str, Any]], split: str) -> list[EncodedRow]:
         return self.encoder.rows(simple_examples(dataset, split, chat_template=self.args.chat_template))[0]

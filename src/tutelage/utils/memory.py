@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def machine_memory() -> int:
     return torch.cuda.get_device_properties(0).total_memory if torch else psutil.virtual_memory().total
 
 
-def _accelerated() -> object | None:
+def _accelerated() -> ModuleType | None:
     """The module torch, if it is loaded and has an accelerator."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() else None
