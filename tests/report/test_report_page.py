@@ -160,10 +160,10 @@ set("order", "gap-down"); out.order = ids(); set("order", "sure-up"); out.sure =
 set("student", "anchor"); out.anchor = [...part("side").options].map((option) => option.text); set("student", "scd-aw/seed-0");
 
 key("ArrowDown"); key("ArrowDown"); out.active = part("grid").getAttribute("aria-activedescendant");
-key("Enter"); out.open = [part("story").open, part("place").textContent, part("body").textContent];
-key("ArrowRight", part("story")); out.next = [part("place").textContent, one(".story .text").textContent];
+key("Enter"); out.open = [part("story").open, part("position").textContent, part("body").textContent];
+key("ArrowRight", part("story")); out.next = [part("position").textContent, one(".story .text").textContent];
 part("close").click(); await pause(); out.closed = [part("story").open, document.activeElement === part("grid")];
-key("End"); key("Enter"); out.end = [part("place").textContent, part("next").disabled]; part("close").click();
+key("End"); key("Enter"); out.end = [part("position").textContent, part("next").disabled]; part("close").click();
 all(".canvas [role=row]")[0].click(); out.first = part("body").textContent; part("close").click();
 
 one("[value=training]").click(); await pause();
@@ -232,7 +232,7 @@ def test_the_list_shows_both_answers_side_by_side(seen):
         [SCRIPT, "yes"],
         ["yes", "yes"],
     ]  # the student is right on r0, wrong on r1
-    assert seen["trainingHeads"] == ["Better", "Prompt", "Gold answer", "Loss: fine-tuned / teacher", "Mean weight"]
+    assert seen["trainingHeads"] == ["Better", "Prompt", "Gold answer", "Loss: anchor / checkpoint", "Mean weight"]
 
 
 @pytest.mark.parametrize("lang", ["en", "ko", "ja"])
