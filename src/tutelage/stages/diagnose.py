@@ -279,7 +279,7 @@ def _is_significant(record: MeasureRecord) -> bool:
 
 
 def _calibration(evaluated: EvaluatedRows, name: str) -> Calibration | None:
-    """None if the model's confidences were not recorded."""
+    """Calibration of a model's confidences; None if they were not recorded."""
     confidence = evaluated.confidence(name)
     return None if confidence is None else reliability(confidence, evaluated.answers[name].score >= 1.0)
 

@@ -2,7 +2,7 @@
 run this.
 
 A method's schedule, divergence and weighting come from `methods.py`; `schedule.py` chooses, `weighting.py` weighs,
-`trainer.py` trains. Here is the order of things, what is written down about it, and how a killed run goes on.
+`trainer.py` trains. This module calls them in order, records each stage, and resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Validation:
 
 @dataclass
 class Distillation:
-    """One student on its way through the stages, with the folder that records it."""
+    """Training of one student through all stages, recorded in `folder`."""
 
     plan: Plan
     folder: Path
@@ -103,7 +103,7 @@ class Distillation:
     best: str | None
     """Name of T*."""
     adaptive: AdaptiveWeighting | None
-    """Makes the weights, where the method's are adaptive."""
+    """Computes the weights of methods with adaptive weighting; otherwise None."""
     load: Callable[[Path | None], nn.Module]
     """Gives the student to train: the untrained one for None, otherwise the one saved in a folder by `save`."""
     save: Callable[[nn.Module, Path], None]
