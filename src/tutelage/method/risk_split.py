@@ -24,7 +24,6 @@ SMALLEST_GAP = 0.005
 """A smaller gap in score is not divided by: a fraction of it would be mostly noise."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Split:
     """Two models on the same rows. Masses are fractions of the rows; all other values have the unit of the losses."""
