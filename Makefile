@@ -1,4 +1,6 @@
-# `make demo`: the main job on a small scale. `make test`: all tests. Both make the environment first if it is missing.
+# make demo     the full pipeline on a small scale        make check    lint, format and types
+# make test     all tests                                 make fmt      fix lint and format
+# Each target creates the environment in $(VENV) first if it is missing or out of date.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,19 +14,21 @@ demo: $(VENV)/.made
 test: $(VENV)/.made
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# Planted truths: fails if a mechanism of the method stops doing what the theory says. About two and a half minutes on two idle cores.
+# Synthetic data on which the theory predicts the result: fails if a part of the method no longer has the predicted
+# effect. About 2.5 minutes on two idle cores.
 evidence-quick: $(VENV)/.made
 	$(BIN)/python -m benchmarks.planted
 
 check: $(VENV)/.made
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
 
 fmt: $(VENV)/.made
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
-# torch first and by itself, so that the plain wheel of the pinned version is taken before anything else asks for it.
+# torch is installed first, from the pinned version, so that no other package's requirement selects a different build.
 $(VENV)/.made: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
@@ -32,4 +36,4 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -29,7 +29,8 @@ from torch import nn
 
 from benchmarks.machine import cores, machine_class, versions
 from benchmarks.shapes import EOS, FIRST_TEXT_ID, PAD, SMOLLM2_135M, Shape, build_model
-from tutelage.data.encode import Collator, EncodedRow
+from tutelage.data.collate import Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import length_order
 from tutelage.models.heads import answer_logits
 from tutelage.teacher.build_cache import CacheBuilder

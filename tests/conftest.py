@@ -1,7 +1,7 @@
-"""Every test runs offline and on one torch thread, so that results repeat and two cores are enough. Fixtures of several
-files."""
+"""Every test runs offline and with one torch thread, so that results are reproducible. Shared fixtures."""
 
 import os
+import re
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 
 from helpers.recipes_in import GOOD
+from helpers.skip_rule import pytest_configure  # noqa: F401 a hook of every session
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,7 +22,7 @@ def _one_thread():
 
 @pytest.fixture
 def recipe_file(tmp_path):
-    """Writes GOOD and more text to bank.yaml; the added text begins in line 8."""
+    """Writes GOOD and more text to bank.yaml; the added text starts at line 8."""
 
     def write(more="", text=GOOD):
         path = tmp_path / "bank.yaml"
@@ -33,7 +34,7 @@ def recipe_file(tmp_path):
 
 @pytest.fixture
 def complaints(recipe_file):
-    """The problems of a recipe, a line each, with the folder of the file left out."""
+    """Lists the problems of a recipe, without the folder of its file and the kind at the end."""
 
     def find(more="", overrides=(), text=GOOD):
         from tutelage.errors import ConfigError
@@ -42,6 +43,7 @@ def complaints(recipe_file):
         path = recipe_file(more, text)
         with pytest.raises(ConfigError) as caught:
             load_recipe(path, overrides)
-        return [line.removeprefix("  - ") for line in str(caught.value).replace(f"{path.parent}/", "").splitlines()]
+        lines = str(caught.value).replace(f"{path.parent}/", "").splitlines()
+        return [re.sub(r"  \[\w+\]$", "", line.removeprefix("  - ")) for line in lines]
 
     return find

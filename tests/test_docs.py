@@ -1,4 +1,4 @@
-"""What the documents say is so: files, commands, names, links, recipes, and the keys of what a run writes."""
+"""The documents agree with the code: commands, recipe keys, names, links, and the keys of what a run writes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shlex
 from dataclasses import fields
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import pytest
 import typer
 from torch import nn
 
+from benchmarks.results_tables import heading_anchor
 from helpers.import_graph import PACKAGES
 from tutelage.cli.main import app
 from tutelage.data.encode import EncodedRow
@@ -33,11 +35,22 @@ from tutelage.utils.files import read_jsonl
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tutelage"
 DOCUMENTS = [ROOT / "README.md", ROOT / "README.ko.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMING_SOURCE = (
+    "README.md",
+    "README.ko.md",
+    *(f"docs/{page}.md" for page in ("architecture", "artifacts", "contributing", "method")),
+)
+"""Documents whose inline `.py` names are files of this repository."""
+MOST_COLUMNS = 120
 RECIPES = sorted({path for pattern in ("*.yaml", "*/*.yaml") for path in (ROOT / "recipes").glob(pattern)})
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -61,17 +74,12 @@ def inline(text: str) -> list[str]:
 
 def commands(text: str) -> list[list[str]]:
     """The words of every `tutelage ...` command, up to a pipe, a redirection or a comment. A name alone in a line of
-    prose (`tutelage shrink`) is a mention: it stands here with `--help`."""
-    found = [
-        command
-        for block in blocks(text)
-        for line in block.replace("\\\n", " ").splitlines()
-        if (command := command_in(line))
-    ]
-    for code in inline(text):
-        if command := command_in(code):
-            found.append([*command, "--help"] if len(command) == 1 and command[0].isalpha() else command)
-    return found
+    prose (`tutelage shrink`) is a mention: `--help` is appended to it."""
+    lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()]
+    in_blocks = [command for line in lines if (command := command_in(line))]
+    in_prose = [command for code in inline(text) if (command := command_in(code))]
+    mentions = [[*command, "--help"] if len(command) == 1 and command[0].isalpha() else command for command in in_prose]
+    return in_blocks + mentions
 
 
 def command_in(line: str) -> list[str] | None:
@@ -82,12 +90,7 @@ def command_in(line: str) -> list[str] | None:
 def words(line: str) -> list[str]:
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split, lexer.commenters = True, "#"
-    found = []
-    for word in lexer:
-        if set(word) <= set("();<>|&"):
-            break
-        found.append(word)
-    return found
+    return list(takewhile(lambda word: not set(word) <= set("();<>|&"), lexer))
 
 
 @pytest.mark.parametrize(
@@ -110,8 +113,17 @@ def test_commands_are_found_in_text(text, expected):
 
 
 def test_the_architecture_page_lists_the_packages_in_the_order_that_imports_obey():
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE) == list(PACKAGES)
+    assert re.findall(r"^\| `(\w+)/` \|", text_of("docs/architecture.md"), re.MULTILINE) == list(PACKAGES)
+
+
+def test_the_architecture_page_names_modules_that_exist():
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| (.*) \|$", text_of("docs/architecture.md"), re.MULTILINE)
+    modules = [SOURCE / package / module for package, cell in rows for module in re.findall(r"`(\w+)`", cell)]
+    assert len(modules) > 50
+    missing = [
+        path for path in modules if not path.with_suffix(".py").is_file() and not (path / "__init__.py").is_file()
+    ]
+    assert [name_of(path) for path in missing] == []
 
 
 # --- commands and keys ---
@@ -129,7 +141,7 @@ def refused(arguments: list[str]) -> str | None:
     """Why a command does not parse; None if it does."""
     try:
         parse(arguments)
-    except typer.Exit:  # --help and --version end here
+    except typer.Exit:  # by --help and --version
         return None
     except Exception as error:
         return f"tutelage {' '.join(arguments)}: {getattr(error, 'message', None) or error!r}"
@@ -154,37 +166,43 @@ def test_a_wrong_command_would_be_seen(line):
 
 @each_document
 def test_every_dotted_key_in_the_documents_is_one_of_the_recipe(path):
-    sections = "task|data|teacher|student|trainer|teach|anchor|cache|distill|evaluate|report"
-    written = "\n".join([*inline(path.read_text(encoding="utf-8")), *blocks(path.read_text(encoding="utf-8"))])
-    keys = set(re.findall(rf"(?<![\w./-])((?:{sections})(?:\.\w+)+)(?:=|: )", written))
+    sections = "task|data|teacher|student|trainer|teach|anchor|cache|cross_fit|distill|evaluate|tune|compare|report"
+    text = path.read_text(encoding="utf-8")
+    code = "\n".join([*inline(text), *blocks(text)])
+    keys = set(re.findall(rf"(?<![\w./-])((?:{sections})(?:\.\w+)+)(?:=|: )", code))
     assert [key for key in sorted(keys) if unknown(key)] == []
 
 
 def unknown(key: str) -> bool:
-    try:
-        load_recipe(
-            RECIPES[0], [f"{key}=null"]
-        )  # null is wrong for most keys, and said in other words than a key that is none
+    try:  # null is a wrong value for most keys, which is another error than an unknown key
+        load_recipe(RECIPES[0], [f"{key}=null"])
     except ConfigError as error:
         return "unknown key" in str(error) or "not an argument" in str(error)
     return False
 
 
 def test_a_wrong_key_would_be_seen():
-    assert [unknown(key) for key in ("distill.stages", "trainer.lr", "distill.num_stages", "teacher.lora")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert [unknown(key) for key in ("distill.stages", "trainer.lr")] == [True, True]
+    assert [unknown(key) for key in ("distill.num_stages", "teacher.lora")] == [False, False]
 
 
 def test_the_korean_readme_has_the_commands_headings_and_code_of_the_english_one():
-    english, korean = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md"))
+    english, korean = text_of("README.md"), text_of("README.ko.md")
     assert commands(korean) == commands(english)
     assert len(re.findall("^#+ ", korean, re.MULTILINE)) == len(re.findall("^#+ ", english, re.MULTILINE))
     code = [next(body for kind, body in FENCE.findall(text) if kind == "python") for text in (english, korean)]
     assert ast.dump(ast.parse(code[0])) == ast.dump(ast.parse(code[1]))
+
+
+def test_the_readme_is_short():
+    assert len(text_of("README.md").split()) < 900
+
+
+@each_document
+def test_lines_are_short_except_tables_and_links(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    longer = [line for line in lines if len(line) > MOST_COLUMNS and not line.startswith("|") and "](" not in line]
+    assert [line for line in longer if len(line.split()) > 1] == []
 
 
 # --- names and links ---
@@ -205,38 +223,45 @@ def defined(path: Path) -> set[str]:
 
 def references(text: str) -> list[tuple[Path, str]]:
     """File and name of each `file.py: name` (in the package) and `tests/file.py::name` (from the root)."""
-    found = [(re.fullmatch(r"([\w/]+\.py)(: |::)(\w+)", code)) for code in inline(text)]
-    return [((SOURCE if match[2] == ": " else ROOT) / match[1], match[3]) for match in found if match]
+    matches = filter(None, (re.fullmatch(r"([\w/]+\.py)(: |::)(\w+)", code) for code in inline(text)))
+    return [((SOURCE if match[2] == ": " else ROOT) / match[1], match[3]) for match in matches]
 
 
 @each_document
 def test_every_function_class_and_test_that_is_named_exists(path):
-    found = references(path.read_text(encoding="utf-8"))
-    assert len(found) >= 8 or path.name != "method.md", "the method page names the code and the tests of each part"
-    assert [f"{name_of(file)}: {name}" for file, name in found if not file.is_file() or name not in defined(file)] == []
+    names = references(path.read_text(encoding="utf-8"))
+    assert len(names) >= 8 or path.name != "method.md", "the method page names the code and the tests of each part"
+    assert [f"{name_of(file)}: {name}" for file, name in names if not file.is_file() or name not in defined(file)] == []
 
 
-def test_every_test_that_the_method_page_names_alone_exists():
-    path = ROOT / "docs" / "method.md"
-    everything = set().union(*(defined(file) for file in (ROOT / "tests").glob("test_*.py")))
-    assert [
-        code
-        for code in inline(path.read_text(encoding="utf-8"))
-        if re.fullmatch(r"test_\w+", code) and code not in everything
-    ] == []
-
-
-@pytest.mark.parametrize("name", ["README.md", "README.ko.md", "docs/method.md"])
+@pytest.mark.parametrize("name", NAMING_SOURCE)
 def test_every_source_file_that_is_named_exists(name):
-    files = [code for code in inline((ROOT / name).read_text(encoding="utf-8")) if re.fullmatch(r"[\w/]+\.py", code)]
+    files = [code for code in inline(text_of(name)) if re.fullmatch(r"[\w/]+\.py", code)]
     assert [file for file in files if not (SOURCE / file).is_file() and not (ROOT / file).is_file()] == []
 
 
 @each_document
 def test_every_relative_link_points_to_a_file(path):
+    assert [target.name for target, _ in local_links(path) if not target.exists()] == []
+
+
+@each_document
+def test_every_anchor_of_a_link_is_a_heading(path):
+    links = [(target, anchor) for target, anchor in local_links(path) if anchor and target.is_file()]
+    assert [f"{target.name}#{anchor}" for target, anchor in links if anchor not in anchors_of(target)] == []
+
+
+def local_links(path: Path) -> list[tuple[Path, str]]:
+    """File and anchor ("" if there is none) of every link into this repository."""
     links = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text(encoding="utf-8")))
-    local = [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
-    assert [link for link in local if not (path.parent / link).exists()] == []
+    local = [link.partition("#") for link in links if not re.match(r"[a-z]+:", link)]
+    return [((path.parent / file) if file else path, anchor) for file, _, anchor in local]
+
+
+@cache
+def anchors_of(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {heading_anchor(heading) for heading in headings}
 
 
 # --- recipes ---
@@ -254,11 +279,11 @@ def test_every_recipe_loads(path):
 
 # --- keys of what a run writes ---
 
-ARTIFACTS = (ROOT / "docs" / "artifacts.md").read_text(encoding="utf-8")
+ARTIFACTS = text_of("docs/artifacts.md")
 
 
 def keys_of_table(after: str) -> dict[str, str]:
-    """Key: meaning, of the first table after a text. A row may name several keys."""
+    """Key -> meaning of the first table after a text. A row may name several keys."""
     rows = re.search(r"\n\|[- |]+\|\n((?:\|.*\n)+)", ARTIFACTS[ARTIFACTS.index(after) :])[1].splitlines()
     cells = [re.split(r"(?<!\\)\|", row.strip("|"), maxsplit=1) for row in rows]
     return {key: meaning for keys, meaning in cells for key in re.findall(r"`(\w+)`", keys)}

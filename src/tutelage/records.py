@@ -8,7 +8,7 @@ one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 SPLITS = ("train", "validation", "test")
 BASE_MODELS = ("teacher", "student", "anchor")
@@ -74,6 +74,18 @@ class Prediction:
 
 class Interval(NamedTuple):
     """A score with its bootstrap 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_record(self) -> IntervalRecord:
+        """In the form of the JSON files."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+class IntervalRecord(TypedDict):
+    """An `Interval` in a JSON file."""
 
     value: float
     low: float

@@ -1,9 +1,9 @@
-"""Slices found in the prompts: a planted one is found, in any script; a planted nothing is not."""
+"""Slice discovery: a planted slice is found, in any script, and without a planted one none is found."""
 
 import numpy as np
 import pytest
 
-from tutelage.analysis.slice_discovery import Condition, halves, members, read_prompts, search, terms_of
+from tutelage.analysis.slice_discovery import Condition, halves, read_prompts, rows_inside, search, terms_of
 from tutelage.analysis.slices import Answers
 
 WORDS = {
@@ -62,15 +62,15 @@ WORDS = {
 PLANTED = {"en": "denies", "ko": "없으나", "ja": "ないが"}
 
 
-def made_up(seed: int, effect: float, languages: str = "en ko ja", rows: int = 800):
+def simulated(seed: int, effect: float, languages: str = "en ko ja", rows: int = 800):
     """Prompts, their languages, which hold the planted word, and (student, teacher); the student is behind by 0.05
     everywhere."""
     rng = np.random.default_rng(seed)
     language = rng.choice(languages.split(), rows)
     planted = rng.random(rows) < 0.2
     texts = []
-    for name, has in zip(language, planted, strict=True):
-        words = [*rng.choice(WORDS[name], 8), *([PLANTED[name]] if has else [])]
+    for name, has_planted in zip(language, planted, strict=True):
+        words = [*rng.choice(WORDS[name], 8), *([PLANTED[name]] if has_planted else [])]
         texts.append(("" if name == "ja" else " ").join(rng.permutation(words)))
     ease, answers = rng.random(rows), []
     for skill in (np.where(planted, 0.75 - effect, 0.75), np.full(rows, 0.8)):
@@ -81,8 +81,8 @@ def made_up(seed: int, effect: float, languages: str = "en ko ja", rows: int = 8
     return texts, language.tolist(), planted, *answers
 
 
-def found_in(made, **known):
-    texts, language, _, student, teacher = made
+def discover(data, **known):
+    texts, language, _, student, teacher = data
     prompts = read_prompts(texts, {"language": language, **known})
     return search(student, teacher, prompts, resamples=50), prompts
 
@@ -91,10 +91,10 @@ def found_in(made, **known):
     ("languages", "seed"), [("en", 0), ("en", 1), ("ko", 2), ("ja", 3), ("en ko ja", 4), ("en ko ja", 5)]
 )
 def test_a_planted_slice_is_found(languages, seed):
-    made = made_up(seed, 0.45, languages)
-    result, prompts = found_in(made)
-    inside = members(result["found"][0], prompts)
-    planted = made[2]
+    data = simulated(seed, 0.45, languages)
+    result, prompts = discover(data)
+    inside = rows_inside(result["found"][0], prompts)
+    planted = data[2]
     rate = planted[inside].mean(), planted[~inside].mean()
     assert max(rate) > 0.4 and min(rate) < 0.1  # the slice, or everything but the slice
     words = {part["value"] for line in result["found"] for part in line["rule"] if part["what"] == "contains"}
@@ -102,20 +102,20 @@ def test_a_planted_slice_is_found(languages, seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_planted_nothing_is_not_found_though_candidates_were_tried(seed):
-    result, _ = found_in(made_up(seed, 0.0))
+def test_without_a_planted_slice_candidates_are_tried_and_none_is_found(seed):
+    result, _ = discover(simulated(seed, 0.0))
     assert result["found"] == []
     assert 1 <= len(result["tried"]) <= 10 and not any(line["held"] for line in result["tried"])
 
 
-def test_numbers_of_a_found_slice_are_those_of_rows_that_the_search_did_not_see():
-    made = made_up(4, 0.45)
-    result, prompts = found_in(made)
-    line, judged = result["found"][0], ~halves(len(made[0]))
-    inside = members(line, prompts)
+def test_numbers_of_a_discovered_slice_come_from_the_half_that_was_not_searched():
+    data = simulated(4, 0.45)
+    result, prompts = discover(data)
+    line, judged = result["found"][0], ~halves(len(data[0]))
+    inside = rows_inside(line, prompts)
     assert line["rows"] == (inside & judged).sum()
     assert line["searched"]["rows"] == (inside & ~judged).sum()
-    student, teacher = made[3].score, made[4].score
+    student, teacher = data[3].score, data[4].score
     assert line["score"]["student"] == pytest.approx(student[inside & judged].mean())
     apart = (student - teacher)[judged]
     rest = apart[inside[judged]].mean() - apart[~inside[judged]].mean()
@@ -123,10 +123,10 @@ def test_numbers_of_a_found_slice_are_those_of_rows_that_the_search_did_not_see(
     assert line[line["by"]]["against_rest"]["p_holm"] <= 0.05
 
 
-def test_what_rows_are_known_by_can_make_a_slice():
-    made = made_up(6, 0.45)
-    result, _ = found_in(
-        (["same words in every prompt"] * 800, *made[1:]), subdomain=np.where(made[2], "odd", "plain").tolist()
+def test_a_known_key_can_make_a_slice():
+    data = simulated(6, 0.45)
+    result, _ = discover(
+        (["same words in every prompt"] * 800, *data[1:]), subdomain=np.where(data[2], "odd", "plain").tolist()
     )
     assert result["found"][0]["name"] in (
         "subdomain is odd",
@@ -137,15 +137,15 @@ def test_what_rows_are_known_by_can_make_a_slice():
 
 
 def test_the_same_rows_give_the_same_slices():
-    assert found_in(made_up(1, 0.3))[0] == found_in(made_up(1, 0.3))[0]
+    assert discover(simulated(1, 0.3))[0] == discover(simulated(1, 0.3))[0]
 
 
 def test_two_equal_models_have_no_slices():
-    texts, language, _, _, teacher = made_up(0, 0.0)
+    texts, language, _, _, teacher = simulated(0, 0.0)
     assert search(teacher, teacher, read_prompts(texts, {"language": language}))["found"] == []
 
 
-def test_prompts_without_a_word_in_common_are_no_mistake():
+def test_prompts_without_a_common_word_have_no_slices():
     texts = [f"w{chr(97 + n % 26)}{chr(97 + n // 26)}x{n}" for n in range(120)]
     student = Answers(np.arange(120) % 2 * 1.0, np.ones(120))
     teacher = Answers(np.ones(120), np.ones(120))

@@ -1,7 +1,4 @@
-"""Two models on slices of the rows: hand-made numbers, the identity on every slice, and tests that mean what they
-say."""
-
-from itertools import combinations
+"""Two models on slices of the rows: numbers derived by hand, the identity on every slice, and what tests detect."""
 
 import numpy as np
 import pytest
@@ -15,64 +12,59 @@ from tutelage.analysis.slices import (
     by_amount,
     by_value,
     measure_slices,
-    membership_p,
-    paired_p,
 )
 
 TEACHER = Answers(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.2, 0.1, 0.5, 2.0]))
 STUDENT = Answers(np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.1, 0.2, 1.0, 2.0]))
 
 
-def made_up(rows: int, seed: int, *, behind: float = 0.0) -> tuple[Answers, Answers]:
-    """(student, teacher) whose chances of a right answer differ by `behind` on every row."""
+def simulated_answers(rows: int, seed: int, *, behind: float = 0.0) -> tuple[Answers, Answers]:
+    """(student, teacher) whose probabilities of a right answer differ by `behind` on every row."""
     rng = np.random.default_rng(seed)
     ease = rng.random(rows)
-    found = []
+    answers = []
     for skill in (0.8 - behind, 0.8):
         right = 0.7 * ease + 0.3 * rng.random(rows) < skill
-        found.append(
+        answers.append(
             Answers(right.astype(float), np.where(right, rng.gamma(0.5, 0.1, rows), rng.gamma(2.0, 0.8, rows)))
         )
-    return found[0], found[1]
+    return answers[0], answers[1]
 
 
-def halves_of(rows: int) -> list[Slice]:
+def two_slices(rows: int) -> list[Slice]:
     return by_value("side", ["left" if n % 2 else "right" for n in range(rows)])
 
 
-# --- slices that are given ---
+# --- given slices ---
 
 
 def test_every_row_is_in_one_slice_of_a_key_and_rows_without_a_value_have_their_own():
     slices = by_value("language", ["ko", None, "en", "ko"])
-    assert [(one.value, one.places.tolist()) for one in slices] == [("ko", [0, 3]), (None, [1]), ("en", [2])]
+    assert [(part.value, part.indices.tolist()) for part in slices] == [("ko", [0, 3]), (None, [1]), ("en", [2])]
 
 
-def test_a_key_with_one_value_for_all_rows_divides_nothing():
-    assert (
-        by_value("language", ["ko", "ko"]) == by_value("language", [None, None]) == by_amount("length", [3, 3, 3]) == []
-    )
+def test_a_key_with_one_value_for_all_rows_makes_no_slices():
+    assert by_value("language", ["ko", "ko"]) == by_value("language", [None, None]) == []
+    assert by_amount("length", [3, 3, 3]) == []
 
 
 def test_values_beyond_the_most_frequent_share_a_slice():
-    slices = by_value(
-        "label", [f"label {n}" for n in range(MOST_VALUES + 5)] + [f"label {n}" for n in range(MOST_VALUES)]
-    )
+    numbers = [*range(MOST_VALUES + 5), *range(MOST_VALUES)]
+    slices = by_value("label", [f"label {n}" for n in numbers])
     assert len(slices) == MOST_VALUES + 1
-    assert next(one for one in slices if one.value == OTHER).places.tolist() == list(
-        range(MOST_VALUES, MOST_VALUES + 5)
-    )
+    rest = next(part for part in slices if part.value == OTHER)
+    assert rest.indices.tolist() == list(range(MOST_VALUES, MOST_VALUES + 5))
 
 
 def test_amounts_are_cut_at_quantiles_and_named_by_their_ends():
     slices = by_amount("length", [5, 1, 2, 3, 4, 6, 7, 30])
-    assert [(one.value, one.places.tolist()) for one in slices] == [
+    assert [(part.value, part.indices.tolist()) for part in slices] == [
         ("1-2", [1, 2]),
         ("3-4", [3, 4]),
         ("5-6", [0, 5]),
         ("7-30", [6, 7]),
     ]
-    assert [one.value for one in by_amount("length", [1, 1, 1, 1, 1, 9])] == ["1", "9"]
+    assert [part.value for part in by_amount("length", [1, 1, 1, 1, 1, 9])] == ["1", "9"]
 
 
 # --- numbers ---
@@ -97,13 +89,13 @@ def test_numbers_of_a_slice_by_hand():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_identity_holds_on_every_slice_and_slices_add_up_to_the_whole(seed):
-    student, teacher = made_up(997, seed)
+    student, teacher = simulated_answers(997, seed)
     rng = np.random.default_rng(seed)
     keys = {"language": rng.choice(["ko", "ja", "en"], 997), "label": rng.choice([f"l{n}" for n in range(300)], 997)}
-    slices = [one for key, values in keys.items() for one in by_value(key, values.tolist())]
+    slices = [part for key, values in keys.items() for part in by_value(key, values.tolist())]
     slices += by_amount("length", rng.integers(1, 90, 997))
-    found = measure_slices({"s": student}, teacher, slices, resamples=20)["s"]
-    for line in [found["whole"], *found["slices"]]:
+    compared = measure_slices({"s": student}, teacher, slices, resamples=20)["s"]
+    for line in [compared["whole"], *compared["slices"]]:
         for measure, sign in (("nll", 1), ("score", -1)):
             record = line[measure]
             split = record["deficit"]["value"] - record["advantage"]["value"]
@@ -111,18 +103,18 @@ def test_the_identity_holds_on_every_slice_and_slices_add_up_to_the_whole(seed):
             assert record["difference"] == pytest.approx(record["student"] - record["teacher"], abs=1e-9)
             assert record["wins"] + record["losses"] + record["ties"] == line["rows"]
     for key in ("language", "label", "length"):
-        mine = [line for line in found["slices"] if line["key"] == key]
+        partition = [line for line in compared["slices"] if line["key"] == key]
         for measure in ("nll", "score"):
-            total, whole = sum(line[measure]["contribution"] for line in mine), found["whole"][measure]
+            total, whole = sum(line[measure]["contribution"] for line in partition), compared["whole"][measure]
             assert total == pytest.approx(whole["difference"], abs=1e-9)
             for side in ("advantage", "deficit"):
-                parts = sum(line["share"] * line[measure][side]["value"] for line in mine)
+                parts = sum(line["share"] * line[measure][side]["value"] for line in partition)
                 assert parts == pytest.approx(whole[side]["value"], abs=1e-9)
 
 
-def test_a_slice_may_have_scores_of_its_own_and_keeps_the_rows_losses():
-    own = {"s": np.array([0.5, 0.0]), "teacher": np.array([1.0, 1.0])}
-    slices = [Slice("entity_type", "drug", np.array([0, 1]), disjoint=False, scores=own)]
+def test_a_slice_with_scores_of_its_own_keeps_the_losses_of_the_rows():
+    scores = {"s": np.array([0.5, 0.0]), "teacher": np.array([1.0, 1.0])}
+    slices = [Slice("entity_type", "drug", np.array([0, 1]), disjoint=False, scores=scores)]
     line = measure_slices({"s": STUDENT}, TEACHER, slices)["s"]["slices"][0]
     assert (line["score"]["student"], line["score"]["teacher"], line["score"]["losses"]) == (0.25, 1.0, 2)
     assert line["score"]["low"] >= -1.0 and line["score"]["high"] <= -0.5
@@ -130,33 +122,33 @@ def test_a_slice_may_have_scores_of_its_own_and_keeps_the_rows_losses():
     assert line["nll"]["student"] == pytest.approx(0.15)
 
 
-def test_intervals_cover_what_would_be_found_on_other_rows():
+def test_intervals_cover_the_true_difference():
     covered = 0
     for seed in range(40):
-        student, teacher = made_up(400, seed, behind=0.1)
-        line = measure_slices({"s": student}, teacher, halves_of(400), resamples=200)["s"]["slices"][0]["score"]
+        student, teacher = simulated_answers(400, seed, behind=0.1)
+        line = measure_slices({"s": student}, teacher, two_slices(400), resamples=200)["s"]["slices"][0]["score"]
         covered += line["low"] <= -0.1 <= line["high"]
     assert covered >= 34
 
 
 def test_losses_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite"):
-        measure_slices({"s": Answers(STUDENT.score, np.array([0.1, np.inf, 0.1, 0.1]))}, TEACHER, halves_of(4))
+        measure_slices({"s": Answers(STUDENT.score, np.array([0.1, np.inf, 0.1, 0.1]))}, TEACHER, two_slices(4))
 
 
 # --- tests of a slice ---
 
 
-def test_a_student_that_is_worse_everywhere_differs_on_every_slice_and_on_none_from_the_rest():
-    student, teacher = made_up(4000, 0, behind=0.2)
+def test_a_student_worse_everywhere_differs_on_every_slice_and_no_slice_from_the_rest():
+    student, teacher = simulated_answers(4000, 0, behind=0.2)
     slices = by_value("group", [f"g{n % 5}" for n in range(4000)])
     lines = measure_slices({"s": student}, teacher, slices, resamples=50)["s"]["slices"]
     assert max(line["score"]["p_holm"] for line in lines) < 1e-6
     assert min(line["score"]["against_rest"]["p_holm"] for line in lines) > 0.05
 
 
-def test_a_planted_slice_stands_out_from_the_rest():
-    student, teacher = made_up(2000, 1)
+def test_a_planted_slice_differs_from_the_rest():
+    student, teacher = simulated_answers(2000, 1)
     student.score[:200] *= np.random.default_rng(0).random(200) < 0.6
     slices = by_value("group", ["planted" if n < 200 else f"g{n % 4}" for n in range(2000)])
     lines = measure_slices({"s": student}, teacher, slices, resamples=50)["s"]["slices"]
@@ -165,42 +157,8 @@ def test_a_planted_slice_stands_out_from_the_rest():
     assert [value for value, test in tests.items() if test["difference"] < 0 and test["p_holm"] <= 0.05] == ["planted"]
 
 
-def test_small_slices_and_slices_made_of_the_losses_are_described_and_not_tested():
-    student, teacher = made_up(100, 0)
+def test_small_slices_and_slices_made_from_the_losses_are_described_and_not_tested():
+    student, teacher = simulated_answers(100, 0)
     slices = [Slice("few", "x", np.arange(LEAST_ROWS - 1)), Slice("loss", "high", np.arange(50), tested=False)]
     for line in measure_slices({"s": student}, teacher, slices, resamples=20)["s"]["slices"]:
         assert line["nll"]["p_value"] is line["nll"]["p_holm"] is line["nll"]["against_rest"]["p_value"] is None
-
-
-def test_paired_p_by_hand():
-    assert paired_p(np.array([1.0, 1.0, 1.0, 0.0])) == 0.25  # McNemar: 2 x (1/2)^3
-    assert paired_p(np.array([0.5, 0.5, 0.25])) == 0.25  # 2 of 8 signs reach the sum
-    assert paired_p(np.zeros(5)) == 1.0
-
-
-@pytest.mark.parametrize("heavy", [False, True])
-def test_membership_p_is_that_of_all_choices(heavy):
-    values = np.random.default_rng(3).normal(size=18)
-    values[[0, 1]] += [20.0 * heavy, -25.0 * heavy]
-    order = np.argsort(values)
-    sums = np.sort([values[list(choice)].sum() for choice in combinations(range(18), 5)])
-    for places in (order[-5:], order[[0, 1, 2, 4, 9]], order[[6, 12, 13, 16, 17]]):
-        mine = values[places].sum()
-        exact = min(1.0, 2 * min((sums >= mine - 1e-9).mean(), (sums <= mine + 1e-9).mean()))
-        assert membership_p(values, places) == pytest.approx(exact, abs=0.03)
-
-
-def test_a_few_rows_with_huge_losses_make_no_small_slice_stand_out():
-    rng, p_values = np.random.default_rng(0), []
-    for _ in range(200):
-        values = rng.normal(0, 0.02, 300) + np.where(
-            rng.random(300) < 0.03, rng.gamma(2, 2, 300) * rng.choice([-1, 1], 300), 0
-        )
-        p_values.append(membership_p(values, np.arange(15)))
-    assert np.mean(np.array(p_values) <= 0.01) <= 0.035
-
-
-def test_membership_p_tells_small_p_values_apart():
-    values = np.r_[np.ones(200), np.zeros(800)]
-    one, other = membership_p(values, np.arange(40)), membership_p(values, np.arange(120))
-    assert other < one < 1e-20

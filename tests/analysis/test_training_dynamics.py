@@ -1,11 +1,11 @@
-"""Losses of the same validation rows stage by stage, as `diagnose` sums them up: numbers worked out by hand."""
+"""Losses of the same validation rows by stage, as `diagnose` summarises them: numbers derived by hand."""
 
 import json
 
 import pytest
 
 from helpers.fake_run import write
-from tutelage.analysis.training_dynamics import rows_by_stage, training
+from tutelage.analysis.training_dynamics import rows_by_stage, training_dynamics
 from tutelage.utils.files import write_jsonl
 
 LOSSES = {  # id: loss after stage 1, 2, 3
@@ -27,9 +27,9 @@ def lines(losses=LOSSES, stages=(1, 2, 3), scored=True):
 
 
 def test_means_and_rows_that_got_better_and_worse_from_one_stage_to_the_next():
-    found = rows_by_stage(lines(), kept=3)
-    assert (found["rows"], found["threshold"]) == (6, 0.1)
-    first, second, third = found["stages"]
+    changes = rows_by_stage(lines(), kept=3)
+    assert (changes["rows"], changes["threshold"]) == (6, 0.1)
+    first, second, third = changes["stages"]
     assert first == {
         "stage": 1,
         "nll": pytest.approx(4.0 / 6),
@@ -42,24 +42,24 @@ def test_means_and_rows_that_got_better_and_worse_from_one_stage_to_the_next():
     assert third["score"] == pytest.approx(4 / 6)
 
 
-def test_rows_that_the_kept_student_has_forgotten_are_named_the_most_forgotten_first():
-    found = rows_by_stage(lines(), kept=3)["forgotten"]
-    assert found == {"stage": 3, "count": 2, "ids": ["forgotten", "lost last"]}  # by 1.25 and by 0.5 nats
+def test_rows_that_the_kept_student_has_forgotten_are_listed_greatest_increase_first():
+    forgotten = rows_by_stage(lines(), kept=3)["forgotten"]
+    assert forgotten == {"stage": 3, "count": 2, "ids": ["forgotten", "lost last"]}  # by 1.25 and by 0.5 nats
     assert rows_by_stage(lines(), kept=2)["forgotten"] == {"stage": 2, "count": 2, "ids": ["forgotten", "came back"]}
     assert rows_by_stage(lines(), kept=1)["forgotten"] == {"stage": 1, "count": 0, "ids": []}
     assert rows_by_stage(lines(), kept=None)["forgotten"]["stage"] == 3
 
 
-def test_at_most_twenty_rows_are_named_and_all_are_counted():
+def test_at_most_twenty_ids_are_given_and_all_rows_are_counted():
     many = {f"r{n}": (0.0, 1.0 + n) for n in range(30)}
-    found = rows_by_stage(lines(many, (1, 2)), kept=2)["forgotten"]
-    assert found["count"] == 30 and found["ids"] == [f"r{n}" for n in range(29, 9, -1)]
+    forgotten = rows_by_stage(lines(many, (1, 2)), kept=2)["forgotten"]
+    assert forgotten["count"] == 30 and forgotten["ids"] == [f"r{n}" for n in range(29, 9, -1)]
 
 
 def test_rows_without_a_finite_loss_in_every_stage_are_left_out_and_scores_may_be_unknown():
     holed = LOSSES | {"steady": (0.5, float("nan"), 0.5)}
-    found = rows_by_stage([*lines(holed, scored=False), {"id": "new", "stage": 3, "nll": 1.0, "score": None}], kept=3)
-    assert found["rows"] == 5 and [one["score"] for one in found["stages"]] == [None] * 3
+    changes = rows_by_stage([*lines(holed, scored=False), {"id": "new", "stage": 3, "nll": 1.0, "score": None}], kept=3)
+    assert changes["rows"] == 5 and [stage["score"] for stage in changes["stages"]] == [None] * 3
     assert rows_by_stage([], kept=3) is None
 
 
@@ -70,7 +70,7 @@ def test_a_student_without_losses_by_row_has_none_in_the_summary(tmp_path):
         write(tmp_path / "distill" / name / "stages.json", stages)
     write(tmp_path / "distill/scd/seed-0/manifest.json", {"kept_stage": 2})
     write_jsonl(tmp_path / "distill/scd/seed-0/validation_rows.jsonl", lines())
-    students = training(tmp_path)["students"]
+    students = training_dynamics(tmp_path)["students"]
     assert students["td/seed-0"]["rows_by_stage"] is None
     assert students["scd/seed-0"]["rows_by_stage"]["forgotten"]["stage"] == 2
     json.dumps(students)

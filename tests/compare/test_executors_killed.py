@@ -1,5 +1,4 @@
-"""`kill -9`: of a comparison whose cells must end with it, and in the middle of one that goes on to the same
-numbers."""
+"""`kill -9` of a comparison: its cells stop too, and the next one continues to the same numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from helpers.project import Command, Inline, make_project
-from tutelage.compare import experiment as compare
+from tutelage.compare import cell_runs
 from tutelage.compare.cells import Cell, ResultsFile
 from tutelage.compare.executors import LocalExecutor
 from tutelage.utils.files import read_json, read_jsonl
@@ -53,7 +52,7 @@ def run_sleeper(folder):
     list(LocalExecutor(sleep, Path(folder, "logs")).run([Cell("r", folder, "m", 0, 0)]))
 
 
-def test_a_killed_comparison_takes_its_cells_with_it(tmp_path):
+def test_a_killed_comparison_stops_its_cells(tmp_path):
     parent = start("-c", f"import {__name__}; {__name__}.run_sleeper({str(tmp_path)!r})")
     wait_until((tmp_path / "pid").exists, 600, "the cell has begun")
     pid = int((tmp_path / "pid").read_text())
@@ -67,7 +66,7 @@ def test_a_killed_comparison_takes_its_cells_with_it(tmp_path):
 
 WORDS = ("--methods", "sft,scd", "--seeds", 1)
 ONE_THREAD = "import os; os.cpu_count = lambda: 1; from tutelage.cli.main import main; main()"
-"""The command on one thread a cell, as in this process."""
+"""The command with one thread per cell, as in this process."""
 
 
 def project(folder):
@@ -79,24 +78,24 @@ def results(recipe):
 
 
 def values(recipe):
-    rows = [row for rows in results(recipe).lines().values() for row in rows]
+    rows = [row for record in results(recipe).records().values() for row in record.rows]
     return {(row["method"], row["split"], row["metric"]): row["value"] for row in rows}
 
 
 def half_made(run):
-    """A cell that has saved something in the middle of its training, and is not finished."""
+    """Cells that have saved a resume checkpoint and are not finished."""
     saved = {path.parents[1] for path in run.glob("distill/*/seed-0/trainer-*/checkpoint-*")}
     return [folder for folder in saved if not (folder / "manifest.json").exists()]
 
 
-def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_numbers(tmp_path, monkeypatch, capsys):
+def test_a_killed_comparison_continues_to_the_same_numbers(tmp_path, monkeypatch, capsys):
     command, undisturbed, recipe = (
         Command(monkeypatch, capsys),
         project(tmp_path / "whole"),
         project(tmp_path / "killed"),
     )
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "LocalExecutor", Inline)
+        patch.setattr(cell_runs, "LocalExecutor", Inline)
         assert command("compare", undisturbed, *WORDS) == 0
 
     run, file = recipe.parent / "run", results(recipe).path
@@ -110,14 +109,14 @@ def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_numbers(tmp_path,
     finally:
         killed.kill()
     assert killed.wait() == -9, "it was killed, and had not ended before"
-    assert {cell.method for cell in results(recipe).done()} == {"sft"}
+    assert {cell.method for cell, record in results(recipe).records().items() if not record.failed} == {"sft"}
     finished = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("manifest.json")}
     assert {run / "distill/sft/seed-0/manifest.json", run / "evaluate/sft/seed-0/manifest.json"} <= finished.keys()
     assert [folder.parent.name for folder in half_made(run)] == ["scd"]
 
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert command("compare", recipe, *WORDS) == 0
-    assert "2 cells, 1 of them are there" in command.err
+    assert "2 cells, 1 of them up to date" in command.err
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished} == finished, (
         "nothing is made twice"
     )

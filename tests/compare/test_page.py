@@ -1,5 +1,4 @@
-"""The page of a comparison: what it claims, what it leaves open, and what it does with hostile text and absent
-parts."""
+"""The page of a comparison: what it claims and what it does not, hostile text, and absent parts."""
 
 import json
 import subprocess
@@ -9,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers.fake_run import INJECTION, MARKUP, Page
-from tutelage.compare.page import against_teacher, race, write_page
+from tutelage.compare.summary.claims import against_teacher, standing
+from tutelage.compare.summary.page import write_page
 
 
 def interval(value, half, *, once=False):
@@ -18,8 +18,8 @@ def interval(value, half, *, once=False):
 
 def split(advantage, deficit):
     return {
-        "rows": 100, "sfs_mass": 0.4, "tfs_mass": 0.6, "advantage": advantage, "deficit": deficit, "risk_student": 0.3 + deficit,
-        "risk_teacher": 0.3 + advantage, "difference": deficit - advantage,
+        "rows": 100, "sfs_mass": 0.4, "tfs_mass": 0.6, "advantage": advantage, "deficit": deficit,
+        "risk_student": 0.3 + deficit, "risk_teacher": 0.3 + advantage, "difference": deficit - advantage,
     }  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def summary(
     anchor 0.70.
 
     half: half width of every interval. p: Holm's, of every difference from the first. gap: interval of the first's
-    share.
+    gap closed.
     """
     once = seeds == 1
     order = sorted(scores, key=lambda method: -scores[method])
@@ -99,8 +99,8 @@ FAILED = {
 }
 
 
-def both(one, other):
-    return one | {key: one[key] + other[key] for key in ("recipes", "cells")}
+def both(first, second):
+    return first | {key: first[key] + second[key] for key in ("recipes", "cells")}
 
 
 @pytest.fixture
@@ -125,85 +125,87 @@ def headline(page):
 # --- what it claims ---
 
 
-def test_settled(read):
+def test_significantly_better_than_all_others(read):
     page = read(summary({"sft": 0.7, "td": 0.75, "scd": 0.9}, p=0.004))
-    assert " ".join(headline(page).split()).startswith("scd is first by score and by loss.")
-    assert page.text.count("ahead of all 2 others: that is settled") == 2
-    assert "To settle first place" not in page.text and "none, settled" in page.text
+    assert " ".join(headline(page).split()).startswith(
+        "scd is significantly better than all others by score and by loss."
+    )
+    assert page.text.count("It is significantly better than all 2 others after Holm's correction.") == 2
+    assert "For a significant result" not in page.text and "none, significant" in page.text
 
 
-def test_unsettled_says_how_many_seeds_more(read):
+def test_differences_that_are_not_significant_say_how_many_more_seeds_are_needed(read):
     page = read(summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, p=0.3))
-    assert "Validation chooses scd; that it is first on test is not settled." in headline(page)
+    assert "Validation chooses scd; on test it is not significantly better than all others." in headline(page)
     assert "first of 3 on test" in page.text
-    assert "differs from none of the 2 others (smallest p 0.300): the order may be luck" in page.text
-    assert "By score: at least 5 more seeds of each method" in page.text
-    assert "whether the student beats its teacher is not settled" in page.text
+    assert "it differs significantly from none of the 2 others (smallest p 0.300)." in page.text
+    assert "By score: at least 5 more seeds per method" in page.text
+    assert "the difference from the teacher is not shown to be significant" in page.text
 
 
 def test_several_teachers_are_not_taken_for_seeds(read):
-    found = summary({"td": 0.795, "scd": 0.8}, p=0.3)
-    found["recipes"][0]["methods"]["scd"] |= {"trainings": 5, "trajectories": 2}
-    page = read(found)
-    assert "mean of 5 trainings" in page.text and "by how much seeds have varied" in page.text
+    given = summary({"td": 0.795, "scd": 0.8}, p=0.3)
+    given["recipes"][0]["methods"]["scd"] |= {"trainings": 5, "trajectories": 2}
+    page = read(given)
+    assert "mean of 5 training runs" in page.text and "from the variance of the seeds so far" in page.text
     assert "5 of 3 × 2" in page.text and "seeds × teachers" in page.text
     for against in ("score_against_best", "nll_against_best"):
-        found["recipes"][0]["methods"]["td"][against]["seeds_needed"] = {
+        given["recipes"][0]["methods"]["td"][against]["seeds_needed"] = {
             "verdict": "rows_too_few",
             "total": None,
             "more": None,
         }
-    page = read(found)
-    assert "100 test rows under these teachers: it takes more rows or teachers" in page.text
+    page = read(given)
+    assert "100 test rows with these teachers: it takes more rows or teachers" in page.text
     assert page.text.count("more rows or teachers") == 4  # by score and by loss: in the verdict, and in the table
     assert "teachers" not in read(summary({"td": 0.795, "scd": 0.8}, p=0.3)).text.partition("How to read")[0]
 
 
-def test_a_method_with_one_training_in_common_is_compared_on_that_alone(read):
-    found = summary({"sft": 0.7, "td": 0.75, "scd": 0.9}, p=0.004)
+def test_a_method_with_one_training_run_in_common_is_compared_on_that_alone(read):
+    given = summary({"sft": 0.7, "td": 0.75, "scd": 0.9}, p=0.004)
     for key in ("score", "nll"):
-        against = found["recipes"][0]["methods"]["td"][f"{key}_against_best"]
+        against = given["recipes"][0]["methods"]["td"][f"{key}_against_best"]
         against |= {"p_holm": None, "difference": against["difference"] | {"rows_only": True}}
-    page = read(found)
-    assert page.text.count("td has one training in common with it and is compared on that alone") == 2
+    page = read(given)
+    assert page.text.count("td has one training run in common with it and is compared on that alone") == 2
     assert "no seed in common" not in page.text and "−0.150*" in page.text
-    assert page.text.count("After Holm's correction it is ahead of sft . td has one training") == 2
+    assert page.text.count("It is significantly better than sft after Holm's correction. td has one training run") == 2
 
 
 def test_models_that_answer_alike_do_not_ask_for_rows(read):
     page = read(summary({"td": 0.8, "scd": 0.8}, p=1.0, needed=("rows_too_few", None)))
-    assert "against scd there is no difference at all so far" in page.text and "it takes more rows" not in page.text
+    assert "for scd there is no difference so far" in page.text and "it takes more rows" not in page.text
     assert page.text.count("no difference") == 4
 
 
-def test_settled_against_some(read):
-    found = summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, p=0.3)
-    found["recipes"][0]["methods"]["sft"]["nll_against_best"]["p_holm"] = 0.01
-    page = read(found)
-    assert "that it is first on test is not settled" in headline(page)
-    assert "it is ahead of sft ; td may be as good" in page.text
+def test_significantly_better_than_some(read):
+    given = summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, p=0.3)
+    given["recipes"][0]["methods"]["sft"]["nll_against_best"]["p_holm"] = 0.01
+    page = read(given)
+    assert "on test it is not significantly better than all others" in headline(page)
+    assert "better than sft after Holm's correction; the difference from td is not significant." in page.text
 
 
-def test_a_small_p_is_not_enough_where_the_interval_holds_0():
+def test_a_small_p_is_not_enough_if_the_interval_includes_0():
     methods = summary({"td": 0.79, "scd": 0.8}, p=0.01)["recipes"][0]["methods"]
-    assert race(methods, "score", "scd")["state"] == "open"
+    assert standing(methods, "score", "scd").state == "ahead_of_none"
 
 
-def test_an_interval_without_0_is_not_enough_where_holm_says_no():
+def test_an_interval_without_0_is_not_enough_if_holm_rejects_it():
     methods = summary({"td": 0.7, "scd": 0.8}, p=0.06, needed=("settled", 0))["recipes"][0]["methods"]
-    found = race(methods, "score", "scd")
-    assert found["state"] == "open" and found["needs"]["corrected"] == ["td"] and found["needs"]["more"] is None
+    claim = standing(methods, "score", "scd")
+    assert claim.state == "ahead_of_none" and claim.seeds.corrected == ["td"] and claim.seeds.more is None
 
 
 @pytest.mark.parametrize(
     ("needed", "words"),
     [
-        (("rows_too_few", None), "no number of seeds up to 1,000 will do on 100 test rows"),
-        (("seed_variance_unknown", None), "one seed cannot tell how many: train three at least"),
-        (("settled", 0), "the seeds there are would do for one comparison alone, but not for 2 at once"),
+        (("rows_too_few", None), "no number of seeds up to 1,000 suffices on 100 test rows"),
+        (("seed_variance_unknown", None), "one seed is not enough to estimate it: train at least three"),
+        (("settled", 0), "the present seeds suffice for one comparison alone, but not for 2 at once"),
     ],
 )
-def test_what_would_settle_it_where_seeds_alone_do_not(read, needed, words):
+def test_what_is_needed_if_seeds_alone_do_not_suffice(read, needed, words):
     assert words in read(summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, needed=needed)).text
 
 
@@ -227,93 +229,83 @@ def test_beats_its_teacher(read):
 @pytest.mark.parametrize(
     ("score", "half", "gap", "verdict", "by"),
     [
-        (0.90, 0.02, (1.4, 2.6), "above", "share"),
-        (0.82, 0.02, (0.9, 1.5), "open", "share"),
-        (0.75, 0.02, (0.2, 0.8), "below", "share"),
+        (0.90, 0.02, (1.4, 2.6), "above", "gap"),
+        (0.82, 0.02, (0.9, 1.5), "not_significant", "gap"),
+        (0.75, 0.02, (0.2, 0.8), "below", "gap"),
         (0.90, 0.02, (None, None), "above", "apart"),
-        (0.83, 0.02, (None, None), "open", "apart"),
+        (0.83, 0.02, (None, None), "not_significant", "apart"),
         (0.70, 0.02, (None, None), "below", "apart"),
         (0.90, 0.02, (1.4, None), "above", "apart"),
-        (0.83, 0.02, (1.4, None), "open", "apart"),
+        (0.83, 0.02, (1.4, None), "not_significant", "apart"),
     ],
 )
 def test_what_may_be_said_against_the_teacher(score, half, gap, verdict, by):
-    found = summary({"scd": score}, half=half, gap=gap)
-    said = against_teacher(found["recipes"][0], "scd", "score", found["cells"])
-    assert (said["verdict"], said["by"], said["rows_only"]) == (verdict, by, False)
+    given = summary({"scd": score}, half=half, gap=gap)
+    claim = against_teacher(given["recipes"][0], "scd", "score", given["cells"])
+    assert (claim.verdict, claim.by, claim.rows_only) == (verdict, by, False)
 
 
-def test_a_paired_difference_from_the_teacher_goes_before_all(read):
-    found = summary({"td": 0.7, "scd": 0.83})
-    scd = found["recipes"][0]["methods"]["scd"]
-    scd["score_against_teacher"] = {"difference": interval(0.03, 0.01)}
-    scd["nll_against_teacher"] = {"difference": interval(-0.03, 0.05)}
-    page = read(found)
-    assert "the paired difference is +0.030 [+0.020, +0.040] , so the student beats its teacher" in page.text
-    assert "The paired difference is −0.030 [−0.080, +0.020] and its interval holds 0" in page.text
-    assert " ".join(headline(page).split()).endswith("It beats its teacher by score.")
-
-
-def test_a_share_that_rests_on_one_seed_says_so():
-    found = summary({"sft": 0.7, "scd": 0.9}, gap=(1.4, 2.6))
-    found["recipes"][0]["methods"]["scd"]["gap_closed"]["from"] = "sft"
-    found["cells"] = [cell for cell in found["cells"] if cell["method"] == "scd" or cell["seed"] == 0]
-    assert against_teacher(found["recipes"][0], "scd", "score", found["cells"])["rows_only"]
+def test_a_gap_closed_that_rests_on_one_seed_says_so():
+    given = summary({"sft": 0.7, "scd": 0.9}, gap=(1.4, 2.6))
+    given["recipes"][0]["methods"]["scd"]["gap_closed"]["from"] = "sft"
+    given["cells"] = [cell for cell in given["cells"] if cell["method"] == "scd" or cell["seed"] == 0]
+    assert against_teacher(given["recipes"][0], "scd", "score", given["cells"]).rows_only
 
 
 def test_the_baseline_closes_nothing_of_its_own_gap(read):
-    found = summary({"sft": 0.7, "scd": 0.9})
-    found["recipes"][0]["methods"]["sft"]["gap_closed"] = None
-    page = read(found)
+    given = summary({"sft": 0.7, "scd": 0.9})
+    given["recipes"][0]["methods"]["sft"]["gap_closed"] = None
+    page = read(given)
     assert "the baseline" in page.text and "no gap" not in page.text
 
 
-def test_one_seed_claims_nothing_of_methods(read):
+def test_one_seed_claims_nothing_about_methods(read):
     page = read(summary({"td": 0.7, "scd": 0.9}, p=0.001, seeds=1))
-    assert "With one seed in common, validation chooses scd: a lead to follow, not a result." in " ".join(
+    assert "With one seed in common, validation chooses scd: more seeds are needed for a result." in " ".join(
         headline(page).split()
     )
-    assert "on these rows it is ahead of td after Holm" in page.text
+    assert "on these rows it differs significantly from td after Holm" in page.text
     assert (
         "beats its teacher" not in page.text
-        and "on these rows this one trained student is ahead of its teacher" in page.text
+        and "on these rows this one trained student is better than its teacher" in page.text
     )
-    assert "train again with other seeds, three at least" in page.text
+    assert "for td train at least three seeds" in page.text
     assert "0.900* [0.880, 0.920]" in page.text
 
 
 def test_validation_may_choose_what_test_does_not_put_first(read):
-    found = summary({"td": 0.9, "scd": 0.7}, p=0.004)
-    methods = found["recipes"][0]["methods"]
+    given = summary({"td": 0.9, "scd": 0.7}, p=0.004)
+    methods = given["recipes"][0]["methods"]
     for key in ("score", "nll"):
-        found["recipes"][0]["best"][key] = "scd"
+        given["recipes"][0]["best"][key] = "scd"
         methods["td"][f"{key}_against_best"] = methods["scd"].pop(f"{key}_against_best") | {"best": "scd"}
         methods["td"][f"{key}_against_best"]["difference"] = interval(0.2 if key == "score" else -0.2, 0.02)
-    page = read(found)
-    assert "Validation chooses scd; that it is first on test is not settled." in headline(page)
+    page = read(given)
+    assert "Validation chooses scd; on test it is not significantly better than all others." in headline(page)
     assert page.text.count("rank 2 of 2 on test") == 2
-    assert page.text.count("td is ahead of it, which validation did not show") == 2
-    assert "no more than luck allows" not in page.text and "differs from none" not in page.text
-    assert race(methods, "nll", "scd")["ahead"] == ["td"]
+    assert page.text.count("td is significantly better on test, which validation did not show") == 2
+    assert "The difference from td" not in page.text and "differs significantly from none" not in page.text
+    assert standing(methods, "nll", "scd").having("ahead") == ["td"]
 
 
 def test_choices_by_score_and_by_loss_differ(read):
-    found = summary({"td": 0.79, "scd": 0.8})
-    methods = found["recipes"][0]["methods"]
-    found["recipes"][0]["best"]["nll"] = "td"
+    given = summary({"td": 0.79, "scd": 0.8})
+    methods = given["recipes"][0]["methods"]
+    given["recipes"][0]["best"]["nll"] = "td"
     methods["td"]["nll_rank"], methods["scd"]["nll_rank"] = 1, 2
     methods["scd"]["nll_against_best"] = methods["td"].pop("nll_against_best") | {"best": "td"}
-    assert "Validation chooses scd by score, td by loss; neither is settled on test." in " ".join(
-        headline(read(found)).split()
+    assert (
+        "Validation chooses scd by score, td by loss; neither is significantly better than all others on test."
+        in " ".join(headline(read(given)).split())
     )
 
 
 def test_no_seed_in_common_is_not_a_win(read):
-    found = summary({"td": 0.7, "scd": 0.9}, p=0.001)
+    given = summary({"td": 0.7, "scd": 0.9}, p=0.001)
     for key in ("score", "nll"):
-        del found["recipes"][0]["methods"]["td"][f"{key}_against_best"]
-    page = read(found)
-    assert "that it is first on test is not settled" in headline(page)
+        del given["recipes"][0]["methods"]["td"][f"{key}_against_best"]
+    page = read(given)
+    assert "on test it is not significantly better than all others" in headline(page)
     assert "td has no seed in common with it and is not tested" in page.text
 
 
@@ -323,18 +315,18 @@ def test_no_seed_in_common_is_not_a_win(read):
 def test_every_part_is_there(read):
     effects = {"score": (0.03, -0.03, 0.0), "nll": (-0.03, 0.0, 0.05)}
     page = read(summary({"td": 0.75, "td-aw": 0.7, "scd": 0.8, "scd-aw": 0.72}, effects=effects))
-    assert page.sections == ["verdict", "scores", "effects", "split", "foretells", "notes"]
+    assert page.sections == ["verdict", "scores", "effects", "split", "predictions", "notes"]
     assert "helps, by score and by loss" in page.text
-    assert "hurt by score; by loss that is not settled" in page.text
-    assert "do less than apart by loss; by score that is not settled" in page.text
+    assert "hurt by score; by loss the effect is not significant" in page.text
+    assert "gain less than the sum of both by loss; by score the effect is not significant" in page.text
     assert "+0.030 [+0.020, +0.040]" in page.text and "1 min 01 s" in page.text
-    assert "5 of 6 students" in page.text and "not shown to be better than that" in page.text
+    assert "5 of 6 students" in page.text and "not significantly better" in page.text
 
 
-def test_shares_of_the_gap(read):
-    found = summary({"td": 0.75, "scd": 0.8}, gap=(0.6, 1.4))
-    found["recipes"][0]["methods"]["td"]["gap_closed"]["share"] = None
-    page = read(found)
+def test_fractions_of_the_gap(read):
+    given = summary({"td": 0.75, "scd": 0.8}, gap=(0.6, 1.4))
+    given["recipes"][0]["methods"]["td"]["gap_closed"]["share"] = None
+    page = read(given)
     assert "100 % [60 %, 140 %]" in page.text and "no gap" in page.text
 
 
@@ -347,7 +339,7 @@ def test_several_data_sets(read):
         "verdict-2",
         "scores-2",
         "split-2",
-        "foretells",
+        "predictions",
         "ranks",
         "notes",
     ]
@@ -358,18 +350,16 @@ def test_several_data_sets(read):
     assert len(ids) == len(set(ids))
 
 
-def test_failed_cells_stand_with_the_first_line_of_their_error(read):
+def test_failed_cells_are_listed_with_the_first_line_of_their_error(read):
     page = read(summary({"td": 0.75, "scd": 0.8}) | {"failed": [FAILED, FAILED | {"error": None}]})
-    assert (
-        "2 students without a result" in page.text and "RuntimeError: no room" in page.text and "at x" not in page.text
-    )
+    assert "2 students failed" in page.text and "RuntimeError: no room" in page.text and "at x" not in page.text
     assert "no message" in page.text
 
 
 def test_nothing_but_failed_cells(read):
     page = read(NOTHING | {"failed": [FAILED]})
     assert page.sections == ["verdict", "failed"]
-    assert "No student came to a good end" in page.text
+    assert "No student has a result yet" in page.text
     assert read(NOTHING).sections == ["verdict"]
 
 
@@ -377,19 +367,19 @@ def test_nothing_but_failed_cells(read):
 def test_one_method_alone(read, seeds):
     page = read(summary({"scd": 0.83}, seeds=seeds))
     assert "One method, scd: nothing to compare it with." in headline(page)
-    assert "To settle first place" not in page.text
+    assert "For a significant result" not in page.text
 
 
 def test_without_validation_losses_and_with_several_teachers(read):
-    found = summary({"td": 0.75, "scd": 0.8}) | {"validation_foretells_test": {}}
-    for cell in found["cells"]:
+    given = summary({"td": 0.75, "scd": 0.8}) | {"validation_foretells_test": {}}
+    for cell in given["cells"]:
         cell["validation"], cell["teacher_seed"] = None, cell["seed"] % 2
-    page = read(found)
-    assert "foretells" not in page.sections and "split" in page.sections
-    assert "scd, seed 1, teacher 1: not won" in page.text
+    page = read(given)
+    assert "predictions" not in page.sections and "split" in page.sections
+    assert "scd, seed 1, teacher seed 1: not won" in page.text
 
 
-def test_a_title_of_ones_own(read):
+def test_another_title(read):
     page = read(summary({"scd": 0.8}), title="Ward <7>")
     assert "Ward <7>" in page.text and "<7>" not in page.source
 
@@ -399,9 +389,9 @@ def test_a_title_of_ones_own(read):
 
 @pytest.fixture
 def hostile(read):
-    found = summary({INJECTION: 0.9, MARKUP: 0.75, "td": 0.7}, name=INJECTION, needed=("rows_too_few", None))
+    given = summary({INJECTION: 0.9, MARKUP: 0.75, "td": 0.7}, name=INJECTION, needed=("rows_too_few", None))
     failed = [FAILED | {"method": INJECTION, "recipe": MARKUP, "error": INJECTION + MARKUP}]
-    return read(both(found, summary({INJECTION: 0.8}, name=MARKUP)) | {"failed": failed}, title=INJECTION)
+    return read(both(given, summary({INJECTION: 0.8}, name=MARKUP)) | {"failed": failed}, title=INJECTION)
 
 
 def test_text_from_data_is_inert(hostile):
@@ -420,7 +410,7 @@ def test_nothing_is_loaded(hostile):
     assert "url(" not in hostile.source and "@import" not in hostile.source
 
 
-def test_tables_and_charts_speak_to_a_screen_reader(read):
+def test_tables_and_charts_are_accessible(read):
     page = read(
         summary(
             {"td": 0.75, "td-aw": 0.7, "scd": 0.8, "scd-aw": 0.72},
@@ -437,12 +427,12 @@ def test_tables_and_charts_speak_to_a_screen_reader(read):
     ).items()
 
 
-def test_a_method_far_off_does_not_squeeze_the_others(read):
+def test_a_method_far_away_does_not_compress_the_axis(read):
     page = read(summary({"a": 0.80, "b": 0.79, "c": 0.78, "d": 0.77, "lost": 0.02}))
     assert "◂ off the scale" in page.text and "off the scale ▸" in page.text
 
 
-def test_an_interval_beyond_what_a_score_can_be_ends_at_the_border():
+def test_an_interval_beyond_the_range_of_a_score_is_cut():
     from tutelage.records import Interval
     from tutelage.report.charts import forest
 
@@ -450,10 +440,10 @@ def test_an_interval_beyond_what_a_score_can_be_ends_at_the_border():
     assert line["cut_high"] and not line["cut_low"] and line["high"] == 99 and line["low"] > 1
 
 
-def test_torch_stays_away(tmp_path):
+def test_torch_is_not_imported(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(NOTHING), encoding="utf-8")
-    code = f"import json, sys; from pathlib import Path; from tutelage.compare.page import write_page; p = Path({str(tmp_path)!r})"
-    code += "; write_page(json.loads((p / 'summary.json').read_text()), p / 'index.html')"
+    code = "import json, sys; from pathlib import Path; from tutelage.compare.summary.page import write_page"
+    code += f"; p = Path({str(tmp_path)!r}); write_page(json.loads((p / 'summary.json').read_text()), p / 'index.html')"
     code += "; assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["index.html", "summary.json"]

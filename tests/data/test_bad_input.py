@@ -91,7 +91,7 @@ def test_rows_that_cannot_be(command, tmp_path, change, words):
 def test_validation_rows_that_are_test_rows(command, tmp_path):
     recipe = make_project(tmp_path)
     write_rows(tmp_path / "data/validation.jsonl", [{**color_rows("test", 1)[0], "id": "v"}])
-    expect_refusal(command, recipe, "validation rows that are test rows too", "test-0")
+    expect_refusal(command, recipe, "validation rows that are also test rows", "test-0")
 
 
 def test_two_columns_that_could_be_the_label(command, tmp_path):
@@ -194,7 +194,7 @@ def test_predict_does_not_write_over_a_file(command, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a"}\n')
     assert command("predict", tmp_path, "--input", rows, "--output", rows) == 2
-    assert "rows.jsonl is there already" in command.err
+    assert "rows.jsonl already exists" in command.err
     assert rows.read_text() == '{"text": "a"}\n'
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tutelage.data.dataset import load_rows
 from tutelage.data.row_formats import example_from_row
-from tutelage.errors import DataError
+from tutelage.errors import DataError, Place
 from tutelage.recipe.schema import Data, Recipe, Task
 from tutelage.records import SPLITS
 from tutelage.utils.files import write_jsonl
@@ -18,7 +18,7 @@ CLASSIFY, NER, QA = Task(type="classification"), Task(type="ner"), Task(type="qa
 def example(row, task=QA, labels=None, need_answer=True, **data):
     data = Data(**data)
     return example_from_row(
-        row, where="f:1", split="train", task=task, data=data, labels=labels, need_answer=need_answer
+        row, place=Place("f", 1), split="train", task=task, data=data, labels=labels, need_answer=need_answer
     )
 
 
@@ -81,8 +81,8 @@ def test_usual_other_names_are_read(row, task, answer):
     [
         ({"sentence": "a", "content": "b", "label": "x"}, r"'sentence' and 'content' .*columns=\{text: sentence\}"),
         ({"text": "a", "category": "x", "sentiment": "y"}, r"'category' and 'sentiment' .*columns=\{label: category\}"),
-        ({"question": "q", "input": "a", "label": "x"}, "no shape that is known"),
-        ({"instruction": "q", "input": "a", "label": "x"}, "no shape that is known"),
+        ({"question": "q", "input": "a", "label": "x"}, "unrecognised columns"),
+        ({"instruction": "q", "input": "a", "label": "x"}, "unrecognised columns"),
     ],
 )
 def test_a_column_is_never_picked_by_luck(row, words):
@@ -126,8 +126,8 @@ def test_rows_to_predict_are_read_as_the_training_rows_were():
 
 def test_the_passage_of_a_choice_stands_in_front_of_its_default_prompt():
     row = {"question": "Who?", "choices": ["he", "she"], "answer": "B", "context": "She sat."}
-    found = example_from_row(row, where="f:1", split="train", task=Task(type="qa"), data=Data(), labels=None)
+    found = example_from_row(row, place=Place("f", 1), split="train", task=Task(type="qa"), data=Data(), labels=None)
     assert found.prompt.startswith("She sat.\n")
     del row["context"]
-    alone = example_from_row(row, where="f:1", split="train", task=Task(type="qa"), data=Data(), labels=None)
+    alone = example_from_row(row, place=Place("f", 1), split="train", task=Task(type="qa"), data=Data(), labels=None)
     assert found.prompt == "She sat.\n" + alone.prompt

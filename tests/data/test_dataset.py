@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from helpers.files import NER, QA, example, labelled, recipe, write
-from tutelage.data.columns import SHAPES, detect_shape
+from tutelage.data.columns import ROW_FORMATS, read_columns
 from tutelage.data.dataset import load_rows, simple_examples
 from tutelage.data.readers import SPLIT_NAMES
 from tutelage.data.row_formats import content_id
 from tutelage.errors import DataError
 from tutelage.recipe.load import load_recipe
-from tutelage.recipe.schema import Task
+from tutelage.recipe.schema import Data, Task
 from tutelage.tasks import make_task, template_for
 
 # --- splits, samples, ids ---
@@ -62,7 +62,7 @@ def test_mapped_ids_are_kept_and_may_stand_once(tmp_path):
     run = recipe(tmp_path, columns={"id": "ref"})
     assert [e.id for e in load_rows(run).examples["train"]] == ["000", "001", "002"]
     write(tmp_path, test=[{**rows[0], "text": "z"}])
-    with pytest.raises(DataError, match=r"000 at .*test\.jsonl:1"):
+    with pytest.raises(DataError, match=r"test\.jsonl:1: the id '000' is already used"):
         load_rows(run)
 
 
@@ -80,14 +80,14 @@ def test_texts_that_differ_in_vowel_signs_or_symbols_are_not_the_same(tmp_path, 
 
 def test_texts_that_differ_in_width_case_and_punctuation_are_the_same(tmp_path):
     write(tmp_path, train=labelled("ＡＢＣ, 1"), validation=labelled("v"), test=labelled("abc 1!"))
-    with pytest.raises(DataError, match="training rows that are test rows too"):
+    with pytest.raises(DataError, match="training rows that are also test rows"):
         load_rows(recipe(tmp_path))
 
 
 def test_validation_rows_that_are_test_rows_are_refused(tmp_path):
     write(tmp_path, train=labelled("x"), validation=labelled("Same."), test=labelled("same"))
     with pytest.raises(
-        DataError, match=r"validation rows that are test rows too; take them out, or write data\.overlap=drop"
+        DataError, match=r"validation rows that are also test rows; remove them, or write data\.overlap=drop"
     ):
         load_rows(recipe(tmp_path))
     write(tmp_path, train=labelled("!!"), validation=labelled("..."), test=labelled("??"))
@@ -176,13 +176,13 @@ def test_a_label_file_that_cannot_be_read(tmp_path, content, words):
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own-data.md").read_text(encoding="utf-8")
 
 
-def test_every_row_on_the_page_is_of_the_shape_it_stands_for():
+def test_every_row_on_the_page_has_the_row_format_of_its_line():
     rows = re.findall(r"^\| ([\w, ]+) \| (.+?) \| `(\{.+\})` \|$", PAGE, re.MULTILINE)
-    assert len(rows) == len(SHAPES)
-    for (task, columns, text), shape in zip(rows, SHAPES, strict=True):
+    assert len(rows) == len(ROW_FORMATS)
+    for (task, columns, text), row_format in zip(rows, ROW_FORMATS, strict=True):
         row = json.loads(text)
         kind = Task(type="classification" if task.startswith("any") else task)
-        assert detect_shape(row, kind) == shape and all(f"`{name}`" in columns for name in row)
+        assert read_columns(row, kind, Data()).row_format == row_format and all(f"`{name}`" in columns for name in row)
         assert example(row, kind, chat_template="chat" in task).answer
 
 

@@ -1,6 +1,6 @@
 """From files to rows and prompts: what readers keep and refuse, prompts to the letter.
 
-The shapes one by one are in test_shapes.py, splits and label sets in test_rows.py.
+The row formats are in test_row_formats.py, splits and label sets in test_dataset.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
 from helpers.files import CLASSIFY, NER, QA, example, labelled, read, recipe, write
-from tutelage.data.dataset import fingerprint, load_rows
+from tutelage.data.dataset import load_rows
 from tutelage.data.readers import SPLIT_NAMES, find_files, read_hub, read_rows
+from tutelage.data.splits import data_fingerprint
 from tutelage.errors import DataError
 
 # --- files ---
@@ -28,9 +29,9 @@ def test_json_as_a_list_an_object_with_one_list_or_lines(tmp_path, text):
 
 
 def test_a_csv_cell_may_hold_commas_quotes_and_line_breaks(tmp_path):
-    ((row, where),) = read(tmp_path / "a.csv", '\ufeffid,text\n007,"He said ""no"",\nthen left"\n')
+    ((row, place),) = read(tmp_path / "a.csv", '\ufeffid,text\n007,"He said ""no"",\nthen left"\n')
     assert row == {"id": "007", "text": 'He said "no",\nthen left'}
-    assert where.endswith("a.csv:3")
+    assert str(place).endswith("a.csv:3")
 
 
 @pytest.mark.parametrize(
@@ -38,9 +39,9 @@ def test_a_csv_cell_may_hold_commas_quotes_and_line_breaks(tmp_path):
     [
         ("a.csv", "text,label\none,a,b\n", ["a.csv:2", "3 cells", "2 columns"]),
         ("a.csv", "text,label\none\n", ["a.csv:2", "1 cells", "2 columns"]),
-        ("a.csv", "text,text\none,two\n", ["a.csv:1", "'text'", "twice"]),
+        ("a.csv", "text,text\none,two\n", ["a.csv:1", "'text'", "column_repeated"]),
         ("a.csv", "text,label\n", ["a.csv", "empty"]),
-        ("a.csv", 'text,label\n"he" said,x\n', ["a.csv:2", "CSV", "doubled"]),
+        ("a.csv", 'text,label\n"he" said,x\n', ["a.csv:2", "CSV", "table_invalid"]),
         ("a.csv", "text,label\n배송,a\n".encode("cp949"), ["a.csv", "not UTF-8", "CP949"]),
         ("a.json", "5", ["a.json", "list of rows", "int"]),
         ("a.json", '[{"x": 1}, 2]', ["a.json:row 2", "int"]),
@@ -97,7 +98,7 @@ def test_one_row_as_a_json_object_and_several_tables(tmp_path):
 def test_comments_and_tabs_in_conll(tmp_path):
     text = "# id = 7\n# text = blood type O\nNew York\tB-LOC\n#\tO\n\n# a remark\n#1 O\n\u3000 O\n"
     rows = read(tmp_path / "a.conll", text)
-    assert rows[0][0] == {"tokens": ["New York", "#"], "tags": ["B-LOC", "O"]} and rows[0][1].endswith(":3")
+    assert rows[0][0] == {"tokens": ["New York", "#"], "tags": ["B-LOC", "O"]} and str(rows[0][1]).endswith(":3")
     assert rows[1][0] == {"tokens": ["#1", "\u3000"], "tags": ["O", "O"]}
 
 
@@ -133,7 +134,7 @@ def test_files_of_a_folder(tmp_path, names, found):
 
 def test_a_missing_piece_of_a_split_is_told(tmp_path):
     (tmp_path / "train-00001-of-00002.parquet").touch()
-    with pytest.raises(DataError, match=r"1 of 2 pieces .*data\.train="):
+    with pytest.raises(DataError, match=r"1 of 2 parts .*data\.train="):
         find_files(tmp_path)
 
 
@@ -191,9 +192,9 @@ def test_a_file_wins_over_the_hubs_split_and_makes_results_stale(tmp_path, monke
     run = recipe("some/set", **files)
     found = load_rows(run).examples
     assert (len(found["train"]), len(found["test"])) == (2, 1) and "mine" in found["test"][0].prompt
-    before = fingerprint(run)
+    before = data_fingerprint(run.data)
     write(folder, test=labelled("other"))
-    assert before["hub"] == fingerprint(run)["hub"] and before != fingerprint(run)
+    assert before["hub"] == data_fingerprint(run.data)["hub"] and before != data_fingerprint(run.data)
 
 
 def test_a_hub_id_may_have_no_slash_and_other_names_of_validation(monkeypatch):
@@ -221,7 +222,7 @@ def test_a_name_that_is_neither_folder_nor_data_set_tells_both_readings(tmp_path
     monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reviews").mkdir()
-    with pytest.raises(DataError, match=r"no folder 'reviws' .*mean reviews.*hub data set .*no network"):
+    with pytest.raises(DataError, match=r"no folder 'reviws' .*mean reviews.*Hub data set .*no network"):
         load_rows(recipe("reviws"))
     with pytest.raises(DataError, match=r"no folder './reviws'"):
         load_rows(recipe("./reviws"))

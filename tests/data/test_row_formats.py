@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from tutelage.data.dataset import load_rows
 from tutelage.data.readers import read_hub, read_rows
 from tutelage.data.row_formats import example_from_row
-from tutelage.errors import DataError
+from tutelage.errors import DataError, Kind, Place, RowsError
 from tutelage.recipe.schema import Data, Recipe, Task
 
 CLASSIFY, NER, QA = Task(type="classification"), Task(type="ner"), Task(type="qa")
@@ -20,7 +20,7 @@ CLASSIFY, NER, QA = Task(type="classification"), Task(type="ner"), Task(type="qa
 def example(row, task=QA, labels=None, need_answer=True, **data):
     data = Data(**data)
     return example_from_row(
-        row, where="f:1", split="train", task=task, data=data, labels=labels, need_answer=need_answer
+        row, place=Place("f", 1), split="train", task=task, data=data, labels=labels, need_answer=need_answer
     )
 
 
@@ -278,7 +278,7 @@ def test_every_file_format(tmp_path):
         ending: read_rows([str(tmp_path / f"a.{ending}")])
         for ending in ["jsonl", "json", "csv", "tsv", "parquet", "conll"]
     }
-    assert [row["x"] for row, _ in read["jsonl"]] == ["1", "2"] and read["jsonl"][1][1].endswith("a.jsonl:3")
+    assert [row["x"] for row, _ in read["jsonl"]] == ["1", "2"] and str(read["jsonl"][1][1]).endswith("a.jsonl:3")
     assert [row["x"] for row, _ in read["json"]] == ["1", "2"] == [row["x"] for row, _ in read["parquet"]]
     assert [row for row, _ in read["csv"]] == [{"x": "007", "y": "a, b"}, {"x": "2", "y": None}]
     assert read["tsv"][0][0] == {"x": "007", "y": "a"}
@@ -293,8 +293,8 @@ def test_label_numbers_of_the_hub_become_names(monkeypatch):
                          "label": ClassLabel(names=["no", "yes"])})  # fmt: skip
     table = Dataset.from_dict({"tokens": [["Ann", "ran"]], "ner_tags": [[1, 0]], "label": [1]}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: table)
-    ((row, where),) = read_hub("some/set", None, "train", None)
-    assert row["ner_tags"] == ["B-PER", "O"] and row["label"] == "yes" and where == "some/set/train:row 1"
+    ((row, place),) = read_hub("some/set", None, "train", None)
+    assert row["ner_tags"] == ["B-PER", "O"] and row["label"] == "yes" and str(place) == "some/set/train:row 1"
     assert example(row, NER).answer == "PER: Ann"
 
 
@@ -334,10 +334,18 @@ def test_several_problems_come_in_one_message(tmp_path):
     write(tmp_path, "train", [{"id": 1, "text": "a", "label": "x"}, {"id": 1, "text": "b", "label": ""}])
     write(tmp_path, "validation", [{"text": "c", "label": "y"}])
     write(tmp_path, "test", [{"text": "A!", "label": "x"}])
-    with pytest.raises(DataError) as error:
+    with pytest.raises(RowsError) as caught:
         load_rows(recipe(tmp_path))
-    for words in ("stand twice", "empty answers", "'y' in validation", "training rows that are test rows"):
-        assert words in str(error.value)
+    problems = caught.value.problems
+    assert [(p.kind, p.split) for p in problems] == [
+        (Kind.ANSWER_EMPTY, "train"),
+        (Kind.LABEL_OUTSIDE_SET, "validation"),
+        (Kind.ID_REPEATED, "train"),
+        (Kind.ROW_IN_TWO_SPLITS, "train"),
+    ]
+    assert [(str(p.place.number), p.row) for p in problems if p.place] == [("2", None), ("2", "1")]
+    for words in ("empty answers", "'y' in validation", "training rows that are also test rows", "[id_repeated]"):
+        assert words in str(caught.value)
 
 
 def test_labels_beside_the_data_serve_for_what_training_lacks(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tutelage.data.encode import LengthGroupedSampler
+from tutelage.data.collate import LengthGroupedSampler
 
 LENGTHS = np.random.default_rng(0).integers(5, 200, 1003)
 

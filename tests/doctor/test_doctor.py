@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from helpers.tiny import byte_tokenizer, tiny_model
 from tutelage.data.near_duplicates import near_pairs
 from tutelage.doctor import Check, examine_file, exit_code, to_json
 from tutelage.doctor.headroom import histogram
+from tutelage.errors import Kind
 
 
 def test_a_sound_recipe_passes_and_nothing_is_written(tmp_path):
@@ -40,9 +42,9 @@ def test_rows_of_test_in_training_fail(tmp_path):
 
 def test_rows_that_are_almost_training_rows_are_shown(tmp_path):
     near = [{**row, "id": f"near-{row['id']}", "text": row["text"][:-1] + "x"} for row in rows("test")[:6]]
-    check = found(changed(tmp_path, "train", lambda own: own + near), name="near leaks")
+    check = found(changed(tmp_path, "train", lambda own: own + near), name="near_leaks")
     assert check.status == "look" and check.numbers["test_near_train"] == 6
-    assert "6 of 60 test rows (10%)" in check.text
+    assert check.kind == Kind.NEAR_DUPLICATES and "6 of 60 test rows (10%)" in check.text
     assert check.change.startswith("data.dataset=") and check.line == line_of(tmp_path / "recipe.yaml", "  dataset:")
 
 
@@ -56,7 +58,7 @@ def test_one_prompt_with_two_answers_is_shown(tmp_path):
 def test_a_class_too_small_to_learn_is_shown(tmp_path):
     check = found(
         changed(tmp_path, "train", lambda own: [*own, {"text": "the one odd thing", "label": "mauve"}]),
-        name="small classes",
+        name="small_classes",
     )
     assert check.status == "look" and "'mauve' (1)" in check.text and check.change.startswith("data.dataset=")
 
@@ -65,7 +67,7 @@ def test_a_lopsided_label_set_asks_for_another_metric(tmp_path):
     def lopsided(own):
         return [{**row, "label": row["label"] if n % 10 == 0 else "red"} for n, row in enumerate(own)]
 
-    check = found(changed(tmp_path, "train", lopsided), name="label shares")
+    check = found(changed(tmp_path, "train", lopsided), name="label_distribution")
     assert (check.status, check.change) == ("look", "task.metric=macro_f1")
 
 
@@ -120,7 +122,7 @@ def test_korean_rows_without_a_language_are_shown(tmp_path):
 
 
 def test_answers_longer_than_what_is_generated(tmp_path):
-    check = found(sound(tmp_path), "task.max_new_tokens=3", name="answer lengths")
+    check = found(sound(tmp_path), "task.max_new_tokens=3", name="answer_lengths")
     # With the space in front `red` has 4 tokens, `blue` 5, `green` 6.
     assert (check.status, check.change) == ("fail", "task.max_new_tokens=11")
 
@@ -141,20 +143,20 @@ def test_another_vocabulary_fails(tmp_path):
 def test_another_end_of_sequence_fails(tmp_path):
     path, place = sound(tmp_path), tmp_path / "models" / "student" / "tokenizer_config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"eos_token": "<|pad|>"}))
-    check = found(path, name="end of sequence")
+    check = found(path, name="end_of_sequence")
     assert check.status == "fail" and check.change.startswith("student.model_name_or_path=")
 
 
 def test_embeddings_smaller_than_the_tokenizer_fail(tmp_path):
     path = sound(tmp_path)
     tiny_model(1, vocab_size=250, eos_token_id=None, pad_token_id=None).save_pretrained(tmp_path / "models" / "student")
-    check = found(path, name="padded sizes")
+    check = found(path, name="padded_sizes")
     assert check.status == "fail" and check.numbers == {"vocabulary": 258, "teacher": 258, "student": 250}
 
 
 def test_chat_prompts_without_a_chat_template_fail(tmp_path):
     path = sound(tmp_path)
-    assert found(path, "data.chat_template=true", name="chat template").change == "data.chat_template=false"
+    assert found(path, "data.chat_template=true", name="chat_template").change == "data.chat_template=false"
 
 
 def test_too_few_positions_fail(tmp_path):
@@ -171,7 +173,7 @@ def test_a_student_that_is_larger_than_its_teacher_is_shown(tmp_path):
         path,
         f"teacher.model_name_or_path={models[0]}",
         f"student.model_name_or_path={models[1]}",
-        name="sizes of models",
+        name="model_sizes",
     )
     assert check.status == "look" and check.change.startswith("student.model_name_or_path=")
 
@@ -187,11 +189,11 @@ def test_weights_that_give_no_finite_gradient_fail(tmp_path):
     model.model.norm.weight.data.fill_(float("nan"))
     model.save_pretrained(tmp_path / "models" / "student")
     checks = {check.name: check for check in examine_file(path)}
-    assert checks["gradient of the student"].status == "fail"
+    assert checks["gradient_of_student"].status == "fail"
 
 
 def test_a_training_argument_that_transformers_refuses_names_its_line(tmp_path):
-    check = found(sound(tmp_path), "trainer.lr_scheduler_type=cosin", name="training arguments")
+    check = found(sound(tmp_path), "trainer.lr_scheduler_type=cosin", name="training_arguments")
     assert (check.status, check.change) == ("fail", "trainer.lr_scheduler_type=...")
 
 
@@ -216,10 +218,10 @@ def test_mistakes_in_the_recipe_are_checks_with_their_lines(tmp_path):
     assert checks[0].line.endswith("bank.yaml:1")
 
 
-def test_a_trial_foretells_time_disk_and_memory_and_leaves_the_run_alone(tmp_path):
-    checks = {check.name: check for check in examine_file(sound(tmp_path), probe=24)}
+def test_a_timing_run_predicts_time_disk_and_memory_and_leaves_the_run_alone(tmp_path):
+    checks = {check.name: check for check in examine_file(sound(tmp_path), timing_rows=24)}
     assert not (tmp_path / "run").exists()
-    times = checks["time"].numbers["foretold"]
+    times = checks["time"].numbers["predicted"]
     assert all(times[stage] > 0 for stage in ("prepare", "teach", "anchor", "cache", "distill", "evaluate"))
     disk = checks["disk"].numbers
     # float32 states of 32 numbers: a space, 3, 4 or 5 letters, and the end; and a head of 258 x 32.
@@ -227,7 +229,7 @@ def test_a_trial_foretells_time_disk_and_memory_and_leaves_the_run_alone(tmp_pat
     assert disk["cache"] == 2 * (positions * 32 * 4 + 258 * 32 * 4)
     assert disk["teach while training"] > disk["teach"] > 0
     assert checks["memory"].numbers["teach"] > 0
-    assert checks["verdict"].text.startswith("By a first sight of a few steps")
+    assert checks["verdict"].numbers["timing_run"]
 
 
 # --- parts ---
@@ -253,8 +255,17 @@ def test_the_entropy_of_weights():
 
 
 def test_checks_as_json_and_exit_codes():
-    passed, look, fail = (Check("n", "data", status, "t") for status in ("passed", "look", "fail"))
+    passed = Check("small_classes", "data", "passed", numbers={"classes": 3, "smallest": 9})
+    look = Check("sizes", "data", "look", Kind.STUDENT_IS_TEACHER, change="data.train=FILE", line="r.yaml:3")
+    fail = replace(look, status="fail")
     assert [exit_code(checks) for checks in ([], [passed], [passed, look], [look, fail])] == [0, 0, 1, 2]
     assert json.loads(to_json([look]))[0] == {
-        "name": "n", "area": "data", "status": "look", "text": "t", "numbers": {}, "change": None, "line": None,
-    }  # fmt: skip
+        "name": "sizes",
+        "area": "data",
+        "kind": "student_is_teacher",
+        "status": "look",
+        "text": look.text,
+        "numbers": {},
+        "change": "data.train=FILE",
+        "line": "r.yaml:3",
+    }

@@ -14,6 +14,7 @@ from helpers.project import LABELS, Command, write_rows
 from helpers.sound_project import SIZES, rows, sound, texts
 from helpers.tiny import byte_tokenizer, tiny_model
 from tutelage.doctor import examine_file, exit_code
+from tutelage.errors import Kind
 
 
 def chats(path: Path) -> Path:
@@ -52,7 +53,7 @@ def test_a_leak_in_other_letters_fails(tmp_path, twist):
     again = [{**row, "id": f"again-{row['id']}", "text": twist(row["text"])} for row in rows("test")[:4]]
     check = found(changed(tmp_path, "train", lambda own: own + again), name="leaks")
     assert (check.status, check.change, check.numbers["places"]) == ("fail", "data.overlap=drop", 4)
-    assert "training rows that are test rows too" in check.text
+    assert "training rows that are also test rows" in check.text
 
 
 def test_places_are_counted_where_reasons_hold_semicolons(tmp_path):
@@ -73,7 +74,7 @@ def test_rows_of_a_single_label_fail(tmp_path):
     path = sound(tmp_path)
     for split in SIZES:
         write_rows(tmp_path / "data" / f"{split}.jsonl", [{**row, "label": "red"} for row in rows(split)])
-    check = found(path, name="label shares")
+    check = found(path, name="label_distribution")
     assert (check.status, check.change) == ("fail", "data.columns={label: ANOTHER_COLUMN}") and "'red'" in check.text
 
 
@@ -98,12 +99,12 @@ def test_more_than_is_held_out_already_is_asked_for(tmp_path):
 def test_one_near_twin_is_not_worth_a_look(tmp_path):
     near = {**rows("test")[0], "id": "near", "text": rows("test")[0]["text"][:-1] + "x"}
     path = changed(tmp_path, "train", lambda own: [*own, near])
-    assert found(path, name="near leaks").status == "passed"
+    assert found(path, name="near_leaks").status == "passed"
 
 
 def test_one_long_answer_among_many_is_mentioned_and_no_more(tmp_path):
     path = changed(tmp_path, "train", lambda own: [*own, {"text": "the odd one of them all", "label": "chartreuse"}])
-    check = found(path, "task.max_new_tokens=8", name="answer lengths")
+    check = found(path, "task.max_new_tokens=8", name="answer_lengths")
     assert check.status == "passed" and "(1 answers are longer)" in check.text
 
 
@@ -141,7 +142,7 @@ def test_padded_vocabularies_pass(tmp_path):
             tmp_path / "models" / name
         )
     checks = {check.name: check for check in examine_file(path)}
-    assert checks["padded sizes"].numbers == {"vocabulary": 258, "teacher": 320, "student": 272}
+    assert checks["padded_sizes"].numbers == {"vocabulary": 258, "teacher": 320, "student": 272}
     assert exit_code(list(checks.values())) == 0
 
 
@@ -157,7 +158,7 @@ def test_a_tokenizer_without_an_end_of_sequence_fails(tmp_path):
 
 
 def test_conversations_without_a_chat_template_ask_for_other_models(tmp_path):
-    check = found(chats(sound(tmp_path)), name="chat template")
+    check = found(chats(sound(tmp_path)), name="chat_template")
     assert check.status == "fail" and check.change == "teacher.model_name_or_path=ONE_WITH_A_CHAT_TEMPLATE"
 
 
@@ -166,10 +167,10 @@ def test_chat_templates_that_disagree_are_shown(tmp_path):
     turns = "{% for m in messages %}<%s>{{ m['content'] }}{% endfor %}"
     templated(tmp_path, "teacher", turns.replace("%s", "a"))
     templated(tmp_path, "student", turns.replace("%s", "b"))
-    check = found(path, name="chat template")
-    assert check.status == "look" and "another one" in check.text
+    check = found(path, name="chat_template")
+    assert (check.status, check.kind) == ("look", Kind.CHAT_TEMPLATES_DIFFER)
     templated(tmp_path, "teacher", turns.replace("%s", "b"))
-    assert found(path, name="chat template").status == "passed"
+    assert found(path, name="chat_template").status == "passed"
 
 
 def test_float16_on_a_cpu_fails(tmp_path):
@@ -184,9 +185,9 @@ def test_float16_on_a_cpu_fails(tmp_path):
 @pytest.mark.parametrize(("rate", "words"), [("3", "large"), ("1e-9", "small")])
 def test_a_learning_rate_that_cannot_be_meant_is_shown(tmp_path, rate, words):
     path = sound(tmp_path)
-    check = found(path, f"distill.trainer.learning_rate={rate}", name="learning rate")
+    check = found(path, f"distill.trainer.learning_rate={rate}", name="learning_rate")
     assert check.status == "look" and words in check.text and check.change == "distill.trainer.learning_rate=1e-4"
-    assert found(path, name="learning rate").status == "passed"
+    assert found(path, name="learning_rate").status == "passed"
 
 
 def test_a_batch_that_leaves_no_steps_is_shown(tmp_path):
@@ -217,7 +218,7 @@ def test_weights_that_training_cannot_hold_here_fail(tmp_path, monkeypatch):
     path = sound(tmp_path)
     weights = tiny_model(0, hidden=32, layers=4).num_parameters()
     monkeypatch.setattr("tutelage.doctor.model_checks.machine_memory", lambda: 16 * weights - 1)
-    check = found(path, name="memory of weights")
+    check = found(path, name="weight_memory")
     assert (check.status, check.change) == ("fail", "teacher.lora={}") and check.numbers["teacher"] == 16 * weights
-    assert found(path, "teacher.lora={}", name="memory of weights").status == "passed"
-    assert "head of the teacher" not in {one.name for one in examine_file(path)}  # what does not fit is not loaded
+    assert found(path, "teacher.lora={}", name="weight_memory").status == "passed"
+    assert "head_of_teacher" not in {one.name for one in examine_file(path)}  # what does not fit is not loaded

@@ -28,8 +28,13 @@ def scored(values: np.ndarray) -> dict[str, float]:
     return {"value": float(values.mean()), "low": float(values.mean()) - half, "high": float(values.mean()) + half}
 
 
-def make_fake_run(folder: Path, *, rows: int = 400, skill: float = 0.805, seed: int = 0) -> Path:
-    """A run folder as the stages leave it: teacher near 0.85, plain fine-tuning near 0.75, the student near `skill`."""
+def make_fake_run(
+    folder: Path, *, rows: int = 400, skill: float = 0.805, seed: int = 0, confidences: bool = False
+) -> Path:
+    """A run folder as the stages leave it: teacher near 0.85, plain fine-tuning near 0.75, the student near `skill`.
+
+    confidences: whether predictions carry the probability of the answer.
+    """
     rng = np.random.default_rng(seed)
     ease = rng.random(rows)  # shared by all models, so that paired differences are smaller than unpaired ones
     skills = {"teacher": 0.85, "student": 0.02, "anchor": 0.75, "scd-aw/seed-0": skill, "td/seed-0": 0.765}
@@ -48,6 +53,8 @@ def make_fake_run(folder: Path, *, rows: int = 400, skill: float = 0.805, seed: 
                 "id": id, "model": model, "split": "test", "gold": gold, "raw": said, "prediction": said,
                 "score": float(right[n]), "nll": 0.0 if model == "teacher" and not n else float(nll[n]),
             })  # fmt: skip
+            if confidences:
+                predictions[-1]["confidence"] = float(np.exp(-nll[n])) if right[n] else 1 / (2 + n % 5)
         losses = np.array([row["nll"] for row in predictions[-rows:]])
         loss = float(losses.mean()) if model == "student" else scored(losses)  # both forms are allowed
         models[model] = {
@@ -74,12 +81,16 @@ def make_fake_run(folder: Path, *, rows: int = 400, skill: float = 0.805, seed: 
 def _write_training(folder: Path, rng: np.random.Generator) -> None:
     found = [(0.512, 1.403), (0.764, 0.741), (0.842, 0.553), (0.838, 0.549)]
     checkpoints = [
-        {"name": c, "score": s, "nll": n, "metrics": {}} for c, (s, n) in zip(CHECKPOINTS, found, strict=True)
+        {"name": c, "folder": f"elsewhere/{c}", "score": s, "nll": n}
+        for c, (s, n) in zip(CHECKPOINTS, found, strict=True)
     ]
     write(folder / "teach" / "checkpoints.json", {"best": "checkpoint-360", "by": "score", "checkpoints": checkpoints})
     far = [(0.20, 0.74, 1.00, 1.05), (0.18, 0.60, 0.92, 1.01), (0.30, 0.22, 0.31, 0.44), (0.52, 0.28, 0.12, 0.20)]
     near = (0.24, 0.07, 0.0, 0.02)
-    stall = "checkpoint-120 was chosen again although the student is still 0.180 nats from it: `distill.schedule.advance=true`"
+    stall = (
+        "checkpoint-120 was chosen again although the student is still 0.180 nats from it:"
+        " `distill.schedule.advance=true`"
+    )
     stages, weights = [], []
     for stage, (chosen, reach) in enumerate(zip((0, 0, 1, 2), far, strict=True), start=1):
         candidates = [

@@ -6,6 +6,7 @@ import json
 
 from tutelage.data.readers import read_rows
 from tutelage.data.row_formats import example_from_row
+from tutelage.errors import Place
 from tutelage.recipe.schema import Data, Recipe, Task
 
 CLASSIFY, NER, QA = Task(type="classification"), Task(type="ner"), Task(type="qa")
@@ -14,7 +15,7 @@ CLASSIFY, NER, QA = Task(type="classification"), Task(type="ner"), Task(type="qa
 def example(row, task=QA, labels=None, need_answer=True, **data):
     data = Data(**data)
     return example_from_row(
-        row, where="f:1", split="train", task=task, data=data, labels=labels, need_answer=need_answer
+        row, place=Place("f", 1), split="train", task=task, data=data, labels=labels, need_answer=need_answer
     )
 
 

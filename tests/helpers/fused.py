@@ -3,7 +3,8 @@
 import torch
 
 from helpers.tiny import byte_tokenizer, tiny_model
-from tutelage.data.encode import IGNORED, Collator, EncodedRow
+from tutelage.data.collate import IGNORED, Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.models.heads import takes_logits_to_keep
 from tutelage.teacher.sources import LiveTeacher, TopKTargets
 from tutelage.training.fused_loss import HeadLoss, LossInputs

@@ -6,12 +6,28 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "tutelage"
 
-PACKAGES = (
-    "utils method recipe tasks data run analysis report models teacher training stages compare doctor demo cli".split()
-)
-"""Lowest first: a package imports its own modules and those of the packages before it. `errors` and `records` are below
-all."""
-ROOT_MODULES = {"errors", "records", "__init__", "__main__"}
+PACKAGES = [
+    "errors",
+    "utils",
+    "method",
+    "recipe",
+    "tasks",
+    "data",
+    "run",
+    "analysis",
+    "report",
+    "models",
+    "teacher",
+    "training",
+    "stages",
+    "compare",
+    "doctor",
+    "demo",
+    "cli",
+]
+"""Lowest first: a package imports its own modules and those of the packages before it; all import `errors` and
+`records`."""
+ROOT_MODULES = {"records", "__init__", "__main__"}
 BELOW_ALL = ("errors", "records")
 
 

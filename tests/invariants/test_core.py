@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from helpers.rows import PAD, VOCABULARY, cached, encoded, teachers
 from helpers.tiny import byte_tokenizer, tiny_model
-from tutelage.data.encode import IGNORED, Collator, EncodedRow
+from tutelage.data.collate import IGNORED, Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.errors import StaleArtifactError
 from tutelage.method.mixed_loss import mixed_loss
 from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight

@@ -14,7 +14,8 @@ from trl.experimental.sdpo.loss_utils import add_tail_bucket, compute_divergence
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from helpers.tiny import tiny_model
-from tutelage.data.encode import IGNORED, Collator, EncodedRow
+from tutelage.data.collate import IGNORED, Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.method.divergences import DIVERGENCES, forward_kl_top_k
 from tutelage.method.mixed_loss import mixed_loss
 from tutelage.models.heads import Head, answer_logits, answer_states, head_of

@@ -1,4 +1,4 @@
-"""The split of the risk against numbers worked out by hand."""
+"""The split of the risk against numbers derived by hand."""
 
 import numpy as np
 import pytest
@@ -64,14 +64,14 @@ def test_interval_holds_the_value_and_repeats_with_its_seed():
 
 
 def test_interval_is_paired():
-    # Every row: student 0.1 above its teacher, on losses that differ widely between rows. Nothing is left to chance.
+    # Every row: student 0.1 above its teacher. Losses differ widely between rows, but they cancel in the difference.
     teacher = np.array([0.0, 1.0, 5.0, 20.0])
     found = interval(teacher + 0.1, teacher, resamples=200)
     assert found.difference == pytest.approx((0.1, 0.1, 0.1))
     assert found.advantage == (0.0, 0.0, 0.0)
 
 
-def test_interval_in_several_chunks(monkeypatch):
+def test_interval_in_several_batches(monkeypatch):
     monkeypatch.setattr("tutelage.utils.bootstrap.MAX_DRAWS", 12)  # 5 rows: 2 resamples at a time
     found = interval(STUDENT, TEACHER, resamples=501)
     # Means of five draws of l(S) - l(T) lie between its smallest (-0.3) and largest (0.6) value.
@@ -100,7 +100,7 @@ def test_no_resamples_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("sft", "teacher", "student", "share"),
+    ("sft", "teacher", "student", "fraction"),
     [
         (0.70, 0.80, 0.75, 0.5),  # 0.05 of 0.10
         (0.70, 0.80, 0.80, 1.0),
@@ -111,9 +111,9 @@ def test_no_resamples_are_refused():
         (0.700, 0.704, 0.702, None),  # 0.4 points: too little to divide by
     ],
 )
-def test_gap_closed(sft, teacher, student, share):
+def test_gap_closed(sft, teacher, student, fraction):
     found = gap_closed(sft, teacher, student)
-    assert found is None if share is None else found == pytest.approx(share)
+    assert found is None if fraction is None else found == pytest.approx(fraction)
 
 
 def test_gap_closed_refuses_nan():

@@ -302,7 +302,8 @@ def test_rows_without_tokens_are_named_together():
 
 
 def test_adapters_take_part_and_their_wrapper_is_left_as_it_was():
-    peft = pytest.importorskip("peft")
+    import peft
+
     plain = tiny_model(3)
     before = answered(plain, id_tokenizer(), PROMPTS, max_new_tokens=6, batch_size=5)
     config = peft.LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False)

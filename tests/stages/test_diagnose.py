@@ -1,5 +1,5 @@
-"""`diagnose` on whole run folders: three files, from artefacts alone, for all three tasks, with what is missing
-said."""
+"""`diagnose` on whole run folders: three files, from artifacts alone, for all three tasks, and notes on what is
+missing."""
 
 import json
 import subprocess
@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 
 from helpers.fake_run import make_fake_run, write
-from tutelage.analysis.evaluated_rows import parameters
+from helpers.typed_json import mismatches
+from tutelage.analysis.evaluated_rows import parameter_count
+from tutelage.analysis.run_results import RowRecord, SlicesFile, SummaryFile
 from tutelage.errors import DataError
 from tutelage.stages.diagnose import run_stage, show
 from tutelage.utils.files import read_jsonl, write_jsonl
 
 
 def files(folder):
-    place = folder / "diagnose"
+    diagnosis = folder / "diagnose"
     return (
-        json.loads((place / "slices.json").read_text(encoding="utf-8")),
-        list(read_jsonl(place / "rows.jsonl")),
-        json.loads((place / "summary.json").read_text(encoding="utf-8")),
+        json.loads((diagnosis / "slices.json").read_text(encoding="utf-8")),
+        list(read_jsonl(diagnosis / "rows.jsonl")),
+        json.loads((diagnosis / "summary.json").read_text(encoding="utf-8")),
     )
 
 
@@ -56,7 +58,7 @@ def small_run(folder, gold, answers, rows=40, confidence=None, task="ner"):
 def test_every_student_and_the_anchor_are_compared_with_the_teacher(diagnosed):
     _, slices, _, summary = diagnosed
     names = ["anchor", "scd-aw/seed-0", "td/seed-0"]
-    assert [pair["student"] for pair in slices["pairs"]] == list(summary["pairs"]) == list(summary["cascades"]) == names
+    assert [pair["student"] for pair in slices["pairs"]] == list(summary["pairs"]) == names
     assert {part["key"] for part in slices["partitions"]} == {
         "subdomain",
         "language",
@@ -97,20 +99,20 @@ def test_slices_add_up_to_the_whole_and_rows_say_which_slices_they_are_in(diagno
                 assert line["nll"]["difference"] == pytest.approx(mean, abs=1e-9)
 
 
-def test_a_made_up_run_without_a_slice_has_none(diagnosed):
+def test_no_slice_is_discovered_in_a_run_without_one(diagnosed):
     _, slices, rows, _ = diagnosed
     assert [pair["found"] for pair in slices["pairs"]] == [[], [], []]
     assert {row["half"] for row in rows} == {"searched", "judged"}
 
 
-def test_slices_made_of_the_losses_are_not_tested(diagnosed):
+def test_slices_made_from_the_losses_are_not_tested(diagnosed):
     _, slices, _, summary = diagnosed
     lines = [line for line in slices["pairs"][0]["slices"] if line["key"] == "teacher_loss"]
     assert len(lines) == 4 and all(line["nll"]["p_value"] is None for line in lines)
-    assert not any(one["key"] == "teacher_loss" for one in summary["pairs"]["anchor"]["student_ahead"]["nll"])
+    assert not any(part["key"] == "teacher_loss" for part in summary["pairs"]["anchor"]["student_ahead"]["nll"])
 
 
-def test_stages_and_weights_of_the_training_are_summed_up(diagnosed):
+def test_stages_and_weights_of_the_training_are_summarised(diagnosed):
     folder, _, _, summary = diagnosed
     student = summary["training"]["students"]["scd-aw/seed-0"]
     lines = [line for line in read_jsonl(folder / "distill/scd-aw/seed-0/weights.jsonl") if line["stage"] == 2]
@@ -121,11 +123,12 @@ def test_stages_and_weights_of_the_training_are_summed_up(diagnosed):
     assert stage["train"]["sfs_mass"] == np.mean([line["anchor_nll"] < line["teacher_nll"] for line in lines])
 
 
-def test_without_recorded_confidences_the_summary_says_so(diagnosed):
+def test_without_recorded_confidences_there_is_a_note_and_no_calibration(diagnosed):
     _, _, _, summary = diagnosed
-    assert any("confidence" in note for note in summary["notes"])
-    assert summary["cascades"]["td/seed-0"]["signal"] == "prompts"
-    assert summary["calibration"]["teacher"] is None  # nor were answers' lengths written
+    (note,) = summary["notes"]
+    assert "were not recorded" in note and "tutelage evaluate RECIPE --force" in note
+    assert "teacher, anchor, scd-aw/seed-0 and 1 more models" in note
+    assert set(summary["calibration"].values()) == {None} and summary["cascades"] == {}
 
 
 def test_a_second_run_changes_nothing_and_changed_predictions_are_diagnosed_again(tmp_path):
@@ -168,7 +171,7 @@ def test_free_answers_have_no_labels_and_few_rows_are_not_searched(tmp_path):
     assert any("40 test rows" in note for note in summary["notes"])
 
 
-def test_recorded_confidences_are_measured_and_lead_the_cascade(tmp_path):
+def test_recorded_confidences_give_calibration_and_cascade(tmp_path):
     answers = {"teacher": [("x", 1.0), ("y", 1.0)], "anchor": [("x", 1.0), ("x", 0.0)]}
     folder = small_run(tmp_path, ["x", "y"], answers, confidence=0.5)
     path = folder / "evaluate" / "predictions.jsonl"
@@ -181,11 +184,11 @@ def test_recorded_confidences_are_measured_and_lead_the_cascade(tmp_path):
     assert anchor["ece"] == pytest.approx((0.1 + 0.4) / 2)
     assert summary["cascades"]["anchor"]["signal"] == "confidence" and summary["cascades"]["anchor"]["level"] == 0.5
     assert rows[0]["models"]["anchor"]["confidence"] == 0.9
-    assert summary["notes"] == ["no slices are looked for in 40 test rows; 100 are needed"]
+    assert summary["notes"] == ["slice discovery is skipped: 40 test rows, it needs 100"]
     assert "teacher_loss" not in {part["key"] for part in slices["partitions"]}
 
 
-def test_answers_lengths_bound_the_calibration(tmp_path):
+def test_lengths_are_in_tokens_where_prepare_recorded_them(tmp_path):
     from safetensors.numpy import save_file
 
     answers = {"teacher": [("x", 1.0), ("y", 1.0)], "anchor": [("x", 1.0), ("x", 0.0)]}
@@ -194,21 +197,30 @@ def test_answers_lengths_bound_the_calibration(tmp_path):
     lengths = {"answers": np.full(40, 2), "prompts": np.arange(40) + 3, "keys": np.arange(40)}
     save_file(lengths, str(folder / "prepare" / "tokens" / "test.index.safetensors"))
     run_stage(folder)
-    slices, rows, summary = files(tmp_path)
-    found = summary["calibration"]["anchor"]
-    gold = np.exp(-2 * np.array([row["models"]["anchor"]["nll"] for row in rows]))
-    assert found["confidence"]["low"] == pytest.approx(gold[::2].sum() / 40)
-    assert found["confidence"]["high"] == pytest.approx((gold[::2].sum() + (1 - gold[1::2]).sum()) / 40)
+    slices, _, _ = files(tmp_path)
     assert {part["key"]: part["unit"] for part in slices["partitions"]}["prompt_length"] == "tokens"
 
 
-def test_a_folder_without_scored_rows_is_refused_and_left_as_it_is(tmp_path):
+@pytest.mark.parametrize("confidence", [None, 0.5])
+def test_the_files_have_the_documented_keys_and_types(tmp_path, confidence):
+    folder = make_fake_run(tmp_path / "run", rows=120)
+    path = folder / "evaluate" / "predictions.jsonl"
+    if confidence is not None:
+        write_jsonl(path, [line | {"confidence": confidence} for line in read_jsonl(path)])
+    run_stage(folder)
+    slices, rows, summary = files(folder)
+    assert mismatches(slices, SlicesFile) == mismatches(summary, SummaryFile) == []
+    assert [wrong for row in rows for wrong in mismatches(row, RowRecord)] == []
+    assert slices.keys() == SlicesFile.__annotations__.keys() and summary.keys() == SummaryFile.__annotations__.keys()
+
+
+def test_a_folder_without_evaluated_rows_is_refused_and_left_unchanged(tmp_path):
     with pytest.raises(DataError, match="tutelage evaluate RECIPE"):
         run_stage(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_missed_rows_is_left_out_and_named(tmp_path):
+def test_a_model_evaluated_on_other_rows_is_left_out_with_a_note(tmp_path):
     folder = make_fake_run(tmp_path / "run", rows=120)
     path = folder / "evaluate" / "predictions.jsonl"
     lines = list(read_jsonl(path))
@@ -222,16 +234,16 @@ def test_a_model_that_missed_rows_is_left_out_and_named(tmp_path):
     assert any("td/seed-0" in note for note in summary["notes"]) and any("1 row" in note for note in summary["notes"])
 
 
-def test_models_scored_beside_the_recipes_methods_are_diagnosed_too(tmp_path):
+def test_models_evaluated_besides_the_recipes_methods_are_diagnosed_too(tmp_path):
     folder = make_fake_run(tmp_path / "run", rows=120)
     lines = [line for line in read_jsonl(folder / "evaluate" / "predictions.jsonl") if line["model"] == "td/seed-0"]
-    place = folder / "evaluate" / "scd" / "seed-7"
-    write_jsonl(place / "predictions.jsonl", lines)
-    write(place / "manifest.json", {"seconds": 1.0})
+    evaluated = folder / "evaluate" / "scd" / "seed-7"
+    write_jsonl(evaluated / "predictions.jsonl", lines)
+    write(evaluated / "manifest.json", {"seconds": 1.0})
     run_stage(folder)
     slices, _, summary = files(folder)
     assert "scd/seed-7" in [pair["student"] for pair in slices["pairs"]]
-    assert [(one["plain"], one["changed"]) for one in summary["effects"]] == []  # no seed in common
+    assert summary["effects"] == []  # no seed in common
 
 
 def test_parameters_are_counted_from_the_headers_of_weight_files(tmp_path):
@@ -239,23 +251,24 @@ def test_parameters_are_counted_from_the_headers_of_weight_files(tmp_path):
 
     (tmp_path / "anchor").mkdir()
     save_file({"a": np.zeros((3, 4)), "b": np.zeros(5)}, str(tmp_path / "anchor" / "model.safetensors"))
-    assert parameters(tmp_path, "anchor") == 17
-    assert parameters(tmp_path, "teacher") is None
+    assert parameter_count(tmp_path, "anchor") == 17
+    assert parameter_count(tmp_path, "teacher") is None
 
 
-def test_show_prints_what_was_found(diagnosed, capsys):
+def test_show_prints_students_and_notes(diagnosed, capsys):
     show(diagnosed[0])
     printed = capsys.readouterr().out
     assert "scd-aw/seed-0" in printed and "deficit" in printed and "confidence" in printed
 
 
-def test_no_torch_is_loaded():
-    code = "import sys; import tutelage.stages.diagnose; print({'torch', 'transformers', 'sklearn', 'pandas'} & sys.modules.keys())"
+def test_nothing_heavy_is_imported():
+    heavy = {"torch", "transformers", "sklearn", "pandas", "scipy"}
+    code = f"import sys; import tutelage.stages.diagnose; print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
 
 
-def test_a_difference_too_sure_for_a_number_is_told_first(tmp_path, capsys):
+def test_a_p_value_too_small_for_a_number_counts_as_significant(tmp_path, capsys):
     answers = {"teacher": [("x", 1.0), ("y", 1.0)], "anchor": [("x", 1.0), ("x", 0.0)]}
     run_stage(small_run(tmp_path, ["x", "y"], answers, rows=2600))  # 1,300 lost rows: 2^-1300 is 0 to a computer
     slices, _, summary = files(tmp_path)

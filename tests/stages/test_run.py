@@ -1,11 +1,12 @@
-"""The user's path from rows to a distilled student, on tiny models: results, reruns, kills, staleness, plain
-transformers."""
+"""From rows to a distilled student with tiny models: results, reruns, interrupted runs, stale results, saved models."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.project import Command, make_project, run_to_the_end
-from tutelage.stages import prepare
-from tutelage.training import probe
+from tutelage.stages import anchor, evaluate, prepare
+from tutelage.teacher import hidden_store
+from tutelage.training import callbacks, distillation, probe
 from tutelage.utils.files import read_jsonl, write_jsonl
 
 
@@ -27,14 +29,28 @@ def command(monkeypatch, capsys) -> Command:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A project run once to the end, for tests that only look."""
+    """A project run once to the end, for tests that read its results or add others to them."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = make_project(folder, distill={"keep_stages": True})
     run_to_the_end(recipe)
     return folder
 
 
+@pytest.fixture
+def copy_of_stages(finished, tmp_path):
+    """Copies finished stages into a new run folder, which the recipe of `finished` then continues with."""
+
+    def copy(*stages: str) -> list[str]:
+        """The words of a command after `tutelage run`."""
+        for stage in stages:
+            shutil.copytree(finished / "run" / stage, tmp_path / "run" / stage)
+        return [str(finished / "recipe.yaml"), f"output_dir={tmp_path / 'run'}"]
+
+    return copy
+
+
 CELL = "run/distill/scd-aw/seed-0"
+TEACHER_AND_ANCHOR = ("prepare", "teach", "anchor", "cache")
 
 
 def test_scores_have_every_model_metric_and_interval(finished):
@@ -55,9 +71,9 @@ def test_predictions_and_losses_have_their_documented_keys(finished):
     predictions = list(read_jsonl(finished / "run/evaluate/predictions.jsonl"))
     assert len(predictions) == 4 * 6
     assert set(predictions[0]) == {"id", "model", "split", "gold", "raw", "prediction", "score", "nll", "confidence"}
-    anchor = list(read_jsonl(finished / "run/anchor/sample_loss.jsonl"))
-    assert set(anchor[0]) == {"id", "split", "nll", "tokens"}
-    assert {line["split"] for line in anchor} == {"train", "validation"}
+    losses = list(read_jsonl(finished / "run/anchor/sample_loss.jsonl"))
+    assert set(losses[0]) == {"id", "split", "nll", "tokens"}
+    assert {line["split"] for line in losses} == {"train", "validation"}
     caches = sorted((finished / "run/cache").glob("checkpoint-*/sample_loss.jsonl"))
     assert len(caches) == 2 and len(list(read_jsonl(caches[0]))) == 12
 
@@ -69,22 +85,22 @@ def test_stages_and_weights_agree_with_each_other_and_with_the_losses_on_file(fi
         totals = {c["checkpoint"]: c["total"] for c in record["candidates"]}
         assert record["chosen"] == min(totals, key=totals.get)
         assert {"reason", "seconds"} <= set(record)
-    anchor = {line["id"]: line["nll"] for line in read_jsonl(finished / "run/anchor/sample_loss.jsonl")}
+    anchor_nll = {line["id"]: line["nll"] for line in read_jsonl(finished / "run/anchor/sample_loss.jsonl")}
     for line in read_jsonl(finished / CELL / "weights.jsonl"):
         folder = finished / "run/cache" / line["checkpoint"]
-        teacher = {entry["id"]: entry["nll"] for entry in read_jsonl(folder / "sample_loss.jsonl")}[line["id"]]
-        assert line["weight"] == pytest.approx(anchor[line["id"]] / (anchor[line["id"]] + teacher), rel=1e-6)
-    held = list(read_jsonl(finished / CELL / "validation_rows.jsonl"))
-    assert [(line["stage"], line["id"]) for line in held] == [
+        teacher_nll = {row["id"]: row["nll"] for row in read_jsonl(folder / "sample_loss.jsonl")}[line["id"]]
+        anchor_fraction = anchor_nll[line["id"]] / (anchor_nll[line["id"]] + teacher_nll)
+        assert line["weight"] == pytest.approx(anchor_fraction, rel=1e-6)
+    held_out = list(read_jsonl(finished / CELL / "validation_rows.jsonl"))
+    assert [(line["stage"], line["id"]) for line in held_out] == [
         (n, f"validation-{row}") for n in (1, 2) for row in range(6)
     ]
     for record in stages:
         for key in ("nll", "score"):
-            values = [line[key] for line in held if line["stage"] == record["stage"]]
+            values = [line[key] for line in held_out if line["stage"] == record["stage"]]
             assert record["validation"][key] == pytest.approx(sum(values) / 6)
-    assert (finished / CELL / "stage-1-start/config.json").exists() and (
-        finished / CELL / "stage-2-start/config.json"
-    ).exists()
+    assert (finished / CELL / "stage-1-start/config.json").exists()
+    assert (finished / CELL / "stage-2-start/config.json").exists()
 
 
 def test_the_student_is_a_plain_transformers_model(finished):
@@ -101,12 +117,12 @@ def test_the_student_is_a_plain_transformers_model(finished):
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
 
 
-def test_the_report_is_there_and_loads_nothing_from_outside(finished):
+def test_the_report_exists_and_loads_nothing_from_outside(finished):
     page = (finished / "run/report/index.html").read_text(encoding="utf-8")
     assert "scd-aw/seed-0" in page and 'src="http' not in page and "<link" not in page
 
 
-def test_a_second_run_does_nothing(finished, command):
+def test_a_second_run_changes_nothing(finished, command):
     student = finished / CELL / "model.safetensors"
     written = student.stat().st_mtime_ns
     assert command("run", finished / "recipe.yaml") == 0
@@ -118,7 +134,7 @@ def test_a_second_run_does_nothing(finished, command):
 
 def test_another_method_uses_teacher_and_cache_again_and_scores_only_itself(finished, command):
     assert command("run", finished / "recipe.yaml", "distill.methods=[scd-aw, td, sft]") == 0
-    assert "cache: up to date" in command.err and "evaluate/teacher: done already" in command.err
+    assert "cache: up to date" in command.err and "evaluate/teacher: up to date" in command.err
     scores = json.loads((finished / "run/evaluate/scores.json").read_text())
     assert list(scores["models"])[-3:] == ["scd-aw/seed-0", "td/seed-0", "sft/seed-0"]
 
@@ -147,7 +163,7 @@ def test_a_stage_never_builds_on_a_stale_one(finished, command):
 def test_processes_of_a_launcher_do_not_write_one_folder(finished, command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command("distill", finished / "recipe.yaml") == 2
-    assert "as 2 processes" in command.err and "tutelage compare" in command.err
+    assert "started 2 processes" in command.err and "tutelage compare" in command.err
 
 
 def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):
@@ -176,9 +192,9 @@ def test_a_run_scored_before_confidences_stays_as_it_is_and_can_be_scored_again(
     assert command("run", recipe) == 0
     student = tmp_path / CELL / "model.safetensors"
     written = student.stat().st_mtime_ns
-    places = sorted((tmp_path / "run/evaluate").glob("**/predictions.jsonl"))
-    now = {path: path.read_text() for path in places}
-    for path in places:
+    paths = sorted((tmp_path / "run/evaluate").glob("**/predictions.jsonl"))
+    written_text = {path: path.read_text() for path in paths}
+    for path in paths:
         old = [{key: value for key, value in line.items() if key != "confidence"} for line in read_jsonl(path)]
         write_jsonl(path, old)
     assert command("evaluate", recipe) == 0 and command.err.count("up to date") == 4
@@ -186,67 +202,68 @@ def test_a_run_scored_before_confidences_stays_as_it_is_and_can_be_scored_again(
     assert command("diagnose", tmp_path / "run") == 0
     assert "`tutelage evaluate RECIPE --force`" in " ".join(command.out.split())
     assert command("evaluate", recipe, "--force") == 0
-    assert {path: path.read_text() for path in places} == now and student.stat().st_mtime_ns == written
+    assert {path: path.read_text() for path in paths} == written_text and student.stat().st_mtime_ns == written
     assert command("diagnose", tmp_path / "run") == 0 and "--force" not in command.out
     summary = json.loads((tmp_path / "run/diagnose/summary.json").read_text())
-    assert all(one["from"] == "confidence" for one in summary["calibration"].values())
-    assert [one["stage"] for one in summary["training"]["students"]["scd-aw/seed-0"]["rows_by_stage"]["stages"]] == [
-        1,
-        2,
-    ]
+    assert all(entry["from"] == "confidence" for entry in summary["calibration"].values())
+    by_stage = summary["training"]["students"]["scd-aw/seed-0"]["rows_by_stage"]["stages"]
+    assert [entry["stage"] for entry in by_stage] == [1, 2]
 
 
 @pytest.mark.parametrize("killed_in", ["teach", "anchor", "cache", "distill", "evaluate"])
-def test_a_killed_run_continues_to_the_same_student(finished, tmp_path, command, monkeypatch, killed_in):
-    recipe = make_project(tmp_path)
+def test_a_killed_run_continues_to_the_same_student(
+    finished, tmp_path, copy_of_stages, command, monkeypatch, killed_in
+):
+    if killed_in in ("distill", "evaluate"):
+        words = copy_of_stages(*TEACHER_AND_ANCHOR)
+    else:
+        words = [str(make_project(tmp_path))]
     with monkeypatch.context() as patch:
         kill(patch, killed_in)
-        assert command("run", recipe) == 130
+        assert command("run", *words) == 130
     assert "continues" in command.err
-    assert command("run", recipe) == 0
-    whole = AutoModelForCausalLM.from_pretrained(finished / CELL).state_dict()
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / CELL).state_dict()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert command("run", *words) == 0
+    assert_same_weights(finished / CELL, tmp_path / CELL)
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    expected, actual = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (first, second))
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
 def kill(patch: pytest.MonkeyPatch, stage: str) -> None:
-    """Ctrl-C somewhere inside a stage."""
+    """Ctrl-C in the middle of a stage: at the n-th call of one of its functions."""
     from tutelage.cli.main import Interrupted
 
-    places = {
-        "teach": ("tutelage.training.callbacks.SaveAt.on_save", 1),
-        "anchor": ("tutelage.stages.anchor.save_student", 1),
-        "cache": ("tutelage.teacher.hidden_store.StoreWriter.write", 2),
-        "distill": ("tutelage.training.distillation.Distillation._train", 2),
-        "evaluate": ("tutelage.stages.evaluate.write_jsonl", 2),
-    }
-    path, nth = places[stage]
-    module, name = path.rsplit(".", 1)
-    owner = __import__("pkgutil").resolve_name(module.replace(".SaveAt", ":SaveAt").replace(".StoreWriter", ":StoreWriter")
-                                               .replace(".Distillation", ":Distillation"))  # fmt: skip
-    real, calls = getattr(owner, name), []
+    owner, name, interrupted_call = {
+        "teach": (callbacks.SaveAt, "on_save", 1),
+        "anchor": (anchor, "save_student", 1),
+        "cache": (hidden_store.StoreWriter, "write", 2),
+        "distill": (distillation.Distillation, "_train", 2),
+        "evaluate": (evaluate, "write_jsonl", 2),
+    }[stage]
+    function, calls = getattr(owner, name), itertools.count(1)
 
-    def stopping(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == nth:
+    def interrupted(*args, **kwargs):
+        if next(calls) == interrupted_call:
             raise Interrupted
-        return real(*args, **kwargs)
+        return function(*args, **kwargs)
 
-    patch.setattr(owner, name, stopping)
+    patch.setattr(owner, name, interrupted)
 
 
-def test_a_stall_is_reported_to_the_user(tmp_path, command, monkeypatch):
-    """Far from every checkpoint by construction: the student is made to measure the first one as nearest, every
-    time."""
-    real = probe.Probe.compare
+def test_a_stall_is_reported_to_the_user(tmp_path, copy_of_stages, command, monkeypatch):
+    """The distances are changed so that the student is far from every checkpoint and nearest to the first one."""
+    compare = probe.Probe.compare
 
     def first_is_nearest(self, model):
-        first, *rest = real(self, model)
-        worse = [type(c)(c.checkpoint, c.kl_best, c.kl_student + 50) for c in rest]
-        return [type(first)(first.checkpoint, first.kl_best, first.kl_student + 1), *worse]
+        first, *later = compare(self, model)
+        further = [type(first)(c.checkpoint, c.kl_best, c.kl_student + 50) for c in later]
+        return [type(first)(first.checkpoint, first.kl_best, first.kl_student + 1), *further]
 
     monkeypatch.setattr(probe.Probe, "compare", first_is_nearest)
-    assert command("run", make_project(tmp_path, distill={"methods": ["scd"]})) == 0
+    assert command("run", *copy_of_stages(*TEACHER_AND_ANCHOR), "distill.methods=[scd]") == 0
     assert "stall in stage 2" in command.err and "advance=true" in command.err
     stages = json.loads((tmp_path / "run/distill/scd/seed-0/stages.json").read_text())
     assert stages[0]["stall"] is None and "advance" in stages[1]["stall"]
@@ -256,9 +273,8 @@ def test_lora_teacher_and_student_end_in_a_plain_model(tmp_path, command):
     recipe = make_project(tmp_path, teacher={"lora": {"r": 4}}, student={"lora": {"r": 4}})
     assert command("run", recipe) == 0
     assert len(list((tmp_path / "run/teach").glob("checkpoint-*/adapter_model.safetensors"))) == 2
-    assert (
-        len(list((tmp_path / "run/cache").glob("head-*.safetensors"))) == 1
-    )  # adapters leave the head alone: stored once
+    heads = list((tmp_path / "run/cache").glob("head-*.safetensors"))
+    assert len(heads) == 1  # adapters do not change the head, so it is stored once
     model = AutoModelForCausalLM.from_pretrained(tmp_path / CELL)
     assert "lora" not in " ".join(model.state_dict())
 
@@ -266,9 +282,7 @@ def test_lora_teacher_and_student_end_in_a_plain_model(tmp_path, command):
 def test_the_users_own_checkpoints_are_taken_as_they_are(finished, tmp_path, command):
     recipe = make_project(tmp_path, teach={"checkpoints": str(finished / "run/teach"), "trainer": {}})
     assert command("run", recipe) == 0
-    whole = AutoModelForCausalLM.from_pretrained(finished / CELL).state_dict()
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / CELL).state_dict()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert_same_weights(finished / CELL, tmp_path / CELL)
     assert not list((tmp_path / "run/teach").glob("checkpoint-*"))
 
 
@@ -281,12 +295,12 @@ def test_decoding_by_labels_never_leaves_the_label_set(tmp_path, command):
     lines = list(read_jsonl(tmp_path / "run/evaluate/predictions.jsonl"))
     right = [line for line in lines if line["score"] == 1]
     assert right and all(0 <= line["confidence"] <= 1 for line in lines)
-    for line in right:  # the loss on gold tells how sure the model was of it, the end included
+    for line in right:  # the loss on gold gives the model's probability of it, end-of-sequence included
         assert line["confidence"] == pytest.approx(math.exp(-line["nll"] * tokens[line["id"]]), rel=1e-3)
 
 
 def test_a_whole_run_in_bfloat16(tmp_path, monkeypatch, command):
-    """Where a processor is fast in it, a recipe that says nothing of precision is run in bfloat16, and says so."""
+    """On a processor with fast bfloat16, a recipe that does not set the precision runs in bfloat16 and reports it."""
     monkeypatch.setattr(prepare, "bf16_pays", lambda kind: (True, "this is a test"))
     recipe = make_project(tmp_path, distill={"num_stages": 1})
     words = yaml.safe_load(recipe.read_text())
@@ -294,12 +308,12 @@ def test_a_whole_run_in_bfloat16(tmp_path, monkeypatch, command):
     recipe.write_text(yaml.safe_dump(words))
     assert command("run", recipe) == 0 and "precision: bfloat16, since this is a test" in command.err
     assert all(isinstance(line["nll"], float) for line in read_jsonl(tmp_path / "run/evaluate/predictions.jsonl"))
-    assert command("run", recipe, "trainer.bf16=false", f"output_dir={tmp_path / 'other'}") == 0
+    assert command("prepare", recipe, "trainer.bf16=false", f"output_dir={tmp_path / 'other'}") == 0
     assert "precision:" not in command.err
 
 
-def test_a_training_that_diverged_is_told_as_such(tmp_path, command):
+def test_a_diverged_training_run_is_reported(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("prepare", recipe) == 0
     assert command("teach", recipe, "teach.trainer.learning_rate=1.0e+30") == 2
-    assert "loss is no number on 6 of 6 rows" in command.err and "Lower the learning_rate" in command.err
+    assert "loss is NaN or infinite on 6 of 6 rows" in command.err and "Lower its learning_rate" in command.err

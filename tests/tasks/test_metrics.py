@@ -74,7 +74,7 @@ def test_entity_surfaces_compare_in_width_and_white_space_but_not_in_case():
 def test_macro_f1_from_counts_equals_sklearn():
     rng = np.random.default_rng(0)
     gold, guess = rng.integers(0, 5, 200), rng.integers(0, 7, 200)  # 5 and 6 are never gold
-    places = np.arange(7)
-    truth, said = gold[:, None] == places, guess[:, None] == places
-    ours = macro_f1((truth & said).sum(0), said.sum(0), truth.sum(0))
+    labels = np.arange(7)
+    is_gold, is_guess = gold[:, None] == labels, guess[:, None] == labels
+    ours = macro_f1((is_gold & is_guess).sum(0), is_guess.sum(0), is_gold.sum(0))
     assert ours == pytest.approx(f1_score(gold, guess, average="macro", labels=range(5), zero_division=0))

@@ -201,7 +201,7 @@ def test_a_gold_answer_that_cannot_be_read_names_its_row():
     ner = task("ner")
     assert ner.gold(row("PER: Ann\nLOC: Rome")) == [["PER", "Ann"], ["LOC", "Rome"]]
     for answer in ("Ann", "PER: Ann\nRome", ""):
-        with pytest.raises(DataError, match="Row row-7"):
+        with pytest.raises(DataError, match="row row-7"):
             ner.gold(row(answer, id="row-7"))
 
 

@@ -1,5 +1,4 @@
-"""Test rows with every model's answers, side by side, read from a run folder; and how large its models are. No
-torch."""
+"""The test rows of a run folder with every model's answers, side by side; and the sizes of its models. No torch."""
 
 from __future__ import annotations
 
@@ -13,26 +12,29 @@ import numpy as np
 
 from tutelage.analysis.slices import Answers
 from tutelage.errors import DataError
-from tutelage.run import live_reader
+from tutelage.records import BASE_MODELS
+from tutelage.run.live_reader import best_checkpoint, parameters
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
 
-BASE_MODELS = ("teacher", "student", "anchor")
-"""T*, the untrained student, the student after plain fine-tuning."""
+PredictionLines = dict[str, dict[str, Any]]
+"""Lines of predictions.jsonl of one model, by row id; keys as in `records.Prediction`."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The test rows and every model's answers to them, in the same order."""
+class EvaluatedRows:
+    """The test rows that all models have a score and a loss on, and every model's answers in the same order."""
 
     rows: list[dict[str, Any]]
-    """Lines of prepare/rows.jsonl."""
+    """Lines of prepare/rows.jsonl; keys as in `records.Example`."""
     lines: dict[str, list[dict[str, Any]]]
-    """Lines of predictions.jsonl, by model."""
+    """Lines of predictions.jsonl, by model; keys as in `records.Prediction`."""
     answers: dict[str, Answers]
+    """By model."""
     tokens: dict[str, np.ndarray]
-    """`prompts` and `answers`: [rows] lengths in tokens; empty where `prepare` did not write them."""
+    """`prompts` and `answers`: [rows] lengths in tokens; empty if `prepare` did not write them."""
     notes: list[str]
+    """What was left out, for showing."""
 
     @property
     def ids(self) -> list[str]:
@@ -41,79 +43,84 @@ class Scored:
 
     @property
     def students(self) -> dict[str, Answers]:
-        """What is compared with the teacher: the anchor and the distilled students."""
-        return {name: found for name, found in self.answers.items() if name not in ("teacher", "student")}
+        """Models that are compared with the teacher: the anchor and the distilled students."""
+        return {name: answers for name, answers in self.answers.items() if name not in ("teacher", "student")}
 
     def confidence(self, model: str) -> np.ndarray | None:
-        """[rows] probability of the model's own answers; None if it was not recorded on all rows."""
+        """[rows] probability of the model's own answers; None unless it was recorded on all rows."""
         values = [line.get("confidence") for line in self.lines[model]]
         return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
 
 
-def check_scored(folder: Path) -> None:
-    """Raises DataError where a folder holds no rows scored by the teacher and by another model."""
+def check_evaluated(folder: Path) -> None:
+    """Raises DataError for a folder without rows that were evaluated."""
     root = folder / "evaluate"
     if not (folder / "prepare" / "rows.jsonl").is_file() or not any(root.glob("**/predictions.jsonl")):
         raise DataError(
-            f"{folder} holds no scored rows (prepare/rows.jsonl and evaluate/MODEL/predictions.jsonl), and a diagnosis compares"
-            " models on them: give the folder of a run, after `tutelage evaluate RECIPE`"
+            f"{folder} has no evaluated rows (prepare/rows.jsonl and evaluate/MODEL/predictions.jsonl), which diagnose"
+            " compares models on: give the folder of a run, after `tutelage evaluate RECIPE`"
         )
 
 
-def read_scored(folder: Path) -> Scored:
-    """The rows that the teacher and all other models have scores and losses of. Raises DataError where there are
-    none."""
-    check_scored(folder)
+def read_evaluated(folder: Path) -> EvaluatedRows:
+    """The rows that the teacher and all other models have scores and losses on.
+
+    Raises DataError if there are none.
+    """
+    check_evaluated(folder)
     predictions, notes = _predictions(folder), []
-    if "teacher" not in predictions or not predictions.keys() - {"teacher", "student"}:
+    if "teacher" not in predictions or not _trained(predictions):
         raise DataError(
-            f"{folder}/evaluate holds answers of {', '.join(predictions) or 'no model'}, and a diagnosis compares a trained student"
-            " with the teacher: run `tutelage evaluate RECIPE`"
+            f"{folder}/evaluate has predictions of {', '.join(predictions) or 'no model'}, but diagnose compares a"
+            " trained student with the teacher: run `tutelage evaluate RECIPE`"
         )
-    asked = predictions["teacher"].keys()
-    for name in [name for name, lines in predictions.items() if not asked <= lines.keys()]:
+    evaluated = predictions["teacher"].keys()
+    for name in [name for name, lines in predictions.items() if not evaluated <= lines.keys()]:
         notes.append(
-            f"{name} was scored on other rows than the teacher and is left out: `tutelage evaluate RECIPE` scores it again"
+            f"{name} is left out: it was evaluated on other rows than the teacher; `tutelage evaluate RECIPE`"
+            " evaluates it again"
         )
         del predictions[name]
-    lines_of_rows = read_jsonl(folder / "prepare" / "rows.jsonl")
-    about = {row["id"]: row for row in lines_of_rows if row["split"] == "test"}
-    order = list(about)
-    kept = [id for id in order if id in asked and all(_finite(lines[id]) for lines in predictions.values())]
-    if not kept or not predictions.keys() - {"teacher", "student"}:
+    rows = {row["id"]: row for row in read_jsonl(folder / "prepare" / "rows.jsonl") if row["split"] == "test"}
+    kept = [id for id in rows if id in evaluated and all(_finite(lines[id]) for lines in predictions.values())]
+    if not kept or not _trained(predictions):
         raise DataError(
-            f"{folder}: no test row has a score and a loss of all models; `tutelage evaluate RECIPE --force` scores them again"
+            f"{folder}: no test row has a score and a loss of all models; `tutelage evaluate RECIPE --force` evaluates"
+            " them again"
         )
-    if len(kept) < len(asked):
-        notes.append(f"{len(asked) - len(kept)} rows without a finite score and loss of every model are left out")
-    lines = {name: [found[id] for id in kept] for name, found in predictions.items()}
-    answers = {
-        name: Answers(
-            np.array([line["score"] for line in found], float), np.array([line["nll"] for line in found], float)
-        )
-        for name, found in lines.items()
-    }
-    inside = np.isin(order, kept)
-    tokens = {name: values[inside] for name, values in _lengths(folder).items() if len(values) == len(order)}
-    return Scored([about[id] for id in kept], lines, answers, tokens, notes)
+    if len(kept) < len(evaluated):
+        notes.append(f"{len(evaluated) - len(kept)} rows without a finite score and loss of every model are left out")
+    lines = {name: [by_id[id] for id in kept] for name, by_id in predictions.items()}
+    answers = {name: Answers(_column(model, "score"), _column(model, "nll")) for name, model in lines.items()}
+    inside = np.isin(list(rows), kept)
+    tokens = {name: values[inside] for name, values in _lengths(folder).items() if len(values) == len(rows)}
+    return EvaluatedRows([rows[id] for id in kept], lines, answers, tokens, notes)
 
 
-def _predictions(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Lines by model and id: of every finished evaluate/MODEL, of evaluate/predictions.jsonl what these lack."""
-    root, found = folder / "evaluate", {}
+def _trained(predictions: Mapping[str, PredictionLines]) -> set[str]:
+    return predictions.keys() - {"teacher", "student"}
+
+
+def _column(lines: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.array([line[key] for line in lines], dtype=np.float64)
+
+
+def _predictions(folder: Path) -> dict[str, PredictionLines]:
+    """By model: from every finished evaluate/MODEL, and of other models from evaluate/predictions.jsonl."""
+    root, by_model = folder / "evaluate", {}
     for path in sorted(root.glob("**/predictions.jsonl")):
         name = path.parent.relative_to(root).as_posix()
         if name != "." and (path.parent / MANIFEST).is_file():
-            found[name] = {line["id"]: line for line in read_jsonl(path) if line["split"] == "test"}
+            by_model[name] = {line["id"]: line for line in read_jsonl(path) if line["split"] == "test"}
     listed = read_json(root / "scores.json").get("models", {}) if (root / "scores.json").is_file() else {"": None}
-    if (root / "predictions.jsonl").is_file() and listed.keys() - found.keys():
-        others: dict[str, dict[str, dict[str, Any]]] = {}
+    if (root / "predictions.jsonl").is_file() and listed.keys() - by_model.keys():
+        others: dict[str, PredictionLines] = {}
         for line in read_jsonl(root / "predictions.jsonl"):
-            if line["model"] not in found and line["split"] == "test":
+            if line["model"] not in by_model and line["split"] == "test":
                 others.setdefault(line["model"], {})[line["id"]] = line
-        found |= others
-    order = [name for name in BASE_MODELS if name in found] + sorted(found.keys() - set(BASE_MODELS))
-    return {name: found[name] for name in order}
+        by_model |= others
+    order = [name for name in BASE_MODELS if name in by_model] + sorted(by_model.keys() - set(BASE_MODELS))
+    return {name: by_model[name] for name in order}
 
 
 def _finite(line: Mapping[str, Any]) -> bool:
@@ -121,32 +128,21 @@ def _finite(line: Mapping[str, Any]) -> bool:
 
 
 def _lengths(folder: Path) -> dict[str, np.ndarray]:
+    """[test rows] numbers of tokens of `prompts` and `answers`."""
     path = folder / "prepare" / "tokens" / "test.index.safetensors"
     if not path.is_file():
         return {}
     from safetensors.numpy import load_file
 
-    found = load_file(str(path))
-    return {name: found[name].astype(np.int64) for name in ("prompts", "answers")}
+    index = load_file(str(path))
+    return {name: index[name].astype(np.int64) for name in ("prompts", "answers")}
 
 
-def parameters(folder: Path, model: str) -> int | None:
-    """Number of parameters of a model of the run (`teacher`: T*), from the headers of its files; None where they are
-    not here."""
-    place = _folder_of(folder, model)
-    return live_reader.parameters(place if place and place.is_dir() else None) or None  # adapters alone do not tell
+def parameter_count(folder: Path, model: str) -> int | None:
+    """Parameters of a model of the run (`teacher`: T*), from the headers of its weight files.
 
-
-def _folder_of(folder: Path, model: str) -> Path | None:
-    if model == "anchor":
-        return folder / "anchor"
-    if model != "teacher":
-        return folder / "distill" / model
-    path = folder / "teach" / "checkpoints.json"
-    if not path.is_file():
-        return None
-    taught = read_json(path)
-    best = next((one for one in taught["checkpoints"] if one["name"] == taught["best"]), {})
-    # A run folder that was moved holds its checkpoints where it is now.
-    places = [folder / "teach" / str(taught["best"]), Path(best.get("folder") or "")]
-    return next((place for place in places if (place / "config.json").is_file()), None)
+    None if the files are missing, or hold adapters alone.
+    """
+    if model == "teacher":
+        return parameters(best_checkpoint(folder)) or None
+    return parameters(folder / "anchor" if model == "anchor" else folder / "distill" / model) or None

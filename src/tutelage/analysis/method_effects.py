@@ -1,111 +1,169 @@
-"""What weighting and schedule did, row by row: two methods that differ in one part, on the same test rows and seeds.
+"""Effects of weighting and schedule row by row: two methods that differ in one part, on the same test rows and seeds.
 
-The question of adaptive weighting: does it keep what the anchor could do and plain distillation loses, and at what
+The question about adaptive weighting: does it keep what the anchor could do and plain distillation loses, and at what
 price?
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
-from tutelage.analysis.slices import Answers
-from tutelage.analysis.statistics import paired_difference
+from tutelage.analysis.significance import paired_difference
+from tutelage.analysis.slices import MEASURES, Answers
 from tutelage.method.methods import Method, find_method, method_names, split_variant
 
 EXAMPLES = 20
-"""Ids named of each kind of row."""
+"""Most ids given of each kind of row."""
 RESAMPLES = 1000
 
+Effect = Literal["weighting", "schedule"]
 
-class Contrast(NamedTuple):
+
+class MethodPair(NamedTuple):
     """Two methods that differ in one part."""
 
-    effect: Literal["weighting", "schedule"]
+    effect: Effect
     plain: str
     """The one with constant weights, or with T* in all stages."""
     changed: str
 
 
-def contrasts(methods: Sequence[str]) -> list[Contrast]:
-    """Pairs among these methods that differ in their weighting alone, or in their schedule alone; settings of variants
-    equal."""
+class EffectRecord(TypedDict):
+    """A measure of both methods, mean over rows and seeds."""
+
+    plain: float
+    changed: float
+    difference: float
+    """changed - plain."""
+    low: float
+    high: float
+    """Ends of the 95 % interval, over rows alone if there is one seed."""
+    p_value: float
+
+
+class SideRecord(EffectRecord):
+    """The same on some of the rows."""
+
+    rows: int
+
+
+class ChangedRows(TypedDict):
+    """Rows that the two methods answer differently."""
+
+    count: int
+    """Over all seeds."""
+    ids: list[str]
+    """Up to 20, those of most seeds first."""
+
+
+class MethodEffect(TypedDict):
+    """What a change of weighting or schedule did."""
+
+    effect: Effect
+    plain: str
+    changed: str
+    seeds: list[int]
+    score: EffectRecord
+    nll: EffectRecord
+    rows: NotRequired[dict[Literal["kept", "lost", "gained", "missed"], ChangedRows]]
+    """Rows by the anchor's score. `kept`: the plain student lost what the anchor had, the changed one did not; `lost`:
+    the reverse; `gained` and `missed`: the same if the anchor was no better than the worse of the two. Absent without
+    an anchor, as is `nll_where`."""
+    nll_where: NotRequired[dict[Literal["sfs", "tfs"], SideRecord]]
+    """`nll` on the rows on which the anchor's loss is below the teacher's (`sfs`), and on the others (`tfs`)."""
+
+
+def comparable_pairs(methods: Sequence[str]) -> list[MethodPair]:
+    """Pairs of these methods that differ in their weighting alone, or in their schedule alone; variants must have equal
+    settings."""
     known = [name for name in methods if split_variant(name)[0] in method_names()]
-    pairs = [(one, other) for one in known for other in known if split_variant(one)[1] == split_variant(other)[1]]
-    found = []
-    for one, other in pairs:
-        effect = _difference(find_method(one), find_method(other))
-        if effect:
-            found.append(Contrast(effect, one, other))
-    return found
+    pairs = []
+    for plain in known:
+        for changed in known:
+            if split_variant(plain)[1] != split_variant(changed)[1]:
+                continue
+            effect = _single_change(find_method(plain), find_method(changed))
+            if effect:
+                pairs.append(MethodPair(effect, plain, changed))
+    return pairs
 
 
-def _difference(plain: Method, changed: Method) -> Literal["weighting", "schedule"] | None:
-    if (
-        plain.divergence != changed.divergence
-        or plain.answers != changed.answers
-        or "none" in (plain.schedule, changed.schedule)
-    ):
+def _single_change(plain: Method, changed: Method) -> Effect | None:
+    """The part that `changed` adds to `plain`; None if it is not exactly one."""
+    if plain.divergence != changed.divergence or plain.answers != changed.answers:
         return None
-    weighting, schedule = plain.weighting == changed.weighting, plain.schedule == changed.schedule
-    if schedule and plain.weighting == "constant" and not weighting:
+    if "none" in (plain.schedule, changed.schedule):
+        return None
+    same_weighting, same_schedule = plain.weighting == changed.weighting, plain.schedule == changed.schedule
+    if same_schedule and not same_weighting and plain.weighting == "constant":
         return "weighting"
-    return "schedule" if weighting and plain.schedule == "best" and not schedule else None
+    return "schedule" if same_weighting and not same_schedule and plain.schedule == "best" else None
 
 
 def effect_of(
-    contrast: Contrast,
-    pairs: Mapping[int, tuple[Answers, Answers]],
+    pair: MethodPair,
+    answers: Mapping[int, tuple[Answers, Answers]],
     anchor: Answers | None,
     teacher: Answers,
     ids: Sequence[str],
-) -> dict[str, Any]:
-    """What the change did; JSON-able. pairs: (plain, changed) student on the same rows, by seed, at least one.
-
-    `score`, `nll`: changed - plain, mean over seeds, with interval and p-value (rows alone where there is one seed).
-    `rows`: how many rows the two answer differently, over all seeds, by what the anchor made of them, and some ids
-    (most seeds first):
-    `kept` (the plain student lost what the anchor had, the changed one did not), `lost` (the reverse), `gained` and
-    `missed` (the same where the anchor was no better than the worse of the two). `nll_where`: changed - plain on the
-    rows on which the anchor's loss is below the teacher's (`sfs`), and on the others (`tfs`).
-    """
-    seeds = sorted(pairs)
-    tables = {
-        key: [np.stack([getattr(pairs[seed][side], key) for seed in seeds]) for side in (0, 1)]
-        for key in ("score", "nll")
+) -> MethodEffect:
+    """What the change did. answers: (plain, changed) student on the same rows, by seed, at least one. ids: of rows."""
+    seeds = sorted(answers)
+    scores, losses = (
+        [np.stack([getattr(answers[seed][side], measure) for seed in seeds]) for side in (0, 1)] for measure in MEASURES
+    )
+    effect: MethodEffect = {
+        "effect": pair.effect,
+        "plain": pair.plain,
+        "changed": pair.changed,
+        "seeds": seeds,
+        "score": _compared(*scores),
+        "nll": _compared(*losses),
     }
-    found: dict[str, Any] = {**contrast._asdict(), "seeds": seeds}
-    found |= {key: _compared(*both) for key, both in tables.items()}
     if anchor is not None:
-        found["rows"] = _by_anchor(*tables["score"], anchor.score, ids)
+        effect["rows"] = _changed_rows(*scores, anchor.score, ids)
         favoured = anchor.nll < teacher.nll
-        sides = {"sfs": favoured, "tfs": ~favoured}
-        found["nll_where"] = {
-            side: {"rows": int(inside.sum()), **_compared(*(table[:, inside] for table in tables["nll"]))}
-            for side, inside in sides.items()
+        effect["nll_where"] = {
+            side: {"rows": int(inside.sum()), **_compared(*(table[:, inside] for table in losses))}
+            for side, inside in (("sfs", favoured), ("tfs", ~favoured))
             if inside.any()
         }
-    return found
+    return effect
 
 
-def _compared(plain: np.ndarray, changed: np.ndarray) -> dict[str, Any]:
+def _compared(plain: np.ndarray, changed: np.ndarray) -> EffectRecord:
     """Means of two tables [seeds, rows], and their difference."""
     difference = paired_difference(changed, plain, resamples=RESAMPLES)
     value, low, high = difference.interval
-    ends = {"difference": value, "low": low, "high": high, "p_value": difference.p_value}
-    return {"plain": float(plain.mean()), "changed": float(changed.mean()), **ends}
+    return {
+        "plain": float(plain.mean()),
+        "changed": float(changed.mean()),
+        "difference": value,
+        "low": low,
+        "high": high,
+        "p_value": difference.p_value,
+    }
 
 
-def _by_anchor(plain: np.ndarray, changed: np.ndarray, anchor: np.ndarray, ids: Sequence[str]) -> dict[str, Any]:
+def _changed_rows(
+    plain: np.ndarray, changed: np.ndarray, anchor: np.ndarray, ids: Sequence[str]
+) -> dict[Literal["kept", "lost", "gained", "missed"], ChangedRows]:
     """Rows that two students [seeds, rows] answer differently, by the anchor's score [rows]."""
     better, worse = changed > plain, changed < plain
-    had = anchor > np.minimum(plain, changed)
-    kinds = {"kept": better & had, "lost": worse & had, "gained": better & ~had, "missed": worse & ~had}
-    found = {}
-    for name, inside in kinds.items():
-        times = inside.sum(axis=0)
-        order = [place for place in np.argsort(-times, kind="stable")[:EXAMPLES].tolist() if times[place]]
-        found[name] = {"count": int(times.sum()), "ids": [ids[place] for place in order]}
-    return found
+    anchor_had = anchor > np.minimum(plain, changed)
+    kinds = {
+        "kept": better & anchor_had,
+        "lost": worse & anchor_had,
+        "gained": better & ~anchor_had,
+        "missed": worse & ~anchor_had,
+    }
+    records = {}
+    for kind, inside in kinds.items():
+        seeds_of_row = inside.sum(axis=0)
+        most_first = np.argsort(-seeds_of_row, kind="stable")[:EXAMPLES].tolist()
+        shown = [ids[index] for index in most_first if seeds_of_row[index]]
+        records[kind] = ChangedRows(count=int(seeds_of_row.sum()), ids=shown)
+    return records

@@ -1,7 +1,7 @@
 """What a run folder holds, read back: scores, predictions by model and row, checkpoints, stages, weights, manifests.
 
-For stages that look at a run without a model (report). Absent files give empty values, so that a run can be looked at
-before it is finished; files that are there and cannot be read are refused.
+For code that reads a run without loading a model (report, doctor, list). Absent files give empty values, so that a run
+can be read before it is finished; files that cannot be read raise an error. The TypedDicts name the keys of the files.
 """
 
 from __future__ import annotations
@@ -9,27 +9,140 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from tutelage.analysis.calibration import Calibration, Cascade
+from tutelage.analysis.method_effects import MethodEffect
+from tutelage.analysis.slice_discovery import DiscoveredSlice, TriedCandidate
+from tutelage.analysis.slices import Measure, SliceRecord
+from tutelage.analysis.training_dynamics import TrainingDynamics
 from tutelage.errors import DataError
 from tutelage.method.risk_split import interval
 from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
+from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
 
+# --- files of diagnose ---
+
+
+class PartitionRecord(TypedDict):
+    """A key that the rows are divided by."""
+
+    key: str
+    unit: str | None
+    """Unit of the values; None for values that are names."""
+    disjoint: bool
+    """Whether every row is in one slice."""
+    tested: bool
+    """False if the slices are made from the losses that are compared."""
+    slices: int
+
+
+class PairRecord(TypedDict):
+    """A student, or the anchor, against the teacher on all rows and on every slice."""
+
+    student: str
+    teacher: str
+    whole: SliceRecord
+    slices: list[SliceRecord]
+    found: list[DiscoveredSlice]
+    tried: list[TriedCandidate]
+
+
+class SlicesFile(TypedDict, total=False):
+    """diagnose/slices.json."""
+
+    rows: int
+    split: str
+    resamples: int
+    partitions: list[PartitionRecord]
+    pairs: list[PairRecord]
+
+
+class SliceName(TypedDict):
+    """Which slice."""
+
+    key: str
+    value: str | None
+
+
+class PairSummary(TypedDict):
+    """A pair in short."""
+
+    whole: SliceRecord
+    found: list[str]
+    """Names of the discovered slices."""
+    student_ahead: dict[Measure, list[SliceName]]
+    teacher_ahead: dict[Measure, list[SliceName]]
+    """Slices on which the student, or the teacher, is significantly better, the greatest difference first."""
+
+
+class CascadeRecord(Cascade):
+    """A cascade of a student and the teacher."""
+
+    signal: Literal["confidence"]
+    """What decides which rows are passed on."""
+    student_cost: float | None
+    """Parameters of the student over those of T*; None if unknown."""
+
+
+class SummaryFile(TypedDict, total=False):
+    """diagnose/summary.json."""
+
+    rows: int
+    notes: list[str]
+    """What was left out, for showing."""
+    calibration: dict[str, Calibration | None]
+    """By model; None if its confidences were not recorded."""
+    pairs: dict[str, PairSummary]
+    cascades: dict[str, CascadeRecord]
+    """By student; without those whose confidences were not recorded."""
+    effects: list[MethodEffect]
+    training: TrainingDynamics
+
+
+class ModelOnRow(TypedDict, total=False):
+    """A model on one test row."""
+
+    score: float
+    nll: float
+    confidence: float
+    """Absent if not recorded."""
+    outcome: Literal["win", "loss", "tie"]
+    """By score against the teacher; absent for the teacher itself, as is `side`."""
+    side: Literal["sfs", "tfs"]
+    """By loss against the teacher."""
+
+
+class RowRecord(TypedDict):
+    """A line of diagnose/rows.jsonl: one test row."""
+
+    id: str
+    half: Literal["searched", "judged"] | None
+    """Half of the rows for slice discovery; None if there were too few rows."""
+    slices: dict[str, str | list[str] | None]
+    """Value by key; a list if the key's slices are not disjoint."""
+    found: dict[str, list[str]]
+    """By student: names of the discovered slices the row is in."""
+    models: dict[str, ModelOnRow]
+
+
+# --- a run ---
+
 
 @dataclass(frozen=True, slots=True)
-class Student:
+class StudentRecords:
     """Records of one distilled student."""
 
     name: str
     """METHOD/seed-K."""
-    stages: list[dict[str, Any]]
+    stages: list[StageRecord]
     weights: dict[int, np.ndarray]
-    """Weights of the training rows, by stage."""
+    """[training rows] weights by stage."""
     kept_stage: int | None
 
     @property
@@ -38,10 +151,10 @@ class Student:
         return self.name.split("/")[0]
 
     @property
-    def kept(self) -> dict[str, Any]:
-        """Record of the stage whose student was kept; the last one where the manifest does not say."""
-        last = self.stages[-1] if self.stages else {}
-        return next((s for s in self.stages if s["stage"] == self.kept_stage), last)
+    def kept(self) -> StageRecord:
+        """Record of the stage whose student was kept; the last one if the manifest does not say."""
+        last = self.stages[-1] if self.stages else StageRecord()
+        return next((stage for stage in self.stages if stage["stage"] == self.kept_stage), last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +163,26 @@ class Results:
 
     folder: Path
     recipe: dict[str, Any]
+    """recipe.yaml as nested dicts; not validated, since it may come from another version."""
     recipe_text: str
-    scores: dict[str, Any]
+    scores: ScoresFile
     predictions: dict[str, dict[str, dict[str, Any]]]
-    """model: id: line of predictions.jsonl."""
-    taught: dict[str, Any]
-    students: list[Student]
+    """model: id: line of predictions.jsonl, keys as in `records.Prediction`."""
+    taught: TeacherCheckpoints | dict[str, Any]
+    """teach/checkpoints.json; empty before `teach` has finished."""
+    students: list[StudentRecords]
     rows: dict[str, dict[str, Any]]
-    """Rows of the scored split by id, as `prepare` wrote them."""
-    manifests: dict[str, dict[str, Any]]
-    """Manifest of every finished piece of work by its folder, in the order in which they were finished."""
-    slices: dict[str, Any] = field(default_factory=dict)
-    """diagnose/slices.json."""
-    summary: dict[str, Any] = field(default_factory=dict)
-    """diagnose/summary.json."""
+    """Rows of the evaluated split by id, keys as in `records.Example`."""
+    manifests: dict[str, Manifest]
+    """By folder, in the order in which they were finished."""
+    slices: SlicesFile = field(default_factory=SlicesFile)
+    summary: SummaryFile = field(default_factory=SummaryFile)
 
     @property
     def models(self) -> list[str]:
         """Models with scores: teacher, untrained student, anchor, then the distilled ones."""
-        known = self.scores.get("models", {})
-        return [name for name in BASE_MODELS if name in known] + self.distilled
+        evaluated = self.scores.get("models", {})
+        return [name for name in BASE_MODELS if name in evaluated] + self.distilled
 
     @property
     def distilled(self) -> list[str]:
@@ -78,39 +191,44 @@ class Results:
 
     @property
     def main(self) -> str | None:
-        """The distilled student to speak of first: the best on validation, since test rows choose nothing.
+        """The distilled student to show first: the best on validation, since test rows choose nothing.
 
-        A student without a teacher (`sft`) is a baseline; it comes first only where there is no other.
+        A student without a teacher (`sft`) is a baseline; it comes first only if there is no other.
         """
-        taught = [name for name in self.distilled if not name.startswith("sft/")] or self.distilled
-        seen = {student.name: student.kept.get("validation") or {} for student in self.students}
-        ranked = [name for name in taught if _finite(seen.get(name, {}).get("nll"))]
-        best = max(ranked, key=lambda name: (seen[name].get("score") or 0.0, -seen[name]["nll"]), default=None)
-        return best or next(iter(taught), None)
+        with_teacher = [name for name in self.distilled if not name.startswith("sft/")] or self.distilled
+        validation = {student.name: student.kept.get("validation") or {} for student in self.students}
+        ranked = [name for name in with_teacher if is_finite(validation.get(name, {}).get("nll"))]
+
+        def rank(name: str) -> tuple[float, float]:
+            return validation[name].get("score") or 0.0, -validation[name]["nll"]
+
+        return max(ranked, key=rank, default=None) or next(iter(with_teacher), None)
 
     def score(self, model: str, metric: str | None = None) -> Interval | None:
         """A metric of a model on the test rows; by default the one that choices were made by."""
         return as_interval(self.scores.get("models", {}).get(model, {}).get(metric or self.scores.get("metric")))
 
     def paired(self, key: str, *models: str) -> tuple[list[str], list[np.ndarray]]:
-        """Ids of the rows on which all models have a finite `key` (score, nll), and each model's [rows] values in that
-        order."""
+        """(ids of the rows on which all models have a finite `key`, [rows] values of each model in that order).
+
+        key: `score`, `nll` or `confidence`.
+        """
         tables = [self.predictions.get(model, {}) for model in models]
-        shared = [id for id in tables[0] if all(_finite(table.get(id, {}).get(key)) for table in tables)]
+        shared = [id for id in tables[0] if all(is_finite(table.get(id, {}).get(key)) for table in tables)]
         return shared, [np.array([table[id][key] for id in shared], dtype=np.float64) for table in tables]
 
     def lead(self, model: str, other: str) -> Interval | None:
         """Mean row score of a model minus another's, with a paired bootstrap 95 % interval; None without shared
         rows."""
-        ids, (mine, theirs) = self.paired("score", model, other)
+        ids, (scores, other_scores) = self.paired("score", model, other)
         if not ids:
             return None
-        lag = interval(1.0 - mine, 1.0 - theirs).difference
+        lag = interval(1.0 - scores, 1.0 - other_scores).difference
         return Interval(0.0 - lag.value, 0.0 - lag.high, 0.0 - lag.low)  # 0.0 - x: never a negative zero
 
 
 def read_results(folder: Path) -> Results:
-    """Gather the artefacts of a run folder. Raises DataError for a file that is there and cannot be read."""
+    """Read the artifacts of a run folder. Raises DataError for a file that is there and cannot be read."""
     recipe, text = _recipe(folder / "recipe.yaml")
     scores = _json(folder / "evaluate" / "scores.json") or {}
     predictions: dict[str, dict[str, dict[str, Any]]] = {}
@@ -133,7 +251,7 @@ def read_results(folder: Path) -> Results:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none if there is no such file. Raises DataError for one that cannot be read."""
+    """The objects of a JSON-lines file; none if it is absent. Raises DataError for a file that cannot be read."""
     try:
         return list(read_jsonl(path)) if path.is_file() else []
     except ValueError as error:
@@ -141,34 +259,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def as_interval(value: Any) -> Interval | None:
-    """A number, or {"value", "low", "high"}, of scores.json. A bare number has no interval (NaN); anything else is
-    None."""
-    if _finite(value):
+    """A number, or an `IntervalRecord`, of scores.json. A number has no interval (NaN); anything else gives None."""
+    if is_finite(value):
         return Interval(float(value), math.nan, math.nan)
-    if isinstance(value, dict) and _finite(value.get("value")):
-        low, high = (float(value[key]) if _finite(value.get(key)) else math.nan for key in ("low", "high"))
+    if isinstance(value, dict) and is_finite(value.get("value")):
+        low, high = (float(value[key]) if is_finite(value.get(key)) else math.nan for key in ("low", "high"))
         return Interval(float(value["value"]), low, high)
     return None
 
 
-def _student(folder: Path) -> Student:
+def _student(folder: Path) -> StudentRecords:
     by_stage: dict[int, list[float]] = {}
     for row in read_lines(folder / "weights.jsonl"):
         by_stage.setdefault(row["stage"], []).append(row["weight"])
     weights = {stage: np.array(values) for stage, values in sorted(by_stage.items())}
     kept = (_json(folder / MANIFEST) or {}).get("kept_stage")
-    return Student(f"{folder.parent.name}/{folder.name}", _json(folder / "stages.json") or [], weights, kept)
+    return StudentRecords(f"{folder.parent.name}/{folder.name}", _json(folder / "stages.json") or [], weights, kept)
 
 
-def read_manifests(folder: Path) -> dict[str, dict[str, Any]]:
-    """Manifest of every finished piece of work by its folder, in the order in which they were finished; not the
-    report's."""
-    paths = [path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{MANIFEST}")]
-    found = {path.parent.relative_to(folder).as_posix(): _json(path) for path in sorted(paths)}
-    stages = {
-        name: m for name, m in found.items() if isinstance(m, dict) and _finite(m.get("seconds")) and name != "report"
+def read_manifests(folder: Path) -> dict[str, Manifest]:
+    """Manifest of every finished folder of a run except the report's, in the order in which they were finished."""
+    paths = sorted(path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{MANIFEST}"))
+    by_folder = {path.parent.relative_to(folder).as_posix(): _json(path) for path in paths}
+    finished = {
+        name: manifest
+        for name, manifest in by_folder.items()
+        if isinstance(manifest, dict) and is_finite(manifest.get("seconds")) and name != "report"
     }
-    return dict(sorted(stages.items(), key=lambda item: str(item[1].get("finished", ""))))
+    return dict(sorted(finished.items(), key=lambda item: str(item[1].get("finished", ""))))
 
 
 def _recipe(path: Path) -> tuple[dict[str, Any], str]:
@@ -177,10 +295,10 @@ def _recipe(path: Path) -> tuple[dict[str, Any], str]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     try:
         # The C loader reads a recipe of 150 lines in 2 ms instead of 20.
-        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        recipe = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise DataError(f"{path} is not YAML ({error}): run `tutelage run RECIPE` again, which writes it") from error
-    return (translate_nested(found) if isinstance(found, dict) else {}), text
+    return (translate_nested(recipe) if isinstance(recipe, dict) else {}), text
 
 
 def _json(path: Path) -> Any:
@@ -192,8 +310,9 @@ def _json(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read as JSON ({error}): make its stage again with --force")
+    return DataError(f"{path} cannot be read as JSON ({error}): rebuild its stage with --force")
 
 
-def _finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)

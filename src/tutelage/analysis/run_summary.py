@@ -1,4 +1,4 @@
-"""One line about a run folder: models, best student, score, gap closed, state, size. Reads no model and no prediction."""
+"""One line about a run folder: models, best student, score, gap closed, state, size. Loads no model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.analysis.run_results import Results, Student
+from tutelage.analysis.run_results import Results, StudentRecords
 from tutelage.errors import DataError
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
@@ -33,8 +33,8 @@ class RunSummary:
     """Of that student, on the test set."""
     teacher_score: Interval | None
     gap_closed: float | None
-    """Fraction of the gap between plain fine-tuning and the teacher that the student closes; below 0 if it is worse than
-    plain fine-tuning."""
+    """Fraction of the gap between plain fine-tuning and the teacher that the student closes; below 0 if it is worse
+    than plain fine-tuning."""
     date: str
     """When a stage was last finished, local time in ISO 8601 to the minute; empty before the first."""
     state: RunState
@@ -81,11 +81,11 @@ def summarise_run(folder: Path) -> RunSummary:
     )
 
 
-def _student(run: Path, name: str) -> Student:
+def _student(run: Path, name: str) -> StudentRecords:
     """The student in a folder `distill/METHOD/seed-K`, without its weights by row."""
     stages, manifest = read_or_none(run / name / "stages.json"), read_or_none(run / name / MANIFEST)
     kept = manifest.get("kept_stage") if isinstance(manifest, dict) else None
-    return Student(name.removeprefix("distill/"), stages if isinstance(stages, list) else [], {}, kept)
+    return StudentRecords(name.removeprefix("distill/"), stages if isinstance(stages, list) else [], {}, kept)
 
 
 def _short_name(name: Any) -> str:

@@ -1,13 +1,14 @@
-"""Where a student wins and loses: slices of the rows by what is known of them, and two models on each slice.
+"""Where a student wins and loses: slices of the test rows, and two models on each slice.
 
-A slice's numbers are the SFS/TFS split of `theory.py` on its rows, in nats and in score, so R(S) - R(T) = deficit -
+A slice's numbers are the SFS/TFS split of `risk_split` on its rows, in nats and in score, so R(S) - R(T) = deficit -
 advantage holds on each; the slices of a partition hold every row once, so their contributions add up to the whole.
 
-Two questions are asked of a slice. Is the difference of the two models 0 on it (`p_value`)? Is it what it is on all
-other rows (`against_rest`)? A student that is a little worse everywhere differs from its teacher on every slice and on
-none from the rest.
+Two questions are tested on a slice. Is the difference of the two models 0 (`p_value`)? Is it the same as on all other
+rows (`against_rest`)? A student that is slightly worse everywhere differs from its teacher on every slice, and no slice
+differs from the rest.
 
-Slices that nobody gave are looked for in `slice_search.py`. NumPy, and SciPy where called.
+Slices here are given by what is known of the rows; `slice_discovery` finds further ones in the prompts. NumPy; SciPy
+when called.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 
-from tutelage.analysis.statistics import holm, mcnemar_exact
+from tutelage.analysis.significance import holm, membership_test, sign_flip_test
 from tutelage.method.risk_split import split_risk
-from tutelage.utils.bootstrap import batch_sizes, percentile_interval, resampled_counts
+from tutelage.records import IntervalRecord
+from tutelage.utils.bootstrap import percentile_interval, resampled_counts
 
 LEAST_ROWS = 10
 """Slices of fewer rows are described and not tested."""
 MOST_VALUES = 100
-"""Values of one key with a slice of their own, the most frequent ones; the rest share one slice."""
+"""Values of one key with a slice of their own, the most frequent ones; the others share one slice."""
 OTHER = "(other)"
-MEASURES = ("score", "nll")
-
-_CHOICES, _CURVED = 20_000, 0.1
+Measure = Literal["score", "nll"]
+"""`score`: the task's metric, higher is better; `nll`: loss in nats per answer token, lower is better."""
+MEASURES: tuple[Measure, ...] = ("score", "nll")
 
 
 class Answers(NamedTuple):
@@ -42,9 +44,9 @@ class Answers(NamedTuple):
     nll: np.ndarray
     """[rows] nats an answer token, on gold."""
 
-    def at(self, places: np.ndarray) -> Answers:
+    def at(self, indices: np.ndarray) -> Answers:
         """The same on some of the rows."""
-        return Answers(self.score[places], self.nll[places])
+        return Answers(self.score[indices], self.nll[indices])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,51 +56,113 @@ class Slice:
     key: str
     """What the rows were divided by: `language`, `label`, ..."""
     value: str | None
-    """None: the rows that have none."""
-    places: np.ndarray
-    """[rows of the slice] places among all rows, ascending."""
+    """None: the rows without a value."""
+    indices: np.ndarray
+    """[rows of the slice] indices among all rows, ascending."""
     disjoint: bool = True
     """Whether a row is in one slice of this key only."""
     tested: bool = True
-    """False: made of the very losses that are compared, so that a test would only repeat how it was made."""
+    """False: made from the losses that are compared, so that a test would only repeat how the slice was made."""
     scores: Mapping[str, np.ndarray] | None = None
     """By model, [rows of the slice] scores in place of the rows' own: those of the entities of one type."""
+
+
+# --- what is recorded of a slice ---
+
+
+class RestRecord(TypedDict):
+    """Difference of the two models on a slice minus that on all other rows."""
+
+    difference: float
+    low: float
+    high: float
+    """Ends of the 95 % interval."""
+    p_value: float | None
+    """That the slice's rows are any rows; None for a slice that is not tested."""
+    p_holm: float | None
+    """Corrected over the slices of the student."""
+
+
+class MeasureRecord(TypedDict):
+    """Two models on a slice by one measure (`score`: higher is better; `nll`: nats a token, lower is better)."""
+
+    student: float
+    teacher: float
+    """Means over the rows."""
+    difference: float
+    """student - teacher."""
+    low: float
+    high: float
+    """Ends of the 95 % percentile interval of a paired bootstrap over rows."""
+    wins: int
+    losses: int
+    ties: int
+    """Rows on which the student is better, worse, equal."""
+    sfs_mass: float
+    tfs_mass: float
+    """Fractions of the slice's rows in SFS (student strictly better) and TFS."""
+    advantage: IntervalRecord
+    deficit: IntervalRecord
+    p_value: float | None
+    """That the models are exchangeable on these rows; None for a slice that is not tested."""
+    p_holm: float | None
+    """Corrected over the slices of the student."""
+    contribution: float | None
+    """share x difference; those of a disjoint partition add up to the whole's difference. None if not disjoint."""
+    against_rest: RestRecord | None
+    """None without other rows, or if the slice has scores of its own."""
+
+
+class SliceRecord(TypedDict):
+    """A student against the teacher on a slice."""
+
+    key: str
+    value: str | None
+    rows: int
+    share: float
+    """Fraction of all rows."""
+    score: MeasureRecord
+    nll: MeasureRecord
+
+
+class SlicedComparison(TypedDict):
+    """A student against the teacher on all rows and on each slice."""
+
+    whole: SliceRecord
+    slices: list[SliceRecord]
 
 
 # --- given slices ---
 
 
 def by_value(key: str, values: Sequence[str | None]) -> list[Slice]:
-    """A slice for each value of a key that the rows carry, the most frequent first; together they hold all rows.
+    """A slice for each value of a key of the rows, the most frequent first; together they hold all rows.
 
-    values: [rows]. Values beyond the `MOST_VALUES` most frequent share the slice `(other)`. Empty where all rows have
-    the same.
+    values: [rows]. Values beyond the `MOST_VALUES` most frequent share the slice `(other)`. Empty if all rows have the
+    same value.
     """
-    counts = Counter(values)
-    kept = {value for value, _ in counts.most_common(MOST_VALUES)}
+    kept = {value for value, _ in Counter(values).most_common(MOST_VALUES)}
     named = [value if value in kept else OTHER for value in values]
-    order = [value for value, _ in Counter(named).most_common()]
-    groups: dict[str | None, list[int]] = {value: [] for value in order}
-    for place, value in enumerate(named):
-        groups[value].append(place)
-    return [Slice(key, value, np.array(places)) for value, places in groups.items()] if len(groups) > 1 else []
+    indices: dict[str | None, list[int]] = {value: [] for value, _ in Counter(named).most_common()}
+    for index, value in enumerate(named):
+        indices[value].append(index)
+    return [Slice(key, value, np.array(rows)) for value, rows in indices.items()] if len(indices) > 1 else []
 
 
 def by_amount(key: str, amounts: Sequence[float], *, tested: bool = True, parts: int = 4) -> list[Slice]:
-    """Slices by quantiles of a number, ascending, named by their ends (`3-5`); fewer than `parts` where numbers repeat.
+    """Slices by quantiles of a number, ascending, named by their ends (`3-5`); fewer than `parts` if numbers repeat.
 
-    amounts: [rows], finite. Empty where all are equal.
+    amounts: [rows], finite. Empty if all are equal.
     """
-    found = np.asarray(amounts, dtype=np.float64)
-    edges = np.unique(np.quantile(found, np.linspace(0, 1, parts + 1)[1:-1], method="lower"))
-    numbers = np.searchsorted(edges, found, side="left")
+    numbers = np.asarray(amounts, dtype=np.float64)
+    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, parts + 1)[1:-1], method="lower"))
+    part_of_row = np.searchsorted(edges, numbers, side="left")
     slices = []
-    for number in np.unique(numbers):
-        places = np.flatnonzero(numbers == number)
-        low, high = (
-            f"{end:.0f}" if end == round(end) else f"{end:.3g}" for end in (found[places].min(), found[places].max())
-        )
-        slices.append(Slice(key, low if low == high else f"{low}-{high}", places, tested=tested))
+    for part in np.unique(part_of_row):
+        indices = np.flatnonzero(part_of_row == part)
+        inside = numbers[indices]
+        low, high = (f"{end:.0f}" if end == round(end) else f"{end:.3g}" for end in (inside.min(), inside.max()))
+        slices.append(Slice(key, low if low == high else f"{low}-{high}", indices, tested=tested))
     return slices if len(slices) > 1 else []
 
 
@@ -107,44 +171,38 @@ def by_amount(key: str, amounts: Sequence[float], *, tested: bool = True, parts:
 
 def measure_slices(
     students: Mapping[str, Answers], teacher: Answers, slices: Sequence[Slice], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Every student against the teacher on all rows (`whole`) and on each slice (`slices`, in order); JSON-able.
+) -> dict[str, SlicedComparison]:
+    """Every student against the teacher on all rows (`whole`) and on each slice (`slices`, in order).
 
-    Of each measure: the values of both models, `difference` student - teacher (in score above 0, in nll below 0 is good
-    for the student), the split, `contribution` (share of the rows x difference: those of disjoint slices add up to the
-    whole), and 95 % percentile intervals of one seeded paired bootstrap of the rows for everything. p-values: `p_value`
-    that the difference is 0,
-    `against_rest.p_value` that it is that of the other rows; `p_holm` are corrected over the slices of this student, by
-    measure and question. Raises ValueError for losses that are not finite.
+    All intervals come from one seeded paired bootstrap of the rows. `p_holm` is corrected over the slices of a student,
+    by measure and question. Raises ValueError for losses that are not finite.
     """
-    everything = [Slice("all", None, np.arange(len(teacher.score))), *slices]
-    names = list(students)
-    for student in students.values():  # refuses losses that are not finite, before they spread
+    with_whole = [Slice("all", None, np.arange(len(teacher.score))), *slices]
+    for student in students.values():  # refuses losses that are not finite before they spread
         split_risk(student.nll, teacher.nll)
-    table = np.concatenate([_gains(students[name], teacher) for name in names], axis=1)
-    own = [_own_gains(one, table, names) for one in everything]
-    drawn = _bootstrap(table, everything, own, resamples, seed)
-    found = {}
-    for place, name in enumerate(names):
-        columns = [*range(4 * place, 4 * place + 4), -1]
-        whole = drawn[0][:, columns]
-        lines = [
-            _record(one, name, students[name], teacher, sums[:, columns], whole)
-            for one, sums in zip(everything, drawn, strict=True)
+    gains = np.concatenate([_gains(student, teacher) for student in students.values()], axis=1)
+    slice_gains = [_slice_gains(part, gains, list(students)) for part in with_whole]
+    sums = _resampled_sums(len(gains), with_whole, slice_gains, resamples, seed)
+    compared: dict[str, SlicedComparison] = {}
+    for number, (name, student) in enumerate(students.items()):
+        columns = [*range(4 * number, 4 * number + 4), -1]
+        sums_of_all = sums[0][:, columns]
+        records = [
+            _record(part, name, student, teacher, part_sums[:, columns], sums_of_all)
+            for part, part_sums in zip(with_whole, sums, strict=True)
         ]
-        correct(lines[1:])
-        found[name] = {"whole": lines[0], "slices": lines[1:]}
-    return found
+        add_holm(records[1:])
+        compared[name] = {"whole": records[0], "slices": records[1:]}
+    return compared
 
 
-def correct(lines: Sequence[dict[str, Any]]) -> None:
-    """Add `p_holm` beside every `p_value` of these slices: Holm's correction over the slices, by measure and
-    question."""
+def add_holm(slices: Sequence[SliceRecord]) -> None:
+    """Set `p_holm` beside every `p_value`: Holm's correction over the slices, by measure and question."""
     for measure in MEASURES:
-        for records in ([line[measure] for line in lines], [line[measure]["against_rest"] for line in lines]):
+        for records in ([line[measure] for line in slices], [line[measure]["against_rest"] for line in slices]):
             tested = [record for record in records if record and record["p_value"] is not None]
-            for record, value in zip(tested, holm([record["p_value"] for record in tested]), strict=True):
-                record["p_holm"] = float(value)
+            for record, adjusted in zip(tested, holm([record["p_value"] for record in tested]), strict=True):
+                record["p_holm"] = float(adjusted)
 
 
 def _gains(student: Answers, teacher: Answers) -> np.ndarray:
@@ -153,162 +211,98 @@ def _gains(student: Answers, teacher: Answers) -> np.ndarray:
     return np.stack([side for gain in gains for side in (np.maximum(gain, 0.0), np.maximum(-gain, 0.0))], axis=1)
 
 
-def _own_gains(one: Slice, table: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """[rows of the slice, 4 x students] of the table, advantage and deficit in score by the slice's own scores if it
-    has any."""
-    mine = table[one.places]
-    for place, name in enumerate(names if one.scores is not None else ()):
-        gain = one.scores[name] - one.scores["teacher"]
-        mine[:, 4 * place], mine[:, 4 * place + 1] = np.maximum(gain, 0.0), np.maximum(-gain, 0.0)
-    return mine.astype(np.float32)
+def _slice_gains(part: Slice, gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """[rows of the slice, 4 x students] float32 gains, those in score from the slice's own scores if it has any."""
+    inside = gains[part.indices]
+    for number, name in enumerate(names if part.scores is not None else ()):
+        gain = part.scores[name] - part.scores["teacher"]
+        inside[:, 4 * number], inside[:, 4 * number + 1] = np.maximum(gain, 0.0), np.maximum(-gain, 0.0)
+    return inside.astype(np.float32)
 
 
-def _bootstrap(
-    table: np.ndarray, slices: Sequence[Slice], gains: Sequence[np.ndarray], resamples: int, seed: int
+def _resampled_sums(
+    rows: int, slices: Sequence[Slice], slice_gains: Sequence[np.ndarray], resamples: int, seed: int
 ) -> list[np.ndarray]:
-    """For each slice [resamples, columns + 1]: sums of its gains over the drawn rows, and how many rows of it were
+    """For each slice [resamples, columns + 1]: sums of its gains over the drawn rows, and how many of its rows were
     drawn.
 
-    All slices and students share the draws. Sums are float32: they tell intervals, not values.
+    All slices and students share the resamples. float32, since only intervals are made of these sums.
     """
     chunks: list[list[np.ndarray]] = [[] for _ in slices]
-    for counts in resampled_counts(len(table), resamples, seed, np.float32):
-        for one, values, parts in zip(slices, gains, chunks, strict=True):
-            mine = counts[:, one.places]
-            parts.append(np.concatenate([mine @ values, mine.sum(axis=1, keepdims=True)], axis=1))
-    return [np.concatenate(parts) for parts in chunks]
+    for counts in resampled_counts(rows, resamples, seed, np.float32):
+        for part, gains, part_chunks in zip(slices, slice_gains, chunks, strict=True):
+            inside = counts[:, part.indices]
+            part_chunks.append(np.concatenate([inside @ gains, inside.sum(axis=1, keepdims=True)], axis=1))
+    return [np.concatenate(part_chunks) for part_chunks in chunks]
 
 
 def _record(
-    one: Slice, name: str, student: Answers, teacher: Answers, sums: np.ndarray, whole: np.ndarray
-) -> dict[str, Any]:
-    """A slice in numbers. sums, whole: [resamples, 5] gains and rows drawn, of the slice and of all rows."""
-    rows, places = len(teacher.score), one.places
-    line: dict[str, Any] = {"key": one.key, "value": one.value, "rows": len(places), "share": len(places) / rows}
-    tested = one.tested and len(places) >= LEAST_ROWS
+    part: Slice, name: str, student: Answers, teacher: Answers, sums: np.ndarray, sums_of_all: np.ndarray
+) -> SliceRecord:
+    """A slice in numbers. sums, sums_of_all: [resamples, 5] gains and rows drawn, of the slice and of all rows."""
+    count, fraction = len(part.indices), len(part.indices) / len(teacher.score)
+    measures = {}
     for number, measure in enumerate(MEASURES):
-        own = one.scores is not None and measure == "score"
-        mine, theirs = getattr(student, measure), getattr(teacher, measure)
-        inside = (one.scores[name], one.scores["teacher"]) if own else (mine[places], theirs[places])
         columns = [2 * number, 2 * number + 1, 4]
-        record = _measured(measure, *inside, sums[:, columns])
-        record["p_value"] = paired_p(inside[0] - inside[1]) if tested else None
-        record["p_holm"] = None
-        record["contribution"] = line["share"] * record["difference"] if one.disjoint else None
-        record["against_rest"] = None
-        if len(places) < rows and not own:
-            rest = _against_rest(measure, mine - theirs, places, sums[:, columns], whole[:, columns])
-            known = tested and rows - len(places) >= LEAST_ROWS
-            rest["p_value"] = membership_p(mine - theirs, places) if known else None
-            record["against_rest"] = rest | {"p_holm": None}
-        line[measure] = record
-    return line
+        record = _two_models(part, measure, name, student, teacher, sums[:, columns])
+        record["contribution"] = fraction * record["difference"] if part.disjoint else None
+        if count < len(teacher.score) and not (part.scores is not None and measure == "score"):
+            differences = getattr(student, measure) - getattr(teacher, measure)
+            rest = (sums_of_all - sums)[:, columns]
+            record["against_rest"] = _against_rest(part, measure, differences, sums[:, columns], rest)
+        measures[measure] = record
+    return {"key": part.key, "value": part.value, "rows": count, "share": fraction, **measures}
 
 
-def _measured(measure: str, student: np.ndarray, teacher: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
-    """Both models on the rows of a slice; in nats the values are risks, in score 1 - risk."""
-    score = measure == "score"
-    split = split_risk(1.0 - student, 1.0 - teacher) if score else split_risk(student, teacher)
-    values = (split.risk_student, split.risk_teacher)
-    sign = -1.0 if score else 1.0
+def _two_models(
+    part: Slice, measure: Measure, name: str, student: Answers, teacher: Answers, sums: np.ndarray
+) -> MeasureRecord:
+    """Both models on the rows of a slice. sums: [resamples, 3] advantage, deficit and rows drawn."""
+    if part.scores is not None and measure == "score":
+        ours, theirs = part.scores[name], part.scores["teacher"]
+    else:
+        ours, theirs = (getattr(answers, measure)[part.indices] for answers in (student, teacher))
+    # Of the score, 1 - score is the loss.
+    split = split_risk(1.0 - ours, 1.0 - theirs) if measure == "score" else split_risk(ours, theirs)
+    sign = -1.0 if measure == "score" else 1.0
+    difference = 0.0 + sign * split.difference
     with np.errstate(invalid="ignore", divide="ignore"):
         advantage, deficit = (sums[:, :2] / sums[:, 2:]).T
-    _, low, high = percentile_interval(split.difference, sign * (deficit - advantage))
-    wins, losses = int((sign * (student - teacher) < 0).sum()), int((sign * (student - teacher) > 0).sum())
+    interval = percentile_interval(difference, sign * (deficit - advantage))
+    wins, losses = (int((side * sign * (ours - theirs) < 0).sum()) for side in (1.0, -1.0))
+    risks = (split.risk_student, split.risk_teacher)
+    means = [1.0 - risk for risk in risks] if measure == "score" else risks
     return {
-        "student": 1.0 - values[0] if score else values[0], "teacher": 1.0 - values[1] if score else values[1],
-        "difference": 0.0 + sign * split.difference, "low": low, "high": high,
-        "wins": wins, "losses": losses, "ties": len(student) - wins - losses,
-        "sfs_mass": split.sfs_mass, "tfs_mass": split.tfs_mass,
-        "advantage": _valued(split.advantage, advantage), "deficit": _valued(split.deficit, deficit),
-    }  # fmt: skip
+        "student": means[0],
+        "teacher": means[1],
+        "difference": difference,
+        "low": interval.low,
+        "high": interval.high,
+        "wins": wins,
+        "losses": losses,
+        "ties": len(ours) - wins - losses,
+        "sfs_mass": split.sfs_mass,
+        "tfs_mass": split.tfs_mass,
+        "advantage": percentile_interval(split.advantage, advantage).as_record(),
+        "deficit": percentile_interval(split.deficit, deficit).as_record(),
+        "p_value": sign_flip_test(ours - theirs) if part.tested and len(ours) >= LEAST_ROWS else None,
+        "p_holm": None,
+        "contribution": None,
+        "against_rest": None,
+    }
 
 
 def _against_rest(
-    measure: str, apart: np.ndarray, places: np.ndarray, sums: np.ndarray, whole: np.ndarray
-) -> dict[str, float]:
-    """Mean of student - teacher, [rows] in the measure, on a slice minus that on all other rows."""
+    part: Slice, measure: Measure, differences: np.ndarray, sums: np.ndarray, sums_of_rest: np.ndarray
+) -> RestRecord:
+    """The mean of student - teacher on a slice minus that on all other rows. differences: [rows], in the measure."""
+    count, others = len(part.indices), len(differences) - len(part.indices)
     sign = 1.0 if measure == "score" else -1.0  # advantage - deficit is teacher - student in nats
-    others = whole - sums
     with np.errstate(invalid="ignore", divide="ignore"):
-        inside, outside = ((part[:, 0] - part[:, 1]) / part[:, 2] for part in (sums, others))
-    value = math.fsum(apart[places]) / len(places) - math.fsum(np.delete(apart, places)) / (len(apart) - len(places))
-    _, low, high = percentile_interval(value, sign * (inside - outside))
-    return {"difference": value, "low": low, "high": high}
-
-
-def _valued(value: float, draws: np.ndarray) -> dict[str, float]:
-    return percentile_interval(value, draws)._asdict()
-
-
-# --- tests ---
-
-
-def paired_p(differences: np.ndarray) -> float:
-    """Two-sided p-value that two models are alike on rows with these differences [rows]: their signs could be any.
-
-    McNemar's exact test where every difference is -1, 0 or 1; all signs tried where at most 12 differ; otherwise the
-    normal limit of the randomisation of signs, sum / sqrt(sum of squares), whose tails are no lighter than the exact
-    ones (Efron 1969). A draw of random signs could not tell p-values as small as a correction over many slices asks
-    for.
-    """
-    apart = differences[differences != 0]
-    if not len(apart):
-        return 1.0
-    if (np.abs(apart) == 1).all():
-        return mcnemar_exact(int((apart > 0).sum()), int((apart < 0).sum()))
-    total = abs(float(apart.sum()))
-    if len(apart) <= 12:
-        signs = 1 - 2 * (np.arange(2 ** len(apart))[:, None] >> np.arange(len(apart)) & 1)
-        return float((np.abs(signs @ apart) >= total - 1e-12).mean())
-    return math.erfc(total / math.sqrt(2 * float(apart @ apart)))
-
-
-def membership_p(values: np.ndarray, places: np.ndarray) -> float:
-    """Two-sided p-value that the rows at `places` are any others: their mean of `values` [rows] against that of random
-    choices.
-
-    The permutation distribution of the sum over m of n rows has known moments; a Pearson curve of type III with the
-    first three of them stands for it, skew included (Winkler et al. 2016), so that p-values may be as small as many
-    slices ask for. Where few rows hold most of the differences, as losses do, that curve ends too soon: then choices
-    are drawn, and p is at least 1e-4.
-    """
-    from scipy.special import gammainc, gammaincc, ndtr
-
-    n, m = len(values), len(places)
-    centred = values - values.mean()
-    variance = m * (n - m) / (n * (n - 1)) * float(centred @ centred) if n > 2 else 0.0
-    if not 0 < m < n or variance <= 1e-24:
-        return 1.0
-    total = float(centred[places].sum())
-    third = m * (n - m) * (n - 2 * m) / (n * (n - 1) * (n - 2)) * float((centred**3).sum())
-    z, skew = total / math.sqrt(variance), third / variance**1.5
-    z, skew = (-z, -skew) if skew < 0 else (z, skew)
-    if skew < 1e-4:
-        p_value = min(1.0, 2 * float(ndtr(-abs(z))))
-    else:
-        shape = 4 / skew**2
-        point = max(shape + z * math.sqrt(shape), 0.0)
-        p_value = min(1.0, 2 * min(float(gammainc(shape, point)), float(gammaincc(shape, point))))
-    kurtosis = n * float((centred**4).sum()) / float(centred @ centred) ** 2 - 3
-    doubtful = kurtosis > _CURVED * min(m, n - m)
-    return _drawn_p(centred, min(m, n - m), total if 2 * m <= n else -total) if doubtful and p_value < 0.3 else p_value
-
-
-def _drawn_p(centred: np.ndarray, size: int, total: float) -> float:
-    """Two-sided p-value of the sum over `size` rows among random choices of as many, twice the smaller tail.
-
-    All stretches of a shuffled circle of the rows are choices; those that do not overlap count as draws of their own.
-    """
-    rng, n = np.random.default_rng(0), len(centred)
-    apart = n // size
-    rounds = -(-_CHOICES // apart)
-    above, below = 0, 0
-    for number in batch_sizes(rounds, 4 * n):
-        order = rng.permuted(np.tile(centred, (number, 1)), axis=1)
-        sums = np.cumsum(np.concatenate([np.zeros((len(order), 1)), order, order[:, :size]], axis=1), axis=1)
-        stretches = sums[:, size : size + n] - sums[:, :n]
-        above += int((stretches >= total - 1e-9).sum())
-        below += int((stretches <= total + 1e-9).sum())
-    draws = rounds * apart
-    return min(1.0, 2 * (min(above, below) / n * apart + 1) / (draws + 1))
+        inside, outside = ((side[:, 0] - side[:, 1]) / side[:, 2] for side in (sums, sums_of_rest))
+    elsewhere = np.delete(differences, part.indices)
+    value = math.fsum(differences[part.indices]) / count - math.fsum(elsewhere) / others
+    interval = percentile_interval(value, sign * (inside - outside))
+    tested = part.tested and min(count, others) >= LEAST_ROWS
+    p_value = membership_test(differences, part.indices) if tested else None
+    return {"difference": value, "low": interval.low, "high": interval.high, "p_value": p_value, "p_holm": None}

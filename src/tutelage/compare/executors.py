@@ -1,7 +1,6 @@
-"""Where the cells of a comparison run: on this machine, each in a process of its own, one or several at a time.
+"""The local executor: runs cells on this machine, each in its own process, one or several at a time.
 
-A process of its own gives a cell's memory back when it ends, and a cell that fails, or is killed, takes no other with
-it.
+The process frees a cell's memory when it ends, and a cell that fails or is killed does not affect the others.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from typing import Protocol
 from tutelage.compare.cells import Cell
 from tutelage.errors import UserError
 
-CellTask = Callable[[Cell], None]
-"""Trains and scores a cell; whatever it prints goes to the cell's log. Must be importable: it is called in another
-process."""
+CellTask = Callable[[Cell], object]
+"""Trains and scores a cell; what it prints goes to the cell's log. Called in another process, so it must be
+picklable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Outcome:
     cell: Cell
     seconds: float
     error: str | None = None
-    """Last words of a cell that failed."""
+    """One line, of a cell that failed."""
 
 
 class Executor(Protocol):
@@ -56,51 +55,51 @@ class LocalExecutor:
 
     task: CellTask
     logs: Path
-    """Folder for what the cells print, a file each."""
+    """Folder of the cells' logs."""
     jobs: int = 1
-    """Cells at a time; processor threads are divided among them, GPUs go round."""
+    """Cells at a time; they share the processor threads, and take the GPUs in turn."""
 
     @property
     def threads(self) -> int:
-        """Torch threads of a cell: its part of this process's own, fewer than the machine's where processors are
+        """Torch threads of a cell. Divides this process's own, which are fewer than the machine's if processors are
         shared."""
         import torch
 
         return max(1, torch.get_num_threads() // self.jobs)
 
     def run(self, cells: Iterable[Cell]) -> Iterator[Outcome]:
-        """The outcome of each cell as it ends. Cells that still run when this is left are ended."""
+        """The outcome of each cell as it ends. Cells that still run when the iterator is closed are stopped."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        waiting, places = deque(cells), deque(range(self.jobs))
+        waiting, free_slots = deque(cells), deque(range(self.jobs))
         working: dict[int, _Process] = {}
         try:
             while waiting or working:
-                while waiting and places:
-                    process = _Process(self.task, waiting.popleft(), places.popleft(), self)
+                while waiting and free_slots:
+                    process = _Process(self.task, waiting.popleft(), free_slots.popleft(), self)
                     working[process.sentinel] = process
                 for sentinel in wait(list(working)):
-                    ended = working.pop(sentinel)
-                    places.append(ended.place)
-                    yield ended.outcome()
+                    process = working.pop(sentinel)
+                    free_slots.append(process.slot)
+                    yield process.outcome()
         finally:
             for process in working.values():
-                process.end()
+                process.stop()
 
 
 class _Process:
-    """A cell at work."""
+    """The process of a cell. slot: one of the executor's `jobs`, which decides on the GPU."""
 
-    def __init__(self, task: CellTask, cell: Cell, place: int, executor: LocalExecutor) -> None:
+    def __init__(self, task: CellTask, cell: Cell, slot: int, executor: LocalExecutor) -> None:
         context = multiprocessing.get_context("spawn")
-        self.cell, self.place, self.began = cell, place, time.monotonic()
-        self.pipe, theirs = context.Pipe(duplex=False)
+        self.cell, self.slot, self.began = cell, slot, time.monotonic()
+        self.pipe, child_end = context.Pipe(duplex=False)
         self.log = log_of(cell, executor.logs)
         gpus = visible_gpus()
-        device = gpus[place % len(gpus)] if gpus and executor.jobs > 1 else None
-        arguments = (task, cell, theirs, self.log, executor.threads, device)
+        device = gpus[slot % len(gpus)] if gpus and executor.jobs > 1 else None
+        arguments = (task, cell, child_end, self.log, executor.threads, device)
         self._process = context.Process(target=_run, args=arguments, name=str(cell), daemon=True)
         self._process.start()
-        theirs.close()
+        child_end.close()
 
     @property
     def sentinel(self) -> int:
@@ -114,20 +113,24 @@ class _Process:
                 return Outcome(self.cell, seconds, self.pipe.recv())
         if code:
             ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            why = " (most often a lack of memory: fewer --jobs, or a smaller batch)" if code == -signal.SIGKILL else ""
+            why = (
+                " (most often by a lack of memory: use fewer --jobs, or a smaller batch)"
+                if code == -signal.SIGKILL
+                else ""
+            )
             return Outcome(self.cell, seconds, f"the cell's process was {ended}{why}; its log is {self.log}")
         return Outcome(self.cell, seconds)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._process.terminate()
         self._process.join()
 
 
 def _run(task: CellTask, cell: Cell, pipe: Connection, log: Path, threads: int, device: str | None) -> None:
-    """In the cell's process: run the task, its words into the log; an error goes back in a line and into the log as a
-    whole."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the comparison, which ends its cells
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """In the cell's process: run the task and log what it prints. An error is sent back as one line; the log has the
+    traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the comparison, which stops its cells
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     print_to(log)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -138,30 +141,31 @@ def _run(task: CellTask, cell: Cell, pipe: Connection, log: Path, threads: int, 
         torch.set_num_threads(threads)
         task(given)
 
-    if (error := last_words(with_threads, cell)) is not None:
+    if (error := run_task(with_threads, cell)) is not None:
         pipe.send(error)
 
 
-def _end_with_parent() -> None:
-    """A killed comparison takes its cells with it: the next one must not meet them at work in the same folders."""
+def _exit_with_parent() -> None:
+    """Exit if the comparison is killed: the next one must not find cells still writing in the same folders."""
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 
 
 def log_of(cell: Cell, logs: Path) -> Path:
-    """The file for what a cell prints."""
+    """The log file of a cell."""
     return logs / f"{str(cell).replace(' ', '-').replace('/', '-')}.log"
 
 
 def print_to(log: Path) -> None:
-    """From here on everything that this process prints, libraries in C included, is appended to a file."""
+    """Append everything that this process prints from now on to a file, C libraries included."""
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
 
-def last_words(task: CellTask, cell: Cell) -> str | None:
-    """Run a cell in this process: None if it came to a good end, or its error in a line; the traceback is printed."""
+def run_task(task: CellTask, cell: Cell) -> str | None:
+    """Run a cell in this process. Returns None if it succeeds, otherwise its error as one line; the traceback is
+    printed."""
     try:
         task(cell)
     except BaseException as error:
@@ -172,7 +176,7 @@ def last_words(task: CellTask, cell: Cell) -> str | None:
 
 
 def visible_gpus() -> list[str]:
-    """Names of this machine's GPUs as CUDA_VISIBLE_DEVICES has them."""
+    """Names of this machine's GPUs as in CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name]

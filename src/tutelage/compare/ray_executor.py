@@ -1,8 +1,7 @@
-"""Where the cells of a comparison run: on the nodes of a Ray cluster that is there already, each in a worker process of
-its own.
+"""The Ray executor: runs cells on the nodes of a running Ray cluster, each in its own worker process.
 
-Cells read and write the run folders themselves, so every node must see the same files: that is tried before anything
-runs. A cell whose node or worker process is lost is tried again, and goes on from what it left in its run folder.
+Cells read and write the run folders themselves, so every node must see the same files; that is checked before anything
+runs. A cell whose node or worker process is lost is tried again, and continues from the files in its run folder.
 """
 
 from __future__ import annotations
@@ -24,34 +23,34 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tutelage.compare.cells import Cell
-from tutelage.compare.executors import CellTask, Outcome, last_words, log_of, print_to
+from tutelage.compare.executors import CellTask, Outcome, log_of, print_to, run_task
 from tutelage.errors import UserError, problems
 from tutelage.run.manifest import versions
 
-TAKEN_ALONG = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
-"""Environment variables that cells have as this process has them; all others are the node's own."""
-LATE_SECONDS = 5.0
-"""So long may a file that one node wrote be unseen by another: network file systems remember what a folder held."""
+FORWARDED = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
+"""Environment variables that cells inherit from this process; all others are the node's own."""
+VISIBLE_SECONDS = 5.0
+"""How long to wait for a file that another node wrote: network file systems cache what a folder contains."""
 ANSWER_SECONDS = 120.0
-"""A node that has not looked at the folders by then is counted as one that cannot: its mount may hang."""
-LEASE_SECONDS = 150.0
-"""So long a cell that is tried again waits for its former process: a node that lost the cluster lets it live about 60 s
-more."""
-LOOK_SECONDS = 60.0
-"""When no cell has ended for so long, it is looked whether a node that can run one is left."""
+"""A node that has not checked the folders by then is refused: its mount may hang."""
+LOCK_SECONDS = 150.0
+"""How long a cell that is tried again waits for its former process: a node that lost the cluster keeps it for about
+60 s."""
+RESOURCE_CHECK_SECONDS = 60.0
+"""If no cell has ended for this long, check that a node is left that can run one."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Try:
-    """A cell that was handed to the cluster."""
+class _Attempt:
+    """A cell that was submitted to the cluster."""
 
     cell: Cell
     number: int
     """From 1."""
     began: float
-    """When, on the monotonic clock; it may have waited for a free node after that."""
+    """When it was submitted, on the monotonic clock; it may have waited for a free node since."""
     reference: Any
-    """Ray's, of the task."""
+    """Ray's reference to the task."""
 
 
 @dataclass
@@ -60,15 +59,15 @@ class RayExecutor:
 
     task: CellTask
     logs: Path
-    """Folder for what the cells print, a file each."""
+    """Folder of the cells' logs."""
     folders: Sequence[Path]
-    """What cells read and write: the comparison's folder and the run folders. Every node must see them."""
+    """The comparison's folder and the run folders, which every node must see."""
     num_cpus: float = 1
-    """Of one cell; it has as many torch threads, one at least."""
+    """Of one cell, which has as many torch threads, at least one."""
     num_gpus: float = 0
-    """Of one cell, parts of one allowed. With 0 it sees none."""
+    """Of one cell; fractions are allowed. With 0 it sees no GPU."""
     retries: int = 2
-    """How often a cell is tried again whose node or worker process was lost."""
+    """How often a cell is tried again after its node or worker process was lost."""
 
     @property
     def threads(self) -> int:
@@ -76,14 +75,14 @@ class RayExecutor:
         return max(1, int(self.num_cpus))
 
     def check(self) -> None:
-        """Raises UserError if there is no cluster, if no node can hold a cell, or if one does not see the folders."""
+        """Raises UserError if there is no cluster, if no node can run a cell, or if a node does not see the folders."""
         with _cluster() as ray:
             self._check(ray)
 
     def run(self, cells: Iterable[Cell]) -> Iterator[Outcome]:
-        """The outcome of each cell as it ends, after `check`. Cells that still run or wait when this is left are ended.
+        """The outcome of each cell as it ends, after `check`. Other cells are cancelled when the iterator is closed.
 
-        Raises UserError also if, later on, no node is left that can hold a cell.
+        Raises UserError also if, later on, no node is left that can run a cell.
         """
         if waiting := list(cells):
             with _cluster() as ray:
@@ -97,16 +96,16 @@ class RayExecutor:
     def _check_resources(self, ray: ModuleType) -> None:
         has = {_name(node): [node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU")] for node in _alive(ray)}
         if not any(cpus >= self.num_cpus and gpus >= self.num_gpus for cpus, gpus in has.values()):
-            title = f"a cell asks for {_amount(self.num_cpus, self.num_gpus)}, and no node of the Ray cluster has that:"
+            title = f"a cell needs {_amount(self.num_cpus, self.num_gpus)}, and no node of the Ray cluster has that:"
             nodes = [f"{name}: {_amount(*amounts)}" for name, amounts in has.items()]
             raise UserError(
                 f"{problems(title, nodes)}\nask for less (num_cpus, num_gpus), or add a node: ray start --address=..."
             )
 
     def _run(self, ray: ModuleType, cells: Sequence[Cell]) -> Iterator[Outcome]:
-        # Ray's own retries are not used: those for lack of memory never end.
+        # Ray's own retries are not used: those after out-of-memory never end.
         remote = ray.remote(max_calls=1, max_retries=0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)(_work)
-        environment = {name: os.environ[name] for name in TAKEN_ALONG if name in os.environ}
+        environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         environment |= {} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}
         fixed = (pickle.dumps(self.task), os.getcwd(), str(self.logs), environment)
@@ -115,9 +114,9 @@ class RayExecutor:
             while waiting or working:
                 while waiting:
                     cell, number = waiting.popleft()
-                    attempt = _Try(cell, number, time.monotonic(), remote.remote(cell, *fixed))
+                    attempt = _Attempt(cell, number, time.monotonic(), remote.remote(cell, *fixed))
                     working[attempt.reference.future()] = attempt
-                ended = wait(working, LOOK_SECONDS, FIRST_COMPLETED).done
+                ended = wait(working, RESOURCE_CHECK_SECONDS, FIRST_COMPLETED).done
                 if not ended:
                     self._check_resources(ray)
                 for future in ended:
@@ -128,28 +127,30 @@ class RayExecutor:
                     else:
                         yield outcome
         finally:
-            _end(ray, {future: attempt.reference for future, attempt in working.items()})
+            _cancel(ray, {future: attempt.reference for future, attempt in working.items()})
 
-    def _outcome(self, ray: ModuleType, ended: Future, attempt: _Try) -> Outcome | None:
-        """How a try ended; None if the cell is to be tried again."""
+    def _outcome(self, ray: ModuleType, ended: Future, attempt: _Attempt) -> Outcome | None:
+        """How an attempt ended; None if the cell is to be tried again."""
         cell, number = attempt.cell, attempt.number
         try:
             return Outcome(cell, *ended.result())
         except ray.exceptions.RayError as error:
-            seconds, lost = time.monotonic() - attempt.began, _lost(ray, error)
-            if lost is None:
-                return Outcome(cell, seconds, _words(error))
-            log, again = log_of(cell, self.logs), number <= self.retries
+            seconds, loss = time.monotonic() - attempt.began, _describe_loss(ray, error)
+            if loss is None:
+                return Outcome(cell, seconds, _describe(error))
+            log = log_of(cell, self.logs)
             with log.open("a", encoding="utf-8") as file:
-                file.write(f"--- try {number} of {self.retries + 1}: {lost}\n{error}\n")
-            each = f"{number} times, its node or worker process was lost each time" if number > 1 else "once"
-            return None if again else Outcome(cell, seconds, f"tried {each}; at last {lost}; its log is {log}")
+                file.write(f"--- try {number} of {self.retries + 1}: {loss}\n{error}\n")
+            if number <= self.retries:
+                return None
+            times = f"{number} times, its node or worker process was lost each time" if number > 1 else "once"
+            return Outcome(cell, seconds, f"tried {times}; the last time {loss}; its log is {log}")
 
 
 @contextmanager
 def _cluster() -> Iterator[ModuleType]:
-    """Ray, connected to a cluster; a connection that is there already is used and kept."""
-    # Otherwise Ray tries for a quarter of an hour to reach a cluster that is gone.
+    """Ray, connected to a cluster; an existing connection is used and kept."""
+    # Otherwise Ray tries for 15 minutes to reach a cluster that no longer exists.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         import ray
@@ -163,8 +164,8 @@ def _cluster() -> Iterator[ModuleType]:
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster could be reached: {str(error).strip().splitlines()[0]}\n"
-            "  begin one here:       ray start --head   (and on other machines: ray start --address=THIS_MACHINE:6379)\n"
-            "  or name one:          RAY_ADDRESS=MACHINE:6379 before the command, on a machine that belongs to it\n"
+            "  start one here:       ray start --head   (on other machines: ray start --address=THIS_MACHINE:6379)\n"
+            "  or name one:          RAY_ADDRESS=MACHINE:6379 before the command, on a machine of the cluster\n"
             "  or use this machine:  --executor local"
         ) from error
     try:
@@ -189,70 +190,69 @@ def _amount(cpus: float, gpus: float) -> str:
 
 
 def _check_folders(ray: ModuleType, folders: Sequence[Path]) -> None:
-    """A file written here must be read on every node, and the other way round. Raises UserError that names those where
-    not."""
+    """A file written here must be readable on every node and vice versa. Raises UserError that names the nodes."""
     token = secrets.token_hex(16)
-    name = f".seen-{token[:8]}"
+    name = f".visible-{token[:8]}"
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(token, encoding="utf-8")
-        found = _ask_nodes(ray, [str(folder) for folder in folders], name, token)
+        problems_of = _ask_nodes(ray, [str(folder) for folder in folders], name, token)
     finally:
         for folder in folders:
             for path in folder.glob(f"{name}*"):
                 path.unlink(missing_ok=True)
-    if wrong := [f"{node} {what}" for node, whats in found.items() for what in whats]:
-        title = (
-            "cells read and write the run folders on whatever node they run, and not every node of the Ray cluster can:"
-        )
+    if wrong := [f"{node} {problem}" for node, found in problems_of.items() for problem in found]:
+        title = "every node must read and write the run folders, and these nodes of the Ray cluster cannot:"
         raise UserError(
             f"{problems(title, wrong)}\n"
-            "put the runs on a file system that all nodes share, mounted at the same place, and name it by its absolute path:"
+            "put the runs on a file system that all nodes mount at the same path, and name it by its absolute path:"
             " output_dir=/SHARED/runs/NAME; or use --executor local"
         )
 
 
 def _ask_nodes(ray: ModuleType, folders: list[str], name: str, token: str) -> dict[str, list[str]]:
-    """What is wrong with the folders, by node."""
+    """Problems with the folders, by node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look, asked = ray.remote(max_calls=1, max_retries=0, num_cpus=0)(_look), {}
+    remote, asked = ray.remote(max_calls=1, max_retries=0, num_cpus=0)(_check_on_node), {}
     for node in _alive(ray):
-        pinned = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        pinned = remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
         reference = pinned.remote(
-            os.getcwd(), folders, name, token, node["NodeID"], LATE_SECONDS, versions()["tutelage"]
+            os.getcwd(), folders, name, token, node["NodeID"], VISIBLE_SECONDS, versions()["tutelage"]
         )
         asked[reference.future()] = node, reference
     answered, silent = wait(asked, ANSWER_SECONDS)
-    found = {_name(asked[future][0]): [f"did not answer within {ANSWER_SECONDS:.0f} s"] for future in silent}
-    _end(ray, {future: asked[future][1] for future in silent})
+    problems_of = {_name(asked[future][0]): [f"did not answer within {ANSWER_SECONDS:.0f} s"] for future in silent}
+    _cancel(ray, {future: asked[future][1] for future in silent})
     for future in answered:
         node, _ = asked[future]
         try:
             wrong = future.result()
         except ray.exceptions.RayError as error:
-            wrong = [f"could not look: {_lost(ray, error) or _words(error).splitlines()[0]}"]
+            wrong = [f"could not be checked: {_describe_loss(ray, error) or _describe(error).splitlines()[0]}"]
         if not wrong:
             unseen = [
-                folder for folder in folders if not _comes(Path(folder) / f"{name}-{node['NodeID']}", LATE_SECONDS)
+                folder for folder in folders if not _appears(Path(folder) / f"{name}-{node['NodeID']}", VISIBLE_SECONDS)
             ]
-            wrong = [f"has another {folder}: what it writes there is not seen here" for folder in unseen]
-        found[_name(node)] = wrong
-    return found
+            wrong = [f"has another {folder}: files that it writes there are not visible here" for folder in unseen]
+        problems_of[_name(node)] = wrong
+    return problems_of
 
 
-def _look(cwd: str, folders: list[str], name: str, token: str, node: str, patience: float, version: str) -> list[str]:
-    """On a node: what is wrong with the folders as they are seen from there. Leaves a file of its own in each."""
+def _check_on_node(
+    cwd: str, folders: list[str], name: str, token: str, node: str, patience: float, version: str
+) -> list[str]:
+    """On a node: problems with the folders as seen from there. Writes a file into each."""
     if version != versions()["tutelage"]:
-        return [f"has tutelage {versions()['tutelage']}, and this machine {version}: install the same"]
+        return [f"has tutelage {versions()['tutelage']}, this machine {version}: install the same version"]
     try:
         os.chdir(cwd)
     except OSError as error:
         return [f"has no folder {cwd}, where this command was started ({error.strerror})"]
     wrong = []
     for folder in map(Path, folders):
-        _comes(folder / name, patience)
+        _appears(folder / name, patience)
         try:
             if (folder / name).read_text(encoding="utf-8") != token:
                 wrong.append(f"has another {folder}")
@@ -264,8 +264,8 @@ def _look(cwd: str, folders: list[str], name: str, token: str, node: str, patien
     return wrong
 
 
-def _comes(path: Path, patience: float) -> bool:
-    """Wait for a file."""
+def _appears(path: Path, patience: float) -> bool:
+    """Wait for a file, `patience` seconds at most."""
     until = time.monotonic() + patience
     while not path.exists():
         if time.monotonic() > until:
@@ -278,8 +278,7 @@ def _comes(path: Path, patience: float) -> bool:
 
 
 def _work(cell: Cell, task: bytes, cwd: str, logs: str, environment: dict[str, str]) -> tuple[float, str | None]:
-    """In the cell's worker process: run the task, its words into the log. Returns seconds, and an error's last
-    words."""
+    """In the cell's worker process: run the task and log what it prints. Returns seconds, and an error as one line."""
     os.chdir(cwd)  # paths in cells and recipes are relative to where the command was started
     os.environ.update(environment)
     log = log_of(cell, Path(logs))
@@ -287,37 +286,39 @@ def _work(cell: Cell, task: bytes, cwd: str, logs: str, environment: dict[str, s
     began = time.monotonic()
     lock = FileLock(log.with_suffix(".lock"))
     try:
-        with lock.acquire(timeout=LEASE_SECONDS):
+        with lock.acquire(timeout=LOCK_SECONDS):
             # Loaded here and not by Ray, so that torch reads the environment, and an error at import is the cell's.
-            error = last_words(lambda given: pickle.loads(task)(given), cell)
+            error = run_task(lambda given: pickle.loads(task)(given), cell)
     except Timeout:
         error = (
-            f"another process has worked on this cell for {LEASE_SECONDS:.0f} s more, on a node that the cluster may have lost:"
-            f" end it; if there is none, the file system has kept its lock: rm {lock.lock_file}"
+            f"another process still works on this cell after {LOCK_SECONDS:.0f} s, on a node that the cluster may have"
+            f" lost: stop it; if there is none, the file system has kept its lock: rm {lock.lock_file}"
         )
     return time.monotonic() - began, error
 
 
-def _lost(ray: ModuleType, error: Exception) -> str | None:
-    """Words for the loss of a node or worker process; None for any other error."""
+def _describe_loss(ray: ModuleType, error: Exception) -> str | None:
+    """How a node or worker process was lost; None for any other error."""
     known = ray.exceptions
     if isinstance(error, known.OutOfMemoryError):
-        return "Ray ended its worker process as the node ran out of memory (a smaller batch, or more num_cpus a cell)"
+        return (
+            "Ray stopped its worker process because the node ran out of memory (use a smaller batch, or more num_cpus)"
+        )
     if isinstance(error, known.NodeDiedError | known.LocalRayletDiedError):
         return "its node was lost"
     if isinstance(error, known.WorkerCrashedError):
-        return "its worker process was killed (most often a lack of memory: a smaller batch, or more num_cpus a cell)"
+        return "its worker process was killed (most often by a lack of memory: use a smaller batch, or more num_cpus)"
     return None
 
 
-def _words(error: Exception) -> str:
-    """An error of Ray or, if it wraps one, that of the task, in the words of the local executor."""
+def _describe(error: Exception) -> str:
+    """An error of Ray or, if it wraps one, of the task, worded as the local executor does."""
     inner = getattr(error, "cause", None) or error
     return str(inner) if isinstance(inner, UserError) else f"{type(inner).__name__}: {inner}"
 
 
-def _end(ray: ModuleType, tasks: dict[Future, Any]) -> None:
-    """Cancel tasks and wait until they are no more: the next comparison must not meet them at work in the same folders.
+def _cancel(ray: ModuleType, tasks: dict[Future, Any]) -> None:
+    """Cancel tasks and wait until they have ended: the next comparison must not find them writing in the same folders.
 
     tasks: Ray's references, by the future of each. (Futures and not `ray.wait`, in which Ctrl-C turns into a
     SystemError.)

@@ -1,71 +1,76 @@
-"""Learning rates that were tried on validation, and the one that is best; reads a comparison's tune.jsonl, needs no
+"""The learning rates that are tried, what validation says of them, and the best one. Reads tune.jsonl, needs no
 model."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from tutelage.compare.cells import Cell, ResultsFile
+from tutelage.compare.cells import Cell, CellRecord, ResultsFile
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.schema import Recipe
 
 TUNED = "tune.jsonl"
-_RATE = "trainer.learning_rate="
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """One method of one recipe."""
+class TunedMethod:
+    """The learning rates of one method of one recipe."""
 
     recipe: str
     method: str
     seeds: int
-    """Students tried with each rate."""
-    seen: dict[float, dict[str, float]]
-    """By learning rate, mean `score` and `nll` of the kept students on validation; rates with which a training failed
-    are not there."""
+    """Number of students trained with each rate."""
+    validation: dict[float, dict[str, float]]
+    """By learning rate, mean `score` and `nll` of the kept students on validation; rates with which a student failed
+    are left out."""
     best: float | None
-    """The rate with the best score or loss, as `distill.select_by` says, the smaller one of equals; None where all
+    """The rate with the best score or loss, as `distill.select_by` says, the smaller one of equals; None if all
     failed."""
 
 
-def cells(recipe: Recipe, methods: list[str]) -> list[Cell]:
-    """What is trained for it: every method with every rate of the grid, `tune.seeds` times."""
-    name, run, trajectory = recipe.name, recipe.output_dir, recipe.teacher_seed
-    tried = itertools.product(methods, range(recipe.tune.seeds), recipe.tune.grid)
-    return [Cell(name, run, method, seed, trajectory, setting(rate)) for method, seed, rate in tried]
+def tuning_cells(recipe: Recipe, methods: Sequence[str]) -> list[Cell]:
+    """Every method with every rate of the grid, with `tune.seeds` seeds each."""
+    combinations = itertools.product(methods, range(recipe.tune.seeds), recipe.tune.grid)
+    return [
+        Cell(recipe.name, recipe.output_dir, method, seed, recipe.teacher_seed, learning_rate_option(rate))
+        for method, seed, rate in combinations
+    ]
 
 
-def setting(rate: float) -> str:
+def learning_rate_option(rate: float) -> str:
     """A learning rate as the name of a variant has it."""
-    return f"{_RATE}{rate!r}"
+    return f"trainer.learning_rate={rate!r}"
 
 
-def tuned(path: Path) -> Iterator[Tuned]:
-    """What tune.jsonl says about every method; rates and seeds that the recipe no longer has do not count."""
-    lines = ResultsFile(path).lines()
-    for run, recipe_name, method in dict.fromkeys((cell.run, cell.recipe, cell.method) for cell in lines):
+def read_tuned(path: Path) -> Iterator[TunedMethod]:
+    """What tune.jsonl says about every method. Rates and seeds that the recipe no longer has do not count."""
+    records = ResultsFile(path).records()
+    for run, recipe_name, method in dict.fromkeys((cell.run, cell.recipe, cell.method) for cell in records):
         recipe = load_recipe(Path(run) / "recipe.yaml").recipe
-        done = {cell: rows for cell, rows in lines.items() if rows[0]["status"] == "done"}
-        seen = {}
-        for rate in recipe.tune.grid:
-            tried = [done[cell] for cell in cells(recipe, [method]) if cell in done and cell.options == setting(rate)]
-            if len(tried) == recipe.tune.seeds:
-                seen[rate] = {
-                    same[0]["metric"]: fmean(row["value"] for row in same) for same in zip(*tried, strict=True)
-                }
-        yield Tuned(
-            recipe_name, method, recipe.tune.seeds, seen, _best(seen, recipe.distill.select_by) if seen else None
-        )
+        validation = _validation_means(recipe, method, records)
+        best = _best_rate(validation, recipe.distill.select_by) if validation else None
+        yield TunedMethod(recipe_name, method, recipe.tune.seeds, validation, best)
 
 
-def _best(seen: dict[float, dict[str, float]], by: str) -> float:
-    def rank(rate: float) -> tuple[float, float, float]:
-        values = seen[rate]
-        return values.get("score", 0.0) if by == "score" else 0.0, -values["nll"], -rate
+def _validation_means(recipe: Recipe, method: str, records: Mapping[Cell, CellRecord]) -> dict[float, dict[str, float]]:
+    """By rate, of those with which all seeds were trained."""
+    done = {cell: record for cell, record in records.items() if not record.failed}
+    means = {}
+    for rate in recipe.tune.grid:
+        cells = [cell for cell in tuning_cells(recipe, [method]) if cell.options == learning_rate_option(rate)]
+        if all(cell in done for cell in cells):
+            by_metric = zip(*(done[cell].rows for cell in cells), strict=True)
+            means[rate] = {rows[0]["metric"]: fmean(row["value"] for row in rows) for rows in by_metric}
+    return means
 
-    return max(seen, key=rank)
+
+def _best_rate(validation: Mapping[float, Mapping[str, float]], select_by: str) -> float:
+    def quality(rate: float) -> tuple[float, float, float]:
+        values = validation[rate]
+        return values.get("score", 0.0) if select_by == "score" else 0.0, -values["nll"], -rate
+
+    return max(validation, key=quality)

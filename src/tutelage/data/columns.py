@@ -1,7 +1,8 @@
-"""Which column of a raw row is which: our names, the recipe's mapping, usual other names, and the shape that follows.
+"""Which column of a raw row is which: our names, the recipe's mapping, common other names, and the row format.
 
-A shape serves every task, or one (`NATIVE`). Our own name for a column wins over other names, the recipe's mapping over
-both. Where two other names could be meant and nothing is mapped, the row is refused: no column is ever picked by luck.
+A row format belongs to all tasks or to one (`NATIVE`). Our own name for a column wins over other names, and the mapping
+of the recipe over both. Where two columns could be meant and none is mapped, the row is refused: columns are never
+guessed.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from tutelage.errors import DataError
+from tutelage.data.readers import Row
+from tutelage.errors import DataError, Kind, Problem
 from tutelage.recipe.schema import Data, Task
 
-Row = dict[str, Any]
-SHAPES: dict[str, tuple[str, ...]] = {
+ROW_FORMATS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "completion"),
     "messages": ("messages",),
     "conversations": ("conversations",),
@@ -28,10 +29,10 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "tokens": ("tokens", "tags"),
     "label": ("text", "label"),
 }
-"""Shape by the columns it needs; the first that fits is taken. The last column is the answer, absent in rows to
-predict."""
+"""Row format by the columns it needs; the first that fits is taken. The last column is the answer, which rows to
+predict do not have."""
 NATIVE = {"classification": ("label",), "ner": ("entities", "tokens"), "qa": ("choice", "span")}
-"""Shapes that belong to one task; the others serve every task."""
+"""Row formats that belong to one task; the others serve every task."""
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "completion": ("response",),
     "text": ("sentence", "content", "review", "input"),
@@ -42,83 +43,84 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "answer": ("answerKey",),
     "answers": ("answer", "answer_text"),
 }
-"""Usual names of our columns in other people's data, read where ours is not there and exactly one of these is."""
+"""Common names of our columns in public data, read where ours is missing and exactly one of these is there."""
 _PAIRED = {"input": ("question", "instruction"), "answer": ("choices", "A")}
-"""Columns beside which another name says something else: Alpaca's `input` is half a prompt, the answer to choices one
-of them."""
+"""Columns next to which another name means something else: `input` of Alpaca is half a prompt, and the `answer` to
+choices is one of them."""
 _BY_TEMPLATE = ("text", "context")
-"""Columns that a row of its shape can lack where `data.template` does not ask for them."""
-_OF_SHAPES = frozenset(name for names in SHAPES.values() for name in names)
+"""Columns that a row format does not need if `data.template` does not use them."""
+_FORMAT_COLUMNS = frozenset(name for names in ROW_FORMATS.values() for name in names)
 
 
 @dataclass
-class Reading:
-    """A row, read by its columns."""
+class MappedRow:
+    """A row whose columns are known."""
 
-    shape: str | None
+    row_format: str | None
     """None only for a row to predict whose `data.template` takes whatever columns it has."""
     row: Row
-    """Under our names, without columns that the recipe maps to something else."""
-    places: Row
-    """What a template may name: every column under the file's name and ours."""
+    """By our names, without columns that the recipe maps to something else."""
+    template_values: Row
+    """What a template may use: every column under the file's name and under ours."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """Our name to the file's, for columns of the shape that were not mapped and go by another name."""
+    """Our name to the file's, for columns of the row format that are not mapped and go by another name."""
     gold: frozenset[str] = frozenset()
     """Every name of the column that holds the gold answer."""
 
 
-def read_columns(row: Row, task: Task, data: Data, *, need_answer: bool = True) -> Reading:
-    """Shape and columns of a raw row. Raises DataError where no shape of the task fits, or two columns could be the
-    same one."""
-    ours, places = map_columns(row, data)
+def read_columns(row: Row, task: Task, data: Data, *, need_answer: bool = True) -> MappedRow:
+    """Row format and columns of a raw row.
+
+    Raises DataError where no row format of the task fits, or two columns could be the same one.
+    """
+    ours, template_values = map_columns(row, data)
     fitting: list[tuple[int, str, dict[str, str]]] = []
-    unsure: list[str] = []
-    for shape, need in _wanted(task.type, data.template, need_answer, need_answer or _plain_tokens(ours)):
-        found = {name: _candidates(name, ours, data) for name in need}
-        if not all(found.values()):
+    ambiguous: list[Problem] = []
+    for row_format, needed in _formats_of(task.type, data.template, need_answer, need_answer or _plain_tokens(ours)):
+        candidates = {name: _candidates(name, ours, data) for name in needed}
+        if not all(candidates.values()):
             continue
-        unsure += [_unsure(name, others) for name, others in found.items() if len(others) > 1]
-        if all(len(others) == 1 for others in found.values()):
-            mapped = sum(name in data.columns for name in SHAPES[shape])
-            fitting.append((-mapped, shape, {name: others[0] for name, others in found.items()}))
+        ambiguous += [_ambiguous(name, others) for name, others in candidates.items() if len(others) > 1]
+        if all(len(others) == 1 for others in candidates.values()):
+            mapped = sum(name in data.columns for name in ROW_FORMATS[row_format])
+            fitting.append((-mapped, row_format, {name: others[0] for name, others in candidates.items()}))
             if not data.columns:
                 break
     if not fitting:
-        if unsure:
-            raise DataError(unsure[0])
+        if ambiguous:
+            raise DataError(ambiguous[0])
         if data.template and not need_answer:
-            return Reading(None, ours, places)
-        raise DataError(_unknown_shape(row, ours, task, data))
-    _, shape, found = min(fitting, key=lambda entry: entry[0])  # the one with most mapped columns; of equals, the first
-    renamed = {name: theirs for name, theirs in found.items() if theirs != name}
-    read = {
+            return MappedRow(None, ours, template_values)
+        raise DataError(_unrecognised(row, ours, task, data))
+    _, row_format, columns = min(fitting, key=lambda entry: entry[0])  # the most mapped columns; of equals, the first
+    return _mapped_row(row_format, columns, ours, template_values, data)
+
+
+def _mapped_row(row_format: str, columns: dict[str, str], ours: Row, template_values: Row, data: Data) -> MappedRow:
+    """columns: our name of each column of the row format to the name it has in `ours`."""
+    renamed = {name: theirs for name, theirs in columns.items() if theirs != name}
+    values = {
         name: _options(ours) if theirs == "A" and name == "choices" else ours[theirs]
         for name, theirs in renamed.items()
     }
-    answer = SHAPES[shape][-1]
-    gold = {answer, renamed.get(answer, answer), data.columns.get(answer, answer)} if len(SHAPES[shape]) > 1 else set()
-    gold.discard("labels")  # as a place, it is the label set
-    return Reading(shape, ours | read, places | read, renamed, frozenset(gold))
-
-
-def detect_shape(row: Row, task: Task, data: Data | None = None, *, need_answer: bool = True) -> str | None:
-    """Name of the shape that a row is read as; None if it has none that the task takes."""
-    try:
-        return read_columns(row, task, data or Data(), need_answer=need_answer).shape
-    except DataError:
-        return None
+    gold: set[str] = set()
+    if len(ROW_FORMATS[row_format]) > 1:
+        answer = ROW_FORMATS[row_format][-1]
+        gold = {answer, renamed.get(answer, answer), data.columns.get(answer, answer)}
+        gold.discard("labels")  # in a template, that is the label set
+    return MappedRow(row_format, ours | values, template_values | values, renamed, frozenset(gold))
 
 
 def map_columns(row: Row, data: Data) -> tuple[Row, Row]:
-    """The row under our names as `data.columns` says, and everything a template may name. NaN becomes None.
+    """The row by our names as `data.columns` says, and all values that a template may use. NaN becomes None.
 
-    A column that is mapped to one of a shape's is not read as what its own name says besides.
+    A column that is mapped to one of a row format is not read under its own name as well.
     """
     row = {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
     mapped = {ours: theirs for ours, theirs in data.columns.items() if theirs in row}
-    gone = {theirs for ours, theirs in mapped.items() if ours in _OF_SHAPES} - set(mapped)
-    named = {ours: row[theirs] for ours, theirs in mapped.items()}
-    return {key: value for key, value in row.items() if key not in gone} | named, row | named
+    hidden = {theirs for ours, theirs in mapped.items() if ours in _FORMAT_COLUMNS} - set(mapped)
+    values = {ours: row[theirs] for ours, theirs in mapped.items()}
+    return {key: value for key, value in row.items() if key not in hidden} | values, row | values
 
 
 def own_id(row: Row, data: Data) -> str | None:
@@ -127,8 +129,8 @@ def own_id(row: Row, data: Data) -> str | None:
     return None if value in (None, "") else str(value)
 
 
-def template_places(template: str | None) -> list[str]:
-    """Names of a template's places; none for a template that cannot be read (which rendering reports)."""
+def template_fields(template: str | None) -> list[str]:
+    """Names of the fields of a template; none for a template that cannot be read (rendering reports it)."""
     try:
         return [name for _, name, _, _ in string.Formatter().parse(template or "") if name is not None]
     except ValueError:
@@ -136,29 +138,31 @@ def template_places(template: str | None) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _wanted(task: str, template: str | None, need_answer: bool, tokens: bool) -> list[tuple[str, tuple[str, ...]]]:
-    """Shapes that a task takes with the columns that each needs, in the order in which they are tried.
+def _formats_of(task: str, template: str | None, need_answer: bool, tokens: bool) -> list[tuple[str, tuple[str, ...]]]:
+    """Row formats that a task takes, in the order in which they are tried, with the columns that each needs.
 
     tokens: whether a row to predict may be read as tokens.
     """
     natives = {name for names in NATIVE.values() for name in names}
-    shapes = [name for name in SHAPES if name in NATIVE[task] or name not in natives]
-    places = template_places(template)
+    names = [name for name in ROW_FORMATS if name in NATIVE[task] or name not in natives]
+    fields = template_fields(template)
 
     def needed(name: str) -> tuple[str, ...]:
-        # The surfaces of entities are looked for in the text, whatever the prompt shows of it.
-        dispensable = set(_BY_TEMPLATE).difference(places) if template and name not in NATIVE["ner"] else ()
-        return tuple(column for column in SHAPES[name] if column not in dispensable)
+        # The surfaces of entities are looked up in the text, whatever the prompt shows of it.
+        dispensable = set(_BY_TEMPLATE).difference(fields) if template and name not in NATIVE["ner"] else ()
+        return tuple(column for column in ROW_FORMATS[name] if column not in dispensable)
 
-    full = [(name, needed(name)) for name in shapes]
+    full = [(name, needed(name)) for name in names]
     if need_answer:
         return full
-    # Tokens are what was learned where there were tags: a text beside them may be spaced in another way.
+    # Tokens are what was learned where there were tags: a text next to them may have other spaces.
     order = sorted(full, key=lambda entry: entry[0] == "entities")
     inputs = [
-        (name, need[:-1] if len(SHAPES[name]) > 1 else need) for name, need in order if tokens or name != "tokens"
+        (name, columns[:-1] if len(ROW_FORMATS[name]) > 1 else columns)
+        for name, columns in order
+        if tokens or name != "tokens"
     ]
-    # A row to predict may bring its gold answer along: then it is read as it would be in training.
+    # A row to predict may come with its gold answer: then it is read as in training.
     return full + inputs
 
 
@@ -171,21 +175,18 @@ def _candidates(name: str, row: Row, data: Data) -> list[str]:
     if name == "choices" and "A" in row and "B" in row:
         return ["A"]
     others = [other for other in OTHER_NAMES.get(name, ()) if other in row]
-    return [other for other in others if not any(beside in row for beside in _PAIRED.get(other, ()))]
+    return [other for other in others if not any(neighbour in row for neighbour in _PAIRED.get(other, ()))]
 
 
-def _unsure(name: str, others: list[str]) -> str:
-    listed = " and ".join(repr(other) for other in others)
-    return (
-        f"the columns {listed} could each be the column {name!r}, and nothing is guessed: write which it is,"
-        f" data.columns={{{name}: {others[0]}}}"
-    )
+def _ambiguous(name: str, candidates: list[str]) -> Problem:
+    change = f"data.columns={{{name}: {candidates[0]}}}"
+    return Problem(Kind.COLUMNS_AMBIGUOUS, change=change, values={"column": name, "candidates": candidates})
 
 
 def _options(row: Row) -> list[Any]:
-    """Choices in columns A, B, C, ...: up to the first letter that is no column; empty ones at the end are none."""
+    """Choices in columns A, B, C, ...: up to the first letter without a column, without empty ones at the end."""
     letters = string.ascii_uppercase
-    count = next((place for place, letter in enumerate(letters) if letter not in row), len(letters))
+    count = next((index for index, letter in enumerate(letters) if letter not in row), len(letters))
     texts = [row[letter] for letter in letters[:count]]
     while texts and texts[-1] in (None, ""):
         texts.pop()
@@ -205,40 +206,40 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def _unknown_shape(row: Row, ours: Row, task: Task, data: Data) -> str:
+def _unrecognised(row: Row, ours: Row, task: Task, data: Data) -> Problem:
     names = NATIVE[task.type][::-1] if task.type == "qa" else NATIVE[task.type]
-    wanted = " or ".join(" + ".join(SHAPES[name]) for name in names)
-    columns = SHAPES[names[0]]
-    hints = [
-        f" data.columns names {theirs!r}, which is not there." for theirs in data.columns.values() if theirs not in row
-    ][:1]
-    missing_gold = "label" not in ours and "labels" in ours and task.type == "classification"
-    if missing_gold:
-        hints.append(
-            " `labels` are the answers allowed on a row; if they are the gold label: data.columns={label: labels}."
-        )
-    other = next(
-        (kind for kind in NATIVE if kind != task.type and any(set(SHAPES[name]) <= set(ours) for name in NATIVE[kind])),
+    columns = ROW_FORMATS[names[0]]
+    only_labels = "label" not in ours and "labels" in ours and task.type == "classification"
+    other_task = next(
+        (
+            other
+            for other in NATIVE
+            if other != task.type and any(set(ROW_FORMATS[name]) <= set(ours) for name in NATIVE[other])
+        ),
         None,
     )
-    if other:
-        hints.append(f" They are those of task.type={other}.")
-    if not data.template and any(
-        _candidates(SHAPES[name][-1], ours, data) for name in ("label", "span") if name in names
-    ):
-        hints.append(' A prompt can be made of any columns: data.template="{ONE} {OTHER}".')
-    return (
-        f"the columns {sorted(row)} are no shape that is known; a {task.type} row has {wanted} (or prompt + completion)."
-        f"{''.join(hints)} Other names can be mapped: data.columns={{{columns[0]}: THEIR_NAME, {columns[-1]}: THEIR_NAME}}"
+    template_would_do = not data.template and any(
+        _candidates(ROW_FORMATS[name][-1], ours, data) for name in ("label", "span") if name in names
     )
+    values = {
+        "columns": sorted(row),
+        "task": task.type,
+        "wanted": [" + ".join(ROW_FORMATS[name]) for name in names],
+        "map_example": (columns[0], columns[-1]),
+        "not_there": next((theirs for theirs in data.columns.values() if theirs not in row), None),
+        "only_labels": only_labels,
+        "other_task": other_task,
+        "template_would_do": template_would_do,
+    }
+    change = f"task.type={other_task}" if other_task else "data.columns={label: labels}" if only_labels else None
+    return Problem(Kind.COLUMNS_UNRECOGNISED, change=change, values=values)
 
 
 # --- cells ---
 
 
 def opened(value: Any) -> Any:
-    """A text that is a whole list or object (a CSV cell), as JSON or Python writes it, opened; any other value as it
-    is."""
+    """The list or object in a text cell, as JSON or Python writes it; any other value unchanged."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
     for read in (json.loads, ast.literal_eval):
@@ -250,10 +251,10 @@ def opened(value: Any) -> Any:
 
 
 def list_in(value: Any, column: str) -> Any:
-    """A list or object, as it is or written in a text cell; None stays None. Raises DataError for any other text."""
+    """A list or object, unchanged or from a text cell; None stays None. Raises DataError for any other text."""
     value = opened(value)
     if isinstance(value, str):
-        raise DataError(f'the column {column!r} holds {value!r}; in a text cell, write a JSON list: ["a", "b"]')
+        raise DataError(Problem(Kind.CELL_NOT_A_LIST, values={"column": column, "found": value}))
     return value
 
 
@@ -264,8 +265,7 @@ def words(value: Any) -> list[str]:
 
 
 def accepted_answers(value: Any) -> list[str]:
-    """The texts in a text, a list of texts or of {text}, or SQuAD's {text: [...]}; each may be written in a text
-    cell."""
+    """The texts in a text, a list of texts or of {text}, or {text: [...]} of SQuAD; each may be in a text cell."""
     entries = opened(value)
     if (
         isinstance(value, str)
@@ -281,8 +281,7 @@ def accepted_answers(value: Any) -> list[str]:
 
 
 def listed_objects(value: Any) -> Any:
-    """The columns of an object of equally long lists (how some libraries store a list of objects) as a list of
-    objects."""
+    """An object of equally long lists, as some libraries store a list of objects, as that list of objects."""
     if not isinstance(value, dict) or not value or not all(isinstance(entries, list) for entries in value.values()):
         return value
     return [dict(zip(value, entries, strict=True)) for entries in zip(*value.values(), strict=True)]

@@ -1,8 +1,7 @@
-"""Which language a text is in, as far as its letters and commonest words tell: enough to pick a prompt and notice a
-mix.
+"""The language of a text, as far as its script and most common words show: enough to select a prompt or report a mix.
 
-Scripts decide first: Hangul is Korean, kana Japanese, Han without kana Chinese. Latin text is told by the commonest
-words of seven languages. None where too little is there to tell.
+Scripts decide first: Hangul is Korean, kana Japanese, Han without kana Chinese. Latin text is decided by the most
+common words of seven languages. The result is None where the text shows too little.
 """
 
 from __future__ import annotations
@@ -24,22 +23,26 @@ SCRIPTS = {
     "latin": re.compile(r"[A-Za-z\u00c0-\u024f]"),
 }
 NEIGHBOURS = {"ru": {"uk": re.compile("[іїєґ]", re.IGNORECASE)}, "ar": {"fa": re.compile("[پچژگ]")}}
-"""Languages of the same script, told by letters of their own."""
+"""Languages of the same script, by letters that only they have."""
 COMMON = {
-    "en": "the of and to is in i my a for it you that what how can do not with was on this are have from me has no when an at",
-    "de": "der die das und ist ich nicht ein eine zu den mit wie von auf für es mein im dem wird sie auch kann habe wo was",
+    "en": "the of and to is in i my a for it you that what how can do not with was on this are have from me has no when"
+    " an at",
+    "de": "der die das und ist ich nicht ein eine einen einem einer kein keine keinen zu den dem des mit wie von vom"
+    " auf für es mein meine meinen meinem meiner mich mir im am um bei nach bis zum zur sich sind hat haben habe war"
+    " wird sie auch kann dass wo was bitte oder wenn dann noch nur über diese diesen dieses dieser heute morgen uhr"
+    " alle gibt",
     "fr": "le la les et est je un une des du pas que pour dans mon ma ce comment il au sur avec qui vous ne mes est-ce",
     "es": "el la los las y es que de un una no por mi con para en se como del al lo cómo qué tengo puedo está su más",
     "it": "il lo la gli e è di che un una non per mi con sono del come della i le ho mio cosa posso si dei da",
     "pt": "o a os as e é que de um uma não por com para em se como do da meu minha no na ao eu você posso",
     "nl": "de het een en is ik niet van mijn dat te op met voor hoe wat zijn er aan om kan heb bij naar u",
 }
+"""The most common words of languages in Latin script."""
 _COMMON = {code: frozenset(words.split()) for code, words in COMMON.items()}
 ENOUGH_WORDS = 0.1
-"""Least share of the commonest words among a text's, so that its language is told by them."""
-
+"""Least fraction of the words of a text that are among the most common of its language."""
 MAIN = 0.8
-"""Share of the texts above which their language is that of all."""
+"""Least fraction of the texts that have the main language."""
 
 
 def guess_language(text: str) -> str | None:
@@ -50,7 +53,7 @@ def guess_language(text: str) -> str | None:
         return None
     if counts["ko"] > 0.2 * total:
         return "ko"
-    if counts["ja"] + counts["zh"] > 0.2 * total:  # a Japanese sentence has a kana for every two or three Han
+    if counts["ja"] + counts["zh"] > 0.2 * total:  # Japanese has a kana for every two or three Han
         return "ja" if counts["ja"] * 10 > counts["zh"] else "zh"
     name = max(counts, key=counts.get)
     if counts[name] * 2 < total:
@@ -68,12 +71,12 @@ def _by_words(text: str) -> str | None:
 
 
 def main_language(texts: Sequence[str]) -> str | None:
-    """The language that nearly all of some texts are in; None for a mix, or where it cannot be told."""
-    shares = language_shares(texts)
-    return guess_language("\n".join(texts)) if max(shares.values(), default=1.0) >= MAIN else None
+    """The language of nearly all of the texts; None for a mix, or where the texts show too little."""
+    fractions = language_fractions(texts)
+    return guess_language("\n".join(texts)) if max(fractions.values(), default=1.0) >= MAIN else None
 
 
-def language_shares(texts: Iterable[str]) -> dict[str, float]:
-    """Share of each language among the texts whose language can be told, the largest first; empty if none can."""
+def language_fractions(texts: Iterable[str]) -> dict[str, float]:
+    """Fraction of each language among the texts whose language is recognised, largest first; empty if none is."""
     counts = Counter(code for code in map(guess_language, texts) if code)
     return {code: count / counts.total() for code, count in counts.most_common()}

@@ -1,11 +1,9 @@
-"""Rows as token ids on disk: tokenized once by `prepare`, read by every stage after it, never held in memory as a
-whole.
+"""Rows as token ids on disk: tokenized once by `prepare`, read by every later stage, never in memory as a whole.
 
     SPLIT.arrow               id, prompt and answer token ids, 64 rows to a record batch (Arrow IPC)
     SPLIT.index.safetensors   keys, prompt and answer lengths [rows]: what is needed of all rows at once; written last
 
-Batches are read at their place in the file, through the page cache, and forgotten: of all rows only the index, 24 bytes
-each, is held.
+Record batches are read through the page cache and dropped: only the index, 24 bytes a row, stays in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tutelage.data.encode import EncodedRow
 
 BATCH_ROWS = 64
-"""Rows read at a time: random access reads a few kilobytes beside the row it wants."""
+"""Rows read at a time: random access to a row reads a few kilobytes more than the row."""
 _SCHEMA = pa.schema({"id": pa.string(), "prompt": pa.list_(pa.int32()), "answer": pa.list_(pa.int32())})
 
 
@@ -40,13 +38,15 @@ def write_tokens(path: Path, rows: Iterable[EncodedRow]) -> None:
 
 
 class TokenStore(Sequence[EncodedRow]):
-    """The rows of one split, read from disk as they are asked for."""
+    """The rows of one split, read from disk on demand."""
 
     def __init__(self, path: Path, split: str) -> None:
         """Open what `write_tokens` wrote."""
         self.split = split
-        index = load_file(str(_index_of(path)))
-        self.keys, self.prompt_lengths, self.answer_lengths = (index[n].numpy() for n in ("keys", "prompts", "answers"))
+        arrays = load_file(str(_index_of(path)))
+        self.keys, self.prompt_lengths, self.answer_lengths = (
+            arrays[name].numpy() for name in ("keys", "prompts", "answers")
+        )
         self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
         self._held: tuple[int, pa.RecordBatch] | None = None
 
@@ -55,17 +55,17 @@ class TokenStore(Sequence[EncodedRow]):
         return len(self.keys)
 
     @overload
-    def __getitem__(self, place: int) -> EncodedRow: ...
+    def __getitem__(self, index: int) -> EncodedRow: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[EncodedRow]: ...
+    def __getitem__(self, index: slice) -> list[EncodedRow]: ...
 
-    def __getitem__(self, place: int | slice) -> EncodedRow | list[EncodedRow]:
+    def __getitem__(self, index: int | slice) -> EncodedRow | list[EncodedRow]:
         """One row, or a list of the rows of a slice."""
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        number, row = divmod(int(place), BATCH_ROWS)
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        number, row = divmod(int(index), BATCH_ROWS)
         if self._held is None or self._held[0] != number:
             self._held = number, self._reader.get_batch(number)
         name, prompt, answer = (column[row].as_py() for column in self._held[1].columns)
@@ -94,7 +94,7 @@ def row_lengths(rows: Sequence[EncodedRow]) -> np.ndarray:
 
 
 def length_order(rows: Sequence[EncodedRow]) -> list[int]:
-    """Places of the rows, longest first: batches with little padding, and memory trouble shows at once."""
+    """Indices of the rows, longest first: batches with little padding, and too little memory shows at once."""
     return np.argsort(-row_lengths(rows), kind="stable").tolist()
 
 

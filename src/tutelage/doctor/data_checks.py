@@ -1,265 +1,371 @@
-"""Checks of the rows themselves: too few, almost the same in two splits, contradicting, lopsided, in another
-language."""
+"""Checks of the rows: can they be read, are there enough, do splits repeat or labels contradict each other, languages.
+
+Every kind of problem that `load_rows` reports fails a check of its own.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import Any
 
-from tutelage.data.dataset import Rows
-from tutelage.data.languages import language_shares, main_language
-from tutelage.data.near_duplicates import ALIKE, near_pairs
+import yaml
+
+from tutelage.data.dataset import Rows, load_rows
+from tutelage.data.languages import language_fractions, main_language
+from tutelage.data.near_duplicates import near_pairs
+from tutelage.data.splits import normalised, prompt_text
 from tutelage.doctor.checks import Check
-from tutelage.doctor.row_checks import SPLITS, data_line, normalised, own_texts, prompt_text
+from tutelage.errors import DataError, Kind, Problem, RowsError
 from tutelage.recipe.schema import Recipe
-from tutelage.records import Example
+from tutelage.recipe.yaml_source import Dumper
+from tutelage.records import SPLITS, Example
 from tutelage.tasks.metrics import base_language, normalize_surface
 from tutelage.tasks.ner import entities_from_answer
 
 FEW_TRAINING_ROWS = 100
-FEW_JUDGING_ROWS = 50
+FEW_SCORED_ROWS = 50
 """Validation or test rows below which a score of 0.8 is uncertain by more than 11 points (95 % interval)."""
 SMALL_CLASS = 5
 """Training rows below which a class is hardly learned."""
-LOPSIDED = 0.7
-"""Share of the commonest answer above which accuracy says little."""
-NEAR_SHARE, NEAR_ROWS = 0.01, 1
-"""Share of a split's rows, and how many of them, that may almost be training rows before it is worth a look."""
+UNBALANCED = 0.7
+"""Fraction of the most common answer above which accuracy says little."""
+NEAR_FRACTION, NEAR_ROWS = 0.01, 1
+"""Fraction and number of the rows of a split that may be near-duplicates of training rows without a warning."""
+LABEL_SHIFT, LABEL_SHIFT_P = 0.1, 1e-4
+"""Total variation distance and chi-square p-value that make training and test labels differ."""
+FREE_ANSWERS = 0.2
+"""Fraction of answers outside their prompts above which answers are taken for free text, not spans."""
 SHOWN = 3
-WORDS = {"train": "training", "validation": "validation", "test": "test"}
+
+MANY_LABELS = 20
+"""Labels above which the line to write does not list them."""
+_CHECKS: dict[str, tuple[Kind, ...]] = {
+    "files": (
+        *(Kind.DATASET_IS_FILE, Kind.DATASET_MISSING, Kind.DATASET_UNREADABLE, Kind.SPLIT_FILES_MISSING),
+        *(Kind.SPLIT_FILE_MISSING, Kind.FILE_MISSING, Kind.FILE_IS_FOLDER, Kind.FILE_PARTS_MISSING, Kind.FILE_EMPTY),
+        *(Kind.FILE_TYPE_UNKNOWN, Kind.ENCODING_NOT_UTF8, Kind.JSON_INVALID, Kind.JSON_NOT_A_LIST),
+        *(Kind.JSON_NOT_AN_OBJECT, Kind.JSON_SEVERAL_TABLES, Kind.TABLE_INVALID, Kind.TABLE_ROW_UNEVEN),
+        *(Kind.PARQUET_INVALID, Kind.LABEL_FILE_INVALID, Kind.TAG_MISSING, Kind.ROWS_MISSING),
+    ),
+    "columns": (*(Kind.COLUMN_REPEATED, Kind.COLUMN_NOT_MAPPED, Kind.COLUMNS_AMBIGUOUS, Kind.COLUMNS_UNRECOGNISED),),
+    "ids": (Kind.ID_REPEATED,),
+    "template": (
+        *(Kind.TEMPLATE_INVALID, Kind.TEMPLATE_SHOWS_NOTHING, Kind.TEMPLATE_SHOWS_ANSWER),
+        *(Kind.TEMPLATE_VALUE_MISSING, Kind.CHAT_TEMPLATE_NEEDED),
+    ),
+    "answers": (Kind.ANSWER_EMPTY, Kind.CHAT_ANSWER_MISSING),
+    "labels": (Kind.LABEL_OUTSIDE_SET, Kind.LABEL_NOT_SINGLE, Kind.LABELS_NOT_LISTED),
+    "entities": (
+        *(Kind.ENTITY_INCOMPLETE, Kind.ENTITY_NOT_WRITABLE, Kind.ENTITY_NOT_IN_TEXT, Kind.ENTITY_OFFSETS_OUTSIDE),
+        *(Kind.ENTITY_OFFSETS_WRONG, Kind.ENTITIES_UNREADABLE, Kind.TAG_UNKNOWN, Kind.TAGS_UNEVEN),
+    ),
+    "leaks": (Kind.ROW_IN_TWO_SPLITS,),
+}
+"""Checks by name, with the kinds of problems that fail each; all others fail the check `rows`."""
+_CHANGES: dict[str, str] = {
+    "columns": "data.columns={OURS: THEIRS}",
+    "ids": "data.columns={id: ANOTHER_COLUMN}",
+    "template": 'data.template="{A_COLUMN} ..."',
+}
+"""The line to change where a problem names none; for all other checks, the line that names the file."""
+
+Texts = dict[str, list[str]]
+"""By split, the text of each row without the words that all prompts share."""
+
+
+# --- what cannot be read ---
+
+
+def read(recipe: Recipe) -> tuple[Rows | None, list[Check]]:
+    """Every split as `prepare` will read it, and the checks of what it will refuse.
+
+    Where rows are in two splits, the others are returned. None where the rows cannot be read at all.
+    """
+    try:
+        rows = load_rows(recipe)
+    except DataError as error:
+        checks = [_refused(group, recipe, error) for group in error.groups()]
+        leaking = any(check.name == "leaks" for check in checks)
+        return _without_leaks(recipe) if leaking else None, checks
+    counts = {split: len(rows.examples[split]) for split in SPLITS}
+    return rows, [Check("rows", "data", "passed", numbers={"rows": counts}, details={"notes": rows.notes})]
+
+
+def data_line(recipe: Recipe, split: str = "train", prefix: str = "MENDED") -> str:
+    """The line that names the rows of a split, for problems that are mended in the file. prefix: of the new name."""
+    if getattr(recipe.data, split) or not recipe.data.dataset:
+        return f"data.{split}={prefix}_FILE"
+    return f"data.dataset={prefix}_FOLDER"
+
+
+def _without_leaks(recipe: Recipe) -> Rows | None:
+    try:
+        return load_rows(recipe.model_copy(update={"data": recipe.data.model_copy(update={"overlap": "drop"})}))
+    except DataError:
+        return None
+
+
+def _refused(group: Sequence[Problem], recipe: Recipe, error: DataError) -> Check:
+    """The check that a group of problems of one kind fails."""
+    first = group[0]
+    name = next((name for name, kinds in _CHECKS.items() if first.kind in kinds), "rows")
+    change = first.change or _CHANGES.get(name) or data_line(recipe, first.split or "train")
+    if first.kind == Kind.LABEL_OUTSIDE_SET and isinstance(error, RowsError):
+        change = _all_labels(error.labels, [problem.values["label"] for problem in group])
+    return Check(name, "data", "fail", first.kind, {"places": len(group)}, change, problems=tuple(group))
+
+
+def _all_labels(known: Sequence[str], unknown: Sequence[str]) -> str:
+    """The line that adds labels to the label set; with a placeholder where it would be long."""
+    labels = [*known, *dict.fromkeys(unknown)]
+    if len(labels) > MANY_LABELS:
+        return "task.labels=[ALL, OF, THEM]"
+    listed = yaml.dump(labels, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000).strip()
+    return f"task.labels={listed}"
+
+
+# --- rows that can be read ---
 
 
 def check_data(rows: Rows, recipe: Recipe) -> list[Check]:
     """All checks of the rows."""
-    texts = dict(_by_split(rows))
+    texts = _texts_by_split(rows)
     checks = [_sizes(rows, recipe), _near_leaks(rows, texts, recipe), _contradictions(rows, texts, recipe)]
     if recipe.task.type == "classification" or rows.choice:
-        checks += [_small_classes(rows, recipe), _label_shares(rows, recipe)]
+        checks += [_small_classes(rows, recipe), _label_distribution(rows, recipe)]
     checks += [_surfaces(rows, recipe), _languages(texts, rows, recipe)]
     return [check for check in checks if check]
 
 
-def _by_split(rows: Rows) -> list[tuple[str, list[str]]]:
-    """Each row's own text: stripped of what all prompts share."""
-    everything = [example for split in SPLITS for example in rows.examples[split]]
-    texts = iter(own_texts(everything))
-    return [(split, [next(texts) for _ in rows.examples[split]]) for split in SPLITS]
+# --- row counts ---
 
 
 def _sizes(rows: Rows, recipe: Recipe) -> Check:
     counts = {split: len(rows.examples[split]) for split in SPLITS}
-    least = {"train": FEW_TRAINING_ROWS, "validation": FEW_JUDGING_ROWS, "test": FEW_JUDGING_ROWS}
+    least = {"train": FEW_TRAINING_ROWS, "validation": FEW_SCORED_ROWS, "test": FEW_SCORED_ROWS}
     few = [split for split in SPLITS if counts[split] < least[split]]
-    width = {split: 100 * 1.96 * math.sqrt(0.16 / max(1, counts[split])) for split in SPLITS[1:]}
-    numbers = {"rows": counts, "uncertainty_points": {split: round(points, 1) for split, points in width.items()}}
+    points = {split: round(100 * 1.96 * math.sqrt(0.16 / max(1, counts[split])), 1) for split in SPLITS[1:]}
+    numbers = {"rows": counts, "uncertainty_points": points}
     if not few:
-        text = f"enough rows: on validation a score of 0.8 is uncertain by {width['validation']:.0f} points, on test by"
-        return Check("sizes", "data", "passed", f"{text} {width['test']:.0f}", numbers)
-    uses = {
-        "train": "a student that has seen so few learns them by heart",
-        "validation": f"the best models are chosen by them, and a score of 0.8 is uncertain by {width['validation']:.0f} points",
-        "test": f"a score of 0.8 on them is uncertain by {width['test']:.0f} points, so methods cannot be told apart",
-    }
-    text = "; ".join(f"{counts[split]:,} {WORDS[split]} rows: {uses[split]}" for split in few)
+        return Check("sizes", "data", "passed", numbers=numbers)
     limited = next((f"data.max_{split}_rows=null" for split in few if getattr(recipe.data, f"max_{split}_rows")), None)
-    share = _larger_share(rows, counts) if few == ["validation"] else None
-    change = limited or share or data_line(recipe, few[0]).replace("MENDED", "LARGER")
-    return Check("sizes", "data", "look", f"{text}. {'Hold out' if share else 'Get'} more rows", numbers, change)
+    larger = _larger_fraction(rows, counts) if few == ["validation"] else None
+    change = limited or larger or data_line(recipe, few[0], "LARGER")
+    details = {"few": few, "hold_out_more": larger is not None}
+    return Check("sizes", "data", "look", Kind.FEW_ROWS, numbers, change, details=details)
 
 
-def _larger_share(rows: Rows, counts: dict[str, int]) -> str | None:
-    """The line that holds out enough rows to choose by, if enough stay to learn from; None where validation rows were
-    given."""
+def _larger_fraction(rows: Rows, counts: dict[str, int]) -> str | None:
+    """The line that holds out enough rows to select by; None if too few would stay, or validation rows were given."""
     total = counts["train"] + counts["validation"]
-    wanted = math.ceil(100 * FEW_JUDGING_ROWS / total) / 100
-    held_out = any("held out" in note for note in rows.notes)
-    return f"data.validation_fraction={wanted:g}" if held_out and (1 - wanted) * total >= FEW_TRAINING_ROWS else None
+    wanted = math.ceil(100 * FEW_SCORED_ROWS / total) / 100
+    enough_stay = (1 - wanted) * total >= FEW_TRAINING_ROWS
+    return f"data.validation_fraction={wanted:g}" if rows.held_out and enough_stay else None
 
 
-def _near_leaks(rows: Rows, texts: dict[str, list[str]], recipe: Recipe) -> Check:
-    """Rows of a split that are almost rows of an earlier one."""
-    folded = {split: [normalised(text) for text in own] for split, own in texts.items()}
-    numbers, shown, worst, bad = {}, [], 0.0, None
+# --- duplicates and contradictions ---
+
+
+def _near_leaks(rows: Rows, texts: Texts, recipe: Recipe) -> Check:
+    """Rows of a split that nearly repeat rows of an earlier one."""
+    folded = {split: [normalised(text) for text in in_split] for split, in_split in texts.items()}
+    counts: dict[str, int] = {}
+    leaks: list[dict[str, Any]] = []
     for earlier, later in (("train", "test"), ("train", "validation"), ("validation", "test")):
         pairs = near_pairs(folded[earlier], folded[later])
-        numbers[f"{later}_near_{earlier}"] = len(pairs)
-        share = len(pairs) / max(1, len(texts[later]))
-        if share > NEAR_SHARE and len(pairs) > NEAR_ROWS:
-            worst, bad = max(worst, share), bad or later
-            late, early, alike = pairs[0]
-            found = f"{rows.examples[later][late].id} = {rows.examples[earlier][early].id}"
-            shown.append(
-                f"{len(pairs):,} of {len(texts[later]):,} {later} rows ({share:.0%}) are almost {WORDS[earlier]} rows, e.g. {found}"
-                f" ({alike:.0%} alike): {_cut(texts[later][late])!r} and {_cut(texts[earlier][early])!r}"
-            )
-    if not shown:
-        count = sum(numbers.values())
-        text = f"{'no' if not count else f'only {count:,}'} rows of one split are almost rows of another"
-        return Check("near leaks", "data", "passed", f"{text} (character shingles, {ALIKE:.0%} alike)", numbers)
-    text = "\n".join(
-        [*shown, "A model that has them by heart looks better than it is: split by source, or take them out"]
-    )
-    return Check("near leaks", "data", "look", text, numbers | {"share": round(worst, 4)}, data_line(recipe, bad))
+        counts[f"{later}_near_{earlier}"] = len(pairs)
+        fraction = len(pairs) / max(1, len(texts[later]))
+        if fraction > NEAR_FRACTION and len(pairs) > NEAR_ROWS:
+            late, early, jaccard = pairs[0]
+            ids = rows.examples[later][late].id, rows.examples[earlier][early].id
+            example = {"ids": ids, "jaccard": jaccard, "texts": (texts[later][late], texts[earlier][early])}
+            leak = {"earlier": earlier, "later": later, "fraction": fraction, "rows": len(texts[later])}
+            leaks.append(leak | {"pairs": len(pairs)} | example)
+    if not leaks:
+        return Check("near_leaks", "data", "passed", numbers=counts)
+    numbers = counts | {"share": round(max(leak["fraction"] for leak in leaks), 4)}
+    change = data_line(recipe, leaks[0]["later"])
+    return Check("near_leaks", "data", "look", Kind.NEAR_DUPLICATES, numbers, change, details={"leaks": leaks})
 
 
-def _contradictions(rows: Rows, texts: dict[str, list[str]], recipe: Recipe) -> Check:
+def _contradictions(rows: Rows, texts: Texts, recipe: Recipe) -> Check:
     """Equal prompts with different answers, split by split."""
-    numbers, shown, bad = {}, [], None
+    numbers, examples = {}, []
     for split in SPLITS:
         groups: dict[str, list[Example]] = {}
-        own = {example.id: text for example, text in zip(rows.examples[split], texts[split], strict=True)}
+        text_of = {example.id: text for example, text in zip(rows.examples[split], texts[split], strict=True)}
         for example in rows.examples[split]:
             groups.setdefault(normalised(prompt_text(example.prompt)), []).append(example)
-        twice = [group for group in groups.values() if len(group) > 1]
-        torn = [group for group in twice if not set.intersection(*({normalised(a) for a in e.answers} for e in group))]
-        numbers[split] = {"repeated": sum(len(group) - 1 for group in twice), "contradicting": sum(map(len, torn))}
-        bad = bad or (split if torn else None)
-        for group in torn[: SHOWN - len(shown)]:
-            one, other = group[0], next(e for e in group if normalised(e.answer) != normalised(group[0].answer))
-            said = f"{one.id} says {_cut(one.answer)!r}, {other.id} says {_cut(other.answer)!r}"
-            shown.append(f"{_cut(own[one.id])!r}: {said}")
-    total = sum(entry["contradicting"] for entry in numbers.values())
-    repeated = sum(entry["repeated"] for entry in numbers.values())
-    if not total:
-        again = f"; {repeated:,} rows are there again with the same answer" if repeated else ""
-        return Check("contradictions", "data", "passed", f"no prompt has two different answers{again}", numbers)
-    text = (
-        f"{total:,} rows have the prompt of another one and a different answer ({'; '.join(shown)}): no model can be right on all"
-        " of them. Correct them, or leave them out"
-    )
-    return Check("contradictions", "data", "look", text, numbers, data_line(recipe, bad))
+        repeated = [group for group in groups.values() if len(group) > 1]
+        contradicting = [group for group in repeated if not _common_answers(group)]
+        numbers[split] = {
+            "repeated": sum(len(group) - 1 for group in repeated),
+            "contradicting": sum(map(len, contradicting)),
+        }
+        for group in contradicting[: SHOWN - len(examples)]:
+            first = group[0]
+            second = next(e for e in group if normalised(e.answer) != normalised(first.answer))
+            examples.append({"text": text_of[first.id], "answers": [(e.id, e.answer) for e in (first, second)]})
+    split = next((split for split in SPLITS if numbers[split]["contradicting"]), None)
+    if split is None:
+        return Check("contradictions", "data", "passed", numbers=numbers)
+    change, details = data_line(recipe, split), {"examples": examples}
+    return Check("contradictions", "data", "look", Kind.ANSWERS_CONTRADICT, numbers, change, details=details)
 
 
-def _counts(examples: Sequence[Example]) -> Counter[str]:
-    return Counter(example.answer for example in examples)
+def _common_answers(group: Sequence[Example]) -> set[str]:
+    return set.intersection(*({normalised(answer) for answer in example.answers} for example in group))
+
+
+# --- labels ---
 
 
 def _small_classes(rows: Rows, recipe: Recipe) -> Check:
-    counts = _counts(rows.examples["train"])
+    counts = Counter(example.answer for example in rows.examples["train"])
     small = {label: counts[label] for label in rows.labels or [] if counts[label] < SMALL_CLASS}
-    numbers = {"classes": len(rows.labels or []), "smallest": min(counts.values(), default=0), "small": len(small)}
+    smallest = min(counts.values(), default=0)
+    numbers = {"classes": len(rows.labels or []), "smallest": smallest, "small": len(small)}
     if not small:
-        text = f"each of {numbers['classes']} classes has at least {SMALL_CLASS} training rows (the smallest {numbers['smallest']})"
-        return Check("small classes", "data", "passed", text, numbers)
-    listed = ", ".join(f"{label!r} ({count})" for label, count in list(small.items())[:SHOWN])
-    none = [label for label, count in small.items() if not count]
-    text = (
-        f"{len(small)} of {numbers['classes']} classes have fewer than {SMALL_CLASS} training rows: {listed}"
-        f"{', ...' if len(small) > SHOWN else ''}. They will hardly be learned: get more rows, or join them with others"
-    )
+        return Check("small_classes", "data", "passed", numbers=numbers)
     limit = "data.max_train_rows=null" if recipe.data.max_train_rows else None
-    listed_only = "task.labels=[THOSE, THAT, OCCUR]" if none and recipe.task.labels else None
-    return Check("small classes", "data", "look", text, numbers, limit or listed_only or data_line(recipe))
+    unused = not all(small.values()) and recipe.task.labels
+    change = limit or ("task.labels=[THOSE, THAT, OCCUR]" if unused else data_line(recipe))
+    details = {"labels": list(small.items())[:SHOWN]}
+    return Check("small_classes", "data", "look", Kind.CLASSES_TOO_SMALL, numbers, change, details=details)
 
 
-def _label_shares(rows: Rows, recipe: Recipe) -> Check:
-    """One answer for almost all rows; or other shares on test than in training."""
-    train, test = _counts(rows.examples["train"]), _counts(rows.examples["test"])
+def _label_distribution(rows: Rows, recipe: Recipe) -> Check:
+    """One answer for almost all rows, or other fractions of labels on test than in training."""
+    train, test = (Counter(example.answer for example in rows.examples[split]) for split in ("train", "test"))
     label, count = train.most_common(1)[0]
-    share = count / train.total()
     labels = sorted(train.keys() | test.keys())
-    drift = 0.5 * sum(abs(train[name] / train.total() - test[name] / max(1, test.total())) for name in labels)
-    numbers = {"commonest": label, "share": round(share, 4), "drift": round(drift, 4)}
+    distance = {name: abs(train[name] / train.total() - test[name] / max(1, test.total())) for name in labels}
+    fraction, drift = count / train.total(), 0.5 * sum(distance.values())
+    numbers = {"commonest": label, "share": round(fraction, 4), "drift": round(drift, 4)}
+    name, area = "label_distribution", "data"
     if len(labels) == 1:
-        text = f"all rows have the one answer {label!r}, so there is nothing to learn: is another column the label?"
-        return Check("label shares", "data", "fail", text, numbers, "data.columns={label: ANOTHER_COLUMN}")
-    if share >= LOPSIDED and recipe.task.metric in (None, "accuracy"):
-        text = (
-            f"{share:.0%} of the training rows are {label!r}: a model that always says so has that accuracy, so accuracy tells"
-            " little, and choices made by it tell little too"
-        )
-        return Check("label shares", "data", "look", text, numbers, "task.metric=macro_f1")
-    if drift > 0.1 and _unlikely(train, test, labels):
-        far = max(labels, key=lambda name: abs(train[name] / train.total() - test[name] / test.total()))
-        text = (
-            f"training and test rows hold the labels in different shares (e.g. {far!r}: {train[far] / train.total():.0%} and"
-            f" {test[far] / test.total():.0%}; {drift:.0%} of the mass lies elsewhere, more than chance would do): they were not"
-            " drawn alike, so a score on test is not what training aims at"
-        )
-        return Check("label shares", "data", "look", text, numbers, data_line(recipe, "test"))
-    return Check(
-        "label shares",
-        "data",
-        "passed",
-        f"the commonest answer is {label!r}, {share:.0%} of the training rows",
-        numbers,
-    )
+        return Check(name, area, "fail", Kind.SINGLE_LABEL, numbers, "data.columns={label: ANOTHER_COLUMN}")
+    if fraction >= UNBALANCED and recipe.task.metric in (None, "accuracy"):
+        return Check(name, area, "look", Kind.LABELS_UNBALANCED, numbers, "task.metric=macro_f1")
+    if drift > LABEL_SHIFT and _differ(train, test, labels):
+        far = max(labels, key=distance.get)
+        details = {"label": far, "train": train[far] / train.total(), "test": test[far] / test.total()}
+        change = data_line(recipe, "test")
+        return Check(name, area, "look", Kind.LABELS_SHIFTED, numbers, change, details=details)
+    return Check(name, area, "passed", numbers=numbers)
 
 
-def _unlikely(one: Counter[str], other: Counter[str], labels: Sequence[str]) -> bool:
-    """Whether two samples of labels can hardly come from one distribution (chi-square, p < 0.0001)."""
+def _differ(first: Counter[str], second: Counter[str], labels: Sequence[str]) -> bool:
+    """Whether two samples of labels come from different distributions (chi-square test)."""
     from scipy.stats import chi2_contingency
 
-    return (
-        len(labels) > 1
-        and bool(other)
-        and chi2_contingency([[c[name] for name in labels] for c in (one, other)]).pvalue < 1e-4
-    )
+    if len(labels) < 2 or not second:
+        return False
+    table = [[counts[name] for name in labels] for counts in (first, second)]
+    return chi2_contingency(table).pvalue < LABEL_SHIFT_P
+
+
+# --- answers from the prompt ---
 
 
 def _surfaces(rows: Rows, recipe: Recipe) -> Check | None:
     """Entities, or answers out of a passage, that the prompt does not hold: a model cannot copy them."""
-    asked = recipe.task.type
-    if asked == "classification" or rows.choice:
+    task = recipe.task.type
+    if task == "classification" or rows.choice:
         return None
-    total, lost, shown, bad = 0, 0, [], None
+    total, missing = 0, []
     for example in (e for split in SPLITS for e in rows.examples[split]):
         prompt = normalize_surface(prompt_text(example.prompt))
-        wanted = [s for _, s in entities_from_answer(example.answer) or []] if asked == "ner" else [example.answers]
-        for surface in wanted:
-            options = [surface] if isinstance(surface, str) else surface
+        for spellings in _expected(example, task):
             total += 1
-            if not any(normalize_surface(option) in prompt for option in options):
-                lost, bad = lost + 1, bad or example.split
-                shown.append(f"{_cut(options[0])!r} in {example.id}")
-    what = "entities" if asked == "ner" else "answers"
-    numbers = {what: total, "not_found": lost}
-    if not lost or (asked == "qa" and lost > 0.2 * total):  # free answers need not be spans
-        found = (
-            f"all {total:,} {what} stand in their prompts"
-            if not lost
-            else f"{total - lost:,} of {total:,} answers are spans"
-        )
-        return Check("entities" if asked == "ner" else "spans", "data", "passed", found, numbers)
-    text = (
-        f"{lost:,} of {total:,} {what} are not in the prompt as they are written ({'; '.join(shown[:SHOWN])}): the model is asked"
-        " to write what it cannot read. Correct them, or leave them out"
-    )
-    return Check("entities" if asked == "ner" else "spans", "data", "look", text, numbers, data_line(recipe, bad))
+            if not any(normalize_surface(spelling) in prompt for spelling in spellings):
+                missing.append((example.split, example.id, spellings[0]))
+    name, unit = ("entities", "entities") if task == "ner" else ("spans", "answers")
+    numbers = {unit: total, "not_found": len(missing)}
+    if not missing or (task == "qa" and len(missing) > FREE_ANSWERS * total):
+        return Check(name, "data", "passed", numbers=numbers, details={"total": total})
+    kind = Kind.ENTITY_NOT_IN_PROMPT if task == "ner" else Kind.ANSWER_NOT_IN_PROMPT
+    details = {"total": total, "examples": [(row, surface) for _, row, surface in missing[:SHOWN]]}
+    return Check(name, "data", "look", kind, numbers, data_line(recipe, missing[0][0]), details=details)
 
 
-def _languages(texts: dict[str, list[str]], rows: Rows, recipe: Recipe) -> Check:
-    """What the texts seem to be in, against what task or rows say."""
-    shares = {split: language_shares(own) for split, own in texts.items()}
-    told = Counter(base_language(e.language) for split in SPLITS for e in rows.examples[split])
-    main = main_language(texts["train"][:500])
-    numbers = {
-        "guessed": {split: {k: round(v, 3) for k, v in own.items()} for split, own in shares.items()},
-        "main": main,
+def _expected(example: Example, task: str) -> Iterator[Sequence[str]]:
+    """What the prompt must hold, each with all its accepted spellings."""
+    if task == "ner":
+        yield from ([surface] for _, surface in entities_from_answer(example.answer) or [])
+    else:
+        yield example.answers
+
+
+# --- languages ---
+
+
+def _languages(texts: Texts, rows: Rows, recipe: Recipe) -> Check:
+    """The language that the texts show, against that of the recipe or the rows."""
+    fractions = {split: language_fractions(in_split) for split, in_split in texts.items()}
+    given = Counter(base_language(e.language) for split in SPLITS for e in rows.examples[split])
+    main, codes = main_language(texts["train"][:500]), {code for code in given if code}
+    guessed = {
+        split: {code: round(fraction, 3) for code, fraction in by_code.items()} for split, by_code in fractions.items()
     }
-    numbers["told"] = {code or "unknown": count for code, count in told.items()}
-    told_codes = {code for code in told if code}
-    if main and not told_codes and main != "en":
-        text = f"the texts look like {main!r}, and the recipe does not say so: prompts and comparison of answers are those of English"
-        return Check("languages", "data", "look", text, numbers, f"task.language={main}")
-    by_row = len(told_codes) > 1 or (recipe.task.language is None and bool(told_codes))
-    if main and not by_row and told_codes and main not in told_codes:
-        text = f"task.language is {recipe.task.language!r}, and the texts look like {main!r}"
-        return Check("languages", "data", "look", text, numbers, f"task.language={main}")
-    train, test = shares["train"], shares["test"]
-    for code, share in test.items():
-        if share >= 0.2 and len(texts["test"]) >= 20 and train.get(code, 0.0) < share / 4:
-            seen = train.get(code, 0.0)
-            text = f"{share:.0%} of the test rows look like {code!r}, {seen:.0%} of the training rows do: get such rows"
-            return Check("languages", "data", "look", text, numbers, data_line(recipe, "train"))
-    listed = (
-        ", ".join(f"{code} {share:.0%}" for code, share in train.items() if share >= 0.05)
-        or "not to be told from these texts"
-    )
-    mixed = "; a column `language` would say it row by row" if main is None and shares["train"] and not by_row else ""
-    return Check("languages", "data", "passed", f"training texts look like: {listed}{mixed}", numbers)
+    numbers = {
+        "guessed": guessed,
+        "main": main,
+        "told": {code or "unknown": count for code, count in given.items()},
+    }
+    if main and not codes and main != "en":
+        return Check("languages", "data", "look", Kind.LANGUAGE_NOT_SET, numbers, f"task.language={main}")
+    by_row = len(codes) > 1 or (recipe.task.language is None and bool(codes))
+    if main and not by_row and codes and main not in codes:
+        details = {"given": recipe.task.language}
+        change = f"task.language={main}"
+        return Check("languages", "data", "look", Kind.LANGUAGE_DIFFERS, numbers, change, details=details)
+    for code, fraction in fractions["test"].items():
+        trained = fractions["train"].get(code, 0.0)
+        if fraction >= 0.2 and len(texts["test"]) >= 20 and trained < fraction / 4:
+            details = {"language": code, "test": fraction, "train": trained}
+            change = data_line(recipe, "train")
+            return Check("languages", "data", "look", Kind.LANGUAGE_NOT_TRAINED, numbers, change, details=details)
+    details = {"train": fractions["train"], "mixed": main is None and bool(fractions["train"]) and not by_row}
+    return Check("languages", "data", "passed", numbers=numbers, details=details)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+# --- texts without what all prompts share ---
+
+
+def _texts_by_split(rows: Rows) -> Texts:
+    examples = [example for split in SPLITS for example in rows.examples[split]]
+    texts = iter(distinct_texts(examples))
+    return {split: [next(texts) for _ in rows.examples[split]] for split in SPLITS}
+
+
+def distinct_texts(examples: Sequence[Example]) -> list[str]:
+    """The prompts without the words that all prompts of their language begin and end with."""
+    texts = [prompt_text(example.prompt) for example in examples]
+    groups: dict[str | None, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.language, []).append(index)
+    for indices in groups.values():
+        distinct = {texts[index] for index in indices}
+        if len(distinct) < 2:
+            continue
+        # Cut at white space and punctuation: parts of words must not be compared.
+        start = _whole_words(_common_start(distinct))
+        stop = _whole_words(_common_start({text[start:][::-1] for text in distinct}))
+        for index in indices:
+            texts[index] = texts[index][start : len(texts[index]) - stop].strip()
+    return texts
+
+
+def _common_start(texts: set[str]) -> str:
+    """The characters that all texts begin with: what the first and the last in sorted order have in common."""
+    pairs = zip(min(texts), max(texts), strict=False)
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _whole_words(start: str) -> int:
+    """Length of the whole words at the start of a text."""
+    return next((len(start) - back for back, letter in enumerate(reversed(start)) if not letter.isalnum()), 0)

@@ -1,5 +1,4 @@
-"""Checks of the rows as token ids: do they fit, can answers be written and read back, does the cache fit on the
-disk."""
+"""Checks of the rows as token ids: do they fit, can answers be written and read back, does the disk hold the cache."""
 
 from __future__ import annotations
 
@@ -13,21 +12,21 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import Encoder, Misfits, make_encoder
+from tutelage.data.encode import EncodedRow, Encoder, Misfits, make_encoder
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
-from tutelage.doctor.checks import Check, argument_line
-from tutelage.doctor.row_checks import SPLITS, data_line
-from tutelage.errors import DataError, UserError
+from tutelage.doctor.checks import Check, argument_line, failed
+from tutelage.doctor.data_checks import data_line
+from tutelage.errors import DataError, Kind, ModelError, UserError
 from tutelage.models.load import longest_context
 from tutelage.recipe.schema import Recipe
-from tutelage.records import Example
+from tutelage.records import SPLITS, Example
 from tutelage.run.checkpoints import list_checkpoints
-from tutelage.teacher.build_cache import foretell
+from tutelage.teacher.build_cache import predicted_size
 
 MANY_CUT = 0.05
-"""Share of the rows above which leaving out or cutting is worth a look."""
+"""Fraction of rows left out or cut that is worth a look."""
 FEW_LONG = 0.005
-"""Share of the answers that may be longer than what is generated: they cost no score to speak of."""
+"""Fraction of answers longer than what is generated that costs hardly any score."""
 FEW_STEPS = 10
 """Optimizer steps below which nothing is learned."""
 BATCH_SIZE = "per_device_train_batch_size"
@@ -36,81 +35,82 @@ DECODED_ROWS = 200
 
 
 @dataclass
-class Fitted:
+class FittingRows:
     """The rows as the run would train on them."""
 
     encoder: Encoder
     stores: dict[str, TokenStore]
+    """By split, in the order of `examples`."""
     examples: dict[str, list[Example]]
-    """Of the rows that fit, in the order of the stores."""
+    """Of the rows that fit."""
     vocabulary: int
     longest_answer: int
     """Of the training rows, in tokens, end-of-sequence included."""
 
     @property
     def max_new_tokens(self) -> int:
-        """As `prepare` sets it where the recipe does not."""
+        """What `prepare` sets if the recipe does not."""
         return self.longest_answer + self.longest_answer // 2 + 4
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(int(row_lengths(store).max(initial=0)) for store in self.stores.values())
 
 
 def check_fit(
     rows: Rows, recipe: Recipe, tokenizer: Any, vocabulary: int, scratch: Path
-) -> tuple[Fitted | None, list[Check]]:
-    """Tokenize all rows into `scratch`, and judge their lengths. None where nothing is left to train on."""
-    encoder, misfits, kept = make_encoder(recipe.data, tokenizer), Misfits(), {}
+) -> tuple[FittingRows | None, list[Check]]:
+    """Tokenize all rows into `scratch`, and check their lengths. None if nothing is left to train on."""
+    encoder, misfits, kept = make_encoder(recipe.data, tokenizer), Misfits(), {split: [] for split in SPLITS}
     for split in SPLITS:
-        kept[split] = []
-        write_tokens(scratch / f"{split}.arrow", _noting(encoder, rows.examples[split], misfits, kept[split]))
+        encoded = _encoded(encoder, rows.examples[split], misfits, kept[split])
+        write_tokens(scratch / f"{split}.arrow", encoded)
     stores = {split: TokenStore(scratch / f"{split}.arrow", split) for split in SPLITS}
-    checks = [_too_long(encoder, rows, misfits, stores, recipe)]
+    checks = [_lengths(encoder, rows, misfits, stores, recipe)]
     if not len(stores["train"]):
         return None, checks
-    fitted = Fitted(encoder, stores, kept, vocabulary, int(answer_lengths(stores["train"]).max()))
-    more = [_context(fitted, recipe), _answers(fitted, rows, recipe), _decoding(fitted, recipe)]
-    more += [_steps(fitted, recipe), _disk(fitted, recipe)]
-    return fitted, checks + [check for check in more if check]
+    fitting = FittingRows(encoder, stores, kept, vocabulary, int(answer_lengths(stores["train"]).max()))
+    checks += [_positions(fitting, recipe), _answer_lengths(fitting, recipe), _answers_as_tokens(fitting)]
+    checks += [_steps(fitting, recipe), *_cache_size(fitting, recipe)]
+    return fitting, checks
 
 
-def _noting(encoder: Encoder, examples: list[Example], misfits: Misfits, kept: list[Example]) -> Iterator[Any]:
-    """The rows that fit, their examples noted in `kept`."""
+def _encoded(encoder: Encoder, examples: list[Example], misfits: Misfits, kept: list[Example]) -> Iterator[EncodedRow]:
+    """The rows that fit; their examples are added to `kept`."""
     for example in examples:
         for row in encoder.fitting([example], misfits):
             kept.append(example)
             yield row
 
 
-def _too_long(encoder: Encoder, rows: Rows, misfits: Misfits, stores: dict[str, TokenStore], recipe: Recipe) -> Check:
-    total, limit = sum(len(rows.examples[split]) for split in SPLITS), encoder.max_length
-    longest = max(
-        [*(int(row_lengths(store).max(initial=0)) for store in stores.values()), *(p + a for _, p, a in misfits.long)]
-    )
-    numbers: dict[str, Any] = {"rows": total, "too_long": len(misfits.long), "longest": longest, "max_length": limit}
+# --- lengths ---
+
+
+def _lengths(encoder: Encoder, rows: Rows, misfits: Misfits, stores: dict[str, TokenStore], recipe: Recipe) -> Check:
+    total = sum(len(rows.examples[split]) for split in SPLITS)
+    fitting = [int(row_lengths(store).max(initial=0)) for store in stores.values()]
+    longest = max([*fitting, *(row.prompt + row.answer for row in misfits.long)])
+    numbers = {
+        "rows": total,
+        "too_long": len(misfits.long),
+        "longest": longest,
+        "max_length": encoder.max_length,
+    }
     try:
         encoder.check(misfits)
     except DataError as error:
-        change = f"data.max_length={longest}" if misfits.long else data_line(recipe)
-        return Check("lengths", "data", "fail", str(error), numbers, change)
-    cut = _cut_prompts(encoder, rows) if encoder.too_long == "truncate_prompt" else len(misfits.long)
+        problems = tuple(error.groups()[0])
+        change = problems[0].change or data_line(recipe)
+        return Check("lengths", "data", "fail", error.kind, numbers, change, problems=problems)
+    truncates = encoder.too_long == "truncate_prompt"
+    cut = _cut_prompts(encoder, rows) if truncates else len(misfits.long)
     numbers["cut"] = cut
     if cut > MANY_CUT * total:
-        what = "lose the start of their prompt" if encoder.too_long == "truncate_prompt" else "are left out"
-        text = f"{cut:,} of {total:,} rows are longer than {limit} tokens and {what}: is that meant?"
-        return Check(
-            "lengths",
-            "data",
-            "look",
-            text,
-            numbers,
-            f"data.max_length={longest}" if misfits.long else "data.max_length=MORE",
-        )
-    text = f"every row fits into {limit:,} tokens; the longest has {longest:,}"
-    return Check(
-        "lengths",
-        "data",
-        "passed",
-        text if not cut else f"{cut:,} of {total:,} rows do not fit ({limit} tokens)",
-        numbers,
-    )
+        change = f"data.max_length={longest}" if misfits.long else "data.max_length=MORE"
+        details = {"truncates": truncates}
+        return Check("lengths", "data", "look", Kind.ROWS_CUT, numbers, change, details=details)
+    return Check("lengths", "data", "passed", numbers=numbers)
 
 
 def _cut_prompts(encoder: Encoder, rows: Rows) -> int:
@@ -121,69 +121,61 @@ def _cut_prompts(encoder: Encoder, rows: Rows) -> int:
     return len(misfits.long)
 
 
-def _context(fitted: Fitted, recipe: Recipe) -> Check:
-    """Positions of the models, which `prepare` refuses to exceed."""
-    longest = max(int(row_lengths(store).max(initial=0)) for store in fitted.stores.values())
-    most = {role: longest_context(getattr(recipe, role)) for role in ("teacher", "student")}
-    numbers = {"longest": longest, **most}
-    short = {role: positions for role, positions in most.items() if positions is not None and positions < longest}
-    if short:
-        role, positions = min(short.items(), key=lambda item: item[1])
-        text = (
-            f"the longest row has {longest:,} tokens and the {role} has positions for {positions:,}. Set data.too_long, too:"
-            " truncate_prompt or drop"
-        )
-        return Check("positions", "models", "fail", text, numbers, f"data.max_length={positions}")
-    return Check(
-        "positions", "models", "passed", f"both models have positions for the longest row, {longest:,} tokens", numbers
-    )
+def _positions(fitting: FittingRows, recipe: Recipe) -> Check:
+    """Context lengths of the models, which `prepare` refuses to exceed."""
+    contexts = {role: longest_context(getattr(recipe, role)) for role in ("teacher", "student")}
+    numbers = {"longest": fitting.longest, **contexts}
+    short = {role: length for role, length in contexts.items() if length is not None and length < fitting.longest}
+    if not short:
+        return Check("positions", "models", "passed", numbers=numbers)
+    role, length = min(short.items(), key=lambda item: item[1])
+    change, details = f"data.max_length={length}", {"role": role, "length": length}
+    return Check("positions", "models", "fail", Kind.CONTEXT_TOO_SHORT, numbers, change, details=details)
 
 
-def _answers(fitted: Fitted, rows: Rows, recipe: Recipe) -> Check:
-    """Whether decoding is allowed as many tokens as gold answers have."""
-    lengths = np.concatenate([answer_lengths(store) for store in fitted.stores.values()])
-    allowed, longest = recipe.task.max_new_tokens or fitted.max_new_tokens, int(lengths.max())
+# --- answers ---
+
+
+def _answer_lengths(fitting: FittingRows, recipe: Recipe) -> Check:
+    """Whether decoding may write as many tokens as gold answers have."""
+    lengths = np.concatenate([answer_lengths(store) for store in fitting.stores.values()])
+    allowed, longest = recipe.task.max_new_tokens or fitting.max_new_tokens, int(lengths.max())
     numbers = {
         "median": int(np.median(lengths)),
         "p95": int(np.quantile(lengths, 0.95)),
         "longest": longest,
         "allowed": allowed,
     }
-    short = int(np.count_nonzero(lengths - 1 > allowed))  # the end-of-sequence token need not be written
-    share = short / len(lengths)
-    if share > FEW_LONG and recipe.task.decoding == "generate":
-        text = f"{short:,} of {len(lengths):,} gold answers are longer than the {allowed} tokens that are generated: never right"
-        status = "fail" if share > 0.5 else "look"
-        return Check("answer lengths", "data", status, text, numbers, f"task.max_new_tokens={longest + 4}")
-    beyond = f" ({short:,} answers are longer)" if short else ""
-    text = f"answers have {numbers['median']} tokens (median), at most {longest}; up to {allowed} are generated{beyond}"
-    return Check("answer lengths", "data", "passed", text, numbers)
+    cut_off = int(np.count_nonzero(lengths - 1 > allowed))  # the end-of-sequence token need not be written
+    details = {"cut_off": cut_off, "answers": len(lengths)}
+    fraction = cut_off / len(lengths)
+    if fraction <= FEW_LONG or recipe.task.decoding != "generate":
+        return Check("answer_lengths", "data", "passed", numbers=numbers, details=details)
+    status, change = "fail" if fraction > 0.5 else "look", f"task.max_new_tokens={longest + 4}"
+    return Check("answer_lengths", "data", status, Kind.ANSWERS_CUT_OFF, numbers, change, details=details)
 
 
-def _decoding(fitted: Fitted, recipe: Recipe) -> Check:
-    """Whether the tokenizer can write the answers at all: unknown characters and lower-casing tokenizers cannot."""
-    tokenizer, lost, shown, examples = fitted.encoder.tokenizer, 0, [], fitted.examples["train"]
+def _answers_as_tokens(fitting: FittingRows) -> Check:
+    """Whether the tokenizer can write the answers: with unknown characters or lower-casing it cannot."""
+    encoder, changed, examples = fitting.encoder, [], fitting.examples["train"]
     for example in islice(examples, DECODED_ROWS):
-        ids = fitted.encoder.answer(example.answer)[:-1]
-        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if " ".join(text.split()) != " ".join((fitted.encoder.answer_prefix + example.answer).split()):
-            lost += 1
-            shown.append(f"{example.answer!r} becomes {text.strip()!r}")
-    numbers = {"answers": min(DECODED_ROWS, len(examples)), "changed": lost}
-    if lost:
-        text = (
-            f"{lost} of {numbers['answers']} answers change when they are made tokens and text again ({shown[0][:160]}): the"
-            " tokenizer has no way to write them, so no model with it can be right"
-        )
-        return Check("answers as tokens", "models", "look", text, numbers, "teacher.model_name_or_path=ANOTHER_FAMILY")
-    return Check(
-        "answers as tokens", "models", "passed", "the tokenizer writes answers that read back as they were", numbers
-    )
+        ids = encoder.answer(example.answer)[:-1]
+        text = encoder.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if text.split() != (encoder.answer_prefix + example.answer).split():
+            changed.append((example.answer, text.strip()))
+    name, numbers = "answers_as_tokens", {"answers": min(DECODED_ROWS, len(examples)), "changed": len(changed)}
+    if not changed:
+        return Check(name, "models", "passed", numbers=numbers)
+    change, details = "teacher.model_name_or_path=ANOTHER_FAMILY", {"example": changed[0]}
+    return Check(name, "models", "look", Kind.ANSWERS_NOT_WRITABLE, numbers, change, details=details)
 
 
-def _steps(fitted: Fitted, recipe: Recipe) -> Check:
-    """Whether batches leave optimizer steps to learn by."""
-    rows, plan = len(fitted.stores["train"]), recipe.distill
+# --- steps and disk ---
+
+
+def _steps(fitting: FittingRows, recipe: Recipe) -> Check:
+    """Whether batches leave enough optimizer steps to learn from."""
+    rows, plan = len(fitting.stores["train"]), recipe.distill
     epochs = {"anchor": plan.num_stages * plan.epochs_per_stage, "stage": plan.epochs_per_stage}
     if recipe.teach.checkpoints is None:
         epochs = {"teach": recipe.trainer_arguments("teach").get("num_train_epochs", 3), **epochs}
@@ -192,32 +184,33 @@ def _steps(fitted: Fitted, recipe: Recipe) -> Check:
     sections = {"teach": ("teach",), "anchor": ("distill", "anchor"), "stage": ("distill",)}
     arguments = {name: recipe.trainer_arguments(*sections[name]) for name in epochs}
     batches = {
-        name: one.get(BATCH_SIZE, 8) * one.get("gradient_accumulation_steps", 1) for name, one in arguments.items()
+        name: given.get(BATCH_SIZE, 8) * given.get("gradient_accumulation_steps", 1)
+        for name, given in arguments.items()
     }
     steps = {name: math.ceil(epochs[name] * math.ceil(rows / batches[name])) for name in epochs}
     name = min(steps, key=steps.get)
-    wanted = int(rows * epochs[name] / FEW_STEPS)
-    if steps[name] >= FEW_STEPS or wanted < 1:  # of so few rows another check speaks
-        return Check("steps", "models", "passed", ", ".join(f"{key} {count:,}" for key, count in steps.items()), steps)
+    largest = int(rows * epochs[name] / FEW_STEPS)
+    if steps[name] >= FEW_STEPS or largest < 1:  # so few rows fail the check `sizes`
+        return Check("steps", "models", "passed", numbers=steps)
     key = "gradient_accumulation_steps" if arguments[name].get("gradient_accumulation_steps", 1) > 1 else BATCH_SIZE
-    other = batches[name] // arguments[name].get(key, 8)
-    text = (
-        f"{rows:,} training rows in batches of {batches[name]} make {steps[name]} optimizer steps of"
-        f" {'one stage' if name == 'stage' else name}, too few to learn from: make the batch smaller, or train longer"
-    )
+    factor = batches[name] // arguments[name].get(key, 8)
     line = argument_line(recipe, "distill" if name == "stage" else name, key)
-    return Check("steps", "models", "look", text, steps, f"{line}={max(1, wanted // other)}")
+    details = {"rows": rows, "batch": batches[name], "steps": steps[name], "part": name}
+    change = f"{line}={max(1, largest // factor)}"
+    return Check("steps", "models", "look", Kind.FEW_STEPS, steps, change, details=details)
 
 
-def _disk(fitted: Fitted, recipe: Recipe) -> Check | None:
-    """What the cache will take; `prepare` refuses where the disk has not got it."""
+def _cache_size(fitting: FittingRows, recipe: Recipe) -> list[Check]:
+    """What the cache will take; `prepare` refuses a disk that is too small."""
+    given = recipe.teach.checkpoints
     try:
-        given = recipe.teach.checkpoints
         count = len(list_checkpoints(given, recipe.teacher)) if given else recipe.teach.num_checkpoints
-        where = Path(recipe.output_dir)
-        text = foretell(fitted.stores["train"], recipe.teacher, count, fitted.vocabulary, recipe.cache.dtype, where)
+    except ModelError:
+        return []  # the check `checkpoints` reports it
+    train = fitting.stores["train"]
+    where = Path(recipe.output_dir)
+    try:
+        size = predicted_size(train, recipe.teacher, count, fitting.vocabulary, recipe.cache.dtype, where)
     except UserError as error:
-        if "cache needs" not in str(error):
-            return None  # the checkpoints are another check's matter
-        return Check("cache size", "budget", "fail", str(error), {}, "output_dir=A_LARGER_DISK/RUN")
-    return Check("cache size", "budget", "passed", text.removeprefix("cache: "), {"checkpoints": count})
+        return [failed("cache_size", "budget", error.problems[0], "output_dir=A_LARGER_DISK/RUN")]
+    return [Check("cache_size", "budget", "passed", numbers={"checkpoints": count}, details={"size": size})]

@@ -1,70 +1,101 @@
-"""Would the schedule stall: what it would choose for the untrained student, and for the one that fine-tuning has made
-of it."""
+"""Stalls of the schedule: in finished stages, or predicted from the untrained and the fine-tuned student."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from tutelage.data.encode import pad_id_of
+from tutelage.analysis.run_results import read_results
 from tutelage.doctor.checks import Check
-from tutelage.errors import UserError
+from tutelage.errors import Kind, UserError
 from tutelage.method.methods import find_method
-from tutelage.method.schedule import nearest
+from tutelage.method.schedule import Candidate, nearest
 from tutelage.run import stage_inputs
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.probe import Probe
 from tutelage.training.run_models import RunModels
 
-ROWS = 64
+PROBE_ROWS = 64
+ADVANCE = "distill.schedule.advance=true"
 
 
-def foresee_stall(models: RunModels) -> Check | None:
-    """The published choice at both ends of the student's road, once teacher, cache and anchor are there and no student
-    is yet.
+def recorded_stalls(models: RunModels) -> Check | None:
+    """Stages of the run that kept a checkpoint which the student had not reached; None without such stages."""
+    stages = [
+        (student.name, stage)
+        for student in read_results(models.run.folder).students
+        for stage in student.stages
+        if stage.get("candidates")
+    ]
+    if not stages:
+        return None
+    stalled = [(name, stage) for name, stage in stages if stage.get("stall")]
+    chosen: dict[str, list[str]] = {}
+    for name, stage in stages:
+        chosen.setdefault(name, []).append(stage["chosen"])
+    numbers = {"stages": len(stages), "stalled": len(stalled), "chosen": chosen}
+    if not stalled:
+        return Check("stall", "payoff", "passed", numbers=numbers)
+    name, stage = stalled[0]
+    details = {"student": name, "stage": stage["stage"], "reason": stage["stall"]}
+    return Check("stall", "payoff", "look", Kind.STAGES_STALLED, numbers, ADVANCE, details=details)
 
-    The anchor has had as many steps on gold as the student gets. A schedule that gives it the checkpoint it gave the
-    untrained student, and has it still far from there, would hardly move on. None where there is nothing to judge.
+
+class _Distances(NamedTuple):
+    """Distances of both students from every checkpoint, as the schedule measures them."""
+
+    untrained: list[Candidate]
+    anchor: list[Candidate]
+    best: str
+    checkpoints: list[str]
+
+
+def predict_stall(models: RunModels) -> Check | None:
+    """What the published schedule chooses for the untrained student and for the anchor, before any student is trained.
+
+    The anchor has had as many steps on gold as the student gets. A schedule that gives it the same checkpoint as the
+    untrained student, while it is still far from it, would hardly move on. None where there is nothing to judge by.
     """
     section = models.run.recipe.distill.schedule
-    looks = any(find_method(name).schedule == "nearest" for name in models.run.recipe.distill.methods)
-    if not looks or section.advance or not (models.run.folder / "cache" / "manifest.json").is_file():
+    compares = any(find_method(name).schedule == "nearest" for name in models.run.recipe.distill.methods)
+    if not compares or section.advance or not (models.run.folder / "cache" / "manifest.json").is_file():
         return None
     try:
         stage_inputs.upstream(models.run, "teach", "cache", "anchor")
-        start, end, best, names = _seen(models)
+        distances = _distances(models)
     except UserError:
         return None  # other checks say what is missing
-    options = {"num_stages": models.run.recipe.distill.num_stages, "best": best}
-    first = nearest(start, stage=1, **options)
-    before = next(candidate for candidate in start if candidate.checkpoint == first.chosen)
-    second = nearest(end, stage=2, previous=before, **options)
-    numbers = {"untrained": first.chosen, "anchor": second.chosen, "checkpoints": names, "best": best}
-    numbers["kl_student"] = {c.checkpoint: c.kl_student for c in end}
+    options = {"num_stages": models.run.recipe.distill.num_stages, "best": distances.best}
+    first = nearest(distances.untrained, stage=1, **options)
+    previous = next(candidate for candidate in distances.untrained if candidate.checkpoint == first.chosen)
+    second = nearest(distances.anchor, stage=2, previous=previous, **options)
+    numbers = {
+        "untrained": first.chosen,
+        "anchor": second.chosen,
+        "checkpoints": distances.checkpoints,
+        "best": distances.best,
+        "kl_student": {candidate.checkpoint: candidate.kl_student for candidate in distances.anchor},
+    }
     if second.stall:
-        text = f"the schedule would stall, as it gives untrained and fine-tuned student the same checkpoint: {second.stall}"
-        return Check("stall", "payoff", "look", text, numbers, "distill.schedule.advance=true")
-    text = f"the schedule would give the untrained student {first.chosen} and the fine-tuned one {second.chosen}"
-    return Check("stall", "payoff", "passed", text, numbers)
+        details = {"reason": second.stall}
+        return Check("stall", "payoff", "look", Kind.STALL_PREDICTED, numbers, ADVANCE, details=details)
+    return Check("stall", "payoff", "passed", numbers=numbers)
 
 
-def _seen(models: RunModels) -> tuple[list, list, str, list[str]]:
-    """Candidates as the untrained student and as the anchor see them; T*; names of all checkpoints."""
-    from tutelage.utils.files import read_json
-
-    taught, rows = read_json(models.run.folder / "teach" / "checkpoints.json"), models.encoded("train")
+def _distances(models: RunModels) -> _Distances:
+    taught, rows = models.run.teacher_checkpoints, models.encoded("train")
     names = [checkpoint["name"] for checkpoint in taught["checkpoints"]]
-    places = np.sort(np.random.default_rng(0).permutation(len(rows))[:ROWS])
+    indices = np.sort(np.random.default_rng(0).permutation(len(rows))[:PROBE_ROWS])
     probe = Probe(
-        [(int(place), rows[place]) for place in places],
+        [(int(index), rows[index]) for index in indices],
         CachedTeacher(models.run.folder / "cache", names, rows, bf16=models.run.bf16),
         taught["best"],
-        models.run.prepared["vocabulary"],
-        pad_id_of(models.tokenizer),
+        models.vocabulary,
+        models.pad_id,
         models.run.recipe.distill.schedule.student_kl,
     )
+    folders = (None, models.run.folder / "anchor")
     with models.autocast():
-        seen = [
-            probe.compare(models.load(models.run.recipe.student, folder))
-            for folder in (None, models.run.folder / "anchor")
-        ]
-    return *seen, taught["best"], names
+        untrained, anchor = (probe.compare(models.load(models.run.recipe.student, folder)) for folder in folders)
+    return _Distances(untrained, anchor, taught["best"], names)

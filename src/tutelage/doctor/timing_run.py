@@ -1,7 +1,6 @@
-"""A short trial of both models on a few rows: timed training steps, reading, answering, peak memory, and losses for a
-first sight.
+"""A timing run: a few steps of both models on a few rows. Measures time, memory and disk, and gives first losses.
 
-Everything is written into a temporary folder; the run folder is never touched.
+Everything is written into a temporary folder; the run folder is not touched.
 """
 
 from __future__ import annotations
@@ -12,20 +11,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from tutelage.data.encode import EncodedRow, pad_id_of
+from tutelage.data.collate import pad_id_of
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import answer_lengths
-from tutelage.doctor.fit_checks import Fitted
-from tutelage.doctor.headroom import Pair
+from tutelage.doctor.fit_checks import FittingRows
+from tutelage.doctor.headroom import PairedLosses
 from tutelage.method.weighting import constant_weight
+from tutelage.models.adapters import merged
 from tutelage.models.evaluation import Evaluator
-from tutelage.models.load import device, load_trainable, merged
+from tutelage.models.load import device, load_trainable
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Recipe
 from tutelage.tasks.base import BaseTask
@@ -36,16 +37,18 @@ from tutelage.training.trainer import DistillTrainer, Guidance, train, training_
 from tutelage.utils.memory import peak_memory
 
 STEPS = (6, 40)
-"""Fewest and most optimizer steps of each trial training; as many as one pass over the probe rows, within these."""
+"""Fewest and most optimizer steps of each training; one pass over the rows, within these."""
 WARM_UP = 2
-"""First steps that set things up and are not counted."""
+"""First steps that are not timed."""
 ANSWERED_ROWS = 32
-NAME = "checkpoint-trial"
+CHECKPOINT = "checkpoint-timing"
+
+Result = TypeVar("Result")
 
 
 @dataclass
-class Part:
-    """One model in its trial, in seconds and bytes."""
+class ModelTimings:
+    """What one model takes, in seconds and bytes."""
 
     load: float = 0.0
     step: float = 0.0
@@ -54,27 +57,29 @@ class Part:
     """A step of distillation, teacher read from the cache (student only)."""
     save: float = 0.0
     read: float = 0.0
-    """A row's loss by a forward pass."""
+    """The loss of a row by a forward pass."""
     answer: float = 0.0
-    """A row's answer, decoded."""
+    """The answer to a row, decoded."""
     cache: float = 0.0
     """A row read into the cache (teacher only)."""
     saved_bytes: int = 0
-    """A restart point: weights and optimizer."""
+    """A resume checkpoint: weights and optimizer."""
     weight_bytes: int = 0
-    """What is kept of it."""
+    """The weights that are kept."""
     memory: int = 0
     """Peak in training."""
 
 
 @dataclass
-class Trial:
-    """Both models tried."""
+class Timings:
+    """What both models take."""
 
     rows: int
     steps: int
-    parts: dict[str, Part] = field(default_factory=dict)
-    pair: Pair | None = None
+    models: dict[str, ModelTimings] = field(default_factory=dict)
+    """By role."""
+    losses: PairedLosses | None = None
+    """On the validation rows, after the few steps; None without validation rows."""
 
 
 class _Stopwatch(TrainerCallback):
@@ -90,123 +95,137 @@ class _Stopwatch(TrainerCallback):
         self.ends.append(time.perf_counter())
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        """A restart point is written; it was begun when the step ended."""
+        """A resume checkpoint is written; writing began when the step ended."""
         self.save = time.perf_counter() - self.ends[-1]
 
     @property
     def step(self) -> float:
-        """Mean seconds of a step, the first ones left out."""
+        """Mean seconds of a step without the first ones."""
         spans = np.diff(self.ends)[WARM_UP - 1 :]
         return float(spans.mean()) if len(spans) else 0.0
 
 
-class Trials:
-    """The trial of a recipe on `count` of its rows, in `folder`."""
+class TimingRun:
+    """A timing run of a recipe on `count` of its rows, in `folder`."""
 
-    def __init__(self, recipe: Recipe, fitted: Fitted, task: BaseTask, folder: Path, count: int) -> None:
+    def __init__(self, recipe: Recipe, fitting: FittingRows, task: BaseTask, folder: Path, count: int) -> None:
         """Draw the rows."""
-        self.recipe, self.fitted, self.folder = recipe, fitted, folder
-        self.pad_id = pad_id_of(fitted.encoder.tokenizer)
+        self.recipe, self.fitting, self.folder = recipe, fitting, folder
+        self.pad_id = pad_id_of(fitting.encoder.tokenizer)
         self.train, self.validation = (self._drawn(split, count) for split in ("train", "validation"))
         self.bf16 = bool(recipe.trainer.get("bf16", bf16_pays(device().type)[0])) and "fp16" not in recipe.trainer
-        lengths = answer_lengths(fitted.stores["train"])
-        # A trained model ends its answers, a batch with its longest one; a model after a few steps would go on to the
-        # limit.
-        self.usual_answer = max(1, int(np.quantile(lengths, 0.9)))
-        sizes = (recipe.task.decoding, recipe.evaluate.batch_size)
-        self.evaluator = Evaluator(task, fitted.encoder, fitted.vocabulary, self.usual_answer, *sizes)
-
-    def run(self, say: Callable[[str], None]) -> Trial:
-        """Student on gold, teacher on gold, the teacher's cache, student on the teacher."""
-        batch = self._arguments("distill").train_batch_size * self._arguments("distill").gradient_accumulation_steps
+        arguments = self._arguments("distill")
+        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
         self.steps = int(np.clip(-(-len(self.train) // batch), *STEPS))
-        trial, losses = Trial(len(self.train), self.steps), {}
+        # A trained model ends its answers, and a batch takes as long as its longest answer; after a few steps a model
+        # would write up to the limit. So decoding stops at the usual length.
+        usual_answer = usual_answer_length(fitting)
+        settings = (recipe.task.decoding, recipe.evaluate.batch_size)
+        self.evaluator = Evaluator(task, fitting.encoder, fitting.vocabulary, usual_answer, *settings)
+
+    def run(self, say: Callable[[str], None]) -> Timings:
+        """Student on gold, teacher on gold, the teacher's cache, student on the teacher. say: gets what is going on."""
+        timings, losses = Timings(len(self.train), self.steps), {}
         for role in ("student", "teacher"):
-            say(f"trial: {self.steps} steps of the {role} on {len(self.train):,} rows")
-            trial.parts[role], losses[role] = self._try(role)
-        say(f"trial: {self.steps} steps of distillation")
-        trial.parts["student"].guided_step = self._distil()
-        where = (
-            f"a trial of {self.steps} steps each on {len(self.train):,} rows, {len(self.validation):,} validation rows"
-        )
-        trial.pair = Pair(losses["student"], losses["teacher"], where, probed=True) if len(self.validation) else None
-        return trial
+            say(f"timing run: {self.steps} steps of the {role} on {len(self.train):,} rows")
+            timings.models[role], losses[role] = self._time(role)
+        say(f"timing run: {self.steps} steps of distillation")
+        timings.models["student"].guided_step = self._distil()
+        if len(self.validation):
+            rows = f"{len(self.train):,} rows, {len(self.validation):,} validation rows"
+            source = f"a timing run of {self.steps} steps each on {rows}"
+            timings.losses = PairedLosses(losses["student"], losses["teacher"], source, timing_run=True)
+        return timings
 
     def _drawn(self, split: str, count: int) -> Sequence[EncodedRow]:
-        store = self.fitted.stores[split]
-        places = np.sort(np.random.default_rng(self.recipe.seed).permutation(len(store))[:count])
-        return [store[int(place)] for place in places]
+        store = self.fitting.stores[split]
+        indices = np.sort(np.random.default_rng(self.recipe.seed).permutation(len(store))[:count])
+        return [store[int(index)] for index in indices]
 
-    def _arguments(self, *sections: Any) -> Any:
+    def _arguments(self, *sections: Any, **more: Any) -> Any:
         given = self.recipe.trainer_arguments(*sections)
         given = given if "fp16" in given else {"bf16": self.bf16} | given
-        more = {"max_steps": self.steps, "report_to": "none"} if hasattr(self, "steps") else {}
         return training_arguments(self.folder / "-".join(sections), given | more, seed=self.recipe.seed)
 
     def _trainer(
         self, model: nn.Module, sections: Sequence[str], guidance: Guidance | None, *callbacks: Any
     ) -> DistillTrainer:
         return DistillTrainer(
-            model, self._arguments(*sections), self.train, vocabulary=self.fitted.vocabulary, pad_id=self.pad_id,
-            guidance=guidance, fused=self.recipe.fused_loss, callbacks=callbacks,
-        )  # fmt: skip
-
-    def _try(self, role: str) -> tuple[Part, np.ndarray]:
-        part, sections, watch = Part(), ("teach",) if role == "teacher" else ("distill", "anchor"), _Stopwatch()
-        with peak_memory(every=0.02) as peak:
-            model, part.load = self._timed(lambda: load_trainable(getattr(self.recipe, role), None, self.recipe.seed))
-            trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-            kept = 12 * trained < shutil.disk_usage(self.folder.parent).free / 2  # weights and two moments in float32
-            train(self._trainer(model, sections, None, SaveAt([self.steps] if kept else []), watch))
-        part.step, part.save, part.memory = watch.step, watch.save, peak()
-        saved = [path for path in (self.folder / "-".join(sections)).rglob("*") if path.is_file()]
-        part.saved_bytes = sum(path.stat().st_size for path in saved) if kept else 12 * trained
-        part.weight_bytes = (
-            sum(path.stat().st_size for path in saved if path.suffix == ".safetensors") if kept else 4 * trained
+            model,
+            self._arguments(*sections, max_steps=self.steps, report_to="none"),
+            self.train,
+            vocabulary=self.fitting.vocabulary,
+            pad_id=self.pad_id,
+            guidance=guidance,
+            fused=self.recipe.fused_loss,
+            callbacks=callbacks,
         )
-        found = self._reads(merged(model).eval(), part, role)
+
+    def _time(self, role: str) -> tuple[ModelTimings, np.ndarray]:
+        """Train a model on gold and read with it; [rows] its losses on the validation rows."""
+        timings, watch = ModelTimings(), _Stopwatch()
+        sections = ("teach",) if role == "teacher" else ("distill", "anchor")
+        with peak_memory(every=0.02) as peak:
+            model, timings.load = _timed(lambda: load_trainable(getattr(self.recipe, role), None, self.recipe.seed))
+            trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+            saves = 12 * trained < shutil.disk_usage(self.folder.parent).free / 2  # weights, two moments in float32
+            train(self._trainer(model, sections, None, SaveAt([self.steps] if saves else []), watch))
+        timings.step, timings.save, timings.memory = watch.step, watch.save, peak()
+        files = [path for path in (self.folder / "-".join(sections)).rglob("*") if path.is_file()]
+        weights = [path for path in files if path.suffix == ".safetensors"]
+        timings.saved_bytes = sum(path.stat().st_size for path in files) if saves else 12 * trained
+        timings.weight_bytes = sum(path.stat().st_size for path in weights) if saves else 4 * trained
+        losses = self._read(merged(model).eval(), timings, role)
         del model
         gc.collect()
-        return part, found
+        return timings, losses
 
-    def _reads(self, model: nn.Module, part: Part, role: str) -> np.ndarray:
+    def _read(self, model: nn.Module, timings: ModelTimings, role: str) -> np.ndarray:
         """Time reading, answering and, for the teacher, caching; [rows] losses on the validation rows."""
-        with self._autocast():
-            found, seconds = self._timed(lambda: self.evaluator.losses(model, self.validation))
-            part.read = seconds / max(1, len(self.validation))
-            part.answer = self._answers(model)
-            part.cache = self._cache(model) if role == "teacher" else 0.0
-        return found
+        with torch.autocast(device().type, torch.bfloat16, enabled=self.bf16):
+            losses, seconds = _timed(lambda: self.evaluator.losses(model, self.validation))
+            timings.read = seconds / max(1, len(self.validation))
+            timings.answer = self._answer_seconds(model)
+            timings.cache = self._cache_seconds(model) if role == "teacher" else 0.0
+        return losses
 
-    def _answers(self, model: nn.Module) -> float:
-        examples = self.fitted.examples["validation"][:ANSWERED_ROWS]
+    def _answer_seconds(self, model: nn.Module) -> float:
+        examples = self.fitting.examples["validation"][:ANSWERED_ROWS]
         if not examples:
             return 0.0
-        _, seconds = self._timed(lambda: self.evaluator.answers(model, self.evaluator.exam(examples)))
+        _, seconds = _timed(lambda: self.evaluator.answers(model, self.evaluator.exam(examples)))
         return seconds / len(examples)
 
-    def _cache(self, model: nn.Module) -> float:
+    def _cache_seconds(self, model: nn.Module) -> float:
         section = self.recipe.cache
         builder = CacheBuilder(
-            self.folder / "cache", self.train, vocabulary=self.fitted.vocabulary, pad_id=self.pad_id,
-            dtype=getattr(torch, section.dtype), batch_size=section.batch_size, shard_rows=section.shard_rows, top_k=section.top_k,
-        )  # fmt: skip
-        _, seconds = self._timed(lambda: builder.build(NAME, model, {}))
+            self.folder / "cache",
+            self.train,
+            vocabulary=self.fitting.vocabulary,
+            pad_id=self.pad_id,
+            dtype=getattr(torch, section.dtype),
+            batch_size=section.batch_size,
+            shard_rows=section.shard_rows,
+            top_k=section.top_k,
+        )
+        _, seconds = _timed(lambda: builder.build(CHECKPOINT, model, {}))
         return seconds / len(self.train)
 
     def _distil(self) -> float:
-        source, watch = CachedTeacher(self.folder / "cache", [NAME], self.train, bf16=self.bf16), _Stopwatch()
-        guidance = Guidance(
-            source, NAME, constant_weight(len(self.train), 0.5), "forward_kl", self.recipe.distill.temperature
-        )
+        """Seconds of a step of distillation."""
+        source, watch = CachedTeacher(self.folder / "cache", [CHECKPOINT], self.train, bf16=self.bf16), _Stopwatch()
+        weight = constant_weight(len(self.train), 0.5)
+        guidance = Guidance(source, CHECKPOINT, weight, "forward_kl", self.recipe.distill.temperature)
         student = load_trainable(self.recipe.student, None, self.recipe.seed)
         train(self._trainer(student, ("distill",), guidance, watch))
         return watch.step
 
-    def _autocast(self) -> Any:
-        return torch.autocast(device().type, torch.bfloat16, enabled=self.bf16)
 
-    @staticmethod
-    def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-        began = time.perf_counter()
-        return work(), time.perf_counter() - began
+def usual_answer_length(fitting: FittingRows) -> int:
+    """Tokens that nine of ten training answers do not exceed."""
+    return max(1, int(np.quantile(answer_lengths(fitting.stores["train"]), 0.9)))
+
+
+def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began

@@ -68,8 +68,10 @@ def nearest(
         names = [candidate.checkpoint for candidate in candidates]
         first = names.index(previous.checkpoint) + 1 if previous else 0
         pool = pool[first : names.index(best) + 1]
-        if stage == num_stages or not pool:
-            why = "last stage" if stage == num_stages else f"no checkpoint left between {previous.checkpoint} and T*"
+        if stage == num_stages:
+            return Choice(best, "advance: last stage, so it follows T*")
+        if previous and not pool:
+            why = f"no checkpoint left between {previous.checkpoint} and T*"
             return Choice(best, f"advance: {why}, so it follows T*")
     winner = min(pool, key=lambda candidate: candidate.total)
     reason = (
@@ -81,8 +83,9 @@ def nearest(
 
 def _stall(winner: Candidate, previous: Candidate | None, best: str) -> str | None:
     """The warning for a student that stays with a checkpoint before T* that it has not reached."""
-    same_again = previous is not None and winner.checkpoint == previous.checkpoint
-    if not same_again or winner.checkpoint == best or winner.kl_student < FAR_NATS:
+    if previous is None or winner.checkpoint != previous.checkpoint:
+        return None
+    if winner.checkpoint == best or winner.kl_student < FAR_NATS:
         return None
     return (
         f"{winner.checkpoint} was chosen again although the student is still {winner.kl_student:.3f} nats from it"

@@ -19,7 +19,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from tutelage.errors import ConfigError, problems
+from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.method.methods import find_method, method_names, split_variant
 from tutelage.recipe.checks import (
     budget,
@@ -32,7 +32,7 @@ from tutelage.recipe.checks import (
 )
 from tutelage.recipe.renamed import RENAMED, variant_notes
 from tutelage.recipe.schema import Recipe, Section
-from tutelage.recipe.yaml_source import REQUIRED, Dumper, Keys, Source, dotted, example, override, read
+from tutelage.recipe.yaml_source import REQUIRED, Dumper, Keys, RecipeSource, dotted, example, override, read
 
 __all__ = ["LoadedRecipe", "check", "dump_recipe", "flatten", "load_recipe", "show_rows", "trainer_argument_names"]
 
@@ -70,8 +70,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     _fill_empty_sections(source.values)
     recipe = _validate(source)
     if source.problems or recipe is None:
-        count = len(source.problems)
-        raise ConfigError(problems(f"{path} has {count} problem{'s' * (count != 1)}:", source.problems))
+        raise ConfigError(*source.problems, subject=str(path))
     for method in recipe.distill.methods:
         varied(recipe, method)
         if not source.recorded:
@@ -79,7 +78,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     origins = {}
     for keys, _, _ in _leaves(recipe):
         known = _get(given, keys) is not _ABSENT
-        origins[dotted(keys)] = source.place(keys, source.path.name) if known else "default"
+        origins[dotted(keys)] = str(source.place(keys, source.path.name)) if known else "default"
     return LoadedRecipe(recipe, origins, source.path, tuple(source.notes))
 
 
@@ -92,13 +91,13 @@ def varied(recipe: Recipe, method: str) -> Recipe:
     """
     base, named = split_variant(method)
     known = base in method_names()
-    source, found = Source(Path(method), {}), recipe
+    source, found = RecipeSource(Path(method), {}), recipe
     if settings := [*(find_method(base).settings if known else ()), *named]:
         source.values = recipe.model_dump()
         for text in settings:
             if "/" in text:
                 source.problems.append(
-                    f"{text!r}: the name of a variant is the name of a folder, and `/` cannot be in it"
+                    _setting(f"{text!r}: the name of a variant is the name of a folder, and `/` cannot be in it")
                 )
             override(source, f"distill.{text}")
         source.problems += _both_names([f"distill.{text}" for text in named])
@@ -106,23 +105,28 @@ def varied(recipe: Recipe, method: str) -> Recipe:
     if found is not None:
         own, others = budget(found), budget(recipe)
         source.problems += [
-            f"{own[name]:g} {name}, and the others have {others[name]:g}: every method gets the same steps"
+            _setting(f"{own[name]:g} {name}, and the others have {others[name]:g}: every method gets the same steps")
             for name in own if own[name] != others[name]
         ]  # fmt: skip
         if found.distill.methods != recipe.distill.methods or found.distill.seeds != recipe.distill.seeds:
-            source.problems.append("methods and seeds are those of the whole run; leave them out")
+            source.problems.append(_setting("methods and seeds are those of the whole run; leave them out"))
         if known:
-            source.problems += method_problems(found, base, named)
+            source.problems += [_setting(text) for text in method_problems(found, base, named)]
     if source.problems:
-        raise ConfigError(problems(f"the method {method!r} cannot be:", source.problems))
+        raise ConfigError(*source.problems, subject=f"the method {method!r}")
     return found
 
 
-def _both_names(overrides: Sequence[str]) -> list[str]:
+def _setting(text: str) -> Problem:
+    """A problem of a setting in the name of a method."""
+    return Problem(Kind.METHOD_SETTING_INVALID, key="distill.methods", values={"text": text})
+
+
+def _both_names(overrides: Sequence[str]) -> list[Problem]:
     """Problems: keys that overrides give by their old and their present name."""
     keys = {text.partition("=")[0] for text in overrides}
     return [
-        f"override: {old}: is the old name of {new}, which is given too; remove {old}"
+        Problem(Kind.KEY_RENAMED, place=Place("override"), key=old, values={"new": new})
         for old, new in RENAMED.items()
         if old in keys and new in keys
     ]
@@ -136,34 +140,35 @@ def _fill_empty_sections(values: dict[str, Any]) -> None:
             _get(values, keys[:-1])[keys[-1]] = {}
 
 
-def _validate(source: Source) -> Recipe | None:
+def _validate(source: RecipeSource) -> Recipe | None:
     """The recipe, or None; problems are added to the source. What is wrong is mended to check the rest in the same
     go."""
     try:
         recipe, errors = Recipe.model_validate(source.values, strict=True), []
     except ValidationError as error:
         recipe, errors = None, error.errors(include_url=False)
-    faults: dict[Keys, str] = {}
+    faults: dict[Keys, tuple[Kind, dict[str, str]]] = {}
     meant: set[Keys] = set()
     for error in errors:
         keys, info, section = _locate(error["loc"])
         if info is None:
-            faults[keys], near = _unknown(keys, section)
+            text, near = _unknown(keys, section)
+            faults[keys] = Kind.KEY_UNKNOWN, {"text": text}
             meant |= {near} - {None}
         elif error["type"] == "missing":
-            faults.setdefault(keys, f"missing; write for example `{example(keys)}`")
+            faults.setdefault(keys, (Kind.KEY_MISSING, {"example": example(keys)}))
         else:
-            faults.setdefault(keys, wrong(info, _get(source.values, keys)))
+            faults.setdefault(keys, (Kind.VALUE_INVALID, {"text": wrong(info, _get(source.values, keys))}))
     for keys in meant:  # a required key that was misspelt is not missing as well
         if _get(source.values, keys) is _ABSENT:
             faults.pop(keys, None)
-    for keys, text in faults.items():
-        source.report(keys, text)
+    for keys, (kind, values) in faults.items():
+        source.report(kind, keys, **values)
     whole = recipe or _mended(source.values, faults.keys() | meant)
     bad = {dotted(keys) for keys in faults.keys() | meant}
     for problem in cross_problems(whole) if whole else ():
         if not any(f"{key}.".startswith(f"{fault}.") for key in (problem.key, *problem.also) for fault in bad):
-            source.report(tuple(problem.key.split(".")), problem.text)
+            source.report(Kind.VALUES_CONFLICT, tuple(problem.key.split(".")), text=problem.text)
     return recipe
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.recipe.renamed import EMPTIED, REMOVED, RENAMED, removal_text, rename_note
 
 Keys = tuple[Any, ...]
@@ -90,67 +90,71 @@ for _kind in ("binary", "omap", "pairs", "set", "timestamp"):  # a recipe holds 
 
 
 @dataclass
-class Source:
+class RecipeSource:
     """A recipe's values before they are judged, and where each comes from."""
 
     path: Path
     values: dict[str, Any]
     lines: dict[Keys, int] = field(default_factory=dict)
     overridden: list[Keys] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Warnings about values that are accepted."""
     recorded: bool = False
     """Whether the file is the recipe.yaml that a run wrote into its folder."""
 
-    def place(self, keys: Keys, file: Path | str | None = None) -> str:
+    def place(self, keys: Keys, file: Path | str | None = None) -> Place:
         """`override`, or file and line of the value or of the section it belongs to."""
         if any(given == keys[: len(given)] or keys == given[: len(keys)] for given in self.overridden):
-            return "override"
+            return Place("override")
         line = next((self.lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in self.lines), None)
-        return f"{file or self.path}" if line is None else f"{file or self.path}:{line}"
+        return Place(str(file or self.path), line)
 
-    def report(self, keys: Keys, text: str) -> None:
-        """Add a problem."""
-        self.problems.append(f"{self.place(keys)}: {dotted(keys)}: {text}")
+    def report(self, kind: Kind, keys: Keys, **values: Any) -> None:
+        """Add a problem of a value."""
+        self.problems.append(Problem(kind, place=self.place(keys), key=dotted(keys), values=values))
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> RecipeSource:
     """The file's values and lines; of a run folder, those of its recipe.yaml, with the folder where it lies now.
 
     ConfigError where there is nothing that could be judged key by key.
     """
     folder = path if (path / "recipe.yaml").is_file() else None
     path = folder / "recipe.yaml" if folder else path
-    source = Source(path, {})
+    source = RecipeSource(path, {})
     try:
         loader = _Loader(path.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
         _note_lines(node, (), source)
         values = loader.construct_document(node) if node else None
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such recipe file.{_files_nearby(path)}") from None
+        raise _unreadable(path, f"there is no such recipe file.{_files_nearby(path)}") from None
     except IsADirectoryError:
-        raise ConfigError(
-            f"{path}: a folder without recipe.yaml; name a recipe file (YAML), or the folder of a run"
-        ) from None
+        hint = "a folder without recipe.yaml; name a recipe file (YAML), or the folder of a run"
+        raise _unreadable(path, hint) from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a recipe file (YAML)") from None
+        raise _unreadable(path, f"cannot be read ({error.strerror}); name a recipe file (YAML)") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise _unreadable(path, f"not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise ConfigError(_yaml_problem(path, error)) from None
+        raise _yaml_error(path, error) from None
     if not values:
         least = "".join(f"\n  {example((key,))}" for key in REQUIRED if "." not in key)
-        raise ConfigError(f"{path}:1: the recipe is empty. The least it needs:{least}")
+        raise _unreadable(path, f"the recipe is empty. The least it needs:{least}", 1, Kind.RECIPE_EMPTY)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}:1: a recipe is a mapping of sections (`task:`, `data:`, ...); found {shown(values)}")
+        found = f"a recipe is a mapping of sections (`task:`, `data:`, ...); found {shown(values)}"
+        raise _unreadable(path, found, 1, Kind.YAML_INVALID)
     source.values = _plain(values)
     if folder and (folder / "prepare").is_dir():
         source.values["output_dir"] = str(folder)
     source.recorded = path.name == "recipe.yaml" and (path.parent / "prepare").is_dir()
     use_present_names(source)
     return source
+
+
+def _unreadable(path: Path, text: str, line: int | None = None, kind: Kind = Kind.RECIPE_UNREADABLE) -> ConfigError:
+    return ConfigError(Problem(kind, place=Place(str(path), line), values={"text": text}))
 
 
 def _plain(value: Any) -> Any:
@@ -160,25 +164,24 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _note_lines(node: yaml.Node | None, keys: Keys, source: Source) -> None:
+def _note_lines(node: yaml.Node | None, keys: Keys, source: RecipeSource) -> None:
     """Record the line of every key, and keys that are written twice."""
     if len(keys) > _DEEPEST:
-        raise ConfigError(
-            f"{source.path}:{node.start_mark.line + 1}: nested deeper than {_DEEPEST} levels; write it flatter"
-        )
+        text, line = f"nested deeper than {_DEEPEST} levels; write it flatter", node.start_mark.line + 1
+        raise _unreadable(source.path, text, line, Kind.YAML_INVALID)
     if isinstance(node, yaml.SequenceNode):
         for place, item in enumerate(node.value):
             _note_lines(item, (*keys, place), source)
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         child, line = (*keys, str(key.value)), key.start_mark.line + 1
         if child in source.lines:
-            text = f"written twice, first in line {source.lines[child]}; keep one of them"
-            source.problems.append(f"{source.path}:{line}: {dotted(child)}: {text}")
+            place, values = Place(str(source.path), line), {"first_line": source.lines[child]}
+            source.problems.append(Problem(Kind.KEY_REPEATED, place=place, key=dotted(child), values=values))
         source.lines.setdefault(child, line)
         _note_lines(value, child, source)
 
 
-def _yaml_problem(path: Path, error: yaml.YAMLError) -> str:
+def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error).split("\n")[0]
     start, context = getattr(error, "context_mark", None), getattr(error, "context", None)
@@ -186,7 +189,8 @@ def _yaml_problem(path: Path, error: yaml.YAMLError) -> str:
         f" ({context} that begins in line {start.line + 1})" if start and context and start.line != mark.line else ""
     )
     hint = "indent with spaces, close quotes and brackets, and put text that holds ': ' or begins with { or [ in quotes"
-    return f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {what}{since}; {hint}"
+    line = mark.line + 1 if mark else 1
+    return _unreadable(path, f"not valid YAML: {what}{since}; {hint}", line, Kind.YAML_INVALID)
 
 
 def _files_nearby(path: Path) -> str:
@@ -202,23 +206,21 @@ def _files_nearby(path: Path) -> str:
 # --- overrides ---
 
 
-def override(source: Source, text: str) -> None:
+def override(source: RecipeSource, text: str) -> None:
     """Set one value. A mapping replaces the one that is there; a dotted key sets a single entry."""
     form = "write section.key=value without spaces around `=`, e.g. distill.num_stages=4 or 'teacher.lora={r: 8}'"
     match = _OVERRIDE.fullmatch(text)
     if not match:
         clear = f"{text}null" if text.endswith("=") else None
         hint = f"no value; write {clear}, or {text}\"''\" for empty text" if clear else f"not an override; {form}"
-        source.problems.append(f"override {text!r}: {hint}")
+        _refuse(source, text, hint)
         return
     keys = tuple(match["key"].split("."))
     try:
         value = _plain(yaml.load(match["value"], _Loader))
     except yaml.YAMLError:
         quoted = f"{match['key']}={json.dumps(match['value'].strip(), ensure_ascii=False)}"
-        source.problems.append(
-            f"override {text!r}: the value is not valid YAML; {form}; text goes in quotes: '{quoted}'"
-        )
+        _refuse(source, text, f"the value is not valid YAML; {form}; text goes in quotes: '{quoted}'")
         return
     inner = source.values
     for depth, key in enumerate(keys[:-1], 1):
@@ -227,19 +229,21 @@ def override(source: Source, text: str) -> None:
         inner = inner[key]
         if not isinstance(inner, dict):
             parent = dotted(keys[:depth])
-            source.problems.append(
-                f"override {text!r}: {parent} is {shown(inner)}, not a mapping; write {parent}=... whole"
-            )
+            _refuse(source, text, f"{parent} is {shown(inner)}, not a mapping; write {parent}=... whole")
             return
     inner[keys[-1]] = value
     source.overridden.append(keys)
     use_present_names(source, overridden=keys)
 
 
+def _refuse(source: RecipeSource, override: str, text: str) -> None:
+    source.problems.append(Problem(Kind.OVERRIDE_INVALID, values={"override": override, "text": text}))
+
+
 # --- keys of earlier versions ---
 
 
-def use_present_names(source: Source, overridden: Keys | None = None) -> None:
+def use_present_names(source: RecipeSource, overridden: Keys | None = None) -> None:
     """Move values that are given by an old name to the present one, and take out removed keys.
 
     Adds a note for each, or a problem: for both names of a key in the file or in one override, and for a removed key
@@ -252,7 +256,7 @@ def use_present_names(source: Source, overridden: Keys | None = None) -> None:
         new_keys = tuple(new.split("."))
         value, place = section.pop(old_keys[-1]), source.place(old_keys)
         if new_keys[-1] in section and overridden != old_keys:
-            source.problems.append(f"{place}: {old}: is the old name of {new}, which is given too; remove {old}")
+            source.problems.append(Problem(Kind.KEY_RENAMED, place=place, key=old, values={"new": new}))
             continue
         section[new_keys[-1]] = value
         if old_keys in source.lines:
@@ -266,7 +270,7 @@ def use_present_names(source: Source, overridden: Keys | None = None) -> None:
             continue
         value, place = section.pop(keys[-1]), source.place(keys)
         if value != removed.off:
-            source.problems.append(f"{place}: {key}: {removal_text(key)}")
+            source.problems.append(Problem(Kind.KEY_REMOVED, place=place, key=key, values={"text": removal_text(key)}))
         else:
             _note(source, place, f"{key} {removal_text(key)}", overridden)
     for key in EMPTIED:
@@ -275,7 +279,7 @@ def use_present_names(source: Source, overridden: Keys | None = None) -> None:
             del section[keys[-1]]
 
 
-def _section_with(source: Source, key: str) -> tuple[dict[str, Any] | None, Keys]:
+def _section_with(source: RecipeSource, key: str) -> tuple[dict[str, Any] | None, Keys]:
     """The section of the values that holds a dotted key, or None, and the key's path."""
     keys: Keys = tuple(key.split("."))
     section: Any = source.values
@@ -284,7 +288,7 @@ def _section_with(source: Source, key: str) -> tuple[dict[str, Any] | None, Keys
     return (section if isinstance(section, dict) and keys[-1] in section else None), keys
 
 
-def _note(source: Source, place: str, text: str, overridden: Keys | None) -> None:
+def _note(source: RecipeSource, place: Place, text: str, overridden: Keys | None) -> None:
     """Add a note, unless it is about a file that nobody edits: a run's own recipe.yaml."""
     if overridden is not None or not source.recorded:
         source.notes.append(f"{place}: {text}")

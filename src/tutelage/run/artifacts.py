@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from tutelage.records import IntervalRecord
+
 
 class SplitLengths(TypedDict):
     """Size of one split."""
@@ -59,6 +61,48 @@ class TeacherCheckpoints(TypedDict):
     """`score` or `loss`: what T* was selected by."""
     checkpoints: list[CheckpointScore]
     """Oldest first."""
+
+
+class ScheduleCandidate(TypedDict):
+    """A checkpoint that the schedule could choose, with divergences in nats per answer token on the probe set."""
+
+    checkpoint: str
+    kl_best: float
+    """KL(T* || T_k)."""
+    kl_student: float
+    """KL(S || T_k), or the reverse if the recipe asks for it."""
+    total: float
+
+
+class StageRecord(TypedDict, total=False):
+    """A stage in distill/METHOD/seed-K/stages.json."""
+
+    stage: int
+    """From 1."""
+    chosen: str | None
+    """The checkpoint that was followed; None without a teacher."""
+    candidates: list[ScheduleCandidate]
+    """Empty for schedules that do not compare checkpoints."""
+    reason: str
+    """Why it was chosen, for showing."""
+    stall: str | None
+    """What was observed if the schedule stalled, for showing."""
+    taid: dict[str, float | None]
+    seconds: float
+    validation: dict[str, float | None]
+    """`score` and `nll` of the student after the stage."""
+
+
+class ScoresFile(TypedDict, total=False):
+    """evaluate/scores.json."""
+
+    task: str
+    metric: str
+    """The metric that choices were made by."""
+    split: str
+    rows: int
+    models: dict[str, dict[str, IntervalRecord | float]]
+    """Every metric, and `nll`, by model."""
 
 
 class Manifest(TypedDict):

@@ -1,5 +1,4 @@
-"""The run folder: its names, manifests written last, fingerprints, and whether a result is fresh, stale (and why) or
-unfinished.
+"""Manifests of a run folder: fingerprints, and whether a result is up to date, stale (and why) or unfinished.
 
 A folder's *inputs* are a flat dict: the recipe's values it depends on, fingerprints of files, and fingerprints of the
 stages before it. `started.json` records them when work begins, `manifest.json` when it ends: a manifest means finished.
@@ -25,9 +24,13 @@ from filelock import FileLock, Timeout
 
 from tutelage.errors import ConfigError, RunLockedError, StaleArtifactError
 from tutelage.recipe.renamed import translate_flat
+from tutelage.run.artifacts import Manifest
+from tutelage.utils.disk import full_disk_as_user_error
 from tutelage.utils.files import read_json, write_json
 
 STARTED, MANIFEST = "started.json", "manifest.json"
+FINGERPRINTED = {".json", ".safetensors", ".model", ".txt", ".jinja"}
+"""Suffixes of the files of a model folder that decide how the model answers."""
 VERSIONS_OF = ("tutelage", "torch", "transformers", "peft", "datasets")
 
 
@@ -46,10 +49,7 @@ def folder_fingerprint(name: str, revision: str | None = None) -> str:
         return f"{name}@{revision or 'main'}"
     parts = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja"} and path.name not in {
-            MANIFEST,
-            STARTED,
-        }:
+        if path.suffix in FINGERPRINTED and path.name not in (MANIFEST, STARTED):
             with path.open("rb") as file:
                 parts[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digest(parts)
@@ -62,12 +62,12 @@ def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
     """
     if not (folder / MANIFEST).is_file():
         raise StaleArtifactError(
-            f"{folder} is missing or unfinished, and this stage needs it: `tutelage run RECIPE` makes all"
+            f"{folder} is missing or unfinished, and this stage needs it: `tutelage run RECIPE` runs all stages"
         )
     inputs = read_json(folder / MANIFEST)["inputs"]
     if changed := differences(inputs, _plain(expected)):
         raise StaleArtifactError(
-            _stale_message(folder, changed, "a result", "tutelage run RECIPE --force makes all again")
+            _stale_message(folder, changed, "a result", "tutelage run RECIPE --force rebuilds all stages")
         )
     return digest(inputs)
 
@@ -85,7 +85,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         old, new = before.get(key), now.get(key)
         if old != new:
             upstream = key.startswith("stage ")
-            lines.append(f"{key} was made anew" if upstream else f"{key}: {_short(old)} -> {_short(new)}")
+            lines.append(f"{key} was rebuilt" if upstream else f"{key}: {_short(old)} -> {_short(new)}")
     return lines
 
 
@@ -96,8 +96,7 @@ def _short(value: Any) -> str:
 
 @dataclass
 class Work:
-    """A piece of work in one folder of the run: fresh already, or to be done (perhaps from where a killed run left
-    it)."""
+    """The work on one folder of the run: up to date, or to be done, perhaps from where a killed run stopped."""
 
     folder: Path
     inputs: dict[str, Any]
@@ -109,13 +108,13 @@ class Work:
     notes: list[str] = field(default_factory=list)
     """What `prepare` decided, for the user."""
     seconds_before: float = 0.0
-    """Of training, by earlier processes that were interrupted: what this one need not do again."""
+    """Seconds of training by interrupted processes that this one does not have to repeat."""
 
     def prepare(self) -> bool:
         """True if there is work to do. Clears the folder if it must be rebuilt.
 
-        Raises StaleArtifactError if the folder holds a result, whole or begun, of other inputs, and neither `force` nor
-        `rebuild_stale` is set.
+        Raises StaleArtifactError if the folder holds a result, finished or begun, of other inputs, and neither
+        `force` nor `rebuild_stale` is set.
         """
         self.inputs = _plain(self.inputs)
         finished = (self.folder / MANIFEST).is_file()
@@ -130,13 +129,13 @@ class Work:
             if not self.rebuild_stale:
                 what = "a result" if finished else "unfinished work"
                 raise StaleArtifactError(_stale_message(self.folder, changed, what, "add --force to this command"))
-            self.notes.append(f"{self.folder.name} is made again: {changed[0]}{' ...' if len(changed) > 1 else ''}")
+            self.notes.append(f"{self.folder.name} is rebuilt: {changed[0]}{' ...' if len(changed) > 1 else ''}")
             self._clear()
         write_json(self.folder / STARTED, {"inputs": self.inputs})
         return True
 
     def changed(self) -> list[str]:
-        """What changed since the folder's result, whole or begun, was made, a line each; empty where there is none."""
+        """What changed since the folder's result, finished or begun, was made, a line each; empty if nothing did."""
         record = self._record()
         return differences(read_json(record)["inputs"], _plain(self.inputs)) if record.is_file() else []
 
@@ -154,8 +153,14 @@ class Work:
     def finish(self, seconds: float) -> None:
         """Write the manifest; from here on the folder counts as finished. seconds: by this process."""
         spent, now = round(self.seconds_before + seconds, 3), time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        found = {"inputs": self.inputs, "seconds": spent, "finished": now, "versions": versions(), **self.about}
-        write_json(self.folder / MANIFEST, found)
+        manifest: Manifest = {
+            "inputs": self.inputs,
+            "seconds": spent,
+            "finished": now,
+            "versions": versions(),
+            **self.about,
+        }
+        write_json(self.folder / MANIFEST, manifest)
         (self.folder / STARTED).unlink(missing_ok=True)
 
     def _clear(self) -> None:
@@ -163,43 +168,46 @@ class Work:
 
 
 def _stale_message(folder: Path, changed: list[str], what: str, again: str) -> str:
-    """What changed since a folder was made, and the two ways on."""
+    """What changed since a folder was made, and what the user can do."""
     lines = [f"{folder} holds {what} of other inputs than the recipe asks for now:"]
     lines += [f"  - {line}" for line in changed[:12]]
     lines += [f"  ... and {len(changed) - 12} more"] if len(changed) > 12 else []
     lines += [
-        f"  make it again, deleting the old one:  {again}",
-        "  keep it, and run elsewhere:           output_dir=runs/ANOTHER_NAME",
+        f"  delete and rebuild it:          {again}",
+        "  keep it and use another folder: output_dir=runs/ANOTHER_NAME",
     ]
     return "\n".join(lines)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a result."""
-    found = {"python": sys.version.split()[0]}
+    numbers = {"python": sys.version.split()[0]}
     for name in VERSIONS_OF:
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # the package may be run from a source tree
-            found[name] = "source"
-    return found
+            numbers[name] = "source"
+    return numbers
 
 
 def one_process() -> None:
-    """Raises ConfigError in one of several processes that a launcher started: each would write the same files."""
+    """Raises ConfigError in one of several processes of a launcher, since each would write the same files."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1:
         raise ConfigError(
-            f"a launcher started this as {count} processes, and a folder has one writer: start it as one process, without"
-            " `accelerate launch` or `torchrun`. Several GPUs train several students: `tutelage compare RECIPE --jobs GPUS`"
+            f"a launcher started {count} processes, and a run folder has one writer: start one process, without"
+            " `accelerate launch` or `torchrun`. With several GPUs, train several students at a time:"
+            " `tutelage compare RECIPE --jobs GPUS`"
         )
 
 
 @contextmanager
 def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Iterator[None]:
-    """Hold a folder for this process. Raises RunLockedError if another one has it, ConfigError as in `one_process`.
+    """Hold a folder for this process.
 
-    elsewhere: what to type for a folder of one's own.
+    Raises RunLockedError if another one has it, DiskFullError if its disk runs full, ConfigError as in `one_process`.
+
+    elsewhere: the setting that names another folder.
     """
     one_process()
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,9 +216,10 @@ def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Ite
         lock.acquire(timeout=0)
     except Timeout:
         raise RunLockedError(
-            f"another process is working in {folder}: wait for it, or run elsewhere with {elsewhere}"
+            f"another process is working in {folder}: wait for it, or use another folder: {elsewhere}"
         ) from None
     try:
-        yield
+        with full_disk_as_user_error(folder):
+            yield
     finally:
         lock.release()

@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def bf16(self) -> bool:
-        """Whether to compute in bfloat16: the recipe's `trainer` decides, else what `prepare` measured as faster here."""
+        """Whether to compute in bfloat16: the recipe's `trainer` decides, else what `prepare` measured as faster."""
         given = self.recipe.trainer
         return bool(given.get("bf16")) if "bf16" in given or "fp16" in given else self.prepared["bf16"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tutelage.data.dataset import fingerprint as data_fingerprint
+from tutelage.data.splits import data_fingerprint
 from tutelage.method.methods import find_method
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import fingerprint, folder_fingerprint
@@ -17,14 +17,19 @@ from tutelage.run.run_folder import RunFolder
 
 Inputs = dict[str, Any]
 FORMAT = 2
-"""Of what `prepare` writes; a run folder of another format is stale."""
+"""Format of what `prepare` writes; a run folder of another format is stale."""
+STUDENT_TRAINING = (
+    *("seed", "student", "anchor", "trainer"),
+    *("distill.trainer", "distill.num_stages", "distill.epochs_per_stage"),
+)
+"""Settings that the plain fine-tuning of the student depends on."""
 OFF: dict[str, Any] = {
     "anchor.keep": "last",
     "distill.start": "student",
     "distill.stage_reset": True,
     "teach.spacing": "steps",
 }
-"""Refinements that are off say nothing about a result: an option that is new in the library makes no finished result
+"""Options at these values are left out of the inputs: an option that is new in the library makes no finished result
 stale."""
 
 
@@ -35,7 +40,7 @@ def prepare(run: RunFolder) -> Inputs:
         f"{role} model": folder_fingerprint(model.model_name_or_path, model.revision)
         for role, model in (("teacher", run.recipe.teacher), ("student", run.recipe.student))
     }
-    return run.settings(*names) | {"format": FORMAT, "data files": data_fingerprint(run.recipe)} | models
+    return run.settings(*names) | {"format": FORMAT, "data files": data_fingerprint(run.recipe.data)} | models
 
 
 def teach(run: RunFolder) -> Inputs:
@@ -46,25 +51,17 @@ def teach(run: RunFolder) -> Inputs:
     if run.recipe.teach.checkpoints:
         folders = list_checkpoints(run.recipe.teach.checkpoints, run.recipe.teacher)
         inputs |= {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in folders}
-    return _on(inputs)
+    return _without_defaults(inputs)
 
 
 def anchor(run: RunFolder) -> Inputs:
     """The prepared rows and how the student is trained, for as long as distillation; or the user's own anchor."""
-    names = (
-        "seed",
-        "student",
-        "anchor",
-        "trainer",
-        "distill.trainer",
-        "distill.num_stages",
-        "distill.epochs_per_stage",
-    )
+    names = STUDENT_TRAINING
     own = run.recipe.anchor.model_name_or_path
     names += ("task.metric", "task.decoding") if run.recipe.anchor.keep == "score" else ()
     return (
         upstream(run, "prepare")
-        | _on(run.settings(*names))
+        | _without_defaults(run.settings(*names))
         | ({"anchor model": folder_fingerprint(own)} if own else {})
     )
 
@@ -83,36 +80,30 @@ def teacher_answers(run: RunFolder) -> Inputs:
 
 def cross_fit(run: RunFolder) -> Inputs:
     """The prepared rows, and how student and teacher are trained; the cache where the teacher is not trained again."""
-    names = (
-        "seed",
-        "student",
-        "anchor",
-        "trainer",
-        "distill.trainer",
-        "distill.num_stages",
-        "distill.epochs_per_stage",
-    )
     more = ["teacher", "teach"] if run.recipe.cross_fit.teacher else []
-    return upstream(run, "prepare", "teach", *([] if more else ["cache"])) | _on(
-        run.settings(*names, "cross_fit", *more)
+    return upstream(run, "prepare", "teach", *([] if more else ["cache"])) | _without_defaults(
+        run.settings(*STUDENT_TRAINING, "cross_fit", *more)
     )
 
 
 def student(run: RunFolder, method: str) -> Inputs:
     """One distilled student: what its method needs of the teacher and the anchor, and the distill section but its
     lists."""
-    parts, its = find_method(method), run.varied(method)  # what it is made from is there for all methods of the run
+    # Upstream stages are shared by all methods of the run, so the settings in a method's name do not apply to them.
+    parts, varied = find_method(method), run.varied(method)
     stages = ["prepare", *(["teach", "cache"] if parts.schedule != "none" else [])]
-    stages += ["anchor"] if parts.needs_anchor or its.recipe.distill.start == "anchor" else []
+    stages += ["anchor"] if parts.needs_anchor or varied.recipe.distill.start == "anchor" else []
     stages += ["cross_fit"] if parts.needs_cross_fit else []
     stages += ["teacher_answers"] if parts.answers == "teacher" else []
-    inputs = upstream(run, *stages) | its.settings("student", "trainer", "distill", "task.metric", "task.decoding")
+    inputs = upstream(run, *stages) | varied.settings("student", "trainer", "distill", "task.metric", "task.decoding")
     return {
-        key: value for key, value in _on(inputs).items() if not key.startswith(("distill.methods", "distill.seeds"))
+        key: value
+        for key, value in _without_defaults(inputs).items()
+        if not key.startswith(("distill.methods", "distill.seeds"))
     }
 
 
-def _on(inputs: Inputs) -> Inputs:
+def _without_defaults(inputs: Inputs) -> Inputs:
     return {key: value for key, value in inputs.items() if key not in OFF or value != OFF[key]}
 
 

@@ -15,7 +15,7 @@ from tutelage.method.methods import find_method
 from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
-from tutelage.teacher.build_cache import each_checkpoint, foretell
+from tutelage.teacher.build_cache import each_checkpoint, predicted_size
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_json, write_jsonl
@@ -38,9 +38,9 @@ def _states(run: RunFolder, models: RunModels) -> None:
             return
         rows = models.encoded("train")
         checkpoints = run.teacher_checkpoints["checkpoints"]
-        run.screen.say(
-            foretell(rows, recipe.teacher, len(checkpoints), run.prepared["vocabulary"], section.dtype, run.folder)
-        )
+        count, vocabulary = len(checkpoints), run.prepared["vocabulary"]
+        size = predicted_size(rows, recipe.teacher, count, vocabulary, section.dtype, run.folder)
+        run.screen.say(f"cache: {size or 'its size is known once the teacher is here'}")
         builder = models.cache_builder(work.folder)
         folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
@@ -69,9 +69,9 @@ def _refuse_top_k(run: RunFolder) -> None:
     ]
     if refused:
         raise ModelError(
-            f"{', '.join(refused)} cannot learn from this teacher: its output head is no function of one hidden state, so the cache"
-            " holds top-k entries only. Take methods with forward KL at temperature 1 that follow one checkpoint at a time and"
-            " compare none: td, td-aw, cd, cd-aw, random"
+            f"{', '.join(refused)} cannot learn from this teacher: its logits are not a function of the final hidden"
+            " state alone, so the cache holds top-k entries only. Use a method with forward KL at temperature 1 whose"
+            " schedule does not compare checkpoints: td, td-aw, cd, cd-aw, random"
         )
 
 

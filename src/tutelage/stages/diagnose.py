@@ -1,8 +1,8 @@
-"""diagnose: when and where each student wins or loses against T*, from what the run folder holds. No model, no torch.
+"""diagnose: when and where each student wins or loses against T*, from the files of a run. No model, no torch.
 
-Writes diagnose/slices.json (two models on every slice), rows.jsonl (every test row: its slices, its scores) and
-summary.json (calibration, cascades, what weighting and schedule did, losses on training rows and by stage).
-docs/artifacts.md names every key.
+Writes diagnose/slices.json (each student against T* on every slice), rows.jsonl (every test row: its slices, its
+scores) and summary.json (calibration, cascades, effects of weighting and schedule, training dynamics).
+`analysis/run_results.py` types the files, docs/artifacts.md describes every key.
 """
 
 from __future__ import annotations
@@ -16,13 +16,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.analysis.calibration import cascades, limits, reliability, router, sequence_probability
-from tutelage.analysis.evaluated_rows import Scored, check_scored, parameters, read_scored
-from tutelage.analysis.method_effects import contrasts, effect_of
-from tutelage.analysis.slice_discovery import ALPHA, FEWEST_ROWS, Prompts, members, read_prompts, search
-from tutelage.analysis.slices import MEASURES, MOST_VALUES, Answers, Slice, by_amount, by_value, measure_slices
-from tutelage.analysis.training_dynamics import training
-from tutelage.data.dataset import prompt_text
+from tutelage.analysis.calibration import Calibration, cascades, reliability
+from tutelage.analysis.evaluated_rows import EvaluatedRows, check_evaluated, parameter_count, read_evaluated
+from tutelage.analysis.method_effects import MethodEffect, comparable_pairs, effect_of
+from tutelage.analysis.run_results import (
+    CascadeRecord,
+    ModelOnRow,
+    PairRecord,
+    PairSummary,
+    PartitionRecord,
+    RowRecord,
+    SliceName,
+    SlicesFile,
+    SummaryFile,
+)
+from tutelage.analysis.significance import ALPHA
+from tutelage.analysis.slice_discovery import FEWEST_ROWS, Discovery, Prompts, read_prompts, rows_inside, search
+from tutelage.analysis.slices import (
+    MEASURES,
+    MOST_VALUES,
+    Answers,
+    MeasureRecord,
+    Slice,
+    SliceRecord,
+    by_amount,
+    by_value,
+    measure_slices,
+)
+from tutelage.analysis.training_dynamics import training_dynamics
+from tutelage.data.splits import prompt_text
 from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import print_table
@@ -43,16 +65,13 @@ INPUTS = (
     "cache/*/sample_loss.jsonl",
 )
 RESAMPLES = 1000
-NO_CONFIDENCE = (
-    "no `confidence`, the probability of a model's own answer, is recorded of %s: calibration is bounded, not measured, and"
-    " cascades go by what prompts foretell; `tutelage evaluate RECIPE --force` scores all models again and records it"
-)
+_NAMED_MODELS = 3
 
 
 def run_stage(run: RunFolder | Path) -> None:
-    """Do the stage, on a run or on the folder of one. Raises DataError where there are no scored rows to compare."""
+    """Run the stage, on a run or on the folder of one. Raises DataError without evaluated rows to compare."""
     folder = run if isinstance(run, Path) else run.folder
-    check_scored(folder)
+    check_evaluated(folder)
     if not isinstance(run, Path):
         with run.work("diagnose", _inputs(folder), rebuild_stale=True) as work:
             if work is not None:
@@ -65,18 +84,18 @@ def run_stage(run: RunFolder | Path) -> None:
 
 
 def diagnose(folder: Path) -> None:
-    """Write the three files, whatever is there already. Errors as in `run_stage`."""
-    scored = read_scored(folder)
-    texts = [prompt_text(row["prompt"]) for row in scored.rows]
-    known = {key: [row.get(key) for row in scored.rows] for key in ("language", "subdomain")}
+    """Write the three files, replacing existing ones. Errors as in `run_stage`."""
+    evaluated = read_evaluated(folder)
+    texts = [prompt_text(row["prompt"]) for row in evaluated.rows]
+    known = {key: [row.get(key) for row in evaluated.rows] for key in ("language", "subdomain")}
     prompts = read_prompts(texts, known) if len(texts) >= FEWEST_ROWS else None
     if prompts is None:
-        scored.notes.append(f"no slices are looked for in {len(texts)} test rows; {FEWEST_ROWS} are needed")
-    slices = given_slices(scored, texts)
-    compared = compare(scored, slices, prompts)
-    write_json(folder / "diagnose" / "slices.json", _about(scored, slices) | {"pairs": compared})
-    write_jsonl(folder / "diagnose" / "rows.jsonl", row_lines(scored, slices, compared, prompts))
-    write_json(folder / "diagnose" / "summary.json", summarise(folder, scored, compared, prompts))
+        evaluated.notes.append(f"slice discovery is skipped: {len(texts)} test rows, it needs {FEWEST_ROWS}")
+    slices = given_slices(evaluated, texts)
+    pairs = compare(evaluated, slices, prompts)
+    write_json(folder / "diagnose" / "slices.json", _slices_file(evaluated, slices, pairs))
+    write_jsonl(folder / "diagnose" / "rows.jsonl", row_records(evaluated, slices, pairs, prompts))
+    write_json(folder / "diagnose" / "summary.json", summarise(folder, evaluated, pairs))
 
 
 def _inputs(folder: Path) -> dict[str, str]:
@@ -90,41 +109,44 @@ def _inputs(folder: Path) -> dict[str, str]:
 # --- slices ---
 
 
-def given_slices(scored: Scored, texts: Sequence[str]) -> list[Slice]:
-    """Slices by everything that is known of a row before a student sees it."""
-    found = []
+def given_slices(evaluated: EvaluatedRows, texts: Sequence[str]) -> list[Slice]:
+    """Slices by everything that is known of a row before a student answers it. texts: [rows] prompts."""
+    slices = []
     for key in ("subdomain", "language"):
-        found += by_value(key, [row.get(key) for row in scored.rows])
-    gold = [line["gold"] for line in scored.lines["teacher"]]
-    if all(isinstance(one, str) for one in gold):
-        found += by_value("label", gold)
-    elif any(pair and not isinstance(pair, str) for one in gold for pair in one):
-        found += _entity_slices(scored, gold)
-    answers = scored.tokens.get("answers", [len(row["answer"]) for row in scored.rows])
-    found += by_amount("answer_length", answers)
-    found += by_amount("prompt_length", scored.tokens.get("prompts", [len(text) for text in texts]))
-    sure = scored.confidence("teacher")
-    if sure is not None:
-        return found + by_amount("teacher_certainty", sure)
-    # Where the teacher's loss is high a student easily has the lower one, whatever the two are: shown, and not tested.
-    return found + by_amount("teacher_loss", scored.answers["teacher"].nll, tested=False)
+        slices += by_value(key, [row.get(key) for row in evaluated.rows])
+    gold = [line["gold"] for line in evaluated.lines["teacher"]]
+    if all(isinstance(answer, str) for answer in gold):
+        slices += by_value("label", gold)
+    elif any(entity and not isinstance(entity, str) for answer in gold for entity in answer):
+        slices += _entity_slices(evaluated, gold)
+    answers = evaluated.tokens.get("answers", [len(row["answer"]) for row in evaluated.rows])
+    slices += by_amount("answer_length", answers)
+    slices += by_amount("prompt_length", evaluated.tokens.get("prompts", [len(text) for text in texts]))
+    confidence = evaluated.confidence("teacher")
+    if confidence is not None:
+        return slices + by_amount("teacher_certainty", confidence)
+    # Where the teacher's loss is high a student easily has the lower one, whatever the two are: shown, not tested.
+    return slices + by_amount("teacher_loss", evaluated.answers["teacher"].nll, tested=False)
 
 
-def _entity_slices(scored: Scored, gold: Sequence[Sequence[Sequence[str]]]) -> list[Slice]:
+def _entity_slices(evaluated: EvaluatedRows, gold: Sequence[Sequence[Sequence[str]]]) -> list[Slice]:
     """Rows with gold entities of a type, scored by these entities alone; and the rows without any entity."""
     counts = {
         name: [entity_counts(line["prediction"] or [], line["gold"]) for line in lines]
-        for name, lines in scored.lines.items()
+        for name, lines in evaluated.lines.items()
     }
-    seen = [{kind for kind, _ in one} for one in gold]
-    kinds = [kind for kind, _ in Counter(kind for row in seen for kind in row).most_common(MOST_VALUES)]
-    found = []
-    for kind in kinds:
-        places = np.array([place for place, row in enumerate(seen) if kind in row])
-        scores = {name: np.array([_f1(table[place][kind]) for place in places]) for name, table in counts.items()}
-        found.append(Slice("entity_type", kind, places, disjoint=False, scores=scores))
-    without = np.array([place for place, row in enumerate(seen) if not row], dtype=int)
-    return found + ([Slice("entity_type", None, without, disjoint=False)] if len(without) else [])
+    types_of_row = [{entity_type for entity_type, _ in entities} for entities in gold]
+    frequent = Counter(entity_type for types in types_of_row for entity_type in types).most_common(MOST_VALUES)
+    slices = []
+    for entity_type, _ in frequent:
+        indices = np.array([index for index, types in enumerate(types_of_row) if entity_type in types])
+        scores = {
+            name: np.array([_f1(model_counts[index][entity_type]) for index in indices])
+            for name, model_counts in counts.items()
+        }
+        slices.append(Slice("entity_type", entity_type, indices, disjoint=False, scores=scores))
+    without = np.array([index for index, types in enumerate(types_of_row) if not types], dtype=int)
+    return slices + ([Slice("entity_type", None, without, disjoint=False)] if len(without) else [])
 
 
 def _f1(counts: tuple[int, int, int]) -> float:
@@ -132,202 +154,205 @@ def _f1(counts: tuple[int, int, int]) -> float:
     return 2 * matched / (predicted + gold)
 
 
-def compare(scored: Scored, slices: Sequence[Slice], prompts: Prompts | None) -> list[dict[str, Any]]:
-    """Each student against T*: on all rows, on each given slice, and on those found in the prompts."""
-    teacher, pairs = scored.answers["teacher"], []
-    measured = measure_slices(scored.students, teacher, slices, resamples=RESAMPLES)
-    for name, student in scored.students.items():
-        searched = search(student, teacher, prompts, resamples=RESAMPLES) if prompts else {"found": [], "tried": []}
-        pairs.append({"student": name, "teacher": "teacher", **measured[name], **searched})
+def compare(evaluated: EvaluatedRows, slices: Sequence[Slice], prompts: Prompts | None) -> list[PairRecord]:
+    """Each student against T*: on all rows, on each given slice, and on those discovered in the prompts."""
+    teacher, pairs = evaluated.answers["teacher"], []
+    measured = measure_slices(evaluated.students, teacher, slices, resamples=RESAMPLES)
+    for name, student in evaluated.students.items():
+        discovery = Discovery(found=[], tried=[])
+        if prompts is not None:
+            discovery = search(student, teacher, prompts, resamples=RESAMPLES)
+        pairs.append(PairRecord(student=name, teacher="teacher", **measured[name], **discovery))
     return pairs
 
 
-def _about(scored: Scored, slices: Sequence[Slice]) -> dict[str, Any]:
-    keys = list(dict.fromkeys(one.key for one in slices))
-    unit = "tokens" if scored.tokens else "characters"
+def _slices_file(evaluated: EvaluatedRows, slices: Sequence[Slice], pairs: list[PairRecord]) -> SlicesFile:
+    length_unit = "tokens" if evaluated.tokens else "characters"
     units = {
-        "answer_length": unit,
-        "prompt_length": unit,
+        "answer_length": length_unit,
+        "prompt_length": length_unit,
         "teacher_loss": "nats a token",
         "teacher_certainty": "probability",
     }
     partitions = []
-    for key in keys:
-        mine = [one for one in slices if one.key == key]
-        disjoint, tested = all(one.disjoint for one in mine), all(one.tested for one in mine)
+    for key in dict.fromkeys(part.key for part in slices):
+        parts = [part for part in slices if part.key == key]
         partitions.append(
-            {"key": key, "unit": units.get(key), "disjoint": disjoint, "tested": tested, "slices": len(mine)}
+            PartitionRecord(
+                key=key,
+                unit=units.get(key),
+                disjoint=all(part.disjoint for part in parts),
+                tested=all(part.tested for part in parts),
+                slices=len(parts),
+            )
         )
-    return {"rows": len(scored.rows), "split": "test", "resamples": RESAMPLES, "partitions": partitions}
+    rows = len(evaluated.rows)
+    return {"rows": rows, "split": "test", "resamples": RESAMPLES, "partitions": partitions, "pairs": pairs}
 
 
-def row_lines(
-    scored: Scored, slices: Sequence[Slice], pairs: Sequence[Mapping[str, Any]], prompts: Prompts | None
-) -> Iterator[dict[str, Any]]:
-    """One line a test row: slices it is in, and every model's score, loss and, against the teacher, outcome."""
-    own: list[dict[str, Any]] = [{} for _ in scored.rows]
-    for one in slices:
-        for place in one.places.tolist():
-            if one.disjoint:
-                own[place][one.key] = one.value
-            elif one.value is not None:
-                own[place].setdefault(one.key, []).append(one.value)
-    found: list[dict[str, list[str]]] = [{} for _ in scored.rows]
+# --- rows ---
+
+
+def row_records(
+    evaluated: EvaluatedRows, slices: Sequence[Slice], pairs: Sequence[PairRecord], prompts: Prompts | None
+) -> Iterator[RowRecord]:
+    """One record a test row: its slices, and every model's score, loss and, against the teacher, outcome."""
+    values_of_row: list[dict[str, Any]] = [{} for _ in evaluated.rows]
+    for part in slices:
+        for index in part.indices.tolist():
+            if part.disjoint:
+                values_of_row[index][part.key] = part.value
+            elif part.value is not None:
+                values_of_row[index].setdefault(part.key, []).append(part.value)
+    found_of_row: list[dict[str, list[str]]] = [{} for _ in evaluated.rows]
     for pair in pairs:
-        for line in pair["found"]:
-            for place in np.flatnonzero(members(line, prompts)).tolist():
-                found[place].setdefault(pair["student"], []).append(line["name"])
-    sure = {name: scored.confidence(name) for name in scored.answers}
-    for place, row in enumerate(scored.rows):
-        half = None if prompts is None else "searched" if prompts.find[place] else "judged"
-        models = {name: _row_of(name, place, scored.answers, sure[name]) for name in scored.answers}
-        yield {"id": row["id"], "half": half, "slices": own[place], "found": found[place], "models": models}
+        for found in pair["found"]:
+            for index in np.flatnonzero(rows_inside(found, prompts)).tolist():
+                found_of_row[index].setdefault(pair["student"], []).append(found["name"])
+    confidences = {name: evaluated.confidence(name) for name in evaluated.answers}
+    for index, row in enumerate(evaluated.rows):
+        half = None if prompts is None else "searched" if prompts.searched[index] else "judged"
+        models = {name: _model_on_row(name, index, evaluated.answers, confidences[name]) for name in evaluated.answers}
+        yield RowRecord(id=row["id"], half=half, slices=values_of_row[index], found=found_of_row[index], models=models)
 
 
-def _row_of(name: str, place: int, answers: Mapping[str, Answers], sure: np.ndarray | None) -> dict[str, Any]:
-    mine, teacher = answers[name], answers["teacher"]
-    line: dict[str, Any] = {"score": float(mine.score[place]), "nll": float(mine.nll[place])}
-    if sure is not None:
-        line["confidence"] = float(sure[place])
+def _model_on_row(name: str, index: int, answers: Mapping[str, Answers], confidence: np.ndarray | None) -> ModelOnRow:
+    model, teacher = answers[name], answers["teacher"]
+    record = ModelOnRow(score=float(model.score[index]), nll=float(model.nll[index]))
+    if confidence is not None:
+        record["confidence"] = float(confidence[index])
     if name != "teacher":
-        apart = mine.score[place] - teacher.score[place]
-        line["outcome"] = "win" if apart > 0 else "loss" if apart < 0 else "tie"
-        line["side"] = "sfs" if mine.nll[place] < teacher.nll[place] else "tfs"
-    return line
+        difference = model.score[index] - teacher.score[index]
+        record["outcome"] = "win" if difference > 0 else "loss" if difference < 0 else "tie"
+        record["side"] = "sfs" if model.nll[index] < teacher.nll[index] else "tfs"
+    return record
 
 
 # --- summary ---
 
 
-def summarise(
-    folder: Path, scored: Scored, pairs: Sequence[Mapping[str, Any]], prompts: Prompts | None
-) -> dict[str, Any]:
-    """summary.json: what is not a matter of slices, and the slices that tell most."""
-    notes = list(scored.notes)
-    unsure = [name for name in scored.answers if name != "student" and scored.confidence(name) is None]
-    if unsure:
-        notes.append(
-            NO_CONFIDENCE % (", ".join(unsure[:3]) + (f" and {len(unsure) - 3} more models" if len(unsure) > 3 else ""))
-        )
+def summarise(folder: Path, evaluated: EvaluatedRows, pairs: Sequence[PairRecord]) -> SummaryFile:
+    """summary.json: what is not about slices, and the slices with significant differences."""
+    models = [name for name in evaluated.answers if name != "student"]
+    without = [name for name in models if evaluated.confidence(name) is None]
     return {
-        "rows": len(scored.rows),
-        "notes": notes,
-        "calibration": {name: _calibration(scored, name) for name in scored.answers if name != "student"},
-        "pairs": {pair["student"]: _outcome(pair) for pair in pairs},
-        "cascades": _cascades(folder, scored, prompts),
-        "effects": _effects(scored),
-        "training": training(folder),
+        "rows": len(evaluated.rows),
+        "notes": evaluated.notes + ([_confidence_note(without)] if without else []),
+        "calibration": {name: _calibration(evaluated, name) for name in models},
+        "pairs": {pair["student"]: _pair_summary(pair) for pair in pairs},
+        "cascades": _cascades(folder, evaluated),
+        "effects": _effects(evaluated),
+        "training": training_dynamics(folder),
     }
 
 
-def _outcome(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair in short: all rows, and the slices on which one of the two is surely ahead, the greatest differences
-    first."""
-    found: dict[str, Any] = {"whole": pair["whole"], "found": [line["name"] for line in pair["found"]]}
+def _confidence_note(models: Sequence[str]) -> str:
+    more = f" and {len(models) - _NAMED_MODELS} more models" if len(models) > _NAMED_MODELS else ""
+    return (
+        f"confidences of {', '.join(models[:_NAMED_MODELS])}{more} were not recorded: no calibration and no cascade;"
+        " `tutelage evaluate RECIPE --force` evaluates all models again and records them"
+    )
+
+
+def _pair_summary(pair: PairRecord) -> PairSummary:
+    summary: PairSummary = {
+        "whole": pair["whole"],
+        "found": [found["name"] for found in pair["found"]],
+        "student_ahead": {},
+        "teacher_ahead": {},
+    }
     for measure in MEASURES:
         sign = 1 if measure == "score" else -1
-        sure = [line for line in pair["slices"] if _sure(line[measure])]
-        sure.sort(key=lambda line: -abs(line[measure]["difference"]))
-        for name, side in (("student_ahead", 1), ("teacher_ahead", -1)):
-            mine = [line for line in sure if side * sign * line[measure]["difference"] > 0]
-            found.setdefault(name, {})[measure] = [{"key": line["key"], "value": line["value"]} for line in mine]
-    return found
+        lines = [line for line in pair["slices"] if _is_significant(line[measure])]
+        lines.sort(key=lambda line: -abs(line[measure]["difference"]))
+        for side, direction in (("student_ahead", sign), ("teacher_ahead", -sign)):
+            summary[side][measure] = [
+                SliceName(key=line["key"], value=line["value"])
+                for line in lines
+                if direction * line[measure]["difference"] > 0
+            ]
+    return summary
 
 
-def _sure(record: Mapping[str, Any]) -> bool:
-    """Whether student and teacher surely differ; a p-value too small for a number is 0."""
+def _is_significant(record: MeasureRecord) -> bool:
     return record["p_holm"] is not None and record["p_holm"] <= ALPHA
 
 
-def _calibration(scored: Scored, name: str) -> dict[str, Any] | None:
-    """Measured where confidences were recorded, bounded where they were not; None where answers' lengths are unknown as
-    well."""
-    right, sure = scored.answers[name].score >= 1.0, scored.confidence(name)
-    if sure is not None:
-        return reliability(sure, right)
-    if "answers" not in scored.tokens:
-        return None
-    same = [
-        line["raw"].strip() == row["answer"].strip() for line, row in zip(scored.lines[name], scored.rows, strict=True)
-    ]
-    return limits(sequence_probability(scored.answers[name].nll, scored.tokens["answers"]), right, np.array(same))
+def _calibration(evaluated: EvaluatedRows, name: str) -> Calibration | None:
+    """None if the model's confidences were not recorded."""
+    confidence = evaluated.confidence(name)
+    return None if confidence is None else reliability(confidence, evaluated.answers[name].score >= 1.0)
 
 
-def _cascades(folder: Path, scored: Scored, prompts: Prompts | None) -> dict[str, Any]:
-    """Each student in front of the teacher. The signal is its confidence, or else what prompts foretell of the two
-    scores."""
-    teacher, students = scored.answers["teacher"].score, {name: one.score for name, one in scored.students.items()}
-    sure = {name: scored.confidence(name) for name in students}
-    signals = {name: values for name, values in sure.items() if values is not None}
-    others = [name for name in students if name not in signals]
-    if others and prompts is not None:
-        gains = np.stack([students[name] - teacher for name in others], axis=1)
-        signals |= dict(zip(others, router(prompts.topics, gains).T, strict=True))
-    if not signals:
+def _cascades(folder: Path, evaluated: EvaluatedRows) -> dict[str, CascadeRecord]:
+    """Each student with recorded confidences in front of the teacher."""
+    confidences = {name: evaluated.confidence(name) for name in evaluated.students}
+    known = {name: values for name, values in confidences.items() if values is not None}
+    if not known:
         return {}
-    asked = parameters(folder, "teacher")
-    costs = {name: mine / asked if asked and (mine := parameters(folder, name)) else None for name in signals}
-    found = cascades({name: students[name] for name in signals}, teacher, signals, costs, resamples=RESAMPLES)
+    scores = {name: evaluated.students[name].score for name in known}
+    teacher_size = parameter_count(folder, "teacher")
+    sizes = {name: parameter_count(folder, name) for name in known}
+    costs = {name: size / teacher_size if size and teacher_size else None for name, size in sizes.items()}
+    made = cascades(scores, evaluated.answers["teacher"].score, known, costs, resamples=RESAMPLES)
     return {
-        name: {"signal": "prompts" if sure[name] is None else "confidence", "student_cost": costs[name], **one}
-        for name, one in found.items()
+        name: CascadeRecord(signal="confidence", student_cost=costs[name], **cascade) for name, cascade in made.items()
     }
 
 
-def _effects(scored: Scored) -> list[dict[str, Any]]:
-    """What adaptive weights and schedules did, for every two methods of the run that differ in that alone."""
+def _effects(evaluated: EvaluatedRows) -> list[MethodEffect]:
+    """Effects of weighting and schedule, for every two methods of the run that differ in that alone."""
     by_method: dict[str, dict[int, Answers]] = {}
-    for name, answers in scored.students.items():
+    for name, answers in evaluated.students.items():
         method, _, seed = name.rpartition("/seed-")
         if method and seed.isdecimal():
             by_method.setdefault(method, {})[int(seed)] = answers
-    found = []
-    for contrast in contrasts(list(by_method)):
-        plain, changed = by_method[contrast.plain], by_method[contrast.changed]
-        pairs = {seed: (plain[seed], changed[seed]) for seed in plain.keys() & changed.keys()}
-        if pairs:
-            teacher, anchor = scored.answers["teacher"], scored.answers.get("anchor")
-            found.append(effect_of(contrast, pairs, anchor, teacher, scored.ids))
-    return found
+    teacher, anchor = evaluated.answers["teacher"], evaluated.answers.get("anchor")
+    effects = []
+    for pair in comparable_pairs(list(by_method)):
+        plain, changed = by_method[pair.plain], by_method[pair.changed]
+        by_seed = {seed: (plain[seed], changed[seed]) for seed in plain.keys() & changed.keys()}
+        if by_seed:
+            effects.append(effect_of(pair, by_seed, anchor, teacher, evaluated.ids))
+    return effects
+
+
+# --- printed output ---
 
 
 def show(folder: Path) -> None:
-    """Print diagnose/: every student against T*, the slices on which they surely differ, and what was found in the
-    prompts."""
-    result = read_json(folder / "diagnose" / "slices.json")
+    """Print diagnose/: every student against T*, and the slices with significant differences."""
+    slices: SlicesFile = read_json(folder / "diagnose" / "slices.json")
     head = ["student", "score", "teacher", "difference", "wins", "losses", "loss (nats)", "advantage", "deficit"]
-    print_table(f"{result['rows']:,} test rows, 95 % intervals", head, [_whole_line(pair) for pair in result["pairs"]])
-    lines = [line for pair in result["pairs"] for line in _slice_lines(pair)]
+    pairs = slices["pairs"]
+    print_table(f"{slices['rows']:,} test rows, 95 % intervals", head, [_whole_cells(pair) for pair in pairs])
+    lines = [cells for pair in pairs for cells in _slice_cells(pair)]
     if lines:
-        print_table(
-            "slices on which a student and T* surely differ (Holm)",
-            ["student", "slice", "rows", "score", "nats"],
-            lines,
-        )
-    for note in read_json(folder / "diagnose" / "summary.json")["notes"]:
+        title = "slices with a significant difference between student and T* (Holm)"
+        print_table(title, ["student", "slice", "rows", "score", "nats"], lines)
+    summary: SummaryFile = read_json(folder / "diagnose" / "summary.json")
+    for note in summary["notes"]:
         print(note)
 
 
-def _whole_line(pair: Mapping[str, Any]) -> list[str]:
+def _whole_cells(pair: PairRecord) -> list[str]:
     score, nll = pair["whole"]["score"], pair["whole"]["nll"]
-    values = [
-        f"{score['student']:.3f}",
-        f"{score['teacher']:.3f}",
-        _span(score),
-        str(score["wins"]),
-        str(score["losses"]),
+    values = [f"{score['student']:.3f}", f"{score['teacher']:.3f}", _span(score)]
+    counts = [str(score["wins"]), str(score["losses"])]
+    nats = [_span(nll), f"{nll['advantage']['value']:.3f}", f"{nll['deficit']['value']:.3f}"]
+    return [pair["student"], *values, *counts, *nats]
+
+
+def _slice_cells(pair: PairRecord) -> list[list[str]]:
+    significant = [line for line in pair["slices"] if any(_is_significant(line[measure]) for measure in MEASURES)]
+    named: list[tuple[str, SliceRecord]] = [
+        (f"{line['key']} {line['value'] if line['value'] is not None else '(none)'}", line) for line in significant
     ]
-    return [pair["student"], *values, _span(nll), f"{nll['advantage']['value']:.3f}", f"{nll['deficit']['value']:.3f}"]
-
-
-def _slice_lines(pair: Mapping[str, Any]) -> list[list[str]]:
-    sure = [line for line in pair["slices"] if any(_sure(line[key]) for key in MEASURES)]
-    named = [(f"{line['key']} {line['value'] if line['value'] is not None else '(none)'}", line) for line in sure]
-    named += [(f"found: {line['name']}", line) for line in pair["found"]]
+    named += [(f"discovered: {line['name']}", line) for line in pair["found"]]
     return [
         [pair["student"], name, str(line["rows"]), _span(line["score"]), _span(line["nll"])] for name, line in named
     ]
 
 
-def _span(record: Mapping[str, float]) -> str:
+def _span(record: MeasureRecord) -> str:
     return f"{record['difference']:+.3f} [{record['low']:+.3f}, {record['high']:+.3f}]"

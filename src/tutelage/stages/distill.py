@@ -15,7 +15,8 @@ from torch import nn
 
 from tutelage.data.token_store import TokenStore
 from tutelage.method.methods import find_method
-from tutelage.models.load import device, merged, save_student
+from tutelage.models.adapters import merged
+from tutelage.models.load import device, save_student
 from tutelage.run import stage_inputs
 from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder

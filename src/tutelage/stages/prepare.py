@@ -13,7 +13,7 @@ from pathlib import Path
 from tutelage.data.dataset import load_rows
 from tutelage.data.encode import Encoder, Misfits, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
-from tutelage.errors import ConfigError, ModelError
+from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import check_vocabularies, device, load_tokenizer, longest_context
 from tutelage.models.precision import bf16_pays
 from tutelage.records import SPLITS, Example
@@ -21,7 +21,7 @@ from tutelage.run import stage_inputs
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
-from tutelage.teacher.build_cache import foretell
+from tutelage.teacher.build_cache import predicted_size
 from tutelage.training.trainer import training_arguments
 from tutelage.utils.files import write_json, write_jsonl
 
@@ -35,15 +35,13 @@ def run_stage(run: RunFolder) -> None:
         rows = load_rows(recipe)
         task = make_task(recipe.task, rows.labels, choice=rows.choice)
         if recipe.task.decoding == "labels" and not task.closed:
-            raise ConfigError(
-                "task.decoding: labels needs closed answers, and these rows have free text: write generate"
-            )
+            raise ConfigError(Problem(Kind.DECODING_UNSUITABLE, key="task.decoding"))
         _check_trainers(run)
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         tokenizer = load_tokenizer(recipe.student)
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
         encoded, dropped = _tokenize(rows.examples, make_encoder(recipe.data, tokenizer), work.folder / "tokens")
-        foretell(
+        predicted_size(
             encoded["train"],
             recipe.teacher,
             len(given) if given else recipe.teach.num_checkpoints,

@@ -1,10 +1,10 @@
-"""What is asked and how answers are judged: one module per task, chosen by `task.type` of the recipe."""
+"""What is asked and how answers are scored: one module per task, chosen by `task.type`. May import recipe, no torch."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
 
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, Kind, Problem
 from tutelage.recipe.schema import Task, known_metrics
 from tutelage.tasks import classification, ner, qa
 from tutelage.tasks.base import BaseTask
@@ -19,18 +19,18 @@ TASKS: dict[str, type[BaseTask]] = {
 
 
 def make_task(section: Task, labels: list[str] | None, *, choice: bool = False) -> BaseTask:
-    """The task of a run. `labels`: resolved labels, entity types or choices. `choice`: the qa rows have closed choices.
+    """The task of a run. labels: label set, entity types or choices. choice: whether the qa rows have closed choices.
 
-    A `ConfigError` if `task.metric` is not one that this kind of task can be chosen by.
+    Raises ConfigError if checkpoints of such a run cannot be selected by `task.metric`.
     """
-    kind = qa.ChoiceQA if choice and section.type == "qa" else TASKS[section.type]
-    if section.metric is not None and section.metric not in kind.choosable_metrics:
-        raise ConfigError(_metric_problem(section, kind.choosable_metrics, choice))
-    return kind(section.metric, labels, section.language)
+    task = qa.ChoiceQA if choice and section.type == "qa" else TASKS[section.type]
+    if section.metric is not None and section.metric not in task.choosable_metrics:
+        raise ConfigError(_metric_problem(section, task.choosable_metrics, choice))
+    return task(section.metric, labels, section.language)
 
 
 def template_for(task_type: str, language: str | None, choice: bool = False) -> str:
-    """The default prompt, in English where the language is unknown. Its places:
+    """The default prompt, in English where the language is unknown. Its fields:
 
     classification and ner `{labels}` `{text}`, span qa `{context}` `{question}`, choice qa `{question}` `{choices}`.
     """
@@ -41,11 +41,14 @@ def template_for(task_type: str, language: str | None, choice: bool = False) -> 
     return templates.get(base_language(language) or "en", templates["en"])
 
 
-def _metric_problem(section: Task, metrics: tuple[str, ...], choice: bool) -> str:
-    found, known = f"task.metric: {section.metric!r}", ", ".join(metrics)
-    if section.metric in known_metrics(section.type):
-        rows = "choices (a closed set of answers)" if choice else "free answers"
-        return f"{found} does not fit questions with {rows}. Write one of: {known}."
+def _metric_problem(section: Task, metrics: tuple[str, ...], choice: bool) -> Problem:
     near = get_close_matches(section.metric or "", metrics, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{found} is not a score that a {section.type} run can be chosen by. Write one of: {known}.{hint}"
+    values = {
+        "metric": section.metric,
+        "metrics": metrics,
+        "task": section.type,
+        "known_to_task": section.metric in known_metrics(section.type),
+        "choice": choice,
+        "near": near[0] if near else None,
+    }
+    return Problem(Kind.METRIC_UNSUITABLE, key="task.metric", change=f"task.metric={metrics[0]}", values=values)

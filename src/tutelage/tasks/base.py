@@ -1,4 +1,4 @@
-"""The interface of a task: from a model's raw text to a parsed answer, a row's score, and scores over many rows."""
+"""The interface of a task: from a model's raw text to a parsed answer, the score of a row, and metrics over rows."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ from tutelage.utils.bootstrap import Statistic, bootstrap
 
 
 class BaseTask(ABC):
-    """One kind of question and how its answers are judged. No models, no tokens."""
+    """One kind of question and how its answers are scored. Knows nothing of models and tokens."""
 
     name: ClassVar[str]
     """`classification`, `ner` or `qa`, as in the recipe."""
     choosable_metrics: ClassVar[tuple[str, ...]]
-    """Metrics (higher is better) that checkpoints and students can be chosen by; the first is the default."""
+    """Metrics (higher is better) that checkpoints and students can be selected by; the first is the default."""
     closed: ClassVar[bool]
-    """Whether every row's answer comes from a known set, which `decoding: labels` needs."""
+    """Whether the answer of every row comes from a known set, as `decoding: labels` needs."""
 
     def __init__(self, metric: str | None = None, labels: Sequence[str] | None = None, language: str | None = None):
-        """`metric`: one of `choosable_metrics`. `labels`: labels, entity types or choices. `language`: of rows without
-        one."""
+        """metric: one of `choosable_metrics`. labels: label set, entity types or choices. language: of rows that have
+        none of their own."""
         self.metric = metric or self.choosable_metrics[0]
         self.labels = list(dict.fromkeys(labels)) if labels else None
         self.language = language
 
     def language_of(self, example: Example) -> str | None:
-        """The row's own language, else the recipe's."""
+        """The language of the row, else that of the recipe."""
         return example.language or self.language
 
     @abstractmethod
     def gold(self, example: Example) -> Any:
-        """What is expected, JSON-able: a label, a list of [type, surface], or a list of accepted answers."""
+        """The expected answer, ready for JSON: a label, a list of [type, surface], or a list of accepted answers."""
 
     @abstractmethod
     def parse(self, raw: str, example: Example) -> Any | None:
-        """The answer in a model's text, in the form that `score` takes; None if there is none to be read."""
+        """The answer in a model's text, in the form that `score` takes; None if no answer can be read."""
 
     @abstractmethod
     def score(self, prediction: Any | None, example: Example) -> float:
-        """The row's own score in [0, 1]; 0 for None."""
+        """Score of one row in [0, 1]; 0 for None."""
 
     @abstractmethod
     def table(self, predictions: Sequence[Any | None], examples: Sequence[Example]) -> tuple[np.ndarray, Statistic]:
-        """([n, k] numbers that hold all that the metrics need of a row, the metrics as a function of draws of such
-        rows)."""
+        """[n, k] numbers that hold all that the metrics need of a row, and the metrics as a function of draws of such
+        rows (see `metrics.bootstrap`)."""
 
     def metrics(
         self, predictions: Sequence[Any | None], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0
     ) -> dict[str, Interval]:
-        """Every metric of the task on parsed predictions, in the order of `examples`, at least one row.
+        """Every metric of the task on parsed predictions, in the order of `examples`; needs at least one row.
 
-        The value is that of all rows; the interval is a seeded bootstrap 95 % percentile interval over rows.
+        The value is over all rows, the interval a seeded 95 % percentile bootstrap interval over rows.
         """
         return bootstrap(*self.table(predictions, examples), resamples, seed)
 
 
 def first_line(raw: str) -> str:
-    """The first line that is not blank, stripped; empty if there is none."""
+    """The first line that is not blank, stripped; empty if all are blank."""
     return raw.strip().split("\n", 1)[0].strip()

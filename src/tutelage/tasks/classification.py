@@ -2,8 +2,8 @@
 
     prompt  "Name the intent of this request.\\nRequest: Wake me at 7\\nIntent:"    answer  "set alarm"
 
-Metrics: accuracy; macro_f1, the mean F1 over the labels that occur in gold; invalid_rate, the share of rows whose
-answer is none of the labels allowed there. An invalid answer counts as wrong in the other two.
+Metrics: accuracy; macro_f1, the mean F1 over the labels that occur in gold; invalid_rate, the fraction of rows whose
+answer is not an allowed label. An invalid answer counts as wrong in the other two.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ TEMPLATES: dict[str, str] = {
 
 
 class Classification(BaseTask):
-    """One label of the task's set, or of the row's own `labels` where it has them."""
+    """One label of the task's label set, or of the row's own `labels` where it has them."""
 
     name = "classification"
     choosable_metrics: ClassVar[tuple[str, ...]] = METRICS["classification"]
     closed = True
 
     def allowed(self, example: Example) -> list[str] | None:
-        """The labels a row can have: its own, else the task's; None if neither is known."""
+        """The labels allowed on a row: its own, else those of the task; None if neither is known."""
         return example.labels or self.labels
 
     def gold(self, example: Example) -> str:
-        """The row's label, as the label set spells it; as written if the set lacks it."""
+        """The gold label as the label set spells it; as written if the set does not have it."""
         written = example.answer.strip()
         return _canonical(written, self.allowed(example)) or written
 
     def parse(self, raw: str, example: Example) -> str | None:
-        """The label on the first line: an exact match, else one that differs in case or width only; None if outside the
-        set.
+        """The label on the first line: an exact match, else the only one that differs in case or width alone; None if
+        the line is not in the set.
 
-        Where no label set is known, the line itself, or None if it is empty.
+        Without a label set, the line itself, or None if it is empty.
         """
         return _canonical(first_line(raw), self.allowed(example))
 
@@ -61,16 +61,16 @@ class Classification(BaseTask):
     def table(self, predictions: Sequence[str | None], examples: Sequence[Example]) -> tuple[np.ndarray, Statistic]:
         """accuracy, macro_f1 and invalid_rate (None among the predictions), as defined at the top of this module."""
         gold = [self.gold(example) for example in examples]
-        number = {label: place for place, label in enumerate(sorted(set(gold)))}
-        only_predicted, invalid = len(number), -1
+        index_of = {label: index for index, label in enumerate(sorted(set(gold)))}
+        only_predicted, invalid = len(index_of), -1
         pairs = [
-            (number[truth], invalid if guess is None else number.get(guess, only_predicted))
+            (index_of[truth], invalid if guess is None else index_of.get(guess, only_predicted))
             for truth, guess in zip(gold, predictions, strict=True)
         ]
 
         def statistic(draws: np.ndarray, patterns: np.ndarray) -> dict[str, np.ndarray]:
-            places, rows = np.arange(len(number)), draws.sum(1)
-            truth, guess = patterns[:, :1] == places, patterns[:, 1:] == places
+            indices, rows = np.arange(len(index_of)), draws.sum(1)
+            truth, guess = patterns[:, :1] == indices, patterns[:, 1:] == indices
             matched = draws @ (truth & guess)
             return {
                 "accuracy": matched.sum(1) / rows,
@@ -90,7 +90,7 @@ def _canonical(text: str, labels: Sequence[str] | None) -> str | None:
 
 @lru_cache(maxsize=256)
 def _lookup(labels: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
-    """Stripped label to label; folded label to label, without those that two labels share ("US", "us")."""
+    """Stripped label to label; folded label to label, without spellings that two labels share ("US", "us")."""
     spellings = [fold(label.strip()) for label in labels]
     folded = {key: label for key, label in zip(spellings, labels, strict=True) if spellings.count(key) == 1}
     return {label.strip(): label for label in labels}, folded

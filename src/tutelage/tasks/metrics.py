@@ -1,7 +1,7 @@
-"""Scores as plain functions of strings and counts. Knows nothing of models or rows.
+"""Metrics as plain functions of strings and counts. Knows no models and no rows.
 
-Text is compared the way the field does it: SQuAD's normalisation for spans, counted by character where a language puts
-no spaces between words or glues particles to them (zh, ja, ko), and exact surfaces for entities.
+Spans are compared after the normalisation of SQuAD, by character in languages without spaces between words or with
+particles attached to them (zh, ja, ko); entities are compared by their exact surfaces.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def fold(text: str) -> str:
 
 
 def answer_tokens(text: str, language: str | None) -> list[str]:
-    """What a span answer is compared by: characters in zh, ja and ko, words separated by white space otherwise.
+    """The tokens that span answers are compared by: characters in zh, ja and ko, otherwise words between white space.
 
-    NFKC, case-folded, without punctuation; without English articles when the language is `en`. A text that consists of
-    nothing else ("The", "?") is kept as it is, so that it does not equal every other such text.
+    NFKC, case-folded, without punctuation; without English articles if the language is `en`. A text of nothing but
+    those ("The", "?") is kept whole, so that it does not equal every other such text.
     """
     code, folded = base_language(language), fold(text)
     split = _characters if code in CHARACTER_LANGUAGES else str.split
@@ -56,13 +56,13 @@ def token_f1(prediction: str, answers: Sequence[str], language: str | None = Non
     for answer in answers:
         gold = Counter(answer_tokens(answer, language))
         total = tokens.total() + gold.total()
-        # Nothing on both sides is the same answer.
+        # Two empty texts are equal.
         best = max(best, 2 * (tokens & gold).total() / total if total else 1.0)
     return best
 
 
 def normalize_surface(surface: str) -> str:
-    """An entity's text as it is compared: NFKC, runs of white space as one space, case kept."""
+    """The text of an entity as it is compared: NFKC, white space runs as one space, case kept."""
     return " ".join(unicodedata.normalize("NFKC", surface).split())
 
 
@@ -71,9 +71,9 @@ def entity_counts(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[st
     guesses = Counter((kind, normalize_surface(surface)) for kind, surface in predicted)
     truths = Counter((kind, normalize_surface(surface)) for kind, surface in gold)
     counts: dict[str, list[int]] = {}
-    for place, pairs in enumerate((guesses & truths, guesses, truths)):
+    for column, pairs in enumerate((guesses & truths, guesses, truths)):
         for (kind, _), number in pairs.items():
-            counts.setdefault(kind, [0, 0, 0])[place] += number
+            counts.setdefault(kind, [0, 0, 0])[column] += number
     return {kind: (matched, guessed, true) for kind, (matched, guessed, true) in counts.items()}
 
 
@@ -85,9 +85,9 @@ def ratio(part: np.ndarray, whole: np.ndarray, empty: float | np.ndarray = 0.0) 
 def macro_f1(matched: np.ndarray, predicted: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """Mean F1 over the labels that occur in gold: counts [..., L] in, [...] in [0, 1] out.
 
-    Equals sklearn's `f1_score(average="macro", labels=<those in gold>, zero_division=0)`. A label that is only
-    predicted has no F1 of its own, so every model is averaged over the same labels; its false use costs the gold
-    label's recall.
+    Equals `sklearn.metrics.f1_score(average="macro", labels=<those in gold>, zero_division=0)`. A label that is only
+    predicted has no F1 of its own, so that all models are averaged over the same labels; predicting it lowers the
+    recall of the gold label.
     """
     present = gold > 0
     return ratio((ratio(2 * matched, predicted + gold) * present).sum(-1), present.sum(-1))
@@ -98,5 +98,5 @@ def _characters(text: str) -> list[str]:
 
 
 def _is_punctuation(letter: str) -> bool:
-    # SQuAD's list also holds ASCII symbols such as $, + and ~, which Unicode does not call punctuation.
+    # The list of SQuAD also holds ASCII symbols such as $, + and ~, which are not punctuation to Unicode.
     return letter in string.punctuation or unicodedata.category(letter).startswith("P")

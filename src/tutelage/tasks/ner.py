@@ -1,12 +1,12 @@
-"""Named-entity recognition, written out: one entity a line in reading order, or the single word `none`.
+"""Named-entity recognition as text: one entity a line in reading order, or the single word `none`.
 
-    prompt  "List the slots ...\\nRequest: play Purple Rain by Prince\\nSlots:"    answer  "song: Purple Rain\\nartist:
-    Prince"
+    prompt  "List the slots ...\\nRequest: play Purple Rain by Prince\\nSlots:"
+    answer  "song: Purple Rain\\nartist: Prince"
 
 A line is split at its first ": " (or full-width "："), so a surface may hold colons. Metrics: entity_f1, precision and
 recall over (type, surface) pairs, a multiset per row, summed over rows; f1/TYPE for each type that occurs in gold;
-unparsable_rate, the share of rows whose text is neither `none` nor has one readable line. Such a row predicts no
-entity. Unreadable lines beside readable ones are passed over.
+unparsable_rate, the fraction of rows whose text is not `none` and has no readable line. Such a row predicts no entity.
+Unreadable lines next to readable ones are skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tutelage.errors import DataError
+from tutelage.errors import DataError, Kind, Problem
 from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
 from tutelage.tasks.base import BaseTask
@@ -24,16 +24,17 @@ from tutelage.tasks.metrics import entity_counts, ratio
 from tutelage.utils.bootstrap import Statistic
 
 NO_ENTITIES = "none"
-"""The whole answer where a text holds no entity."""
+"""The whole answer for a text without entities."""
 
 SEPARATORS = (": ", "：")
 
 TEMPLATES: dict[str, str] = {
-    "en": "List the entities in the text, one per line as 'type: text'. Types: {labels}. Write none if there are none.\n"
-    "Text: {text}\nEntities:",
+    "en": "List the entities in the text, one per line as 'type: text'. Types: {labels}. Write none if there are none."
+    "\nText: {text}\nEntities:",
     "ja": "文中の固有表現を1行に1つずつ「種類: 表現」の形で書き出してください。種類: {labels}。なければ none。\n"
     "文: {text}\n固有表現:",
-    "ko": "문장에서 개체명을 찾아 한 줄에 하나씩 '유형: 표현'으로 쓰세요. 유형: {labels}. 없으면 none.\n문장: {text}\n개체명:",
+    "ko": "문장에서 개체명을 찾아 한 줄에 하나씩 '유형: 표현'으로 쓰세요. 유형: {labels}. 없으면 none.\n"
+    "문장: {text}\n개체명:",
     "zh": "请找出文本中的实体，每行一个，写成“类型: 实体”。类型：{labels}。没有则写 none。\n文本：{text}\n实体：",
     "de": "Nenne die Entitäten im Text, eine je Zeile als 'Typ: Text'. Typen: {labels}. Gibt es keine, schreibe none.\n"
     "Text: {text}\nEntitäten:",
@@ -42,24 +43,24 @@ TEMPLATES: dict[str, str] = {
 
 
 def answer_from_entities(entities: Sequence[tuple[str, str]]) -> str:
-    """The text to learn for (type, surface) pairs in reading order. A line break inside a surface becomes a space."""
+    """The answer text of (type, surface) pairs in reading order. A line break inside a surface becomes a space.
+
+    Raises DataError for a pair that cannot be read back.
+    """
     lines = []
     for kind, surface in entities:
         kind, surface = _one_line(kind), _one_line(surface)
         line = f"{kind}: {surface}"
         if not kind or not surface or _split(line, None) != (kind, surface):
-            raise DataError(
-                f"Entity {surface!r} of type {kind!r} cannot be written as `TYPE: surface` and read back. Both need text, and "
-                "a type must not hold a colon followed by a space, or a full-width colon: rename the type."
-            )
+            raise DataError(Problem(Kind.ENTITY_NOT_WRITABLE, values={"type": kind, "surface": surface}))
         lines.append(line)
     return "\n".join(lines) or NO_ENTITIES
 
 
 def entities_from_answer(text: str, types: Collection[str] | None = None) -> list[tuple[str, str]] | None:
-    """The (type, surface) pairs of the readable lines; [] for `none` (any case); None if nothing can be read.
+    """The (type, surface) pairs of the readable lines; [] for `none` in any case; None if no line can be read.
 
-    With `types`, lines of any other type are unreadable.
+    types: if given, a line of another type cannot be read.
     """
     if text.strip().casefold() == NO_ENTITIES:
         return []
@@ -75,24 +76,21 @@ class EntityRecognition(BaseTask):
     closed = False
 
     def gold(self, example: Example) -> list[list[str]]:
-        """Pairs [type, surface] of the gold answer; a `DataError` if one of its lines cannot be read."""
+        """Pairs [type, surface] of the gold answer. Raises DataError if one of its lines cannot be read."""
         pairs = entities_from_answer(example.answer)
         lines = sum(bool(line.strip()) for line in example.answer.splitlines())
         if pairs is None or (pairs and len(pairs) != lines):
-            raise DataError(
-                f"Row {example.id}: the answer {example.answer!r} is not a list of entities. Write one entity a line as "
-                "`TYPE: surface`, or the single word `none`."
-            )
+            values = {"answer": example.answer}
+            raise DataError(Problem(Kind.ENTITIES_UNREADABLE, example.split, row=example.id, values=values))
         return [list(pair) for pair in pairs]
 
     def parse(self, raw: str, example: Example) -> list[list[str]] | None:
-        """Pairs [type, surface] of the readable lines, [] for `none`; None if nothing can be read."""
+        """Pairs [type, surface] of the readable lines, [] for `none`; None if no line can be read."""
         pairs = entities_from_answer(raw, self.labels)
         return None if pairs is None else [list(pair) for pair in pairs]
 
     def score(self, prediction: Sequence[Sequence[str]] | None, example: Example) -> float:
-        """F1 of the row's entities, whatever the task's metric; 1.0 if there are none and none is predicted; 0.0 for
-        None."""
+        """F1 of the entities of the row, whatever the metric; 1.0 if gold and prediction have none; 0.0 for None."""
         if prediction is None:
             return 0.0
         matched, predicted, gold = _total(entity_counts(prediction, self.gold(example)))
@@ -103,13 +101,13 @@ class EntityRecognition(BaseTask):
     ) -> tuple[np.ndarray, Statistic]:
         """entity_f1, precision, recall, unparsable_rate and f1/TYPE, as defined at the top of this module.
 
-        Where neither gold nor prediction holds any entity and every row was readable, the first three are 1.0.
+        If neither gold nor predictions hold any entity and every row was readable, the first three are 1.0.
         """
         pairs = list(zip(predictions, examples, strict=True))
         counts = [entity_counts(prediction or [], self.gold(example)) for prediction, example in pairs]
-        found = {kind for row in counts for kind, (_, _, gold) in row.items() if gold}
-        types = [kind for kind in self.labels or [] if kind in found]
-        types += sorted(found.difference(types))
+        in_gold = {kind for row in counts for kind, (_, _, gold) in row.items() if gold}
+        types = [kind for kind in self.labels or [] if kind in in_gold]
+        types += sorted(in_gold.difference(types))
         rows = [
             [prediction is None, *_total(row), *(number for kind in types for number in row.get(kind, (0, 0, 0)))]
             for (prediction, _), row in zip(pairs, counts, strict=True)
@@ -132,10 +130,10 @@ class EntityRecognition(BaseTask):
 
 
 def _split(line: str, types: Collection[str] | None) -> tuple[str, str] | None:
-    """Type and surface of a line, at the first separator that leaves a known type; None if there is none."""
+    """Type and surface of a line, split at the first separator that leaves a known type; None without one."""
     line = line.strip()
-    places = sorted((line.find(separator), separator) for separator in SEPARATORS if separator in line)
-    for _, separator in places:
+    positions = sorted((line.find(separator), separator) for separator in SEPARATORS if separator in line)
+    for _, separator in positions:
         kind, _, surface = (part.strip() for part in line.partition(separator))
         if kind and surface and (types is None or kind in types):
             return kind, surface
@@ -143,8 +141,7 @@ def _split(line: str, types: Collection[str] | None) -> tuple[str, str] | None:
 
 
 def _one_line(text: str) -> str:
-    # Other white space stays, so that the surface is still found in the text: names are written with U+3000 in
-    # Japanese.
+    # Other white space stays, so that the surface still occurs in the text: Japanese names are written with U+3000.
     return " ".join(part.strip() for part in text.splitlines()).strip()
 
 

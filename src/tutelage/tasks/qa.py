@@ -3,10 +3,10 @@
     span    "... Question: Where was Suo Jing from?\\nAnswer:"                        answer  "Dunhuang"
     choice  "What holds a letter?\\nA. car\\nB. envelope\\nC. roof\\nAnswer:"         answer  "B"
 
-Span metrics: exact_match and token_f1 after SQuAD's normalisation, the best over a row's accepted answers, by character
-for zh, ja and ko (see `metrics.answer_tokens`); empty_rate, the share of rows without any answer, which score 0. Choice
-metrics are those of classification; the answers are letters, or whatever closed set the rows name ("yes", "no",
-"maybe").
+Span metrics: exact_match and token_f1 after the normalisation of SQuAD, the best over the accepted answers of a row, by
+character for zh, ja and ko (see `metrics.answer_tokens`); empty_rate, the fraction of rows without any answer, which
+score 0. Choice metrics are those of classification; the answers are letters, or another closed set that the rows name
+("yes", "no", "maybe").
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tutelage.errors import DataError
+from tutelage.errors import DataError, Kind, Problem
 from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
 from tutelage.tasks.base import BaseTask, first_line
@@ -32,7 +32,7 @@ SPAN_TEMPLATES: dict[str, str] = {
     "zh": "请用原文中的词语回答问题。\n原文：{context}\n问题：{question}\n答案：",
     "de": "Beantworte die Frage mit Worten aus dem Text.\nText: {context}\nFrage: {question}\nAntwort:",
 }
-"""Default prompts by language for an answer out of a text."""
+"""Default prompts by language for an answer from a text."""
 
 CHOICE_TEMPLATES: dict[str, str] = {
     "en": "Answer with the letter of the right choice.\nQuestion: {question}\n{choices}\nAnswer:",
@@ -45,12 +45,9 @@ CHOICE_TEMPLATES: dict[str, str] = {
 
 
 def choice_letters(count: int) -> list[str]:
-    """`A`, `B`, `C`, ...: the answers to a question with that many choices, at most 26."""
+    """`A`, `B`, `C`, ...: the answers to a question with that many choices. Raises DataError above 26."""
     if not 1 <= count <= 26:
-        raise DataError(
-            f"A question has {count} choices, but choices are answered by one letter, A to Z. Give 1 to 26 choices, or use "
-            "`task.type: classification` with the choices as labels."
-        )
+        raise DataError(Problem(Kind.CHOICES_COUNT, values={"count": count}))
     return list(string.ascii_uppercase[:count])
 
 
@@ -60,21 +57,21 @@ def render_choices(choices: Sequence[str]) -> str:
 
 
 def one_line(answer: str) -> str:
-    """A free answer as it is learned and compared: its lines joined by spaces."""
+    """A free answer as it is learned and compared: lines joined by spaces."""
     return " ".join(line.strip() for line in answer.splitlines() if line.strip())
 
 
 class ChoiceQA(Classification):
-    """One of several choices: judged as a label."""
+    """One of several choices, scored as a label."""
 
     name = "qa"
 
 
 class SpanQA(BaseTask):
-    """A free answer, compared with every accepted one.
+    """A free answer, compared with every accepted answer.
 
-    An answer is one line: what a model writes after it is another question. Gold answers that hold line breaks, as
-    spans of wrapped text do, are therefore put on one line (`one_line`) before they are learned.
+    An answer is one line, because a model may go on with another question after it. Gold answers with line breaks, such
+    as spans of wrapped text, are put on one line (`one_line`) before they are learned.
     """
 
     name = "qa"
@@ -86,11 +83,11 @@ class SpanQA(BaseTask):
         return [one_line(answer) for answer in example.answers or [example.answer]]
 
     def parse(self, raw: str, example: Example) -> str | None:
-        """The first line that is not blank, stripped; None if there is none."""
+        """The first line that is not blank, stripped; None if all are blank."""
         return first_line(raw) or None
 
     def score(self, prediction: str | None, example: Example) -> float:
-        """The row's exact_match (0 or 1), or its token_f1 where that is the task's metric."""
+        """exact_match of the row (0 or 1), or its token_f1 if that is the metric of the task."""
         compare = token_f1 if self.metric == "token_f1" else exact_match
         return 0.0 if prediction is None else compare(prediction, self.gold(example), self.language_of(example))
 

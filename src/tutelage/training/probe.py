@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.encode import IGNORED, Collator, EncodedRow
+from tutelage.data.collate import IGNORED, Collator
+from tutelage.data.encode import EncodedRow
 from tutelage.errors import ModelError
 from tutelage.method import schedule
 from tutelage.method.divergences import forward_kl, reverse_kl

@@ -11,21 +11,23 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from tutelage.data.collate import pad_id_of
 from tutelage.data.dataset import simple_examples
-from tutelage.data.encode import EncodedRow, Encoder, pad_id_of
+from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import keys_of
 from tutelage.errors import ConfigError, ModelError
 from tutelage.method.methods import find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
+from tutelage.models.adapters import merged
 from tutelage.models.evaluation import sample_losses
-from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, merged, save_student
+from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, save_student
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
@@ -70,7 +72,9 @@ class SCDConfig(TrainingArguments):
         default=None, metadata={"help": "Steps between restart points inside a stage."}
     )
     max_length: int = field(default=1024, metadata={"help": "Longest row in tokens; longer ones follow `too_long`."})
-    too_long: str = field(default="error", metadata={"help": "`error`, `drop` or `truncate_prompt`."})
+    too_long: Literal["error", "drop", "truncate_prompt"] = field(
+        default="error", metadata={"help": "`error`, `drop` or `truncate_prompt`."}
+    )
     answer_prefix: str = field(default=" ", metadata={"help": "Text between prompt and answer."})
     chat_template: bool = field(default=False, metadata={"help": "Render prompts with the tokenizer's chat template."})
     cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
@@ -125,10 +129,13 @@ class SCDTrainer:
         """Read and check everything that can be checked without loading weights."""
         self.args, self.anchor, self.folder = args, anchor, Path(args.output_dir)
         self.student = Model(model_name_or_path=str(model), lora=_lora(peft_config))
-        where = teacher_checkpoints
-        where = str(where) if isinstance(where, str | Path) else [str(entry) for entry in where]
-        self.teacher = Model(model_name_or_path=teacher or _base_of(where))
-        self.checkpoints = list_checkpoints(where, self.teacher)
+        folders: str | list[str]
+        if isinstance(teacher_checkpoints, str | Path):
+            folders = str(teacher_checkpoints)
+        else:
+            folders = [str(folder) for folder in teacher_checkpoints]
+        self.teacher = Model(model_name_or_path=teacher or _base_of(folders))
+        self.checkpoints = list_checkpoints(folders, self.teacher)
         self.tokenizer = processing_class or load_tokenizer(self.student)
         self.vocabulary = check_vocabularies(load_tokenizer(self.teacher), self.tokenizer)
         self.encoder = Encoder(self.tokenizer, args.answer_prefix, args.max_length, args.too_long)
@@ -157,7 +164,7 @@ class SCDTrainer:
         names = [folder.name for folder in self.checkpoints]
         teacher = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16))
         weighting = None
-        if method.needs_anchor:
+        if anchor_nll is not None:
             weighting = AdaptiveWeighting(anchor_nll, teacher.nll, weighting_function(method.weighting))
         setup = StudentSetup(
             model=self.student,

@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from tutelage.data.encode import IGNORED, Collator, EncodedRow, LengthGroupedSampler, RowDataset
+from tutelage.data.collate import IGNORED, Collator, LengthGroupedSampler, RowDataset
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import row_lengths
 from tutelage.errors import ConfigError
 from tutelage.method.divergences import Divergence

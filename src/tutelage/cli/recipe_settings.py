@@ -1,0 +1,199 @@
+"""Guesses models and settings of a first recipe from its rows: language, models, lengths, batch, epochs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tutelage.data.dataset import Rows, load_rows
+from tutelage.data.guess_columns import Guess
+from tutelage.data.languages import language_fractions, main_language
+from tutelage.data.readers import Row
+from tutelage.data.splits import prompt_text
+from tutelage.errors import DataError, Kind, UserError
+from tutelage.recipe.schema import Recipe
+from tutelage.records import SPLITS, Example
+from tutelage.run.live_reader import is_pruned, parameters
+from tutelage.tasks import template_for
+
+MANY_LABELS = 20
+"""Labels above which neither recipe nor prompt lists them."""
+LONGEST = 4096
+"""Tokens above which long prompts are cut instead."""
+BATCH_TOKENS = 2048
+"""Tokens of a training batch that fits a small machine."""
+BATCH, SMALL_BATCH = 16, 4
+"""Rows of an optimizer step; the small batch is for few training rows, which give few steps."""
+FEW_ROWS = 200
+"""Training rows below which the batch is small."""
+LARGE_TEACHER = 1e9
+"""Weights above which a teacher is trained with adapters."""
+LEARNING_RATE, PRUNED_LEARNING_RATE = "2.0e-4", "5.0e-4"
+"""Learning rates of a pretrained student, and of a small teacher with layers removed (benchmarks/RESULTS.md)."""
+ENGLISH = ("HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")
+MULTILINGUAL = ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
+FAMILIES = (
+    ("HuggingFaceTB/SmolLM2-", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ("Qwen/Qwen2.5-", "Qwen/Qwen2.5-0.5B-Instruct"),
+    ("meta-llama/Llama-3.1-", "meta-llama/Llama-3.2-1B-Instruct"),
+    ("meta-llama/Llama-3.2-", "meta-llama/Llama-3.2-1B-Instruct"),
+)
+"""Prefixes of Hub names, and the smallest model with the same tokenizer."""
+
+
+@dataclass
+class Lengths:
+    """Tokens of the rows."""
+
+    longest: int
+    typical: int
+    """Nine rows in ten have at most so many."""
+    counted: bool
+    """False if there is no tokenizer here: then half of the UTF-8 bytes are taken."""
+
+
+@dataclass
+class Settings:
+    """What the recipe sets besides the task."""
+
+    data: dict[str, Any]
+    """The `data` section."""
+    teacher: str
+    student: str
+    adapters: bool
+    """Whether the teacher is trained with adapters."""
+    language: str | None
+    languages: dict[str, float]
+    """Fraction of the texts in each language."""
+    labels: list[str] = field(default_factory=list)
+    lengths: Lengths | None = None
+    """None if the rows cannot be read."""
+    batch: int = 8
+    """Rows of a forward pass; without lengths, those that fit with 256 tokens each."""
+    step_rows: int = BATCH
+    """Rows of an optimizer step."""
+    epochs_per_stage: float = 2.0
+    learning_rate: str = LEARNING_RATE
+
+
+def guess_settings(
+    data: dict[str, Any],
+    guess: Guess,
+    teacher: str | None,
+    student: str | None,
+    raw: Sequence[Row],
+    missing: list[str],
+) -> Settings:
+    """data: the `data` section so far, completed here. missing: gets what the user has still to do, a line each."""
+    if guess.chat:
+        data["chat_template"] = True
+    texts = ["\n".join(str(value) for key, value in row.items() if key not in guess.not_input) for row in raw[:500]]
+    languages, language = language_fractions(texts), main_language(texts)
+    models = _models(teacher, student, language == "en" or not languages, missing)
+    large = _weights(models.teacher) > LARGE_TEACHER
+    settings = Settings(data, models.teacher, models.student, large, language, languages)
+    if models.pruned and not large:
+        settings.learning_rate = PRUNED_LEARNING_RATE
+    rows = _read(settings, guess, missing)
+    if rows:
+        _set_by_rows(settings, rows, guess, missing)
+    return settings
+
+
+# --- models ---
+
+
+class _ModelPair(NamedTuple):
+    teacher: str
+    student: str
+    pruned: bool
+    """Whether the student is the teacher with layers removed, or is still to be made so."""
+
+
+def _models(teacher: str | None, student: str | None, english: bool, missing: list[str]) -> _ModelPair:
+    """The models given; else a small pair for the language, or a student of the teacher's family."""
+    if teacher is None:
+        pair = ENGLISH if english else MULTILINGUAL
+        return _ModelPair(pair[0], student or pair[1], False)
+    if student is None:
+        student = next((small for start, small in FAMILIES if teacher.startswith(start) and teacher != small), None)
+    if student is None:
+        student = f"models/{Path(teacher).name}-small"
+        if not Path(student).is_dir():
+            missing.append(
+                f"there is no student yet: make one with `tutelage shrink {teacher} {student} --layers N` (start with"
+                " half of its layers), or name one in student.model_name_or_path"
+            )
+            return _ModelPair(teacher, student, True)
+    return _ModelPair(teacher, student, is_pruned(Path(teacher), Path(student)))
+
+
+def _weights(teacher: str) -> float:
+    """Number of weights of a local teacher, or as its name says; 0 if neither shows it."""
+    if Path(teacher).is_dir():
+        return parameters(Path(teacher))
+    billions = re.search(r"(\d+(?:\.\d+)?)B\b", teacher)
+    return float(billions[1]) * 1e9 if billions else 0.0
+
+
+# --- rows ---
+
+
+def _recipe(settings: Settings, guess: Guess) -> Recipe:
+    task = {"type": guess.task, "language": settings.language}
+    models = {role: {"model_name_or_path": getattr(settings, role)} for role in ("teacher", "student")}
+    return Recipe(name="-", output_dir="-", task=task, data=settings.data, **models)
+
+
+def _read(settings: Settings, guess: Guess, missing: list[str]) -> Rows | None:
+    """All rows, without those of two splits. None, with what is wrong in `missing`, if they cannot be read."""
+    try:
+        return load_rows(_recipe(settings, guess))
+    except DataError as error:
+        refused = error
+    if any(problem.kind == Kind.ROW_IN_TWO_SPLITS for problem in refused.problems):
+        settings.data["overlap"] = "drop"
+        try:
+            return load_rows(_recipe(settings, guess))
+        except DataError as error:
+            refused = error
+    missing += refused.lines()
+    return None
+
+
+def _set_by_rows(settings: Settings, rows: Rows, guess: Guess, missing: list[str]) -> None:
+    settings.labels = [] if rows.choice else sorted(rows.labels or [])
+    if guess.task == "classification" and guess.native and len(settings.labels) > MANY_LABELS:
+        settings.data["template"] = template_for("classification", settings.language).split("\n", 1)[1]
+        rows = _read(settings, guess, missing) or rows
+    if guess.task == "classification" and len(settings.labels) == 1:
+        missing.append(
+            f"all rows have the one label {settings.labels[0]!r}, so there is nothing to learn; is another column the"
+            " label? data.columns={label: ...} says which"
+        )
+    examples = [example for split in SPLITS for example in rows.examples[split]]
+    lengths, counted = _token_counts(_recipe(settings, guess), examples)
+    typical = sorted(lengths)[int(0.9 * (len(lengths) - 1))]
+    settings.lengths = Lengths(max(lengths), typical, counted)
+    train = len(rows.examples["train"])
+    settings.step_rows = SMALL_BATCH if train < FEW_ROWS else BATCH
+    fitting = (size for size in (16, 8, 4, 2) if size <= settings.step_rows and size * typical <= BATCH_TOKENS)
+    settings.batch = next(fitting, 1)
+    settings.epochs_per_stage = 0.5 if train > 20_000 else 1.0 if train > 5_000 else 2.0
+
+
+def _token_counts(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[int], bool]:
+    """Tokens of every row, and whether they were counted."""
+    if Path(recipe.teacher.model_name_or_path).is_dir():
+        from tutelage.data.encode import make_encoder
+        from tutelage.models.load import load_tokenizer
+
+        try:
+            encoder = make_encoder(recipe.data, load_tokenizer(recipe.teacher))
+            return [len(encoder.prompt(e)) + len(encoder.answer(e.answer)) for e in examples], True
+        except (UserError, ValueError):
+            pass  # doctor says what is wrong with the tokenizer
+    return [-(-len(f"{prompt_text(e.prompt)} {e.answer}".encode()) // 2) + 2 for e in examples], False

@@ -1,0 +1,238 @@
+"""One recipe in summary.json: base models, methods with intervals, their differences from the best, the 2 x 2.
+
+docs/artifacts.md says how each number is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
+
+import numpy as np
+
+from tutelage.analysis.crossed_intervals import Estimate
+from tutelage.analysis.method_comparison import gap_closed_interval, mean_ranks, two_by_two
+from tutelage.analysis.significance import score_estimate
+from tutelage.analysis.slices import MEASURES, Measure
+from tutelage.compare.summary.against_best import SIGNS, TestedDifference, compare_with_best
+from tutelage.compare.summary.scores import RecipeScores, RunKey
+
+BaseModel = Literal["teacher", "anchor"]
+BASELINE = "sft"
+"""Where the gap to the teacher begins."""
+TWO_BY_TWO = ("td", "td-aw", "scd", "scd-aw")
+"""Best checkpoint and constant weights, best and adaptive, scheduled and constant, scheduled and adaptive."""
+
+# --- keys of summary.json ---
+
+
+class IntervalSummary(TypedDict):
+    """A mean over training runs with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    rows_only: bool
+    """One training run: the interval is about other test rows alone."""
+
+
+GapClosedSummary = TypedDict(
+    "GapClosedSummary",
+    {"share": float | None, "low": float | None, "high": float | None, "from": Literal["sft", "anchor"]},
+)
+"""Fraction of the gap from `from` to the teacher that a method closes. `share` is None if there is no gap, the ends if
+they are unbounded."""
+
+
+class SeedsNeededSummary(TypedDict):
+    """How many seeds would make a difference significant."""
+
+    verdict: Literal["settled", "more_seeds", "rows_too_few", "seed_variance_unknown"]
+    total: int | None
+    more: int | None
+
+
+class AgainstBestSummary(TypedDict):
+    """A method minus the best one."""
+
+    best: str
+    difference: IntervalSummary
+    test: Literal["crossed_t", "mcnemar_exact", "randomisation"]
+    p_value: float
+    p_holm: float | None
+    """None if the method has one training run in common with the best, and others have several."""
+    seeds_needed: SeedsNeededSummary
+
+
+class BaseSummary(TypedDict):
+    """Teacher or anchor on the test rows."""
+
+    score: IntervalSummary
+    nll: IntervalSummary
+
+
+class MethodSummary(TypedDict):
+    """A method on the test rows."""
+
+    trainings: int
+    """Number of training runs."""
+    seeds: int
+    """Number of different seeds among them."""
+    trajectories: int
+    """Number of different teacher seeds among them."""
+    score: IntervalSummary
+    nll: IntervalSummary
+    gap_closed: GapClosedSummary | None
+    """None for the baseline."""
+    validation: dict[str, float]
+    """Mean `score` and `nll` of the kept stages on validation rows."""
+    seconds: float
+    """Mean of a training run."""
+    score_rank: float
+    """From 1; methods with equal values share their mean rank."""
+    nll_rank: float
+    score_against_best: NotRequired[AgainstBestSummary]
+    nll_against_best: NotRequired[AgainstBestSummary]
+
+
+Effects = dict[Literal["schedule", "weighting", "interaction"], IntervalSummary]
+
+
+class RecipeSummary(TypedDict):
+    """One recipe."""
+
+    name: str
+    task: str
+    metric: str
+    """What `score` is."""
+    rows: int
+    """Number of test rows."""
+    base: dict[BaseModel, BaseSummary]
+    methods: dict[str, MethodSummary]
+    best: dict[Measure, str | None]
+    """The method that validation chose; None without validation losses."""
+    two_by_two: dict[Measure, Effects]
+    """Empty unless the four methods have a training run in common."""
+
+
+# --- how they are made ---
+
+
+def summarise_recipe(recipe: RecipeScores) -> RecipeSummary:
+    """The section of a recipe."""
+    teacher_keys = [(teacher_seed, 0) for teacher_seed in recipe.runs]
+    score, nll = _by_measure(recipe, "score"), _by_measure(recipe, "nll")
+    return {
+        "name": recipe.name,
+        "task": recipe.task.name,
+        "metric": recipe.task.metric,
+        "rows": len(recipe.examples),
+        "base": {
+            "teacher": _base_summary(recipe, "teacher", teacher_keys),
+            "anchor": _base_summary(recipe, "anchor", teacher_keys[:1]),
+        },
+        "methods": {method: _method_summary(recipe, method, score, nll) for method in recipe.methods},
+        "best": {"score": score.best, "nll": nll.best},
+        "two_by_two": _two_by_two(recipe),
+    }
+
+
+class _ByMeasure(NamedTuple):
+    """All methods by score, or by loss."""
+
+    intervals: dict[str, IntervalSummary]
+    ranks: dict[str, float]
+    best: str | None
+    against_best: dict[str, AgainstBestSummary]
+
+
+def _by_measure(recipe: RecipeScores, measure: Measure) -> _ByMeasure:
+    keys = {method: recipe.keys(method) for method in recipe.methods}
+    estimates = {
+        method: score_estimate(recipe.student_sample(measure, method, keys[method]), grid=keys[method])
+        for method in recipe.methods
+    }
+    intervals = {method: _clipped(estimate, measure) for method, estimate in estimates.items()}
+    ranks = mean_ranks([[SIGNS[measure] * interval["value"]] for interval in intervals.values()]).tolist()
+    best, differences = compare_with_best(recipe, measure)
+    return _ByMeasure(
+        intervals,
+        {method: int(rank) if rank.is_integer() else rank for method, rank in zip(intervals, ranks, strict=True)},
+        best,
+        {method: _against_best(best, tested) for method, tested in differences.items()},
+    )
+
+
+def _method_summary(recipe: RecipeScores, method: str, score: _ByMeasure, nll: _ByMeasure) -> MethodSummary:
+    keys = recipe.keys(method)
+    return {
+        "trainings": len(keys),
+        "seeds": len({seed for _, seed in keys}),
+        "trajectories": len({teacher_seed for teacher_seed, _ in keys}),
+        "score": score.intervals[method],
+        "nll": nll.intervals[method],
+        "gap_closed": _gap_closed(recipe, method),
+        "validation": recipe.validation_means(method),
+        "seconds": float(np.mean([record.seconds for record in recipe.cell_records(method)])),
+        "score_rank": score.ranks[method],
+        **({"score_against_best": score.against_best[method]} if method in score.against_best else {}),
+        "nll_rank": nll.ranks[method],
+        **({"nll_against_best": nll.against_best[method]} if method in nll.against_best else {}),
+    }
+
+
+def _base_summary(recipe: RecipeScores, model: BaseModel, keys: Sequence[RunKey]) -> BaseSummary:
+    estimates = {m: score_estimate(recipe.base_sample(m, model, keys), grid=keys) for m in MEASURES}
+    return {"score": _clipped(estimates["score"], "score"), "nll": _clipped(estimates["nll"], "nll")}
+
+
+def _gap_closed(recipe: RecipeScores, method: str) -> GapClosedSummary | None:
+    """On the training runs in common with the baseline; without any, from the anchor and on all of the method's."""
+    if method == BASELINE:
+        return None
+    shared = recipe.keys(BASELINE, method) if BASELINE in recipe.methods else []
+    keys = recipe.under_teachers(shared or recipe.keys(method), method)
+    low = recipe.student_sample("score", BASELINE, keys) if shared else recipe.base_sample("score", "anchor", keys)
+    teacher, student = recipe.base_sample("score", "teacher", keys), recipe.student_sample("score", method, keys)
+    gap = gap_closed_interval(low, teacher, student, grid=keys)
+    return {"share": gap.fraction, "low": gap.low, "high": gap.high, "from": "sft" if shared else "anchor"}
+
+
+def _two_by_two(recipe: RecipeScores) -> dict[Measure, Effects]:
+    keys = recipe.keys(*TWO_BY_TWO) if set(TWO_BY_TWO) <= set(recipe.methods) else []
+    if not keys:
+        return {}
+    samples = {measure: [recipe.student_sample(measure, method, keys) for method in TWO_BY_TWO] for measure in MEASURES}
+    effects = {measure: two_by_two(*samples[measure], grid=keys) for measure in MEASURES}
+    return {
+        measure: {
+            "schedule": _interval(effect.schedule),
+            "weighting": _interval(effect.weighting),
+            "interaction": _interval(effect.interaction),
+        }
+        for measure, effect in effects.items()
+    }
+
+
+def _against_best(best: str, tested: TestedDifference) -> AgainstBestSummary:
+    return {
+        "best": best,
+        "difference": _interval(tested.difference),
+        "test": tested.difference.test,
+        "p_value": tested.difference.p_value,
+        "p_holm": tested.p_holm,
+        "seeds_needed": asdict(tested.seeds_needed),
+    }
+
+
+def _interval(estimate: Estimate) -> IntervalSummary:
+    value, low, high = estimate.interval
+    return {"value": value, "low": low, "high": high, "rows_only": estimate.rows_only}
+
+
+def _clipped(estimate: Estimate, measure: Measure) -> IntervalSummary:
+    """The interval of a score within [0, 1], of a loss above 0."""
+    interval = _interval(estimate)
+    high = min(interval["high"], 1.0) if measure == "score" else interval["high"]
+    return {**interval, "low": max(interval["low"], 0.0), "high": high}

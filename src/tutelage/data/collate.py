@@ -1,0 +1,110 @@
+"""Rows to batches: which positions predict an answer, how a batch is padded, and the order of the rows.
+
+An *answer position* is one whose logits predict an answer token: the one left of the token, end-of-sequence included. A
+batch is padded on the left, so that answers end together and the last `A` positions of every row are the answer
+positions of the batch (A: its longest answer). The model is asked for the logits of those alone (`logits_to_keep=A`),
+so prompt positions never meet the vocabulary. The end-of-sequence token is predicted and never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from tutelage.data.encode import EncodedRow
+
+IGNORED = -100
+GROUPED_BATCHES = 32
+"""Batches sorted by length together: enough for little padding, few enough for other batches in every epoch."""
+
+
+class RowDataset(Dataset):
+    """Encoded rows for a DataLoader; an item is (index, row)."""
+
+    def __init__(self, rows: Sequence[EncodedRow]) -> None:
+        """Keep `rows` as they are."""
+        self.rows = rows
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, EncodedRow]:
+        """(index, row)."""
+        return index, self.rows[index]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows into a batch.
+
+    Returns input_ids, attention_mask, position_ids [B, T]; targets [B, A], the answer tokens aligned to the right with
+    -100 in front; row [B], indices in the data set. position_ids are always given: models with absolute positions would
+    otherwise count the padding.
+    """
+
+    pad_id: int
+    ahead: Callable[[Sequence[int]], None] | None = None
+    """Called with the indices of every batch. A trainer collates a batch before it trains on the previous one."""
+
+    def __call__(self, items: Sequence[tuple[int, EncodedRow]]) -> dict[str, Tensor]:
+        """Batch of (index, row) items."""
+        if self.ahead:
+            self.ahead([index for index, _ in items])
+        lengths = [len(row.prompt) + len(row.answer) - 1 for _, row in items]
+        width, answer_width = max(lengths), max(len(row.answer) for _, row in items)
+        ids = np.full((len(items), width), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(items), width), dtype=np.int64)
+        targets = np.full((len(items), answer_width), IGNORED, dtype=np.int64)
+        for line, (_, row) in enumerate(items):
+            ids[line, width - lengths[line] :] = row.prompt + row.answer[:-1]
+            mask[line, width - lengths[line] :] = 1
+            targets[line, answer_width - len(row.answer) :] = row.answer
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "position_ids": torch.from_numpy((mask.cumsum(1) - 1).clip(min=0)),
+            "targets": torch.from_numpy(targets),
+            "row": torch.tensor([index for index, _ in items]),
+        }
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """A seeded permutation of the rows, a new one each epoch, whose batches hold rows of similar length.
+
+    Rows are shuffled, sorted by length within groups of 32 batches, and the batches shuffled again. The rows that fill
+    no batch come last, so that a batch is never shorter than without grouping.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """lengths: [rows] in tokens."""
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate at the start of an epoch, also when a stopped run continues in it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of the rows."""
+        random, size = np.random.default_rng([self.seed, self.epoch]), self.batch_size
+        order = random.permutation(len(self.lengths))
+        whole = len(order) // size * size
+        groups = np.split(order[:whole], range(size * GROUPED_BATCHES, whole, size * GROUPED_BATCHES))
+        ordered = np.concatenate([group[np.argsort(-self.lengths[group], kind="stable")] for group in groups])
+        batches = random.permutation(ordered.reshape(-1, size))
+        yield from np.concatenate([batches.reshape(-1), order[whole:]]).tolist()
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """The id to pad with; any will do, since padding is masked everywhere."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -1,0 +1,55 @@
+"""A pytest plugin: in continuous integration (CI=true) a skip that ALLOWED_SKIPS does not name fails the session."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+ALLOWED_SKIPS = {
+    "tests/compare/test_ray_executor.py::test_the_node_that_does_not_see_a_folder_is_named": (
+        "mounts a file system in a user namespace, which many containers forbid"
+    ),
+}
+"""Node id without parameters, or file, of every test that may be skipped in continuous integration, with the reason."""
+
+
+class SkipRule:
+    """Collects the skips of a session and fails it at the end if one of them is not allowed.
+
+    With pytest-xdist it works in the controller, which receives the reports of all workers.
+    """
+
+    def __init__(self, allowed: dict[str, str]) -> None:
+        self.allowed = allowed
+        self.forbidden: dict[str, str] = {}
+        """Node id -> reason that pytest gives."""
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._add(report)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._add(report)
+
+    def _add(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        file, test = report.nodeid.split("::")[0], report.nodeid.split("[")[0]
+        if file not in self.allowed and test not in self.allowed:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            self.forbidden[report.nodeid] = str(reason)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.forbidden and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.forbidden:
+            terminalreporter.section("skipped, but not in ALLOWED_SKIPS (tests/helpers/skip_rule.py)", red=True)
+            for test, reason in self.forbidden.items():
+                terminalreporter.line(f"{test}: {reason}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI") == "true" and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SkipRule(ALLOWED_SKIPS), "skip-rule")
