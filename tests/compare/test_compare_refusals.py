@@ -92,7 +92,7 @@ def test_bad_rows_of_the_last_recipe_are_said_before_the_first_is_trained(tmp_pa
     recipes = [make_project(tmp_path / name, name=name) for name in ("one", "two")]
     write_rows(tmp_path / "two/data/test.jsonl", color_rows("train", 6))  # rows that are trained on
     assert command("compare", *recipes, "--methods", "sft", "--output", tmp_path / "both") == 2
-    assert "training rows that are test rows" in command.err.partition("two, teacher seed 0")[2]
+    assert "training rows that are also test rows" in command.err.partition("two, teacher seed 0")[2]
     assert not (tmp_path / "one/run/teach").exists()
 
 
