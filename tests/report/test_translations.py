@@ -13,7 +13,7 @@ import pytest
 from helpers.fake_run import INJECTION, Page, make_fake_run
 from tutelage.errors import UserError
 from tutelage.report import page
-from tutelage.report.translations import CATALOGS, LANGUAGES, check_language, close_up, say_in
+from tutelage.report.translations import CATALOGS, LANGUAGES, check_language, join_sentences, translator
 from tutelage.stages.report import build_report
 from tutelage.utils import format
 
@@ -36,7 +36,7 @@ def messages() -> dict[str, str]:
             forms = [form for form in message if form] if isinstance(message, tuple) else [message]
             assert forms[-1], f"{path.name}:{line}: {function} needs its message as a literal"
             found[forms[-1]] = path.name
-    for module, function in ((page, "say"), (format, "translate")):
+    for module, function in ((page, "translate"), (format, "translate")):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.Call)
@@ -82,7 +82,7 @@ def test_a_translation_has_the_places_and_the_mark_up_of_its_message(lang):
 
 @pytest.mark.parametrize("lang", ["fr", "KO", "ko-KR", "", "../../../etc/passwd"])
 def test_another_language_is_refused_with_what_to_type(lang, tmp_path):
-    for refuse in (check_language, say_in, lambda code: page.render("report.html.jinja", lang=code)):
+    for refuse in (check_language, translator, lambda code: page.render("report.html.jinja", lang=code)):
         with pytest.raises(
             UserError, match=r"(?s)not written in .*en \(English\), ko \(한국어\), ja \(日本語\).*--lang ko"
         ):
@@ -151,7 +151,8 @@ def test_marked_up_values_stay_marked_up():
 
 
 def test_one_and_many():
-    source = '{{ ngettext("%(num)s checkpoint, measured on validation.", "%(num)s checkpoints, measured on validation.", n) }}'
+    one, many = "%(num)s checkpoint, measured on validation.", "%(num)s checkpoints, measured on validation."
+    source = f'{{{{ ngettext("{one}", "{many}", n) }}}}'
     said = {
         lang: [page.page_environment(lang=lang).from_string(source).render(n=n) for n in (1, 4)]
         for lang in ("en", "ko")
@@ -175,7 +176,7 @@ def test_names_and_durations_in_each_language():
         "ko": ["3분 2초", "8.4초", "1시간 3분", "SCD+AW, 시드 0", "교사 모델", "개체명 F1", "68%", "my own"],
         "ja": ["3 分 2 秒", "8.4 秒", "1 時間 3 分", "SCD+AW、シード 0", "教師モデル", "固有表現F1", "68%", "my own"],
     }.items():
-        say = say_in(lang)
+        say = translator(lang)
         said = [format.duration(seconds, say) for seconds in (182, 8.44, 3780)]
         said += [page.model_name(name, say) for name in ("scd-aw/seed-0", "teacher")]
         assert [
@@ -188,5 +189,5 @@ def test_names_and_durations_in_each_language():
 
 def test_japanese_sentences_follow_each_other_without_a_space():
     lines = "<p><b>一：</b>\n  差です。\n  次の文です。\n</p><pre>一。\n二。\n</pre>"
-    assert close_up(lines, "ja") == "<p><b>一：</b>差です。次の文です。</p><pre>一。\n二。\n</pre>"
-    assert close_up(lines, "en") == lines
+    assert join_sentences(lines, "ja") == "<p><b>一：</b>差です。次の文です。</p><pre>一。\n二。\n</pre>"
+    assert join_sentences(lines, "en") == lines
