@@ -42,7 +42,8 @@ def machine_class() -> str:
     sets = [name for flag, name in INSTRUCTION_SETS.items() if flag in flags]
     gib = _kib(_read("/proc/meminfo"), "MemTotal") / 2**20
     processor = fields.get("model name", platform.machine())
-    return f"{cores()} cores ({processor}; {', '.join(sets) or 'instruction sets unknown'}), {gib:.0f} GiB, {platform.system()}"
+    features = ", ".join(sets) or "instruction sets unknown"
+    return f"{cores()} cores ({processor}; {features}), {gib:.0f} GiB, {platform.system()}"
 
 
 def versions() -> dict[str, str]:
@@ -79,8 +80,9 @@ def why_no_bf16(fp32_seconds: float, bf16_seconds: float) -> str | None:
     if ratio <= SLOW_BF16:
         return None
     return (
-        f"a [512, 576] x [576, 1536] product takes {bf16_seconds * 1e3:.1f} ms in bfloat16 and {fp32_seconds * 1e3:.1f} ms in"
-        f" float32, {ratio:.0f} times as long (limit {SLOW_BF16:.0f}): this processor has no fast bfloat16"
+        f"a [512, 576] x [576, 1536] product takes {bf16_seconds * 1e3:.1f} ms in bfloat16 and"
+        f" {fp32_seconds * 1e3:.1f} ms in float32, {ratio:.0f} times as long (limit {SLOW_BF16:.0f}):"
+        " this processor has no fast bfloat16"
     )
 
 

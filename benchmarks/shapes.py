@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tutelage.data.encode import EncodedRow
-from tutelage.models.load import with_lora
+from tutelage.models.adapters import with_lora
 from tutelage.recipe.schema import Lora
 
 EOS, PAD = 0, 1

@@ -11,8 +11,9 @@ import yaml
 from helpers.fake_run import CHECKPOINTS, write
 from helpers.whole_run import model, whole_run
 from tutelage.analysis.run_summary import summarise_run
-from tutelage.cli.clean import RESUME_ONLY, clean
+from tutelage.cli.clean import clean
 from tutelage.errors import DataError, RunLockedError
+from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.live_reader import worker
 from tutelage.run.run_state import REQUIRED_FILES
 
@@ -44,9 +45,8 @@ def test_a_dry_run_names_everything_and_takes_nothing(tmp_path, capsys):
     before = files(run)
     items = {item.what: item for item in clean(run)}
     assert files(run) == before
-    assert set(items) == {
-        *("cache", "anchor_cache", "cross_fit folds", "distill/td/seed-1 resume checkpoints", "teacher optimizer states"),
-    }  # fmt: skip
+    names = ("cache", "anchor_cache", "cross_fit folds", "distill/td/seed-1 resume checkpoints")
+    assert set(items) == {*names, "teacher optimizer states"}
     assert items["cache"].size == 4 * (1000 + len("{}")) + (run / "cache/manifest.json").stat().st_size
     assert items["teacher optimizer states"].size == 200
     assert (
@@ -146,8 +146,8 @@ def test_a_folder_that_is_no_run_is_refused_with_the_runs_in_it(tmp_path):
 
 
 def test_names_agree_with_the_stages():
-    from tutelage.cli.main import STAGES
-    from tutelage.stages.teach import RESTART_ONLY
+    from tutelage.stages.pipeline import STAGES
+    from tutelage.training.callbacks import WHOLE
 
     assert set(REQUIRED_FILES) <= set(STAGES)
-    assert RESTART_ONLY == RESUME_ONLY
+    assert WHOLE in RESUME_ONLY

@@ -1,15 +1,13 @@
-"""One row's story: what the files of a run say of it, and that its text is inert."""
+"""What is shown about one row, from the files of a run, and that its text is inert."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from helpers.fake_run import CHECKPOINTS, INJECTION, write
 from helpers.whole_run import whole_run
-from tutelage.cli.explain import explain, row_story, sentences
+from tutelage.cli.explain import RowStory, explain, row_story, sentences
 from tutelage.errors import DataError
 from tutelage.utils.files import write_jsonl
 
@@ -18,7 +16,7 @@ PROMPT = "headache [bold]now[/bold]\x1b[2J\u202e\nDepartment:"
 
 
 def explained_run(folder: Path) -> Path:
-    """A run whose row t7 was learned in steps, and whose validation losses are kept token by token."""
+    """A run whose row t7 has losses that fall from checkpoint to checkpoint."""
     run = whole_run(folder)
     rows = [json.loads(line) for line in (run / "prepare/rows.jsonl").read_text().splitlines()]
     about = {
@@ -34,13 +32,11 @@ def explained_run(folder: Path) -> Path:
         for n in range(3)
     ]
     write_jsonl(run / "prepare/rows.jsonl", rows)
-    for place, name in enumerate(CHECKPOINTS):
-        lines = [{"id": id, "split": "train", "nll": 0.8 / 2**place, "tokens": 2} for id in ("t77", TRAIN)]
+    for index, name in enumerate(CHECKPOINTS):
+        lines = [{"id": id, "split": "train", "nll": 0.8 / 2**index, "tokens": 2} for id in ("t77", TRAIN)]
         write_jsonl(run / "cache" / name / "sample_loss.jsonl", lines)
-        save_to(
-            run / f"teach/validation/{name}.safetensors", tokens=np.array([9.0, 1.0 + place, 3.0 + place, 9.0, 9.0])
-        )
-    save_to(run / "prepare/tokens/validation.index.safetensors", answers=np.array([1, 2, 2]))
+        line = {"id": VALIDATION, "split": "validation", "nll": 2.0 + index, "tokens": 2}
+        write_jsonl(run / f"teach/validation/{name}.jsonl", [{**line, "id": "v0", "nll": 9.0}, line])
     write_jsonl(run / "anchor/sample_loss.jsonl", [{"id": TRAIN, "split": "train", "nll": 0.05, "tokens": 2}])
     write_jsonl(
         run / "evaluate/td/seed-0/validation_loss.jsonl",
@@ -51,19 +47,14 @@ def explained_run(folder: Path) -> Path:
     return run
 
 
-def save_to(path: Path, **tensors: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path))
-
-
 def test_a_training_row_has_losses_and_weights(tmp_path):
     story = row_story(explained_run(tmp_path), TRAIN)
-    assert story["losses"] == {**dict(zip(CHECKPOINTS, (0.8, 0.4, 0.2, 0.1), strict=True)), "anchor": 0.05}
-    assert story["cross_fit"]["anchor"] == 0.7 and story["best"] == "checkpoint-360"
-    lines = story["weights"]["scd-aw/seed-0"]
-    assert [(line["stage"], line["checkpoint"]) for line in lines] == [(1, "checkpoint-120"), (2, "checkpoint-120"),
-                                                                      (3, "checkpoint-240"), (4, "checkpoint-360")]  # fmt: skip
-    assert {line["id"] for line in lines} == {TRAIN} and story["answers"] == {}
+    assert story.losses == {**dict(zip(CHECKPOINTS, (0.8, 0.4, 0.2, 0.1), strict=True)), "anchor": 0.05}
+    assert story.cross_fit["anchor"] == 0.7 and story.best == "checkpoint-360"
+    lines = story.weights["scd-aw/seed-0"]
+    followed = ["checkpoint-120", "checkpoint-120", "checkpoint-240", "checkpoint-360"]
+    assert [(line["stage"], line["checkpoint"]) for line in lines] == list(enumerate(followed, start=1))
+    assert {line["id"] for line in lines} == {TRAIN} and story.answers == {}
 
 
 def test_a_test_row_has_the_answers_of_every_model(tmp_path):
@@ -72,15 +63,13 @@ def test_a_test_row_has_the_answers_of_every_model(tmp_path):
         run / "evaluate/scd/seed-3/predictions.jsonl",
         [{"id": "row-0001", "model": "scd/seed-3", "score": 1.0, "raw": "x"}],
     )
-    answers = row_story(run, "row-0001")["answers"]
+    answers = row_story(run, "row-0001").answers
     assert list(answers) == ["teacher", "student", "anchor", "scd-aw/seed-0", "scd/seed-3", "td/seed-0"]
     assert all(line["id"] == "row-0001" for line in answers.values())
 
 
-def test_a_validation_row_has_the_means_of_its_own_tokens(tmp_path):
-    # row v1 is the second: after one token of v0 come its two, 1 and 3 at the first checkpoint, one more at each after
-    # it
-    losses = row_story(explained_run(tmp_path), VALIDATION)["losses"]
+def test_a_validation_row_has_the_losses_of_checkpoints_and_students(tmp_path):
+    losses = row_story(explained_run(tmp_path), VALIDATION).losses
     assert losses == {**dict(zip(CHECKPOINTS, (2.0, 3.0, 4.0, 5.0), strict=True)), "td/seed-0": 0.5}
 
 
@@ -96,15 +85,14 @@ def test_a_validation_row_has_its_loss_after_each_stage(tmp_path, capsys):
 
 def test_the_story_in_words(tmp_path):
     story = row_story(explained_run(tmp_path), TRAIN)
-    for student in story["weights"]:
-        for line in story["weights"][student]:
+    for student in story.weights:
+        for line in story.weights[student]:
             line["weight"] = 0.02
     text = " ".join(sentences(story))
     assert "from 0.800 at checkpoint-120 to 0.100 at checkpoint-480" in text
-    assert "T* is at 0.200, the plainly fine-tuned student at 0.050: plain fine-tuning of the student is ahead." in text
+    assert "T* has loss 0.200 and the anchor" in text and "0.050: the anchor is better on this row" in text
     assert (
-        "scd-aw/seed-0: on average 2 % of its loss follows the teacher: almost all of it follows the gold answer"
-        in text
+        "scd-aw/seed-0: on average 2 % of its loss follows the teacher, because the anchor's loss is far below" in text
     )
     assert "td/seed-0" not in text  # constant weights tell nothing of the row
 
@@ -119,7 +107,8 @@ def test_the_story_in_words(tmp_path):
 )
 def test_who_is_right_is_said(scores, says):
     answers = dict(zip(("teacher", "a/seed-0", "b/seed-0"), ({"score": score} for score in scores), strict=False))
-    assert sentences({"losses": {}, "best": None, "weights": {}, "answers": answers}) == [says]
+    story = RowStory(row={}, best=None, losses={}, cross_fit=None, weights={}, stages={}, answers=answers)
+    assert sentences(story) == [says]
 
 
 def test_what_is_printed_is_inert_and_whole(tmp_path, capsys):
@@ -140,9 +129,9 @@ def test_what_is_printed_is_inert_and_whole(tmp_path, capsys):
 
 def test_an_unknown_id_is_refused_with_the_nearest(tmp_path):
     run = explained_run(tmp_path)
-    with pytest.raises(DataError, match=r"no row of .* has the id 'Row-0001'; near it: .*row-0001"):
+    with pytest.raises(DataError, match=r"has no row 'Row-0001'; similar ids: .*row-0001"):
         row_story(run, "Row-0001")
-    with pytest.raises(DataError, match="its ids are like: "):
+    with pytest.raises(DataError, match="its ids look like: "):
         row_story(run, "%")
     with pytest.raises(DataError, match="name a run folder"):
         row_story(tmp_path / "nowhere", "a")
@@ -155,4 +144,4 @@ def test_a_file_that_is_being_written_is_read_as_far_as_it_goes(tmp_path):
     run = explained_run(tmp_path)
     with (run / "distill/td/seed-0/weights.jsonl").open("a") as file:
         file.write('{"id": "t7", "stage": 5, "wei')
-    assert len(row_story(run, TRAIN)["weights"]["td/seed-0"]) == 4
+    assert len(row_story(run, TRAIN).weights["td/seed-0"]) == 4

@@ -1,4 +1,4 @@
-"""The demo's clinic: rows that say what their labels say, splits that share nothing, two models of one vocabulary."""
+"""The demo's data: labels agree with the texts, splits share no text; both models have one vocabulary."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def test_a_row_is_in_the_script_of_its_language(tables):
             assert (bool(hangul), bool(kana)) == (row["language"] == "ko", row["language"] == "ja"), text_of(row)
 
 
-def test_no_place_of_a_frame_is_left_unfilled(tables):
+def test_no_placeholder_of_a_frame_is_left_unfilled(tables):
     assert not [text_of(row) for rows in tables.values() for row in rows if re.search(r"[{}]|None", text_of(row))]
 
 
-def test_more_rows_than_the_words_allow_are_refused_with_the_number_made(tmp_path):
-    with pytest.raises(DataError, match=r"clinic_\w+: \d+ of 40000 train rows were made, .*ask for fewer `rows`"):
+def test_more_rows_than_there_are_texts_are_refused_with_the_number_of_rows(tmp_path):
+    with pytest.raises(DataError, match=r"clinic_\w+: after \d+ of 40000 train rows, .*ask for fewer `rows`"):
         write_clinic(tmp_path, rows={"train": 40_000, "validation": 1, "test": 1})
 
 
@@ -106,25 +106,25 @@ IGNORED = {
     ("corrected", "ko"): "예약된 {0}|{0}으?로 예약",
     ("corrected", "ja"): "予約の{0}|{0}で予約",
 }
-"""What stands around the complaint that does not count, by kind and language."""
+"""Text around the complaint that does not count, by kind and language."""
 LATTER = ("latter", "후자", "後者")
 
 
 def department_of(row: dict[str, Any]) -> str:
-    """The department that the text itself asks for, whatever the row's label."""
-    place = ("en", "ko", "ja").index(row["language"])
-    names = {complaint[place]: department for department, table in lexicon.SYMPTOMS.items() for complaint in table}
-    found = sorted(
+    """The department that the text asks for, whatever the row's label."""
+    language = ("en", "ko", "ja").index(row["language"])
+    names = {complaint[language]: department for department, table in lexicon.SYMPTOMS.items() for complaint in table}
+    mentioned = sorted(
         (name for name in names if name.casefold() in row["text"].casefold()), key=row["text"].casefold().find
     )
-    assert len(found) == (1 if row["subdomain"] == "keyword" else 2), row["text"]
+    assert len(mentioned) == (1 if row["subdomain"] == "keyword" else 2), row["text"]
     if row["subdomain"] == "former_latter":
-        return names[found[any(word in row["text"] for word in LATTER)]]
+        return names[mentioned[any(word in row["text"] for word in LATTER)]]
     if row["subdomain"] != "keyword":
         cue = IGNORED[row["subdomain"], row["language"]]
-        found = [name for name in found if not re.search(cue.format(re.escape(name)), row["text"])]
-    assert len(found) == 1, row["text"]
-    return names[found[0]]
+        mentioned = [name for name in mentioned if not re.search(cue.format(re.escape(name)), row["text"])]
+    assert len(mentioned) == 1, row["text"]
+    return names[mentioned[0]]
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -141,7 +141,7 @@ def test_about_one_training_label_in_twenty_is_wrong(tmp_path):
     assert {row["label"] for row in wrong} <= set(lexicon.SYMPTOMS)
 
 
-def test_noise_can_be_turned_off_and_is_a_share(tmp_path):
+def test_noise_can_be_turned_off_and_is_a_fraction(tmp_path):
     sizes = {"train": 120, "validation": 6, "test": 6}
     write_clinic(tmp_path, rows=sizes, label_noise=0)
     rows = list(read_jsonl(tmp_path / "clinic_classification" / "train.jsonl"))
@@ -152,16 +152,16 @@ def test_noise_can_be_turned_off_and_is_a_share(tmp_path):
 
 @pytest.mark.parametrize("language", ["en", "ko", "ja"])
 @pytest.mark.parametrize("kind", ["negated", "corrected", "former_latter"])
-def test_the_place_of_a_complaint_alone_does_not_tell_whether_it_counts(tables, kind, language):
-    place, first = ("en", "ko", "ja").index(language), []
+def test_the_position_of_a_complaint_does_not_show_whether_it_counts(tables, kind, language):
+    column, first = ("en", "ko", "ja").index(language), []
     for row in tables["classification", "test"]:
         if (row["subdomain"], row["language"]) == (kind, language):
             text = row["text"].casefold()
             at = {
-                d: text.find(c[place].casefold())
+                d: text.find(c[column].casefold())
                 for d, table in lexicon.SYMPTOMS.items()
                 for c in table
-                if c[place].casefold() in text
+                if c[column].casefold() in text
             }
             first.append(min(at, key=at.get) == row["label"])
     assert 0.1 < sum(first) / len(first) < 0.9
@@ -297,7 +297,7 @@ def stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_prepare_leaves_what_is_there_alone_and_makes_another_version_anew(small, tmp_path):
+def test_prepare_keeps_what_exists_and_rebuilds_another_version(small, tmp_path):
     setup.prepare(tmp_path, ["ner"])
     first = stamps(tmp_path)
     assert {path.relative_to(tmp_path).parts[0] for path in first} == {"data", "models", "ready.json"}
@@ -310,7 +310,7 @@ def test_prepare_leaves_what_is_there_alone_and_makes_another_version_anew(small
     assert rows.stat().st_mtime_ns > first[rows]
 
 
-def test_prepare_begins_again_when_it_was_stopped_before_the_end(small, tmp_path):
+def test_prepare_starts_again_after_an_interruption(small, tmp_path):
     setup.prepare(tmp_path, ["ner"])
     (tmp_path / "ready.json").unlink()
     (tmp_path / "models" / "student" / "config.json").unlink()

@@ -78,21 +78,24 @@ def test_label_noise_is_an_argument_and_leaves_validation_and_test_clean(tmp_pat
 
 def _only_department(row: dict[str, str]) -> str:
     """The department of a `keyword` row, whose text holds one complaint."""
-    place = clinic.words.LANGUAGES.index(row["language"])
-    text = row["text"].casefold()
-    (found,) = (
-        name for name, table in clinic.words.SYMPTOMS.items() if any(words[place].casefold() in text for words in table)
+    language, text = clinic.words.LANGUAGES.index(row["language"]), row["text"].casefold()
+    (department,) = (
+        name
+        for name, complaints in clinic.words.SYMPTOMS.items()
+        if any(complaint[language].casefold() in text for complaint in complaints)
     )
-    return found
+    return department
 
 
 @pytest.mark.parametrize("noise", [-0.1, 5])
-def test_noise_that_is_no_share_is_refused_before_anything_is_written(tmp_path, noise):
-    with pytest.raises(DataError, match=rf"label_noise is {noise}: .*from 0 to 1"):
+def test_noise_that_is_no_fraction_is_refused_before_anything_is_written(tmp_path, noise):
+    with pytest.raises(DataError, match=rf"label_noise is {noise}, .*from 0 to 1"):
         write_clinic(tmp_path / "clinic", label_noise=noise)
     assert not (tmp_path / "clinic").exists()
 
 
-def test_more_rows_than_there_are_texts_is_an_error_and_no_endless_search(tmp_path):
-    with pytest.raises(DataError, match=r"clinic_ner: \d+ of 9000 train rows .* `none` notes .* ask for fewer `rows`"):
+def test_more_rows_than_there_are_texts_are_refused_instead_of_searching_forever(tmp_path):
+    with pytest.raises(
+        DataError, match=r"clinic_ner: after \d+ of 9000 train rows, .* `none` notes .*: ask for fewer `rows`"
+    ):
         write_clinic(tmp_path, rows={"train": 9000})

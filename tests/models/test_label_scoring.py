@@ -28,8 +28,8 @@ ARCHITECTURES = [
 
 
 def chosen(*args, **how):
-    """The places alone."""
-    return [winner.place for winner in choose_labels(*args, **how)]
+    """The indices alone."""
+    return [winner.index for winner in choose_labels(*args, **how)]
 
 
 @torch.no_grad()
@@ -169,7 +169,7 @@ def test_the_winners_probability_is_that_of_its_score(seed):
     for batch_size in (1, 3, 5):
         winners = choose_labels(model, byte_tokenizer(), PROMPTS, candidates, batch_size=batch_size)
         for winner, own, row in zip(winners, candidates, scores, strict=True):
-            assert winner.log_prob == pytest.approx(row[winner.place] * (len(own[winner.place]) + 1), abs=1e-4)
+            assert winner.log_prob == pytest.approx(row[winner.index] * (len(own[winner.index]) + 1), abs=1e-4)
             assert winner.log_prob <= 0
 
 
@@ -198,7 +198,7 @@ def test_scores_that_are_no_numbers_choose_without_end(bad):
 
     model.register_forward_hook(spoil)
     winners = choose_labels(model, byte_tokenizer(), PROMPTS, [LABELS] * 5, batch_size=5)
-    assert [winner.place for winner in winners] == [0] * 5
+    assert [winner.index for winner in winners] == [0] * 5
     assert all(math.isnan(winner.log_prob) for winner in winners)
 
 
@@ -235,7 +235,7 @@ def test_at_worst_every_candidate_is_read_once():
 def test_the_cache_of_the_prompts_is_the_same_after_a_pass():
     for arch, config in (("llama", {}), ("mistral", {"sliding_window": 5}), ("bamba", RECURRENT)):
         model = tiny_model(0, arch, **config)
-        with labels.at_rest(model) as plain:
-            read = labels._Read(plain, byte_tokenizer(), PROMPTS)
+        with labels.greedy_mode(model) as plain:
+            read = labels._ReadPrompts(plain, byte_tokenizer(), PROMPTS)
             first = read.after([1, 1, 4], [[1, 2, 256], [3, 4, 256], [5, 6, 256]])
             assert torch.equal(first, read.after([1, 1, 4], [[1, 2, 256], [3, 4, 256], [5, 6, 256]]))

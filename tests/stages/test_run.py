@@ -163,7 +163,7 @@ def test_a_stage_never_builds_on_a_stale_one(finished, command):
 def test_processes_of_a_launcher_do_not_write_one_folder(finished, command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command("distill", finished / "recipe.yaml") == 2
-    assert "as 2 processes" in command.err and "tutelage compare" in command.err
+    assert "started 2 processes" in command.err and "tutelage compare" in command.err
 
 
 def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):
@@ -316,4 +316,4 @@ def test_a_diverged_training_run_is_reported(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("prepare", recipe) == 0
     assert command("teach", recipe, "teach.trainer.learning_rate=1.0e+30") == 2
-    assert "loss is no number on 6 of 6 rows" in command.err and "Lower the learning_rate" in command.err
+    assert "loss is NaN or infinite on 6 of 6 rows" in command.err and "Lower its learning_rate" in command.err

@@ -44,10 +44,10 @@ def test_latex_takes_every_name(capsys):
     )
 
 
-def test_steps_that_were_there_are_not_counted(capsys):
+def test_steps_before_a_resume_are_not_counted(capsys):
     for reports, words in (
         ([0, 1, 2], "2 steps in"),
-        ([7, 8], "1 steps after 7 that were there in"),
+        ([7, 8], "1 steps, resumed at step 7, in"),
         ([], "0 steps in"),
     ):
         with Screen().steps("train") as on_step:

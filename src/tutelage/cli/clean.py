@@ -16,6 +16,7 @@ from typing import Any
 
 from tutelage.cli.list_runs import run_folders
 from tutelage.errors import DataError
+from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.live_reader import dig, is_run, read_or_none, recipe_of
 from tutelage.run.manifest import locked
 from tutelage.run.run_state import Manifests, manifests_by_folder
@@ -23,8 +24,6 @@ from tutelage.utils.console import print_table, visible
 from tutelage.utils.files import size_on_disk
 from tutelage.utils.format import file_size
 
-RESUME_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", "whole")
-"""Files of a teacher checkpoint that only an unfinished fine-tuning run needs; the same list as in stages/teach.py."""
 _DOOMED = ".clean-"
 """Prefix of a folder that is being deleted."""
 

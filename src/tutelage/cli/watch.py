@@ -25,10 +25,11 @@ from tutelage.records import BASE_MODELS
 from tutelage.run.live_reader import begun, dig, is_run, newest_change, read_log, read_or_none, recipe_of, written
 from tutelage.run.manifest import STARTED
 from tutelage.run.run_state import RunState, manifests_by_folder, state_of
+from tutelage.stages.pipeline import STAGES
 from tutelage.utils.console import visible
 from tutelage.utils.format import duration, number, percent
 
-STAGES = ("prepare", "teach", "anchor", "cache", "distill", "evaluate", "diagnose", "report")
+SHOWN = [name for name in STAGES if name != "cross_fit"]  # which few methods need
 
 
 @dataclass
@@ -169,7 +170,7 @@ def _stage_line(shot: Snapshot) -> Text:
     """Every stage with a mark: ✓ finished, ▶ at work, · not begun; students and scored models are counted."""
     counts, marks = Counter(name.split("/")[0] for name in shot.finished), []
     students = len(shot.recipe.distill.students) if shot.recipe else 1
-    for stage in STAGES:
+    for stage in SHOWN:
         total = {"distill": students, "evaluate": students + len(BASE_MODELS)}.get(stage, 1)
         at_work = shot.state.kind == "running" and shot.state.detail.split("/")[0] == stage
         mark = "▶" if at_work else "✓" if counts[stage] >= total else "·"

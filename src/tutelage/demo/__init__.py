@@ -1,1 +1,1 @@
-"""`tutelage demo`: a clinic's notes from a seeded generator, two small models, and a recipe for each task."""
+"""`tutelage demo`: generated notes of a clinic, two small models, and a recipe for each task."""

@@ -1,9 +1,9 @@
-"""The demo's data: intake notes of a small clinic, written by a seeded generator in English, Korean and Japanese.
+"""The demo's data: intake notes of a small clinic in English, Korean and Japanese, from a seeded generator.
 
-Three tasks: which department (classification), drugs, doses, symptoms and durations (ner), a question about the note
-(qa). Difficulty is honest: some rows are decided by one word, others by a word that points at one of two complaints, by
-a negation, or by copying a drug name no training row holds. A share of the training labels is wrong, as in real data;
-validation and test are clean. Every row names its kind in `subdomain`. No text occurs in two splits.
+Three tasks: the department (classification); drugs, doses, symptoms and durations (ner); a question about the note
+(qa). Rows differ in difficulty: some are decided by one keyword, others by a word that refers to one of two complaints,
+by a negation, or by copying a drug name that no training row contains. A fraction of the training labels is wrong, as
+in real data; validation and test sets are clean. Every row names its kind in `subdomain`. No text occurs in two splits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ VERSION = 2
 ROWS = {"train": 1600, "validation": 200, "test": 400}
 TASKS = ("classification", "ner", "qa")
 LABEL_NOISE = 0.05
-"""Share of the training rows of the classification task whose label is another department's."""
+"""Fraction of the classification task's training rows whose label is another department's."""
 SEED = 20260114
 TRIES = 2000
-"""Repeats in a row after which a kind of note counts as used up; the smallest kind has about 300 different texts a
-language."""
+"""Repeated texts in succession after which a kind of note counts as exhausted; the smallest kind has about 300 texts
+per language."""
 
 Row = dict[str, Any]
 
@@ -37,14 +37,15 @@ def write_clinic(
 ) -> dict[str, Path]:
     """Write clinic_TASK/{train,validation,test}.jsonl below `folder`; returns the folder of each task.
 
-    rows: rows of each split (default ROWS), the same for all tasks; about 5,000 in all is what the smallest kind of
-    note can fill.
-    label_noise: share in [0, 1] of the training rows of classification that get another department's label; validation
-    and test are always clean. The texts of that task depend on it too. Raises DataError where no further text can be
-    made.
+    rows: number of rows of each split (default ROWS), the same for all tasks; the smallest kind of note has texts for
+    about 5,000 in total. label_noise: fraction in [0, 1] of the classification training rows that get another
+    department's label; validation and test sets are always clean. The texts of that task depend on it, too. Raises
+    DataError if there are no further texts.
     """
     if not 0 <= label_noise <= 1:
-        raise DataError(f"label_noise is {label_noise}: it is a share of the training rows; give a number from 0 to 1")
+        raise DataError(
+            f"label_noise is {label_noise}, but it is a fraction of the training rows: give a number from 0 to 1"
+        )
     triage = partial(_triage_row, label_noise=label_noise)
     makers = {"classification": triage, "ner": _entity_row, "qa": _question_row}
     folders = {}
@@ -56,29 +57,30 @@ def write_clinic(
 
 
 def _splits(task: str, make: Callable[..., Row], seed: int, sizes: dict[str, int]) -> dict[str, list[Row]]:
-    """Rows of every split, all texts different, languages and kinds in turn."""
-    rng, seen, tables, misses = random.Random(f"{seed}/{task}"), set(), {}, 0
+    """Rows of every split: all texts differ, languages and kinds take turns."""
+    rng, texts, tables, repeats = random.Random(f"{seed}/{task}"), set(), {}, 0
     for split, size in sizes.items():
         table: list[Row] = []
         while len(table) < size:
-            turn = len(table)
-            row = make(rng, turn % 3, turn // 3, split)
-            key = re.sub(r"\W", "", row.get("text") or row["context"]).casefold()
-            misses = misses + 1 if key in seen else 0
-            if misses == TRIES:
-                raise DataError(_used_up(task, split, turn, row["subdomain"], sizes))
-            if key not in seen:
-                seen.add(key)
-                table.append({"id": f"{task}-{split}-{turn:04d}", **row, "language": words.LANGUAGES[turn % 3]})
+            index = len(table)
+            row = make(rng, index % 3, index // 3, split)
+            text = re.sub(r"\W", "", row.get("text") or row["context"]).casefold()
+            repeats = repeats + 1 if text in texts else 0
+            if repeats == TRIES:
+                raise DataError(_exhausted(task, split, index, row["subdomain"], sizes))
+            if text not in texts:
+                texts.add(text)
+                table.append({"id": f"{task}-{split}-{index:04d}", **row, "language": words.LANGUAGES[index % 3]})
         rng.shuffle(table)
         tables[split] = table
     return tables
 
 
-def _used_up(task: str, split: str, made: int, kind: str, sizes: dict[str, int]) -> str:
+def _exhausted(task: str, split: str, made: int, kind: str, sizes: dict[str, int]) -> str:
     return (
-        f"clinic_{task}: {made} of {sizes[split]} {split} rows were made, then {TRIES} `{kind}` notes in a row repeated earlier "
-        f"ones. No text may occur twice, and {sum(sizes.values())} rows are more than the words allow; ask for fewer `rows`"
+        f"clinic_{task}: after {made} of {sizes[split]} {split} rows, {TRIES} `{kind}` notes in succession repeated"
+        f" earlier texts. No text may occur twice, and there are not enough different ones for {sum(sizes.values())}"
+        " rows: ask for fewer `rows`"
     )
 
 
@@ -88,20 +90,23 @@ _PARTICLES = {"를": ("을", "를"), "는": ("은", "는"), "가": ("이", "가"
 
 
 def particle(word: str, kind: str) -> str:
-    """`word` with its Korean particle: after a final consonant 을, 은, 이, 과, 으로 (로 after ㄹ), otherwise 를, 는, 가, 와, 로."""
+    """`word` with its Korean particle.
+
+    After a final consonant 을, 은, 이, 과, 으로 (로 after ㄹ), otherwise 를, 는, 가, 와, 로.
+    """
     final = (ord(word[-1]) - 0xAC00) % 28 if "가" <= word[-1] <= "힣" else 0
     closed = final != 0 and not (kind == "로" and final == 8)
     return word + _PARTICLES[kind][0 if closed else 1]
 
 
 def fill(frame: str, values: dict[str, str]) -> str:
-    """A frame with its places filled, particles fitted."""
+    """A frame with values in its placeholders and the Korean particles that fit them."""
 
-    def place(match: re.Match[str]) -> str:
+    def value_of(match: re.Match[str]) -> str:
         word = values[match[1]]
         return particle(word, match[2]) if match[2] else word
 
-    text = re.sub(r"\{(\w+)(?::(\w+))?\}", place, frame)
+    text = re.sub(r"\{(\w+)(?::(\w+))?\}", value_of, frame)
     return text[0].upper() + text[1:]
 
 
@@ -114,13 +119,13 @@ def _symptom(rng: random.Random, tongue: int, department: str | None = None) -> 
 
 
 def _drug(rng: random.Random, tongue: int, rare: bool, split: str) -> str:
-    """A common drug, or a made-up one; every fourth combination of parts is kept from training."""
+    """A common drug, or a made-up one; every fourth combination of parts never occurs in training rows."""
     if not rare:
         return rng.choice(words.DRUGS[tongue])
     while True:
-        places = [rng.randrange(len(part)) for part in words.RARE[tongue]]
-        if (sum(places) % 4 == 0) == (split != "train"):
-            return "".join(part[place] for part, place in zip(words.RARE[tongue], places, strict=True))
+        indices = [rng.randrange(len(part)) for part in words.RARE[tongue]]
+        if (sum(indices) % 4 == 0) == (split != "train"):
+            return "".join(part[index] for part, index in zip(words.RARE[tongue], indices, strict=True))
 
 
 # --- rows ---
@@ -148,15 +153,15 @@ def _note(rng: random.Random, tongue: int, kind: str, rare: bool, split: str) ->
     second = first
     while second == first:
         second = _drug(rng, tongue, rare, split)
-    one, other = rng.sample(words.DOSES, 2)
+    dose, second_dose = rng.sample(words.DOSES, 2)
     span = rng.choice(words.SPANS[tongue]).format(n=rng.randint(2, 9))
     values = {
         "who": _who(rng, tongue),
         "symptom": _symptom(rng, tongue),
         "drug": first,
-        "dose": f"{one} mg",
+        "dose": f"{dose} mg",
         "drug2": second,
-        "dose2": f"{other} mg",
+        "dose2": f"{second_dose} mg",
         "span": span,
     }
     return fill(rng.choice(words.NOTES[kind][tongue]), values), values
@@ -170,17 +175,17 @@ def _entity_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
         return {"text": text, "entities": [], "subdomain": kind}
     text, values = _note(rng, tongue, "duration" if kind == "rare" else kind, kind == "rare", split)
     types = {"drug": "drug", "drug2": "drug", "dose": "dose", "dose2": "dose", "symptom": "symptom", "span": "duration"}
-    found = []
+    entities = []
     for name, label in types.items():
-        place = re.search(rf"(?<!\d){re.escape(values[name])}", text)  # 5 mg must not be found inside 25 mg
-        if place:
-            found.append((place.start(), {"type": label, "text": values[name]}))
-    return {"text": text, "entities": [entity for _, entity in sorted(found, key=lambda f: f[0])], "subdomain": kind}
+        match = re.search(rf"(?<!\d){re.escape(values[name])}", text)  # 5 mg must not be found inside 25 mg
+        if match:
+            entities.append((match.start(), {"type": label, "text": values[name]}))
+    ordered = [entity for _, entity in sorted(entities, key=lambda pair: pair[0])]
+    return {"text": text, "entities": ordered, "subdomain": kind}
 
 
 def _question_row(rng: random.Random, tongue: int, turn: int, split: str) -> Row:
-    """One question a note: the drug taken now, the dose of one of two drugs, a duration, or a drug of an unknown
-    name."""
+    """A note with one question: the drug taken now, the dose of one of two drugs, a duration, or a rare drug's name."""
     kind = ("plain", "changed", "two", "duration", "rare")[turn % 5]
     text, values = _note(rng, tongue, "changed" if kind == "rare" else kind, kind == "rare", split)
     asked = {"plain": "drug", "changed": "drug", "rare": "drug", "two": "dose", "duration": "span"}[kind]

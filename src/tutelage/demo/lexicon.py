@@ -1,6 +1,6 @@
 """Words and sentence frames of the demo's clinic, in English, Korean and Japanese.
 
-A place `{a:를}` in a Korean frame takes the particle that fits the word's last sound; see `clinic.py`.
+A placeholder `{a:를}` in a Korean frame takes the particle that fits the end of the word; see `clinic.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SYMPTOMS: dict[str, list[tuple[str, str, str]]] = {
         ("double vision", "복시", "複視"),
     ],
 }
-"""Department: complaints that lead there, by language in the order of LANGUAGES."""
+"""Department: its complaints, each in the languages of LANGUAGES."""
 
 PEOPLE = (("woman", "man"), ("여성", "남성"), ("女性", "男性"))
 PERSON = ("{age}-year-old {person}", "{age}세 {person}", "{age}歳{person}")
@@ -84,8 +84,8 @@ TRIAGE: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["{who}、{when}から{a}と{b}を訴え、新しいのは{which}のみ。"],
     ),
 }
-"""Frames by kind of difficulty, then language. `keyword`: the one complaint decides. `negated`, `corrected`: the other
-complaint must be ignored. `former_latter`: a word at the end picks one of the two."""
+"""Frames by kind of difficulty, then language. `keyword`: the only complaint decides. `negated`, `corrected`: the other
+complaint must be ignored. `former_latter`: a word at the end refers to one of the two."""
 
 DRUGS = (
     [
@@ -139,8 +139,8 @@ RARE = (
         ["モール", "スチン", "プラジン", "ジピン", "シリン", "ロン"],
     ),
 )
-"""Parts of made-up drug names: a quarter of the combinations is kept for validation and test, readable from their
-context alone."""
+"""Parts of made-up drug names. A quarter of the combinations occurs in validation and test sets only, so that they can
+only be copied from the text."""
 
 DOSES = (5, 10, 20, 25, 40, 50, 75, 100, 150, 200, 250, 500)
 SPANS = (("{n} days", "{n} weeks", "{n} months"), ("{n}일", "{n}주", "{n}개월"), ("{n}日間", "{n}週間", "{n}か月"))
@@ -179,7 +179,7 @@ NOTES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["{who}、{symptom}のため{drug} {dose}と{drug2} {dose2}を服用中。"],
     ),
 }
-"""Medication notes by kind. In `changed` the word next to it, not the place, tells which drug is taken now."""
+"""Medication notes by kind. In `changed` the word beside a drug, not its position, says that it is taken now."""
 
 ROUTINE = (
     ["{who} is here for a routine check, nothing to report.", "{who} comes for a certificate only."],

@@ -1,4 +1,4 @@
-"""The demo's two models: a small teacher and a smaller student with random weights, and the tokenizer both use."""
+"""The demo's models: a small teacher and a smaller student with random weights, and the tokenizer of both."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ STUDENT = {
     "num_attention_heads": 4,
     "initializer_range": 0.1,
 }
-"""Wider random weights than the usual 0.02, with which models this narrow spend most of a short training on leaving
-their start."""
+"""Larger random weights than the usual 0.02, with which models this narrow would spend most of a short fine-tuning run
+on leaving their starting point."""
 EOS, PAD = "<|end|>", "<|pad|>"
-
-
 SHAPES = {"teacher": TEACHER, "student": STUDENT}
 
 
@@ -36,8 +34,11 @@ def build_models(
     vocabulary: int = 2000,
     shapes: dict[str, dict[str, Any]] = SHAPES,
 ) -> None:
-    """Write a folder for each of `shapes` (random Llamas, tied embeddings) with a byte-level BPE learned from
-    `texts`."""
+    """Write a folder for each of `shapes`: a Llama with random weights and tied embeddings, and its tokenizer.
+
+    texts: what the byte-level BPE is learned from. vocabulary: its number of entries. shapes: settings of LlamaConfig
+    by folder name.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""Puts the demo in place: data, models, recipes. What is there already is left alone."""
+"""Prepares the demo: data, models, recipes. What exists from the same version stays."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from tutelage.demo.clinic import TASKS, VERSION, write_clinic
 from tutelage.demo.models import build_models
 from tutelage.errors import ConfigError
+from tutelage.utils.disk import full_disk_as_user_error
 from tutelage.utils.files import read_json, read_jsonl, write_json
 
 DEFAULT_TASKS = ("classification", "ner")
@@ -16,17 +17,18 @@ MARK = "ready.json"
 
 
 def prepare(folder: Path, tasks: list[str]) -> None:
-    """Write folder/data and folder/models unless this version of them is there. Raises ConfigError for a task that is
-    none."""
+    """Write folder/data and folder/models unless this version of them exists. Raises ConfigError for an unknown task,
+    DiskFullError if the disk is full."""
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise ConfigError(f"--task {unknown[0]}: the demo has {', '.join(TASKS)}")
     mark = folder / MARK
     if mark.is_file() and read_json(mark) == {"version": VERSION}:
         return
-    folders = write_clinic(folder / "data")
-    build_models(folder / "models", _texts(folders.values()))
-    write_json(mark, {"version": VERSION})
+    with full_disk_as_user_error(folder):
+        folders = write_clinic(folder / "data")
+        build_models(folder / "models", _texts(folders.values()))
+        write_json(mark, {"version": VERSION})
 
 
 def recipe_for(folder: Path, task: str) -> tuple[Path, list[str]]:
@@ -40,7 +42,7 @@ def recipe_for(folder: Path, task: str) -> tuple[Path, list[str]]:
 
 
 def _texts(folders: Iterable[Path]) -> Iterator[str]:
-    """All training text, what the tokenizer learns from."""
+    """All text of the training rows, from which the tokenizer is learned."""
     for folder in folders:
         for row in read_jsonl(folder / "train.jsonl"):
             yield from (str(row[key]) for key in ("text", "context", "question") if key in row)

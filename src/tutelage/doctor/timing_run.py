@@ -24,8 +24,9 @@ from tutelage.data.token_store import answer_lengths
 from tutelage.doctor.fit_checks import FittingRows
 from tutelage.doctor.headroom import PairedLosses
 from tutelage.method.weighting import constant_weight
+from tutelage.models.adapters import merged
 from tutelage.models.evaluation import Evaluator
-from tutelage.models.load import device, load_trainable, merged
+from tutelage.models.load import device, load_trainable
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Recipe
 from tutelage.tasks.base import BaseTask

@@ -6,7 +6,6 @@ traceback and exits with 2; any other exception is a bug and exits with 1.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -17,6 +16,7 @@ from tutelage.errors.problem import Place, Problem, by_kind
 __all__ = [
     "ConfigError",
     "DataError",
+    "DiskFullError",
     "Kind",
     "ModelError",
     "Place",
@@ -26,7 +26,6 @@ __all__ = [
     "StaleArtifactError",
     "UserError",
     "by_kind",
-    "is_disk_full",
     "problems",
 ]
 
@@ -99,6 +98,12 @@ class ModelError(UserError):
     default_kind = Kind.MODEL
 
 
+class DiskFullError(UserError):
+    """A file could not be written because its disk is full."""
+
+    default_kind = Kind.DISK_FULL
+
+
 class StaleArtifactError(UserError):
     """A finished result in the run folder was made from other inputs than the recipe now asks for."""
 
@@ -114,14 +119,3 @@ class RunLockedError(UserError):
 def problems(title: str, lines: list[str]) -> str:
     """A title and a line for each problem, so that a user mends all of them at once."""
     return "\n".join([title, *(f"  - {line}" for line in lines)])
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, is the system's report of a full disk or an exceeded quota."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     MODEL = "model"
     STALE_ARTIFACT = "stale_artifact"
     RUN_LOCKED = "run_locked"
+    DISK_FULL = "disk_full"
 
     # --- the recipe ---
     RECIPE_UNREADABLE = "recipe_unreadable"

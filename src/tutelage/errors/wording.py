@@ -17,7 +17,9 @@ SHOWN = 3
 SPLIT_WORDS = {"train": "training", "validation": "validation", "test": "test"}
 _BRACES = "Write a literal brace twice: {{ }}"
 _FIELDS = [field.name for field in fields(Problem)]
-_WITHOUT_IDENTIFIER = (Kind.USER, Kind.CONFIG, Kind.DATA, Kind.MODEL, Kind.STALE_ARTIFACT, Kind.RUN_LOCKED)
+_WITHOUT_IDENTIFIER = (
+    *(Kind.USER, Kind.CONFIG, Kind.DATA, Kind.MODEL, Kind.STALE_ARTIFACT, Kind.RUN_LOCKED, Kind.DISK_FULL),
+)
 """Kinds that say no more than the class of the error."""
 
 Values = Mapping[str, Any]
@@ -236,10 +238,10 @@ def _unrecognised(v: Values) -> str:
 
 
 def _no_template_value(v: Values) -> str:
-    what = f"is not a column of this row (it has {v['columns']})" if v["columns"] else "is empty in this row"
+    reason = f"is not a column of this row (it has {v['columns']})" if v["columns"] else "is empty in this row"
     return (
-        f"the prompt's template needs {{{v['name']}}}, which {what}; map it with data.columns, or change data.template."
-        f" {_BRACES}"
+        f"the prompt's template needs {{{v['name']}}}, which {reason}; map it with data.columns, or change"
+        f" data.template. {_BRACES}"
     )
 
 

@@ -1,5 +1,4 @@
-"""A model at work on examples: its answers, their scores, and its loss on gold. Used on validation to choose, on test
-to report."""
+"""Answers, scores and gold losses of a model on examples: on validation to choose, on test to report."""
 
 from __future__ import annotations
 
@@ -24,27 +23,28 @@ from tutelage.tasks.base import BaseTask
 from tutelage.utils.bootstrap import bootstrap
 
 OnRows = Callable[[int], None]
+"""Called with the number of rows done since its last call."""
 
 
 @dataclass(frozen=True)
 class Exam:
-    """Rows as every model meets them: rendered and tokenized once, however many models answer."""
+    """Examples ready for models to answer: rendered and tokenized once, however many models there are."""
 
     examples: Sequence[Example]
     rows: Sequence[EncodedRow]
-    """The same as token ids, answers included; empty where no losses are asked for."""
+    """The examples as token ids, answers included; empty if no losses are needed."""
     prompts: list[array[int]]
     labels: list[list[str]]
-    """Of each row, what it may be answered with; empty lists where answers are free text."""
+    """Allowed answers of each example; empty lists where answers are free text."""
     candidates: list[list[list[int]]]
     """The labels as token ids, without end-of-sequence."""
 
 
-class Checked(NamedTuple):
-    """A model on validation rows: what choices are made by."""
+class ValidationScores(NamedTuple):
+    """A model on validation examples: what choices are made by."""
 
     score: float
-    """The task's own metric over all rows."""
+    """The task's metric over all rows."""
     scores: list[float]
     """[rows] each row's own score in [0, 1]."""
     losses: np.ndarray
@@ -53,17 +53,19 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Everything about evaluation that does not depend on the model."""
+    """Task, tokenizer and decoding: all of evaluation that does not depend on the model."""
 
     task: BaseTask
     encoder: Encoder
     vocabulary: int
+    """Number of the tokenizer's entries; logits beyond it are cut off."""
     max_new_tokens: int
     decoding: str = "generate"
+    """`generate` or `labels`, as task.decoding."""
     batch_size: int = 16
 
     def exam(self, examples: Sequence[Example], rows: Sequence[EncodedRow] = ()) -> Exam:
-        """Examples made ready for models to answer."""
+        """Examples ready for models to answer."""
         prompts = [array("i", self.encoder.prompt(example, self.max_new_tokens)) for example in examples]
         closed = self.decoding != "generate"
         labels = [list(example.labels or self.task.labels or []) if closed else [] for example in examples]
@@ -71,19 +73,21 @@ class Evaluator:
         return Exam(examples, rows, prompts, labels, [[encoded[label] for label in row] for row in labels])
 
     def answers(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Answer]:
-        """Raw answers in the order of the examples: greedy text, or the likeliest of the row's labels.
+        """Raw answers in the order of the examples: greedy text, or the most probable of the row's labels.
 
-        The probability of a label is that of its text, among all texts.
+        The probability of a label is that of its text among all texts, not among the labels.
         """
-        how = {"batch_size": self.batch_size, "on_batch": on_rows}
+        batching = {"batch_size": self.batch_size, "on_batch": on_rows}
         tokenizer = self.encoder.tokenizer
         if self.decoding == "generate":
-            return generate_answers(model, tokenizer, exam.prompts, max_new_tokens=self.max_new_tokens, **how)
-        best = choose_labels(model, tokenizer, exam.prompts, exam.candidates, **how)
-        return [Answer(row[place], log_prob) for row, (place, log_prob) in zip(exam.labels, best, strict=True)]
+            return generate_answers(model, tokenizer, exam.prompts, max_new_tokens=self.max_new_tokens, **batching)
+        winners = choose_labels(model, tokenizer, exam.prompts, exam.candidates, **batching)
+        return [
+            Answer(labels[winner.index], winner.log_prob) for labels, winner in zip(exam.labels, winners, strict=True)
+        ]
 
     def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> np.ndarray:
-        """[rows] l_i(M) in nats, in the order of the rows. Raises ModelError for a loss that is not finite."""
+        """[rows] l_i(M) in nats, in the order of the rows. Raises ModelError if one is NaN or infinite."""
         losses = sample_losses(
             model,
             rows,
@@ -95,13 +99,14 @@ class Evaluator:
         wrong = np.flatnonzero(~np.isfinite(losses))
         if len(wrong):
             raise ModelError(
-                f"the model's loss is no number on {len(wrong):,} of {len(rows):,} rows, first on {rows[int(wrong[0])].id}: its"
-                " training diverged, or its dtype is too narrow. Lower the learning_rate of its training, or load it in float32"
+                f"the model's loss is NaN or infinite on {len(wrong):,} of {len(rows):,} rows, the first"
+                f" {rows[int(wrong[0])].id}: its training diverged, or its dtype is too narrow. Lower its"
+                " learning_rate, or load it in float32"
             )
         return losses
 
     def predict(self, name: str, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Prediction]:
-        """Answer, parsed answer, score, loss and confidence of a model on every example."""
+        """Answer, parsed answer, score, loss and confidence of a model on every example. name: recorded with each."""
         answers = self.answers(model, exam, on_rows)
         losses = self.losses(model, exam.rows)
         predictions = []
@@ -122,13 +127,13 @@ class Evaluator:
         table |= {name: interval._asdict() for name, interval in bootstrap(losses, _mean_nll, resamples).items()}
         return table
 
-    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> Checked:
-        """Score and losses on validation rows, and the score of every row."""
+    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> ValidationScores:
+        """Score over all examples, score of each, and losses; no intervals."""
         answers = self.answers(model, exam, on_rows)
         parsed = [self.task.parse(answer.text, example) for answer, example in zip(answers, exam.examples, strict=True)]
         score = self.task.metrics(parsed, exam.examples, resamples=100)[self.task.metric].value
-        scores = [self.task.score(one, example) for one, example in zip(parsed, exam.examples, strict=True)]
-        return Checked(score, scores, self.losses(model, exam.rows))
+        scores = [self.task.score(answer, example) for answer, example in zip(parsed, exam.examples, strict=True)]
+        return ValidationScores(score, scores, self.losses(model, exam.rows))
 
 
 def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -148,16 +153,15 @@ def sample_losses(
 ) -> np.ndarray:
     """[rows] losses in nats per answer token, by teacher-forced forward passes.
 
-    Batches are sorted by length; the losses come in the order of the rows. on_rows: called with the number of rows of
-    each batch.
+    Rows are read in batches of like length; losses come in the order of the rows.
     """
     training, collate, order = model.training, Collator(pad_id), length_order(rows)
     model.eval()
     losses = np.zeros(len(rows))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        _, _, means = read_batch(model, collate([(index, rows[index]) for index in indices]), vocabulary)
-        losses[indices] = means.double().numpy()
+        read = read_batch(model, collate([(index, rows[index]) for index in indices]), vocabulary)
+        losses[indices] = read.row_losses.double().numpy()
         if on_rows:
             on_rows(len(indices))
     model.train(training)
@@ -165,6 +169,6 @@ def sample_losses(
 
 
 def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[SampleLoss]:
-    """The losses of rows as records, one at a time."""
+    """The losses of rows as records, one at a time. nll: [rows]."""
     for row, loss, tokens in zip(rows, nll.tolist(), answer_lengths(rows).tolist(), strict=True):
         yield SampleLoss(row.id, row.split, loss, tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -11,16 +13,24 @@ from tutelage.method.mixed_loss import example_means
 from tutelage.models.heads import answer_states
 
 
-@torch.no_grad()
-def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(hidden [N, H], logits [N, V], nll [rows]) of a model at the answer positions of a batch.
+class BatchReading(NamedTuple):
+    """A model's output at the N answer positions of a batch, in row-major order."""
 
-    nll: mean negative log-likelihood of each row's answer tokens in nats, float32 on the CPU.
-    """
+    hidden: Tensor
+    """[N, H] what enters the output head, on the model's device."""
+    logits: Tensor
+    """[N, V] over the tokenizer's entries, on the model's device."""
+    row_losses: Tensor
+    """[B] mean cross-entropy with the gold tokens of each row in nats, float32 on the CPU."""
+
+
+@torch.no_grad()
+def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> BatchReading:
+    """Run the model on a collated batch. vocabulary: number of the tokenizer's entries."""
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     hidden, logits = answer_states(model, batch)
     logits = logits[:, :vocabulary]
     mask = batch["targets"] != IGNORED
-    nll = example_means(cross_entropy(logits, batch["targets"][mask]), mask)
-    return hidden, logits, nll.cpu()
+    row_losses = example_means(cross_entropy(logits, batch["targets"][mask]), mask)
+    return BatchReading(hidden, logits, row_losses.cpu())

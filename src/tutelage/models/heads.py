@@ -1,4 +1,8 @@
-"""The output head of a causal LM as a function of its input, and forward passes that keep answer positions only."""
+"""The output head of a causal LM as a function of its input, and forward passes that keep answer positions only.
+
+Shapes: B rows, T tokens, A answer columns (most answer tokens of a row), N answer positions of all rows, H hidden size,
+V entries of the tokenizer, V' entries of the model's own matrix (V or more).
+"""
 
 from __future__ import annotations
 
@@ -13,29 +17,29 @@ from torch import Tensor, nn
 from tutelage.data.collate import IGNORED
 
 FAITHFUL_NATS = 1e-3
-"""Largest mean KL between a model's own distribution and `head(hidden)`: bfloat16 rounding is far below, a missing cap
-is not."""
+"""Largest mean KL, in nats, between a model's own distribution and that of `head(hidden)`: bfloat16 rounding stays far
+below it, a missing soft cap does not."""
 BLOCK_BYTES = 1 << 22
-"""Size of the block of a head's weight that a CPU multiplies at a time, in float32: it stays in the cache."""
+"""Size of the block of a head's weight that a CPU multiplies at a time, in float32: it fits into the CPU's cache."""
 
 
 @dataclass(frozen=True)
 class Head:
     """Maps the hidden state that enters the output head to logits over the tokenizer's real vocabulary.
 
-    logits = softcap(scale x (W h + b)). Gemma caps, Granite and Cohere scale, Falcon-H1 multiplies; whether this
-    reproduces a model's own logits is checked by `head_error` before anything relies on it.
+    logits = softcap(scale x (W h + b)): Gemma has a cap, Granite, Cohere and Falcon-H1 a scale. `head_error` checks
+    that this reproduces a model's own logits before anything relies on it.
     """
 
     weight: Tensor
-    """[V, H], rows past the tokenizer's vocabulary cut off."""
+    """[V, H]; rows beyond the tokenizer's entries are cut off."""
     bias: Tensor | None = None
+    """[V]."""
     scale: float = 1.0
     softcap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[N, H] to logits [N, V], computed in the type of the weight; in float32 if that is the type of either, on a
-        CPU."""
+        """Logits [N, V] of hidden states [N, H], in the weight's dtype; on a CPU in float32 if either is float32."""
         wide = hidden.device.type == "cpu" and hidden.dtype == torch.float32
         logits = vocabulary_product(hidden if wide else hidden.to(self.weight.dtype), self.weight, self.bias)
         if self.scale != 1.0:
@@ -43,16 +47,16 @@ class Head:
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     def to(self, *args: torch.dtype | torch.device | str) -> Head:
-        """The same head in another type or on another device."""
+        """The same head in another dtype or on another device."""
         bias = None if self.bias is None else self.bias.to(*args)
         return Head(self.weight.to(*args), bias, self.scale, self.softcap)
 
 
 def vocabulary_product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """hidden [N, H] times weight^T [H, V], plus bias: logits [N, V] in the type of `hidden`.
+    """hidden [N, H] times weight^T [H, V], plus bias: logits [N, V] in the dtype of `hidden`.
 
-    In float32 on a CPU block by block over the vocabulary. That is faster than the whole product
-    (benchmarks/RESULTS.md), and a bfloat16 weight is widened, which changes no value, without a float32 copy of it.
+    Float32 on a CPU is computed block by block over the vocabulary. That is faster than one product
+    (benchmarks/RESULTS.md), and widens a bfloat16 weight, which changes no value, without a float32 copy of all of it.
     """
     in_blocks = hidden.device.type == "cpu" and hidden.dtype == torch.float32
     if not in_blocks or (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
@@ -66,7 +70,7 @@ def vocabulary_product(hidden: Tensor, weight: Tensor, bias: Tensor | None = Non
 
 
 def head_of(model: nn.Module, vocabulary: int) -> Head:
-    """The output head of `model`, cut to `vocabulary` entries; weights are shared with the model, not copied."""
+    """The output head of `model`, cut to `vocabulary` entries; it shares its weights with the model."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = 1.0
     if getattr(config, "logits_scaling", None):  # Granite divides
@@ -84,16 +88,16 @@ def head_of(model: nn.Module, vocabulary: int) -> Head:
 
 
 def takes_logits_to_keep(model: nn.Module) -> bool:
-    """Whether the model can be asked for the logits of the last positions alone."""
+    """Whether the model can compute the logits of the last positions alone."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def answer_logits(model: nn.Module, batch: dict[str, Tensor], *, keep: bool | None = None) -> Tensor:
-    """[B, A, V'] logits at the last A positions of a left-padded batch (A: columns of its targets).
+    """[B, A, V'] logits at the last A positions of a left-padded batch; A is the width of its targets.
 
-    The wrapped model is called as it is, so DDP and FSDP see an ordinary forward pass. keep: result of
-    `takes_logits_to_keep` on the unwrapped model, when the caller has it.
+    The model is called as it is, wrapped or not, so DDP and FSDP see an ordinary forward pass. keep:
+    `takes_logits_to_keep` of the unwrapped model, if the caller knows it.
     """
     columns = batch["targets"].shape[1]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
@@ -103,19 +107,19 @@ def answer_logits(model: nn.Module, batch: dict[str, Tensor], *, keep: bool | No
 
 
 @contextmanager
-def _watch_head(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what enters the output head during forward passes."""
-    seen: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+def _recorded_head_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Gives a list to which every forward pass adds the hidden states that enter the output head."""
+    inputs: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
     try:
-        yield seen
+        yield inputs
     finally:
         hook.remove()
 
 
 @contextmanager
 def in_place_of(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While this lasts, the model computes `forward` where that layer would run."""
+    """Inside this context, the model computes `forward` instead of the layer."""
     layer.forward = forward
     try:
         yield
@@ -126,33 +130,36 @@ def in_place_of(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterat
 @torch.no_grad()
 def answer_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """[N, H] hidden states that enter the head at the batch's answer positions; the head itself does not run."""
-    layer, mask, seen = model.get_output_embeddings(), batch["targets"] != IGNORED, []
-    if "forward" in layer.__dict__:  # a wrapper has put its own there: leave it alone
+    layer, mask, inputs = model.get_output_embeddings(), batch["targets"] != IGNORED, []
+    if "forward" in layer.__dict__:  # a wrapper has replaced it: do not replace it again
         return answer_states(model, batch)[0]
 
     def forward(hidden: Tensor) -> Tensor:
-        seen.append(hidden)
+        inputs.append(hidden)
         return hidden[..., :1]
 
     with in_place_of(layer, forward):
         answer_logits(model, batch)
-    return seen[-1][:, -mask.shape[1] :][mask]
+    return inputs[-1][:, -mask.shape[1] :][mask]
 
 
 @torch.no_grad()
 def answer_states(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Hidden states that enter the head and the model's own logits, both at the batch's answer positions.
+    """Hidden states [N, H] that enter the head and the model's own logits [N, V'], at the batch's answer positions.
 
-    Returns ([N, H], [N, V']) with the N answer positions in row-major order of the targets.
+    Positions are in row-major order of the targets.
     """
-    with _watch_head(model) as seen:
+    with _recorded_head_inputs(model) as inputs:
         logits = answer_logits(model, batch)
     mask = batch["targets"] != IGNORED
-    return seen[-1][:, -mask.shape[1] :][mask], logits[mask]
+    return inputs[-1][:, -mask.shape[1] :][mask], logits[mask]
 
 
 def head_error(head: Head, hidden: Tensor, logits: Tensor) -> float:
-    """Mean KL (nats) between the model's own distribution and `head(hidden)`; about 0 where the head is faithful."""
+    """Mean KL, in nats, between the model's own distribution and that of `head(hidden)`; about 0 for a faithful head.
+
+    hidden, logits: as `answer_states` returns them.
+    """
     from tutelage.method.divergences import forward_kl
 
     vocabulary = head.weight.shape[0]

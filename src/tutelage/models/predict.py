@@ -1,4 +1,4 @@
-"""`tutelage predict`: a distilled student at work on new rows, rendered and parsed exactly as in training."""
+"""`tutelage predict`: answers of a distilled student to new rows, rendered and parsed exactly as in training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.encode import Encoder
+from tutelage.data.encode import make_encoder
 from tutelage.data.readers import PlacedRow, parse_object, read_rows
 from tutelage.data.row_formats import example_from_row
 from tutelage.errors import Kind, ModelError, Place, Problem, UserError
@@ -22,14 +22,15 @@ from tutelage.tasks import make_task
 from tutelage.utils.files import read_json
 
 CHUNK_BATCHES = 8
-"""Batches read ahead from a file, so that rows of like length decode together. Standard input is answered batch by
+"""Batches read ahead from a file, so that rows of like length are decoded together. Standard input is answered batch by
 batch."""
 
 
 def predict_file(folder: Path, source: str, output: Path | None, batch_size: int) -> None:
-    """Answer every row of `source` (a file, or `-` for JSON lines on standard input), one JSON line a row.
+    """Write one JSON line for every row of `source` (a file, or `-` for JSON lines on standard input).
 
-    Raises UserError for an `output` that exists: it could be the input, or earlier answers.
+    output: file for the answers; None for standard output. Raises UserError if it exists: it could be the input, or
+    earlier answers.
     """
     if output is not None and output.exists():
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
@@ -45,33 +46,30 @@ def predict_file(folder: Path, source: str, output: Path | None, batch_size: int
 
 
 class Predictor:
-    """A student with its tokenizer, prompt and parser, as `tutelage.json` in its folder describes them."""
+    """A student with its tokenizer, prompt and parser, which are described in `tutelage.json` in its folder."""
 
     def __init__(self, folder: Path, batch_size: int = 16, read_ahead: int = CHUNK_BATCHES) -> None:
-        """Load the student. read_ahead: batches that are read before the first is answered.
+        """Load the student. read_ahead: batches of rows that are read before the first is answered.
 
-        Raises ModelError if the folder was not written by `distill`.
+        Raises ModelError if `distill` did not write the folder.
         """
         if not (folder / "tutelage.json").is_file():
             raise ModelError(
-                f"{folder} has no tutelage.json: give a student that `tutelage distill` wrote, distill/METHOD/seed-K"
+                f"{folder} has no tutelage.json: name the folder of a distilled student, RUN/distill/METHOD/seed-K"
             )
         usage = read_json(folder / "tutelage.json")
-        self.section = Task(**usage["task"])
-        self.data = Data(**translate_nested({"data": usage["data"]})["data"])
-        section = Model(model_name_or_path=str(folder), dtype="auto")
-        tokenizer = load_tokenizer(section)
-        data = self.data
-        prefix = data.answer_prefix if data.answer_prefix is not None else ("" if data.chat_template else " ")
-        self.task = make_task(self.section, self.section.labels, choice=usage["choice"])
-        encoder = Encoder(tokenizer, prefix, data.max_length, data.too_long)
-        self.evaluator = Evaluator(
-            self.task, encoder, len(tokenizer), usage["max_new_tokens"], self.section.decoding, batch_size
-        )
-        self.model, self.rows_ahead = load_model(section), batch_size * read_ahead
+        self.task_section = Task(**usage["task"])
+        self.data = Data(**translate_nested({"data": usage["data"]})["data"])  # keys may be of an earlier version
+        model_section = Model(model_name_or_path=str(folder), dtype="auto")
+        tokenizer = load_tokenizer(model_section)
+        self.task = make_task(self.task_section, self.task_section.labels, choice=usage["choice"])
+        encoder = make_encoder(self.data, tokenizer)
+        decoding = self.task_section.decoding
+        self.evaluator = Evaluator(self.task, encoder, len(tokenizer), usage["max_new_tokens"], decoding, batch_size)
+        self.model, self.rows_ahead = load_model(model_section), batch_size * read_ahead
 
     def __call__(self, rows: Iterable[PlacedRow]) -> Iterator[dict[str, Any]]:
-        """Answers to (row, place), in order."""
+        """Answers to (row, place) in order: id, prediction, raw text, confidence in [0, 1] or None."""
         rows = iter(rows)
         while chunk := list(itertools.islice(rows, self.rows_ahead)):
             examples = [self._example(row, place) for row, place in chunk]
@@ -85,9 +83,9 @@ class Predictor:
             row,
             place=place,
             split="test",
-            task=self.section,
+            task=self.task_section,
             data=self.data,
-            labels=self.section.labels,
+            labels=self.task_section.labels,
             need_answer=False,
         )
 

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from tutelage.errors import ConfigError, RunLockedError, StaleArtifactError
 from tutelage.recipe.renamed import translate_flat
 from tutelage.run.artifacts import Manifest
+from tutelage.utils.disk import full_disk_as_user_error
 from tutelage.utils.files import read_json, write_json
 
 STARTED, MANIFEST = "started.json", "manifest.json"
@@ -202,7 +203,9 @@ def one_process() -> None:
 
 @contextmanager
 def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Iterator[None]:
-    """Hold a folder for this process. Raises RunLockedError if another process has it, ConfigError as in `one_process`.
+    """Hold a folder for this process.
+
+    Raises RunLockedError if another one has it, DiskFullError if its disk runs full, ConfigError as in `one_process`.
 
     elsewhere: the setting that names another folder.
     """
@@ -216,6 +219,7 @@ def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Ite
             f"another process is working in {folder}: wait for it, or use another folder: {elsewhere}"
         ) from None
     try:
-        yield
+        with full_disk_as_user_error(folder):
+            yield
     finally:
         lock.release()

@@ -17,7 +17,8 @@ from torch import nn
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import TokenStore
 from tutelage.method.methods import Method, find_method
-from tutelage.models.load import device, load_trainable, merged, save_student
+from tutelage.models.adapters import merged
+from tutelage.models.load import device, load_trainable, save_student
 from tutelage.run import stage_inputs
 from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder

@@ -10,15 +10,15 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.utils.files import write_text
 
 STAGES: dict[str, str] = {
-    "prepare": "Read, check and freeze the rows; no model is loaded.",
-    "teach": "Fine-tune the teacher and keep its checkpoints, or take yours; find the best.",
-    "anchor": "Fine-tune the student on the same rows: the baseline, and the reference of adaptive weighting.",
-    "cache": "Read every teacher checkpoint once over the training rows.",
-    "cross_fit": "For methods ccd-aw and *-aw-cf: losses of student and teacher on rows that they were not trained on.",
-    "distill": "Train the student on the checkpoints, stage by stage.",
-    "evaluate": "Score every model on the test rows.",
-    "diagnose": "When and where each student wins or loses against its teacher.",
-    "report": "Write report/index.html from what is in the run folder.",
+    "prepare": "Read, check and render the rows; loads no model.",
+    "teach": "Fine-tune the teacher and keep its checkpoints, or use yours. Finds the best one on validation.",
+    "anchor": "Fine-tune the student without a teacher: the anchor. Adaptive weights compare the teacher with it.",
+    "cache": "Run every teacher checkpoint once over the training examples.",
+    "cross_fit": "Compute out-of-fold losses, for methods ccd-aw and *-aw-cf.",
+    "distill": "Train the students, stage by stage. Each stage follows one teacher checkpoint.",
+    "evaluate": "Score every model on the test set.",
+    "diagnose": "Compare each student with its teacher, slice by slice.",
+    "report": "Write report/index.html from the files in the run folder.",
 }
 """Stage by name, in the order of a full run, with its help text; each is `tutelage.stages.NAME.run_stage`."""
 WITHOUT_MODELS = ("prepare", "diagnose", "report")

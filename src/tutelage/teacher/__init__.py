@@ -1,1 +1,1 @@
-"""What each teacher checkpoint says about a row: live, or read from the cache. Imports models and below."""
+"""What teacher checkpoints say about training examples, live or from the cache. Imports models and below."""

@@ -1,9 +1,8 @@
-"""Builds the cache: every teacher checkpoint reads the rows once, and what it said goes to disk (`hidden_store.py`)."""
+"""Builds the cache: every teacher checkpoint reads the training examples once; the result goes to `hidden_store`."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,52 +14,51 @@ from tutelage.data.collate import Collator
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import length_order
 from tutelage.errors import Kind, Problem, UserError
+from tutelage.models.adapters import has_adapters, load_adapter
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_states, head_error, head_of
-from tutelage.models.load import hidden_size, load_adapter
+from tutelage.models.load import hidden_size
 from tutelage.recipe.schema import Model
 from tutelage.teacher.hidden_store import StoreWriter, bytes_on_disk
 from tutelage.teacher.sources import save_head
+from tutelage.utils.disk import free_space
 
 
 class CacheSize(NamedTuple):
-    """What the cache takes on disk, in bytes."""
+    """What the cache takes on disk, predicted from the rows and the teacher's config."""
 
     rows: int
     checkpoints: int
     states: int
-    """Answer tokens x hidden size, of all checkpoints."""
+    """Bytes of the hidden states: answer positions x hidden size, for every checkpoint."""
     heads: int
-    """Vocabulary x hidden size of all checkpoints: an upper bound, since a head that does not change (adapters) is
-    stored once."""
+    """Bytes of the output heads, at most: checkpoints with the same head (adapters) share one."""
     free: int
-    """Free on the disk that the run folder is on."""
+    """Bytes free on the disk of the run folder."""
 
     def __str__(self) -> str:
-        """For people."""
+        """`9,000 rows x 4 checkpoints take 12.3 MB, ...`."""
         return (
-            f"{self.rows:,} rows x {self.checkpoints} checkpoints take {self.states / 1e6:,.1f} MB, their heads at most"
-            f" {self.heads / 1e6:,.0f} MB; {self.free / 1e9:,.0f} GB are free"
+            f"{self.rows:,} rows x {self.checkpoints} checkpoints take {self.states / 1e6:,.1f} MB, their output heads"
+            f" at most {self.heads / 1e6:,.0f} MB; {self.free / 1e9:,.0f} GB are free"
         )
 
 
 def predicted_size(
-    rows: Sequence[EncodedRow], teacher: Model, checkpoints: int, vocabulary: int, dtype: str, where: Path
+    rows: Sequence[EncodedRow], teacher: Model, checkpoints: int, vocabulary: int, dtype: str, folder: Path
 ) -> CacheSize | None:
-    """The size of the cache; None as long as the teacher's files are not here. Raises UserError if the disk is too
-    small."""
+    """Size of the cache in `folder`; None if the teacher's config cannot be read yet.
+
+    checkpoints: their number. vocabulary: number of the tokenizer's entries. dtype: cache.dtype. Raises UserError if
+    the disk is too small.
+    """
     width = hidden_size(teacher)
     if width is None:
         return None
-    each = 2 if dtype == "bfloat16" else 4
-    folder = next(parent for parent in (where, *where.absolute().parents) if parent.exists())
-    size = CacheSize(
-        rows=len(rows),
-        checkpoints=checkpoints,
-        states=bytes_on_disk(rows, width, each) * checkpoints,
-        heads=vocabulary * width * each * checkpoints,
-        free=shutil.disk_usage(folder).free,
-    )
+    value_bytes = 2 if dtype == "bfloat16" else 4
+    states = bytes_on_disk(rows, width, value_bytes) * checkpoints
+    heads = vocabulary * width * value_bytes * checkpoints
+    size = CacheSize(len(rows), checkpoints, states, heads, free_space(folder))
     if size.states + size.heads > size.free:
         values = {"needed": size.states + size.heads, "free": size.free, "folder": str(folder)}
         raise UserError(Problem(Kind.DISK_TOO_SMALL, key="output_dir", values=values))
@@ -70,11 +68,13 @@ def predicted_size(
 def each_checkpoint(
     load: Callable[..., nn.Module], teacher: Model, folders: Sequence[Path]
 ) -> Iterator[tuple[Path, nn.Module]]:
-    """Every checkpoint with its model, one in memory at a time; adapters share one base. load: as
-    `models.load_model`."""
+    """Every checkpoint folder with its model, one in memory at a time; adapters share one base.
+
+    load: `models.load.load_model`, or a function with its arguments.
+    """
     base = None
     for folder in folders:
-        if not (folder / "adapter_config.json").is_file():
+        if not has_adapters(folder):
             yield folder, load(teacher, folder)
             continue
         base = load(teacher) if base is None else base
@@ -84,7 +84,7 @@ def each_checkpoint(
 
 
 class CacheBuilder:
-    """Reads a teacher checkpoint once over the rows and writes its store."""
+    """Runs a teacher checkpoint once over the rows and writes its store."""
 
     def __init__(
         self,
@@ -98,7 +98,11 @@ class CacheBuilder:
         shard_rows: int = 1024,
         top_k: int = 64,
     ) -> None:
-        """Stores go to `folder/CHECKPOINT`, heads beside them."""
+        """Stores go to `folder/CHECKPOINT`, output heads beside them.
+
+        vocabulary: number of the tokenizer's entries. dtype: of stored states and heads. batch_size: rows of a forward
+        pass. shard_rows: rows of a file. top_k: log-probabilities stored for each position if the head is not faithful.
+        """
         self.folder, self.rows, self.vocabulary = folder, rows, vocabulary
         self.collate, self.dtype, self.batch_size = Collator(pad_id), dtype, batch_size
         self.shard_rows, self.top_k = shard_rows, top_k
@@ -106,8 +110,11 @@ class CacheBuilder:
     def build(
         self, checkpoint: str, model: nn.Module, about: dict[str, Any], on_rows: Callable[[int], None] | None = None
     ) -> str | None:
-        """Write the store of one checkpoint, continuing after its last whole shard. Returns a note where top-k had to
-        do."""
+        """Write the store of one checkpoint, continuing after its last complete shard.
+
+        about: further keys of store.json. on_rows: called with the number of rows done since its last call. Returns a
+        note for the user if top-k log-probabilities are stored instead of hidden states.
+        """
         model.eval()
         writer = StoreWriter(self.folder / checkpoint, self.rows, self.shard_rows)
         head = head_of(model, self.vocabulary)
@@ -120,8 +127,8 @@ class CacheBuilder:
         if faithful:
             return None
         return (
-            f"{checkpoint}: head(hidden) is {error:.2g} nats from the model's own logits, so the cache holds the top"
-            f" {self.top_k} log-probabilities and the tail's mass instead (forward KL only)"
+            f"{checkpoint}: its output head, applied to its hidden states, is {error:.2g} nats from its own logits,"
+            f" so the cache holds the {self.top_k} largest log-probabilities of each position (forward KL only)"
         )
 
     def _head_error(self, model: nn.Module, head: Head) -> float:
@@ -133,31 +140,32 @@ class CacheBuilder:
     def _read(
         self, model: nn.Module, rows: Sequence[EncodedRow], faithful: bool, on_rows: Callable[[int], None] | None
     ) -> dict[str, Tensor]:
-        """Tensors of one shard, read in batches of like length and put back in the order of the rows."""
+        """Tensors of one shard, computed in batches of like length, in the order of the rows."""
         order, pieces, nll = length_order(rows), [{} for _ in rows], torch.zeros(len(rows))
         for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            hidden, logits, means = read_batch(model, self.collate([(p, rows[p]) for p in places]), self.vocabulary)
-            nll[places] = means
-            lengths = [len(rows[place].answer) for place in places]
-            kept = {"states": hidden.to(self.dtype)} if faithful else self._largest(logits)
-            for name, tensor in kept.items():
-                for place, piece in zip(places, tensor.cpu().split(lengths), strict=True):
-                    pieces[place][name] = piece
+            indices = order[start : start + self.batch_size]
+            read = read_batch(model, self.collate([(index, rows[index]) for index in indices]), self.vocabulary)
+            nll[indices] = read.row_losses
+            lengths = [len(rows[index].answer) for index in indices]
+            stored = {"states": read.hidden.to(self.dtype)} if faithful else self._largest(read.logits)
+            for name, tensor in stored.items():
+                for index, piece in zip(indices, tensor.cpu().split(lengths), strict=True):
+                    pieces[index][name] = piece
             if on_rows:
-                on_rows(len(places))
+                on_rows(len(indices))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} | {"nll": nll}
 
     def _largest(self, logits: Tensor) -> dict[str, Tensor]:
+        """Ids and log-probabilities [N, k] of the k largest logits [N, V] at each position."""
         log_probs, ids = logits.float().log_softmax(-1).topk(min(self.top_k, logits.shape[-1]))
         return {"ids": ids.to(torch.int32), "log_probs": log_probs}
 
     def _keep_head(self, head: Head) -> str:
-        """Name of the file that holds this head; checkpoints with the same head (LoRA teachers) share one file."""
-        kept = head.to(self.dtype)
-        weight = kept.weight.cpu().contiguous()
+        """Write the head unless a checkpoint with the same one has (LoRA teachers). Returns the name of its file."""
+        head = head.to(self.dtype)
+        weight = head.weight.cpu().contiguous()
         digest = hashlib.sha256(weight.view(torch.uint8).numpy()).hexdigest()[:16]
         name = f"head-{digest}.safetensors"
         if not (self.folder / name).exists():
-            save_head(kept.to("cpu"), self.folder / name)
+            save_head(head.to("cpu"), self.folder / name)
         return name

@@ -1,14 +1,14 @@
-"""What one teacher checkpoint says about every row, on disk: written shard by shard, checked, read at its place.
+"""What one teacher checkpoint says about every training example, on disk: written in shards, read row by row.
 
 A store is a folder:
 
     shard-00000.safetensors   states [positions, H] (or ids and log_probs [positions, k]) and nll [rows]
-    index.safetensors         keys [rows] and tokens [rows], written when all shards are whole
-    store.json                dtype, kind, head file, checkpoint and tokenizer fingerprints; written last
+    index.safetensors         keys [rows] and tokens [rows], written when all shards are complete
+    store.json                dtype, kind, head file, fingerprints of checkpoint and tokenizer; written last
 
-Rows are recognised by `EncodedRow.key` (id and token ids): a store is refused for rows it was not made of. Positions
-lie in shards by row, so opening reads the index alone. What a batch needs is read at its place in the file, through the
-page cache, and nothing stays mapped: of all rows only the index is held.
+Rows are recognised by `EncodedRow.key` (id and token ids): a store is refused for rows that it was not made from.
+Positions lie in shards by row, so opening reads only the index. The rows of a batch are read from the file through the
+page cache and nothing stays mapped, so memory does not grow with the number of rows, the index aside.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from torch import Tensor
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import answer_lengths, keys_of
 from tutelage.errors import StaleArtifactError
+from tutelage.utils.files import read_json, replacing, write_json
 
 FORMAT = 1
 
 
-def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file and move it into place at once: a name that exists is a whole file."""
-    draft = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(draft))
-    draft.replace(path)
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, complete or not at all."""
+    with replacing(path) as draft:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(draft))
 
 
 class StoreWriter:
-    """Writes a store; a killed writer continues after its last whole shard."""
+    """Writes a store; a killed writer continues after its last complete shard."""
 
     def __init__(self, folder: Path, rows: Sequence[EncodedRow], shard_rows: int) -> None:
-        """Rows go to disk in the order given, `shard_rows` to a file."""
+        """Rows are written in the order given, `shard_rows` to a file."""
         self.folder, self.rows, self.shard_rows = folder, rows, shard_rows
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -54,15 +54,14 @@ class StoreWriter:
                 yield number, self.rows[start : start + self.shard_rows]
 
     def write(self, number: int, tensors: dict[str, Tensor]) -> None:
-        """One shard: tensors by name, among them nll [rows of the shard]."""
-        save_whole(tensors, self._path(number))
+        """Write a shard: tensors by name, among them nll [rows of the shard]."""
+        save_tensors(tensors, self._path(number))
 
     def close(self, about: dict[str, Any]) -> None:
-        """Write the index, then `store.json` with `about`: from here on the store can be opened."""
+        """Write the index, then `store.json` with `about`: only now can the store be opened."""
         keys, tokens = torch.from_numpy(keys_of(self.rows)), torch.from_numpy(answer_lengths(self.rows))
-        save_whole({"keys": keys, "tokens": tokens}, self.folder / "index.safetensors")
-        text = json.dumps({"format": FORMAT, "shard_rows": self.shard_rows, **about}, indent=2)
-        (self.folder / "store.json").write_text(text, encoding="utf-8")
+        save_tensors({"keys": keys, "tokens": tokens}, self.folder / "index.safetensors")
+        write_json(self.folder / "store.json", {"format": FORMAT, "shard_rows": self.shard_rows, **about})
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
@@ -76,48 +75,49 @@ class Shard:
     }  # fmt: skip
 
     def __init__(self, path: Path) -> None:
-        """Read the header: 8 bytes of its length, then JSON with type, shape and place of every tensor."""
+        """Read the header: its length in 8 bytes, then JSON with dtype, shape and offsets of every tensor."""
         self._file = path.open("rb", buffering=0)
         length = int.from_bytes(self._file.read(8), "little")
-        self._base, self._about = 8 + length, json.loads(self._file.read(length))
+        self._base, self._header = 8 + length, json.loads(self._file.read(length))
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
-        """Rows start to start + count of a tensor, or all from start on."""
-        about = self._about[name]
-        offset, length = self._place(name, start, count)
+        """`count` rows of a tensor from row `start` on; all of them if `count` is None."""
+        entry = self._header[name]
+        offset, length = self._bytes_of(name, start, count)
         buffer = bytearray(length)
         if os.preadv(self._file.fileno(), [buffer], offset) < length:
-            raise StaleArtifactError(f"{self._file.name} is cut short; delete it, and the cache stage makes it again")
-        return torch.frombuffer(buffer, dtype=self._TYPES[about["dtype"]]).view(-1, *about["shape"][1:])
+            raise StaleArtifactError(f"{self._file.name} is incomplete: delete it, and the cache stage rebuilds it")
+        return torch.frombuffer(buffer, dtype=self._TYPES[entry["dtype"]]).view(-1, *entry["shape"][1:])
 
     def will_read(self, name: str, start: int, count: int) -> None:
-        """Let the system fetch these rows into its page cache while something else is computed."""
-        if hasattr(os, "posix_fadvise"):  # not everywhere; reading works without
-            os.posix_fadvise(self._file.fileno(), *self._place(name, start, count), os.POSIX_FADV_WILLNEED)
+        """Ask the system to load these rows into its page cache while something else is computed."""
+        if hasattr(os, "posix_fadvise"):  # not on every system; reading works without it
+            os.posix_fadvise(self._file.fileno(), *self._bytes_of(name, start, count), os.POSIX_FADV_WILLNEED)
 
-    def _place(self, name: str, start: int, count: int | None) -> tuple[int, int]:
-        """Offset and length of rows in the file, in bytes."""
-        about = self._about[name]
-        shape, kind = about["shape"], self._TYPES[about["dtype"]]
-        width = int(np.prod(shape[1:], dtype=np.int64)) * kind.itemsize
+    def _bytes_of(self, name: str, start: int, count: int | None) -> tuple[int, int]:
+        """Offset in the file and length of these rows, in bytes."""
+        entry = self._header[name]
+        shape, dtype = entry["shape"], self._TYPES[entry["dtype"]]
+        row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         count = shape[0] - start if count is None else count
-        return self._base + about["data_offsets"][0] + start * width, count * width
+        return self._base + entry["data_offsets"][0] + start * row_bytes, count * row_bytes
 
 
 class HiddenStore:
-    """An open store: answer positions of any rows, in milliseconds."""
+    """An open store: what it holds about the answer positions of any rows, in milliseconds."""
 
     def __init__(self, folder: Path) -> None:
         """Open the store in `folder`. Raises StaleArtifactError if it was never finished or has another format."""
         self.folder = folder
         if not (folder / "store.json").is_file():
             raise StaleArtifactError(
-                f"{folder} holds no finished store; run the cache stage again, it continues where it was"
+                f"{folder} holds no finished store: run the cache stage again; it continues where it stopped"
             )
-        self.about: dict[str, Any] = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        self.about: dict[str, Any] = read_json(folder / "store.json")
         if self.about["format"] != FORMAT:
             raise StaleArtifactError(
-                f"{folder} has store format {self.about['format']}, this version reads {FORMAT}: rebuild it"
+                f"{folder} has store format {self.about['format']}, this version reads {FORMAT}: rebuild it with"
+                " `tutelage cache RECIPE --force`"
             )
         with safe_open(str(folder / "index.safetensors"), framework="pt") as file:
             self.keys, self.tokens = file.get_tensor("keys").numpy(), file.get_tensor("tokens").numpy()
@@ -125,43 +125,42 @@ class HiddenStore:
         self._shards: dict[int, Shard] = {}
 
     def check(self, rows: Sequence[EncodedRow]) -> None:
-        """Refuse rows other than those the store was made of; says which differ first."""
+        """Raises StaleArtifactError if the store was made from other rows, or the same in another order."""
         keys = keys_of(rows)
         if len(keys) == len(self.keys) and np.array_equal(keys, self.keys):
             return
         known = set(self.keys.tolist())
-        strange = [rows[place].id for place, key in enumerate(keys.tolist()) if key not in known]
-        what = (
-            f"{len(strange):,} rows are not in it, first {strange[:3]}"
-            if strange
-            else "its rows are others or in another order"
-        )
+        missing = [rows[index].id for index, key in enumerate(keys.tolist()) if key not in known]
+        reason = "it has other rows or another order"
+        if missing:
+            reason = f"{len(missing):,} rows are not in it, the first {missing[:3]}"
         raise StaleArtifactError(
-            f"{self.folder} was made from other rows or another tokenizer ({len(self.keys):,} rows stored, {len(keys):,} asked"
-            f" for; {what}). Rebuild it: tutelage cache RECIPE --force"
+            f"{self.folder} was made from other rows or with another tokenizer ({len(self.keys):,} rows stored,"
+            f" {len(keys):,} asked for; {reason}). Rebuild it: tutelage cache RECIPE --force"
         )
 
-    def positions(self, name: str, places: Sequence[int]) -> Tensor:
-        """The stored tensor `name` at all answer positions of the rows at `places`, concatenated in that order."""
-        size, pieces = self.about["shard_rows"], []
-        for place in places:
-            pieces.append(self._shard(place // size).read(name, int(self._starts[place]), int(self.tokens[place])))
+    def positions(self, name: str, rows: Sequence[int]) -> Tensor:
+        """The stored tensor `name` at all answer positions of these rows (indices), concatenated in that order."""
+        pieces = []
+        for row in rows:
+            shard = self._shard(row // self.about["shard_rows"])
+            pieces.append(shard.read(name, int(self._starts[row]), int(self.tokens[row])))
         return torch.cat(pieces)
 
-    def will_read(self, places: Sequence[int]) -> None:
-        """Fetch the answer positions of these rows into the page cache, in the background: `positions` is about to ask
-        for them."""
-        size, names = self.about["shard_rows"], ("states",) if self.about["kind"] == "states" else ("ids", "log_probs")
-        for place in places:
+    def will_read(self, rows: Sequence[int]) -> None:
+        """Load these rows' answer positions into the page cache, in the background, before `positions` reads them."""
+        names = ("states",) if self.about["kind"] == "states" else ("ids", "log_probs")
+        for row in rows:
             for name in names:
-                self._shard(place // size).will_read(name, int(self._starts[place]), int(self.tokens[place]))
+                shard = self._shard(row // self.about["shard_rows"])
+                shard.will_read(name, int(self._starts[row]), int(self.tokens[row]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """For processes that load data: open files stay behind, each process opens its own."""
+        """For data-loading processes: each of them opens the files itself."""
         return {**self.__dict__, "_shards": {}}
 
     def nll(self) -> np.ndarray:
-        """[rows] mean negative log-likelihood of the gold answers, nats a token."""
+        """[rows] mean negative log-likelihood of the gold answers, in nats per token."""
         shards = range(-(-len(self.keys) // self.about["shard_rows"]))
         return np.concatenate([self._shard(number).read("nll").double().numpy() for number in shards])
 
@@ -171,9 +170,10 @@ class HiddenStore:
         return self._shards[number]
 
     def _starts_in_shards(self) -> np.ndarray:
-        size = self.about["shard_rows"]
+        """[rows] index of each row's first answer position in its shard."""
+        shard_rows = self.about["shard_rows"]
         starts = np.cumsum(self.tokens) - self.tokens
-        return starts - np.repeat(starts[::size], size)[: len(starts)]
+        return starts - np.repeat(starts[::shard_rows], shard_rows)[: len(starts)]
 
 
 def bytes_on_disk(rows: Sequence[EncodedRow], width: int, dtype_bytes: int) -> int:

@@ -25,8 +25,9 @@ from tutelage.data.token_store import keys_of
 from tutelage.errors import ConfigError, ModelError
 from tutelage.method.methods import find_method
 from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
+from tutelage.models.adapters import merged
 from tutelage.models.evaluation import sample_losses
-from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, merged, save_student
+from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, save_student
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process

@@ -1,2 +1,1 @@
-"""Files, terminal output, number formats and memory: small helpers that every package may use. Imports no other
-package."""
+"""Files, disk, memory, terminal output, number formats and the bootstrap: helpers that every package may use."""

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work held. torch is asked only where it is loaded already."""
+"""Peak memory of a piece of work, and memory of the machine. Uses torch only if it is loaded already."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from types import ModuleType
 
 @contextmanager
 def peak_memory(every: float = 0.1) -> Iterator[Callable[[], int]]:
-    """Gives a function that says the most bytes held so far: of the accelerator, or of this process where there is
-    none.
+    """Gives a function that returns the peak so far in bytes: of the accelerator, or of this process if there is none.
 
-    every: seconds between looks at the process. Its memory holds everything that is loaded, libraries (0.5 GB)
-    included.
+    every: seconds between two measurements of the process. Its memory includes the libraries that are loaded (0.5 GB).
     """
     import psutil
 
     if torch := _accelerated():
         torch.cuda.reset_peak_memory_stats()
     process, stop = psutil.Process(), threading.Event()
-    seen = [process.memory_info().rss]
+    highest = process.memory_info().rss
 
-    def watch() -> None:
+    def measure() -> None:
+        nonlocal highest
         while not stop.wait(every):
-            seen[0] = max(seen[0], process.memory_info().rss)
+            highest = max(highest, process.memory_info().rss)
 
     def peak() -> int:
         torch = _accelerated()
-        return torch.cuda.max_memory_allocated() if torch else seen[0]
+        return torch.cuda.max_memory_allocated() if torch else highest
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=measure, daemon=True)
     thread.start()
     try:
         yield peak
@@ -42,7 +41,7 @@ def peak_memory(every: float = 0.1) -> Iterator[Callable[[], int]]:
 
 
 def machine_memory() -> int:
-    """Bytes of the accelerator, or of this machine where there is none."""
+    """Total bytes of the accelerator's memory, or of this machine's if there is none."""
     import psutil
 
     torch = _accelerated()
@@ -50,6 +49,6 @@ def machine_memory() -> int:
 
 
 def _accelerated() -> ModuleType | None:
-    """The module torch, if it is loaded and has an accelerator."""
+    """The module torch, if it is loaded and has a CUDA device."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() else None

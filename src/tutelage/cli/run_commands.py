@@ -1,0 +1,91 @@
+"""Commands that read a run folder: what is in it, how it goes, one row of it, and a student with its model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+StudentName = Annotated[
+    str | None, typer.Option(metavar="METHOD/seed-K", help="The student. Default: the best on validation.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
+    app.command("ls")(list_runs)
+    for command in (watch, diagnose, explain, card, push, clean):
+        app.command()(command)
+
+
+def diagnose(run: RunPath) -> None:
+    """Compare each student with its teacher, slice by slice. Writes RUN/diagnose: slices, calibration, a cascade."""
+    from tutelage.stages import diagnose
+
+    diagnose.run_stage(run)
+    diagnose.show(run)
+
+
+def watch(
+    run: RunPath,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 1.0,
+) -> None:
+    """Show a run live: stage, time left, losses, validation scores.
+
+    Reads the run's files only, so it works from another machine that shares the folder.
+    """
+    from tutelage.cli.watch import watch
+
+    watch(run, once, interval)
+
+
+def clean(run: RunPath, yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False) -> None:
+    """List files of a run that can be rebuilt; --yes deletes them."""
+    from tutelage.cli.clean import clean
+
+    clean(run, yes)
+
+
+def explain(
+    id: Annotated[str, typer.Argument(help="The row's id.")],
+    run: Annotated[Path, typer.Option("--run", help="The run folder.")],
+) -> None:
+    """Show what a run knows about one row. Losses by checkpoint, weights by stage, and the answer of every model."""
+    from tutelage.cli.explain import explain
+
+    explain(run, id)
+
+
+def card(run: RunPath, student: StudentName = None) -> None:
+    """Write a student's model card. It becomes README.md in the student's folder."""
+    from tutelage.report.model_card import write_card
+
+    print(write_card(run, student))
+
+
+def push(
+    run: RunPath,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hugging Face Hub.")],
+    student: StudentName = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public. Default: private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files without uploading them.")] = False,
+) -> None:
+    """Upload a student with its model card to the Hugging Face Hub."""
+    from tutelage.report.model_card import push
+
+    push(run, student, repo, not public, dry_run)
+
+
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder with runs, at any depth.")] = Path("runs"),
+    format: Annotated[
+        Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Format of the printed table.")
+    ] = "table",
+) -> None:
+    """List runs: models, best student, score, state, size."""
+    from tutelage.cli.list_runs import show_runs
+
+    show_runs(folder, format)
