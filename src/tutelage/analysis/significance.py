@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -41,6 +41,7 @@ _EXACT_SIGNS = 12
 
 Scores = ArrayLike | RunScores
 """A table, or the scores made of one."""
+TestName = Literal["crossed_t", "mcnemar_exact", "randomisation"]
 
 
 # --- one and two methods ---
@@ -51,9 +52,8 @@ class Difference(Estimate):
     """First minus second, in the unit of the score."""
 
     p_value: float
-    """Two-sided, in [0, 1]. With several seeds it is about other seeds and other rows; with one seed about other
-    rows."""
-    test: Literal["crossed_t", "mcnemar_exact", "randomisation"]
+    """Two-sided, in [0, 1]. About other seeds and other rows; with one seed about other rows alone."""
+    test: TestName
 
 
 def score_estimate(
@@ -117,9 +117,7 @@ def as_run_scores(
     return score_runs(scores, statistic, resamples=resamples, seed=seed)
 
 
-def _difference(
-    estimate: Estimate, p_value: float, test: Literal["crossed_t", "mcnemar_exact", "randomisation"]
-) -> Difference:
+def _difference(estimate: Estimate, p_value: float, test: TestName) -> Difference:
     values = {field.name: getattr(estimate, field.name) for field in fields(estimate)}
     return Difference(**values, p_value=p_value, test=test)
 
@@ -259,28 +257,26 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def holm_levels(p_values: ArrayLike, alpha: float = ALPHA) -> np.ndarray:
+def holm_levels(p_values: ArrayLike) -> np.ndarray:
     """[tests] the level that Holm's method compares each p-value with, as long as all smaller ones are below theirs.
 
     Equal p-values have the level of the first of them: none of them is rejected before that one is.
     """
     given = np.asarray(p_values, dtype=np.float64)
-    return alpha / (given[None] >= given[:, None]).sum(axis=1)
+    return ALPHA / (given[None] >= given[:, None]).sum(axis=1)
 
 
 # --- seeds ---
 
 
-@dataclass(frozen=True, slots=True)
-class SeedsNeeded:
+class SeedsNeeded(TypedDict):
     """How many seeds would make a difference significant, if it and its variances stay the same."""
 
     verdict: Literal["settled", "more_seeds", "rows_too_few", "seed_variance_unknown"]
     """`settled`: it is significant. `rows_too_few`: no number of seeds up to 1,000 is enough on these rows, under these
     teacher trajectories. `seed_variance_unknown`: one seed says nothing about it."""
     total: int | None
-    """Smallest number of seeds in total (under every trajectory), the present number if `settled`; None for the other
-    verdicts."""
+    """Smallest number of seeds (under every trajectory) with `more_seeds`, the present one if `settled`; else None."""
     more: int | None
     """`total` less the present number of seeds; 0 if `settled`."""
 
@@ -294,15 +290,15 @@ def seeds_needed(difference: Estimate, significant: bool, level: float = ALPHA) 
     enough. A forecast from variances that few seeds estimate badly: a guide to what to run next, not a promise.
     """
     if significant:
-        return SeedsNeeded("settled", difference.seeds, 0)
+        return {"verdict": "settled", "total": difference.seeds, "more": 0}
     if difference.seed_deviation is None:
-        return SeedsNeeded("seed_variance_unknown", None, None)
+        return {"verdict": "seed_variance_unknown", "total": None, "more": None}
     from scipy.special import stdtrit
 
     totals = np.arange(difference.seeds + 1, MOST_SEEDS + 1)
     error, freedom = difference.with_seeds(totals)
     enough = np.flatnonzero(stdtrit(freedom, 1 - level / 2) * error < abs(difference.interval.value))
     if not len(enough):
-        return SeedsNeeded("rows_too_few", None, None)
+        return {"verdict": "rows_too_few", "total": None, "more": None}
     total = int(totals[enough[0]])
-    return SeedsNeeded("more_seeds", total, total - difference.seeds)
+    return {"verdict": "more_seeds", "total": total, "more": total - difference.seeds}

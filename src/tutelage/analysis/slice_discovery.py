@@ -376,10 +376,7 @@ def _discovered(line: SliceRecord, held: _HeldCandidate, prompts: Prompts) -> Di
         "how": candidate.how,
         "by": held.by,
         "rule": [ConditionRecord(**part._asdict()) for part in candidate.rule],
-        "searched": {
-            "rows": int(candidate.inside[prompts.searched].sum()),
-            "against_rest": held.in_searched_half,
-        },
+        "searched": {"rows": int(candidate.inside[prompts.searched].sum()), "against_rest": held.in_searched_half},
     }
 
 

@@ -160,11 +160,7 @@ class CellTable:
 
 
 def _entry(
-    cell: Cell,
-    planned: bool,
-    expected: Expected,
-    record: CellRecord | None,
-    has_predictions: Callable[[Cell], bool],
+    cell: Cell, planned: bool, expected: Expected, record: CellRecord | None, has_predictions: Callable[[Cell], bool]
 ) -> CellEntry:
     done = record is not None and not record.failed
     state = decide_state(expected, record, has_predictions=not done or has_predictions(cell))

@@ -20,11 +20,10 @@ from tutelage.compare.summary.claims import (
     effect_verdict,
     interval,
     prediction_claim,
-    rank_of,
     standing,
 )
 from tutelage.compare.summary.recipe_section import Effects, IntervalSummary, MethodSummary, RecipeSummary
-from tutelage.compare.summary.student_section import StudentSummary
+from tutelage.compare.summary.student_section import StudentSummary, beats_teacher
 from tutelage.compare.summary.summarise import Summary
 from tutelage.compare.summary.table import run_count
 from tutelage.records import Interval
@@ -166,7 +165,7 @@ def _interval_plot(recipe: RecipeSummary, measure: Measure) -> dict[str, Any]:
     Lines are keyed by their index, as a method may be named like a base model.
     """
     methods = recipe["methods"]
-    order = sorted(methods, key=lambda name: rank_of(methods[name], measure))
+    order = sorted(methods, key=lambda name: methods[name][f"{measure}_rank"])
     chosen = recipe["best"][measure] or next(iter(order), None)
     models: list[tuple[str, str, IntervalSummary]] = [
         (name, name, recipe["base"][name][measure]) for name in ("teacher", "anchor") if name in recipe["base"]
@@ -217,13 +216,12 @@ def _split(students: Sequence[StudentSummary]) -> dict[str, Any]:
 def _mean_split(name: str, students: Sequence[StudentSummary]) -> dict[str, Any]:
     keys = ("sfs_mass", "tfs_mass", "advantage", "deficit", "difference")
     means = {key: math.fsum(student["test"][key] for student in students) / len(students) for key in keys}
-    wins = {measure: sum(_won(students, measure)) for measure in MEASURES}
+    wins = {measure: sum(beats_teacher(students, measure)) for measure in MEASURES}
     return {"name": name, "students": len(students), **means, "wins": wins}
 
 
 def _outcome_chart(students: Sequence[StudentSummary], split: str, measure: Measure, most: float) -> dict[str, Any]:
-    """Every student at its deficit (across) and advantage (upward) on a split, marked if it won on test by a
-    measure."""
+    """Every student at its deficit (across) and advantage (upward) on a split; marked: it won on test by a measure."""
     several_teachers = len({student["teacher_seed"] for student in students}) > 1
     names = [
         f"{student['method']}, seed {student['seed']}"
@@ -231,16 +229,10 @@ def _outcome_chart(students: Sequence[StudentSummary], split: str, measure: Meas
         for student in students
     ]
     deficits, advantages = ([student[split][side] for student in students] for side in ("deficit", "advantage"))
-    won = _won(students, measure)
+    won = beats_teacher(students, measure)
     chart = linear_scatter(deficits, advantages, won, names, most=most, height=SCATTER_HEIGHT)
     above = [advantage > deficit for advantage, deficit in zip(advantages, deficits, strict=True)]
     return {"split": split, "students": len(students), "won": sum(won), "above": sum(above), **chart}
-
-
-def _won(students: Sequence[StudentSummary], measure: Measure) -> list[bool]:
-    if measure == "score":
-        return [student["beats_teacher_in_score"] for student in students]
-    return [student["beats_teacher_in_nll"] for student in students]
 
 
 def _mean_ranks(ranks: Mapping[Measure, Mapping[str, float]]) -> list[dict[str, Any]]:

@@ -6,17 +6,17 @@ docs/artifacts.md says how each number is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 from tutelage.analysis.crossed_intervals import Estimate
 from tutelage.analysis.method_comparison import gap_closed_interval, mean_ranks, two_by_two
-from tutelage.analysis.significance import score_estimate
+from tutelage.analysis.significance import SeedsNeeded, TestName, score_estimate
 from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.summary.against_best import SIGNS, TestedDifference, compare_with_best
 from tutelage.compare.summary.scores import RecipeScores, RunKey
+from tutelage.records import IntervalRecord
 
 BaseModel = Literal["teacher", "anchor"]
 BASELINE = "sft"
@@ -27,12 +27,9 @@ TWO_BY_TWO = ("td", "td-aw", "scd", "scd-aw")
 # --- keys of summary.json ---
 
 
-class IntervalSummary(TypedDict):
+class IntervalSummary(IntervalRecord):
     """A mean over training runs with its 95 % interval."""
 
-    value: float
-    low: float
-    high: float
     rows_only: bool
     """One training run: the interval is about other test rows alone."""
 
@@ -45,24 +42,16 @@ GapClosedSummary = TypedDict(
 they are unbounded."""
 
 
-class SeedsNeededSummary(TypedDict):
-    """How many seeds would make a difference significant."""
-
-    verdict: Literal["settled", "more_seeds", "rows_too_few", "seed_variance_unknown"]
-    total: int | None
-    more: int | None
-
-
 class AgainstBestSummary(TypedDict):
     """A method minus the best one."""
 
     best: str
     difference: IntervalSummary
-    test: Literal["crossed_t", "mcnemar_exact", "randomisation"]
+    test: TestName
     p_value: float
     p_holm: float | None
     """None if the method has one training run in common with the best, and others have several."""
-    seeds_needed: SeedsNeededSummary
+    seeds_needed: SeedsNeeded
 
 
 class BaseSummary(TypedDict):
@@ -72,7 +61,7 @@ class BaseSummary(TypedDict):
     nll: IntervalSummary
 
 
-class MethodSummary(TypedDict):
+class MethodSummary(BaseSummary):
     """A method on the test rows."""
 
     trainings: int
@@ -81,8 +70,6 @@ class MethodSummary(TypedDict):
     """Number of different seeds among them."""
     trajectories: int
     """Number of different teacher seeds among them."""
-    score: IntervalSummary
-    nll: IntervalSummary
     gap_closed: GapClosedSummary | None
     """None for the baseline."""
     validation: dict[str, float]
@@ -222,7 +209,7 @@ def _against_best(best: str, tested: TestedDifference) -> AgainstBestSummary:
         "test": tested.difference.test,
         "p_value": tested.difference.p_value,
         "p_holm": tested.p_holm,
-        "seeds_needed": asdict(tested.seeds_needed),
+        "seeds_needed": tested.seeds_needed,
     }
 
 

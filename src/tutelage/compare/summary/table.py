@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tutelage.analysis.slices import MEASURES
-from tutelage.compare.cells import Cell
+from tutelage.compare.cells import Cell, CellFields
 from tutelage.compare.summary.recipe_section import (
     AgainstBestSummary,
     BaseSummary,
@@ -19,7 +19,7 @@ from tutelage.compare.summary.recipe_section import (
     MethodSummary,
     RecipeSummary,
 )
-from tutelage.compare.summary.summarise import CellFields, Summary
+from tutelage.compare.summary.summarise import Summary
 from tutelage.utils.console import print_table, visible
 
 NOTE = (
