@@ -61,8 +61,7 @@ class LocalExecutor:
 
     @property
     def threads(self) -> int:
-        """Torch threads of a cell. Divides this process's own, which are fewer than the machine's if processors are
-        shared."""
+        """Torch threads of a cell: of this process's own, which are fewer than the machine's if it is shared."""
         import torch
 
         return max(1, torch.get_num_threads() // self.jobs)
@@ -113,12 +112,9 @@ class _Process:
                 return Outcome(self.cell, seconds, self.pipe.recv())
         if code:
             ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            why = (
-                " (most often by a lack of memory: use fewer --jobs, or a smaller batch)"
-                if code == -signal.SIGKILL
-                else ""
-            )
-            return Outcome(self.cell, seconds, f"the cell's process was {ended}{why}; its log is {self.log}")
+            if code == -signal.SIGKILL:
+                ended += " (most often by a lack of memory: use fewer --jobs, or a smaller batch)"
+            return Outcome(self.cell, seconds, f"the cell's process was {ended}; its log is {self.log}")
         return Outcome(self.cell, seconds)
 
     def stop(self) -> None:

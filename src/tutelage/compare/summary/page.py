@@ -181,15 +181,16 @@ def _interval_plot(recipe: RecipeSummary, measure: Measure) -> dict[str, Any]:
 
 def _effects(recipe: RecipeSummary, effects: Effects, measure: Measure) -> dict[str, Any]:
     """The 2 x 2: the four methods' means, and the effects with what may be said of them."""
+    intervals = {name: interval(effect) for name, effect in effects.items()}
     return {
         "means": [[interval(recipe["methods"][name][measure]) for name in row] for row in TWO_BY_TWO],
         "effects": {
             name: {
-                "interval": interval(effect),
-                "rows_only": effect["rows_only"],
-                "verdict": effect_verdict(interval(effect), measure),
+                "interval": of_effect,
+                "rows_only": effects[name]["rows_only"],
+                "verdict": effect_verdict(of_effect, measure),
             }
-            for name, effect in effects.items()
+            for name, of_effect in intervals.items()
         },
     }
 

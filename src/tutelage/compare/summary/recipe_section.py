@@ -38,8 +38,7 @@ GapClosedSummary = TypedDict(
     "GapClosedSummary",
     {"share": float | None, "low": float | None, "high": float | None, "from": Literal["sft", "anchor"]},
 )
-"""Fraction of the gap from `from` to the teacher that a method closes. `share` is None if there is no gap, the ends if
-they are unbounded."""
+"""Fraction of the gap from `from` to the teacher that a method closes. None: no gap, or an unbounded end."""
 
 
 class AgainstBestSummary(TypedDict):
@@ -192,14 +191,8 @@ def _two_by_two(recipe: RecipeScores) -> dict[Measure, Effects]:
         return {}
     samples = {measure: [recipe.student_sample(measure, method, keys) for method in TWO_BY_TWO] for measure in MEASURES}
     effects = {measure: two_by_two(*samples[measure], grid=keys) for measure in MEASURES}
-    return {
-        measure: {
-            "schedule": _interval(effect.schedule),
-            "weighting": _interval(effect.weighting),
-            "interaction": _interval(effect.interaction),
-        }
-        for measure, effect in effects.items()
-    }
+    parts = ("schedule", "weighting", "interaction")
+    return {m: {part: _interval(getattr(effect, part)) for part in parts} for m, effect in effects.items()}
 
 
 def _against_best(best: str, tested: TestedDifference) -> AgainstBestSummary:
