@@ -156,7 +156,7 @@ def cascades(
     confidences: Mapping[str, np.ndarray],
     costs: Mapping[str, float | None],
     *,
-    resamples: int,
+    resamples: int = 1000,
 ) -> dict[str, Cascade]:
     """The cascade of each student and the teacher, by student.
 

@@ -108,14 +108,8 @@ def effect_of(
     scores, losses = (
         [np.stack([getattr(answers[seed][side], measure) for seed in seeds]) for side in (0, 1)] for measure in MEASURES
     )
-    effect: MethodEffect = {
-        "effect": pair.effect,
-        "plain": pair.plain,
-        "changed": pair.changed,
-        "seeds": seeds,
-        "score": _compared(*scores),
-        "nll": _compared(*losses),
-    }
+    by_measure = {"score": _compared(*scores), "nll": _compared(*losses)}
+    effect: MethodEffect = {**pair._asdict(), "seeds": seeds, **by_measure}
     if anchor is not None:
         effect["rows"] = _changed_rows(*scores, anchor.score, ids)
         favoured = anchor.nll < teacher.nll
@@ -131,28 +125,17 @@ def _compared(plain: np.ndarray, changed: np.ndarray) -> EffectRecord:
     """Means of two tables [seeds, rows], and their difference."""
     difference = paired_difference(changed, plain, resamples=RESAMPLES)
     value, low, high = difference.interval
-    return {
-        "plain": float(plain.mean()),
-        "changed": float(changed.mean()),
-        "difference": value,
-        "low": low,
-        "high": high,
-        "p_value": difference.p_value,
-    }
+    means = {"plain": float(plain.mean()), "changed": float(changed.mean())}
+    return {**means, "difference": value, "low": low, "high": high, "p_value": difference.p_value}
 
 
 def _changed_rows(
     plain: np.ndarray, changed: np.ndarray, anchor: np.ndarray, ids: Sequence[str]
 ) -> dict[Literal["kept", "lost", "gained", "missed"], ChangedRows]:
     """Rows that two students [seeds, rows] answer differently, by the anchor's score [rows]."""
-    better, worse = changed > plain, changed < plain
-    anchor_had = anchor > np.minimum(plain, changed)
-    kinds = {
-        "kept": better & anchor_had,
-        "lost": worse & anchor_had,
-        "gained": better & ~anchor_had,
-        "missed": worse & ~anchor_had,
-    }
+    better, worse, anchor_had = changed > plain, changed < plain, anchor > np.minimum(plain, changed)
+    kinds = {"kept": better & anchor_had, "lost": worse & anchor_had}
+    kinds |= {"gained": better & ~anchor_had, "missed": worse & ~anchor_had}
     records = {}
     for kind, inside in kinds.items():
         seeds_of_row = inside.sum(axis=0)

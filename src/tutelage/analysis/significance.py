@@ -98,14 +98,15 @@ def paired_difference(
     """
     scores = as_run_scores(statistic, resamples, seed, first=first, second=second)
     estimate = contrast(scores, [1.0, -1.0], grid)
+    values = {field.name: getattr(estimate, field.name) for field in fields(estimate)}
     if not estimate.rows_only:
-        return _difference(estimate, estimate.p_value_two_sided(), "crossed_t")
+        return Difference(**values, p_value=estimate.p_value_two_sided(), test="crossed_t")
     (first_rows, second_rows), statistic = (part.table[0] for part in scores), scores[0].statistic
     if statistic is None and np.isin(first_rows, (0, 1)).all() and np.isin(second_rows, (0, 1)).all():
         p_value = mcnemar_exact(int((first_rows > second_rows).sum()), int((first_rows < second_rows).sum()))
-        return _difference(estimate, p_value, "mcnemar_exact")
+        return Difference(**values, p_value=p_value, test="mcnemar_exact")
     p_value = randomisation_test(first_rows, second_rows, statistic, resamples=resamples, seed=seed)
-    return _difference(estimate, p_value, "randomisation")
+    return Difference(**values, p_value=p_value, test="randomisation")
 
 
 def as_run_scores(
@@ -115,11 +116,6 @@ def as_run_scores(
     if all(isinstance(given, RunScores) for given in scores.values()):
         return list(scores.values())
     return score_runs(scores, statistic, resamples=resamples, seed=seed)
-
-
-def _difference(estimate: Estimate, p_value: float, test: TestName) -> Difference:
-    values = {field.name: getattr(estimate, field.name) for field in fields(estimate)}
-    return Difference(**values, p_value=p_value, test=test)
 
 
 # --- tests ---
@@ -231,9 +227,7 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     from scipy.stats import binomtest
 
     if not 0 <= successes <= trials or not trials:
-        raise ValueError(
-            f"successes must lie between 0 and the number of trials, at least 1; found {successes} of {trials}"
-        )
+        raise ValueError(f"successes must be from 0 to trials, and trials at least 1; found {successes} of {trials}")
     ends = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return Interval(successes / trials, float(ends.low), float(ends.high))
 

@@ -247,7 +247,7 @@ def _clusters(words: Any, topics: np.ndarray, fitted: np.ndarray, names: Sequenc
 # --- search ---
 
 
-def search(student: Answers, teacher: Answers, prompts: Prompts, *, resamples: int) -> Discovery:
+def search(student: Answers, teacher: Answers, prompts: Prompts, *, resamples: int = 1000) -> Discovery:
     """Slices on which a student's difference from its teacher is not what it is elsewhere."""
     testing = np.flatnonzero(~prompts.searched)
     differences: dict[Measure, np.ndarray] = {by: getattr(student, by) - getattr(teacher, by) for by in MEASURES}

@@ -162,7 +162,7 @@ def by_amount(key: str, amounts: Sequence[float], *, tested: bool = True, parts:
 
 
 def measure_slices(
-    students: Mapping[str, Answers], teacher: Answers, slices: Sequence[Slice], *, resamples: int
+    students: Mapping[str, Answers], teacher: Answers, slices: Sequence[Slice], *, resamples: int = 1000
 ) -> dict[str, SlicedComparison]:
     """Every student against the teacher on all rows (`whole`) and on each slice (`slices`, in order).
 
@@ -262,10 +262,10 @@ def _two_models(
     interval = percentile_interval(difference, sign * (deficit - advantage))
     wins, losses = (int((side * sign * (ours - theirs) < 0).sum()) for side in (1.0, -1.0))
     risks = (split.risk_student, split.risk_teacher)
-    means = [1.0 - risk for risk in risks] if measure == "score" else risks
+    student_mean, teacher_mean = (1.0 - risk if measure == "score" else risk for risk in risks)
     return {
-        "student": means[0],
-        "teacher": means[1],
+        "student": student_mean,
+        "teacher": teacher_mean,
         "difference": difference,
         "low": interval.low,
         "high": interval.high,

@@ -24,8 +24,7 @@ from tutelage.compare.cells import Cell
 from tutelage.errors import UserError
 
 CellTask = Callable[[Cell], object]
-"""Trains and scores a cell; what it prints goes to the cell's log. Called in another process, so it must be
-picklable."""
+"""Trains and scores a cell; what it prints goes to the cell's log. Picklable: it is called in another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +122,7 @@ class _Process:
 
 
 def _run(task: CellTask, cell: Cell, pipe: Connection, log: Path, threads: int, device: str | None) -> None:
-    """In the cell's process: run the task and log what it prints. An error is sent back as one line; the log has the
-    traceback."""
+    """In the cell's process: run the task, log what it prints, and send back an error as one line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the comparison, which stops its cells
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     print_to(log)
@@ -160,8 +158,7 @@ def print_to(log: Path) -> None:
 
 
 def run_task(task: CellTask, cell: Cell) -> str | None:
-    """Run a cell in this process. Returns None if it succeeds, otherwise its error as one line; the traceback is
-    printed."""
+    """Run a cell in this process. Returns None, or its error as one line, after printing the traceback."""
     try:
         task(cell)
     except BaseException as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.analysis.calibration import Calibration, cascades, reliability
+from tutelage.analysis.calibration import cascades, reliability
 from tutelage.analysis.evaluated_rows import EvaluatedRows, check_evaluated, parameter_count, read_evaluated
 from tutelage.analysis.method_effects import MethodEffect, comparable_pairs, effect_of
 from tutelage.analysis.run_results import (
@@ -218,11 +218,16 @@ def _model_on_row(name: str, index: int, answers: Mapping[str, Answers], confide
 def summarise(folder: Path, evaluated: EvaluatedRows, pairs: Sequence[PairRecord]) -> SummaryFile:
     """summary.json: what is not about slices, and the slices with significant differences."""
     models = [name for name in evaluated.answers if name != "student"]
-    without = [name for name in models if evaluated.confidence(name) is None]
+    confidences = {name: evaluated.confidence(name) for name in models}
+    without = [name for name in models if confidences[name] is None]
+    calibration = {
+        name: None if confidence is None else reliability(confidence, evaluated.answers[name].score >= 1.0)
+        for name, confidence in confidences.items()
+    }
     return {
         "rows": len(evaluated.rows),
         "notes": evaluated.notes + ([_confidence_note(without)] if without else []),
-        "calibration": {name: _calibration(evaluated, name) for name in models},
+        "calibration": calibration,
         "pairs": {pair["student"]: _pair_summary(pair) for pair in pairs},
         "cascades": _cascades(folder, evaluated),
         "effects": _effects(evaluated),
@@ -255,12 +260,6 @@ def _is_significant(record: MeasureRecord) -> bool:
     return record["p_holm"] is not None and record["p_holm"] <= ALPHA
 
 
-def _calibration(evaluated: EvaluatedRows, name: str) -> Calibration | None:
-    """None if the model's confidences were not recorded."""
-    confidence = evaluated.confidence(name)
-    return None if confidence is None else reliability(confidence, evaluated.answers[name].score >= 1.0)
-
-
 def _cascades(folder: Path, evaluated: EvaluatedRows) -> dict[str, CascadeRecord]:
     """Each student with recorded confidences in front of the teacher."""
     confidences = {name: evaluated.confidence(name) for name in evaluated.students}
@@ -268,8 +267,7 @@ def _cascades(folder: Path, evaluated: EvaluatedRows) -> dict[str, CascadeRecord
     if not known:
         return {}
     scores = {name: evaluated.students[name].score for name in known}
-    teacher_size = parameter_count(folder, "teacher")
-    sizes = {name: parameter_count(folder, name) for name in known}
+    teacher_size, sizes = parameter_count(folder, "teacher"), {name: parameter_count(folder, name) for name in known}
     costs = {name: size / teacher_size if size and teacher_size else None for name, size in sizes.items()}
     made = cascades(scores, evaluated.answers["teacher"].score, known, costs, resamples=RESAMPLES)
     return {name: {"signal": "confidence", "student_cost": costs[name], **made[name]} for name in made}
@@ -312,14 +310,9 @@ def show(folder: Path) -> None:
 
 def _whole_cells(pair: PairRecord) -> list[str]:
     score, nll = pair["whole"]["score"], pair["whole"]["nll"]
-    scores = [
-        f"{score['student']:.3f}",
-        f"{score['teacher']:.3f}",
-        _span(score),
-        str(score["wins"]),
-        str(score["losses"]),
-    ]
-    return [pair["student"], *scores, _span(nll), *(f"{nll[side]['value']:.3f}" for side in ("advantage", "deficit"))]
+    values = [f"{score['student']:.3f}", f"{score['teacher']:.3f}", _span(score)]
+    nats = [_span(nll), f"{nll['advantage']['value']:.3f}", f"{nll['deficit']['value']:.3f}"]
+    return [pair["student"], *values, str(score["wins"]), str(score["losses"]), *nats]
 
 
 def _slice_cells(pair: PairRecord) -> list[list[str]]:

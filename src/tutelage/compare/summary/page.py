@@ -14,14 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.analysis.slices import MEASURES, Measure
-from tutelage.compare.summary.claims import (
-    Standing,
-    against_teacher,
-    effect_verdict,
-    interval,
-    prediction_claim,
-    standing,
-)
+from tutelage.compare.summary import claims
+from tutelage.compare.summary.claims import Standing, TeacherClaim, interval
 from tutelage.compare.summary.recipe_section import Effects, IntervalSummary, MethodSummary, RecipeSummary
 from tutelage.compare.summary.student_section import StudentSummary, beats_teacher
 from tutelage.compare.summary.summarise import Summary
@@ -58,7 +52,7 @@ def write_page(summary: Summary, path: Path, title: str | None = None) -> None:
         cells=summary["cells"],
         ranks=_mean_ranks(summary["mean_ranks"]) if len(recipes) > 1 else [],
         predictions={
-            measure: {"claim": prediction_claim(table), "table": table}
+            measure: {"claim": claims.prediction_claim(table), "table": table}
             for measure, table in summary["validation_foretells_test"].items()
         },
         identity_error=max((cell["identity_error"] for cell in summary["cells"]), default=None),
@@ -94,8 +88,7 @@ def gap_ends(gap_closed: Interval) -> str:
 
 
 def _first_line(error: str | None) -> str:
-    lines = (error or "").strip().splitlines()
-    return lines[0] if lines else "no message"
+    return next(iter((error or "").strip().splitlines()), "no message")
 
 
 # --- one recipe ---
@@ -112,8 +105,8 @@ class RecipeView:
     base: dict[str, dict[Measure, Interval]]
     standings: dict[Measure, Standing]
     """Empty without methods; so are the next three."""
-    teacher_claims: dict[Measure, Any]
-    """Of the chosen method, `claims.TeacherClaim`."""
+    teacher_claims: dict[Measure, TeacherClaim]
+    """Of the chosen method."""
     chosen_rows: dict[Measure, dict[str, Any]]
     rows: dict[Measure, list[dict[str, Any]]]
     """Lines of the tables of methods, best on test first."""
@@ -127,7 +120,7 @@ class RecipeView:
 def _recipe_view(recipe: RecipeSummary, cells: Sequence[StudentSummary]) -> RecipeView:
     methods = recipe["methods"]
     students = [cell for cell in cells if cell["recipe"] == recipe["name"]]
-    standings = {m: standing(methods, m, recipe["best"][m]) for m in MEASURES} if methods else {}
+    standings = {m: claims.standing(methods, m, recipe["best"][m]) for m in MEASURES} if methods else {}
     rows = {name: _method_row(name, numbers, standings) for name, numbers in methods.items()}
     gaps = (numbers["gap_closed"] for numbers in methods.values())
     return RecipeView(
@@ -136,7 +129,7 @@ def _recipe_view(recipe: RecipeSummary, cells: Sequence[StudentSummary]) -> Reci
         teacher_seeds=max((numbers["trajectories"] for numbers in methods.values()), default=1),
         base={name: {m: interval(numbers[m]) for m in MEASURES} for name, numbers in recipe["base"].items()},
         standings=standings,
-        teacher_claims={m: against_teacher(recipe, stand.chosen, m, students) for m, stand in standings.items()},
+        teacher_claims={m: claims.against_teacher(recipe, stand.chosen, m, students) for m, stand in standings.items()},
         chosen_rows={m: rows[stand.chosen] for m, stand in standings.items()},
         rows={m: [rows[name] for name in stand.order] for m, stand in standings.items()},
         plots={m: _interval_plot(recipe, m) for m in MEASURES},
@@ -181,16 +174,15 @@ def _interval_plot(recipe: RecipeSummary, measure: Measure) -> dict[str, Any]:
 
 def _effects(recipe: RecipeSummary, effects: Effects, measure: Measure) -> dict[str, Any]:
     """The 2 x 2: the four methods' means, and the effects with what may be said of them."""
-    intervals = {name: interval(effect) for name, effect in effects.items()}
     return {
         "means": [[interval(recipe["methods"][name][measure]) for name in row] for row in TWO_BY_TWO],
         "effects": {
             name: {
-                "interval": of_effect,
-                "rows_only": effects[name]["rows_only"],
-                "verdict": effect_verdict(of_effect, measure),
+                "interval": interval(effect),
+                "rows_only": effect["rows_only"],
+                "verdict": claims.effect_verdict(interval(effect), measure),
             }
-            for name, of_effect in intervals.items()
+            for name, effect in effects.items()
         },
     }
 

@@ -135,11 +135,8 @@ class _ByMeasure(NamedTuple):
 
 def _by_measure(recipe: RecipeScores, measure: Measure) -> _ByMeasure:
     keys = {method: recipe.keys(method) for method in recipe.methods}
-    estimates = {
-        method: score_estimate(recipe.student_sample(measure, method, keys[method]), grid=keys[method])
-        for method in recipe.methods
-    }
-    intervals = {method: _clipped(estimate, measure) for method, estimate in estimates.items()}
+    samples = {method: recipe.student_sample(measure, method, keys[method]) for method in recipe.methods}
+    intervals = {m: _clipped(score_estimate(sample, grid=keys[m]), measure) for m, sample in samples.items()}
     ranks = mean_ranks([[SIGNS[measure] * interval["value"]] for interval in intervals.values()]).tolist()
     best, differences = compare_with_best(recipe, measure)
     return _ByMeasure(
@@ -196,14 +193,9 @@ def _two_by_two(recipe: RecipeScores) -> dict[Measure, Effects]:
 
 
 def _against_best(best: str, tested: TestedDifference) -> AgainstBestSummary:
-    return {
-        "best": best,
-        "difference": _interval(tested.difference),
-        "test": tested.difference.test,
-        "p_value": tested.difference.p_value,
-        "p_holm": tested.p_holm,
-        "seeds_needed": tested.seeds_needed,
-    }
+    difference, p_holm, seeds = tested
+    p_values = {"test": difference.test, "p_value": difference.p_value, "p_holm": p_holm}
+    return {"best": best, "difference": _interval(difference), **p_values, "seeds_needed": seeds}
 
 
 def _interval(estimate: Estimate) -> IntervalSummary:

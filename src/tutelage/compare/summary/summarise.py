@@ -102,15 +102,11 @@ def write_summary(folder: Path, table: CellTable | None = None) -> Summary:
 
 
 def _tuning(path: Path) -> list[TuningSummary]:
-    return [
-        {
-            "recipe": tuned.recipe,
-            "method": tuned.method,
-            "chosen": tuned.best,
-            "rates": [{"learning_rate": rate, **means} for rate, means in sorted(tuned.validation.items())],
-        }
-        for tuned in (read_tuned(path) if path.is_file() else [])
-    ]
+    sections: list[TuningSummary] = []
+    for tuned in read_tuned(path) if path.is_file() else ():
+        rates = [{"learning_rate": rate, **means} for rate, means in sorted(tuned.validation.items())]
+        sections.append({"recipe": tuned.recipe, "method": tuned.method, "chosen": tuned.best, "rates": rates})
+    return sections
 
 
 def _stale(entry: CellEntry) -> StaleSummary:
