@@ -87,7 +87,10 @@ def _write_training(folder: Path, rng: np.random.Generator) -> None:
     write(folder / "teach" / "checkpoints.json", {"best": "checkpoint-360", "by": "score", "checkpoints": checkpoints})
     far = [(0.20, 0.74, 1.00, 1.05), (0.18, 0.60, 0.92, 1.01), (0.30, 0.22, 0.31, 0.44), (0.52, 0.28, 0.12, 0.20)]
     near = (0.24, 0.07, 0.0, 0.02)
-    stall = "checkpoint-120 was chosen again although the student is still 0.180 nats from it: `distill.schedule.advance=true`"
+    stall = (
+        "checkpoint-120 was chosen again although the student is still 0.180 nats from it:"
+        " `distill.schedule.advance=true`"
+    )
     stages, weights = [], []
     for stage, (chosen, reach) in enumerate(zip((0, 0, 1, 2), far, strict=True), start=1):
         candidates = [

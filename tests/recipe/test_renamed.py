@@ -117,8 +117,8 @@ def test_a_removed_key_says_what_it_was(recipe_file, complaints, key):
 def test_a_removed_method_says_what_it_was(complaints, method):
     line = only(complaints(overrides=[f"distill.methods=[{method}]"]))
     assert line == (
-        f"override: distill.methods: the method {method} was removed: {REMOVED_METHODS[method]}, which gave no improvement"
-        " when measured (LOG.md); leave it out"
+        f"override: distill.methods: the method {method} was removed: {REMOVED_METHODS[method]}, which gave no"
+        " improvement when measured (LOG.md); leave it out"
     )
     assert f"the method {method} was removed" in only(complaints(overrides=[f"tune.method={method}"]))
 

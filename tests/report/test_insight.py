@@ -171,7 +171,8 @@ def test_slices_are_sorted_and_marked(run):
     places = [text.index(value) for value in (INJECTION, "3–17", "teacher's loss (none)", "language ja")]
     assert places == sorted(places)
     assert "on 4 slices of the test rows. After Holm's correction over the 3 tested slices" in text
-    assert "significantly better on 1 and significantly worse on 1 . 1 slice differs significantly from the other rows." in text
+    assert "significantly better on 1 and significantly worse on 1 ." in text
+    assert "1 slice differs significantly from the other rows." in text
     assert "+0.250 [+0.150, +0.350] −0.100 7 / 3 better in score and loss" in text
     assert "−0.200 [−0.300, −0.100] +0.300 7 / 3 worse in loss worse than elsewhere in loss" in text
     assert "Prompt length: quartiles (tokens)." in text
@@ -381,7 +382,10 @@ def cascade(level: float | None, surely: float | None, cost: float | None = 0.2)
         (
             None,
             None,
-            ["Only with all rows passed on does the score reach the teacher's 0.900", "At no fraction is the lower end"],
+            [
+                "Only with all rows passed on does the score reach the teacher's 0.900",
+                "At no fraction is the lower end",
+            ],
         ),
         (
             0.0,

@@ -94,7 +94,8 @@ def test_weights_by_stage(run, page):
 
 
 def test_rows_at_both_ends_show_what_was_asked(page):
-    assert page.text.partition("Rows with the largest loss differences")[2].partition("By language")[0].count("secret prompt") == 8
+    largest = page.text.partition("Rows with the largest loss differences")[2].partition("By language")[0]
+    assert largest.count("secret prompt") == 8
 
 
 def test_shares_of_a_sentence_are_not_rounded_past_the_whole(page):
@@ -342,6 +343,9 @@ def test_a_thousand_rows_in_a_second_without_torch(tmp_path):
     began = time.perf_counter()
     build_report(run, title="t")
     assert time.perf_counter() - began < 3  # it takes 0.4 s; room for a busy machine
-    code = f"from pathlib import Path; from tutelage.stages.report import build_report; build_report(Path({str(run)!r}), title='t')"
+    code = (
+        "from pathlib import Path; from tutelage.stages.report import build_report;"
+        f" build_report(Path({str(run)!r}), title='t')"
+    )
     code += "; import sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

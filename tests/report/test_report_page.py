@@ -31,16 +31,20 @@ TEMPLATE = "{{ 7 * 7 }} {% raw %}"
 ESCAPE, BELL = "\u001b[31mred\u001b[0m", "\u0007"
 OVERRIDE = "user\u202egnp.exe\u2066"
 FORMULA = '=HYPERLINK("https://evil.example", "click")'
-SHELL = """<!doctype html><html lang="{{ lang }}"><head><meta charset="utf-8"><title>page</title><link rel="icon" href="data:,">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src '{{ policy }}'">
+SHELL = """<!doctype html><html lang="{{ lang }}"><head><meta charset="utf-8"><title>page</title>
+<link rel="icon" href="data:,">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; script-src '{{ policy }}'">
 <style>{% include "report/style.css" %}{% include "report/rows.css" %}</style></head><body><main>{{ above | safe }}
 {% if browser %}{% include "report/rows.jinja" %}{% endif %}</main>{{ script }}</body></html>"""
 MARK = "@@@"
 DRIVER = """
-const out = {}, one = (selector) => document.querySelector(selector), all = (selector) => [...document.querySelectorAll(selector)];
+const out = {}, one = (selector) => document.querySelector(selector);
+const all = (selector) => [...document.querySelectorAll(selector)];
 const part = (name) => one(`[data-part=${name}]`), seen = () => one("[role=status]").textContent;
 const frame = () => new Promise(requestAnimationFrame);
-const pause = async () => { await frame(); await frame(); }; // what a scroll or a change of size sets off is done in the next frame
+// The next frame does what a scroll or a change of size sets off.
+const pause = async () => { await frame(); await frame(); };
 const set = (name, value) => {
   part(name).value = value;
   part(name).dispatchEvent(new Event(name === "search" ? "input" : "change"));
@@ -68,10 +72,11 @@ def in_browser(folder: Path, page: str, steps: str, before: str = "") -> tuple[d
         )
     path = folder / "page.html"
     path.write_text(page, encoding="utf-8")
-    options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --enable-logging=stderr --v=0"
+    options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
     command = [
         CHROMIUM,
         *options.split(),
+        *("--enable-logging=stderr", "--v=0"),
         f"--user-data-dir={folder / 'profile'}",
         "--window-size=1100,900",
         path.as_uri(),
@@ -157,7 +162,8 @@ set("side", "s"); out.sfs = ids(); set("side", "");
 set("subdomain", "0"); out.subdomain = ids(); set("subdomain", "");
 set("found", part("found").options[1].value); out.found = ids(); set("found", "");
 set("order", "gap-down"); out.order = ids(); set("order", "sure-up"); out.sure = ids(); set("order", "given");
-set("student", "anchor"); out.anchor = [...part("side").options].map((option) => option.text); set("student", "scd-aw/seed-0");
+set("student", "anchor"); out.anchor = [...part("side").options].map((option) => option.text);
+set("student", "scd-aw/seed-0");
 
 key("ArrowDown"); key("ArrowDown"); out.active = part("grid").getAttribute("aria-activedescendant");
 key("Enter"); out.open = [part("story").open, part("position").textContent, part("body").textContent];
@@ -313,14 +319,16 @@ def test_tables_sort_and_filter(tmp_path):
         ("e", "0.200", "beta"),
     ]
     body = "".join(
-        f'<tr><th scope="row">{name}</th><td{" data-value=0.25" if name == "b" else ""}>{value}</td><td>{text}</td></tr>'
+        f'<tr><th scope="row">{name}</th><td{" data-value=0.25" if name == "b" else ""}>{value}</td>'
+        f"<td>{text}</td></tr>"
         for name, value, text in rows
     )
     heads = '<thead><tr><th data-sort="text">Name</th><th data-sort="number">Value</th><th>Words</th></tr></thead>'
     above = f'<div class="scroll"><table data-table data-filter="Find">{heads}<tbody>{body}</tbody></table></div>'
     steps = """
     const heads = all("thead th"), press = (n) => heads[n].querySelector("button").click();
-    const names = () => all("tbody tr").filter((row) => row.offsetHeight).map((row) => row.cells[0].textContent).join("");
+    const shown = () => all("tbody tr").filter((row) => row.offsetHeight);
+    const names = () => shown().map((row) => row.cells[0].textContent).join("");
     const states = () => heads.map((head) => head.getAttribute("aria-sort"));
     out.buttons = heads.map((head) => Boolean(head.querySelector("button")));
     press(1); out.down = [names(), states()]; press(1); out.up = [names(), states()];

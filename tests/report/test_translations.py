@@ -151,7 +151,8 @@ def test_marked_up_values_stay_marked_up():
 
 
 def test_one_and_many():
-    source = '{{ ngettext("%(num)s checkpoint, measured on validation.", "%(num)s checkpoints, measured on validation.", n) }}'
+    one, many = "%(num)s checkpoint, measured on validation.", "%(num)s checkpoints, measured on validation."
+    source = f'{{{{ ngettext("{one}", "{many}", n) }}}}'
     said = {
         lang: [page.page_environment(lang=lang).from_string(source).render(n=n) for n in (1, 4)]
         for lang in ("en", "ko")
