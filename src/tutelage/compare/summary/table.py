@@ -178,8 +178,7 @@ def numbers(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 
 def _flat(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a base model or a method, those of nested sections with both keys joined; of its differences from
-    the best p alone."""
+    """The numbers of a base model or a method, nested keys joined; of its differences from the best p alone."""
     flat = {key: model.get(key) for key in ("trainings", "seeds", "trajectories")}
     for measure in MEASURES:
         against = model.get(f"{measure}_against_best", {})
