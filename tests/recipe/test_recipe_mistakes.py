@@ -119,7 +119,8 @@ def test_missing_keys_come_with_an_example(complaints):
     lines = complaints(text="task:\n  language: en\ndata: {train: x}\nteacher: {model_name_or_path: x}\n")
     assert lines[1:] == [
         "bank.yaml:1: task.type: missing; write for example `type: classification`",
-        "bank.yaml: student: missing; write for example `student: {model_name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct}`",
+        "bank.yaml: student: missing; write for example"
+        " `student: {model_name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct}`",
     ]
 
 

@@ -46,8 +46,7 @@ def make_plan(
     executor: Literal["local", "ray"] = "local",
     force: bool = False,
 ) -> ComparisonPlan:
-    """A checked plan. methods: names separated by commas; seeds, teacher_seeds: how many. Raises ConfigError with every
-    reason why this cannot be compared."""
+    """A checked plan. methods: names separated by commas; seeds, teacher_seeds: how many. Raises ConfigError."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
     refusals = [
         *_recipe_refusals(recipes, names, seeds),
