@@ -28,7 +28,7 @@ RESERVED = {
     "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
     "seed": "set the recipe's `seed`, or `distill.seeds` for the students",
     "data_seed": "set the recipe's `seed`, or `distill.seeds` for the students",
-    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`; for the teacher `teach.trainer.num_train_epochs`",
+    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`, or `teach.trainer.num_train_epochs`",
     "auto_find_batch_size": "every method gets the same steps: set `per_device_train_batch_size`",
     "dataloader_drop_last": "every training row is used; leave it out",
     "remove_unused_columns": "the rows are already as the model needs them; leave it out",
@@ -164,8 +164,8 @@ def _method_problems(recipe: Recipe) -> Iterator[Conflict]:
     if (base := split_variant(recipe.tune.method)[0]) not in method_names():
         yield Conflict("tune.method", _unknown_method(base))
     elif find_method(recipe.tune.method).needs_anchor or find_method(recipe.tune.method).needs_cross_fit:
-        hint = f"{recipe.tune.method} weighs by the anchor, which is trained with the rate that is looked for; write td, or another"
-        yield Conflict("tune.method", f"{hint} method with constant weights")
+        hint = f"{recipe.tune.method} weights by the anchor, trained with the very learning rate that is searched for"
+        yield Conflict("tune.method", f"{hint}; write td, or another method with constant weights")
     if not recipe.tune.grid or min(recipe.tune.grid) <= 0:
         yield Conflict(
             "tune.grid", f"found {shown(recipe.tune.grid)}, want learning rates above 0, e.g. [2.0e-5, 1.0e-4]"
@@ -188,7 +188,8 @@ def _weighting_problems(recipe: Recipe) -> Iterator[Conflict]:
     known = [find_method(name) for name in recipe.distill.methods if split_variant(name)[0] in method_names()]
     if recipe.teach.checkpoints and recipe.cross_fit.teacher and any(method.needs_cross_fit for method in known):
         hint = (
-            "a teacher of yours cannot be trained on folds, since how it was trained is not known; write cross_fit.teacher: false"
+            "your own teacher cannot be trained on folds, since its training settings are not known; write"
+            " cross_fit.teacher: false"
             " (the student's losses are then out of sample, the checkpoints' are not)"
         )
         yield Conflict("cross_fit.teacher", hint, ("teach.checkpoints", "distill.methods"))
@@ -201,7 +202,7 @@ def method_problems(recipe: Recipe, method: str, settings: Sequence[str]) -> Ite
     for setting in settings:
         key = setting.partition("=")[0]
         if not parts.reads(new_name(f"distill.{key}").removeprefix("distill.")):
-            yield f"{key} makes no difference to {method}: it would be the same student under another name; leave it out"
+            yield f"{key} has no effect on {method}: it would be the same student under another name; leave it out"
 
 
 def budget(recipe: Recipe) -> dict[str, float]:
@@ -253,7 +254,9 @@ def trainer_argument_names() -> frozenset[str]:
 def refusal(place: str, name: str) -> str | None:
     """Why the library does not take this training argument here (`teach.trainer`, ...), and what to use instead."""
     if name == "num_train_epochs" and place != "teach.trainer":
-        return "distillation's length is num_stages x epochs_per_stage: set these in `distill`, for the teacher teach.trainer"
+        return (
+            "students are trained for num_stages x epochs_per_stage: set these in `distill`; the teacher: teach.trainer"
+        )
     return next((hint for pattern, hint in RESERVED.items() if fnmatch(name, pattern)), None)
 
 
