@@ -85,7 +85,7 @@ def comparable_pairs(methods: Sequence[str]) -> list[MethodPair]:
 
 
 def _single_change(plain: Method, changed: Method) -> Effect | None:
-    """The part that `changed` adds to `plain`; None if it is not exactly one."""
+    """The component (schedule or weighting) that `changed` adds to `plain`; None unless only that one differs."""
     if plain.divergence != changed.divergence or plain.answers != changed.answers:
         return None
     if "none" in (plain.schedule, changed.schedule):

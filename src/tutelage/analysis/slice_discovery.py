@@ -44,7 +44,7 @@ class Condition(NamedTuple):
     """False: the rows where it does not hold."""
 
     def __str__(self) -> str:
-        """In words."""
+        """The condition as a phrase for reports, `at least 80 characters`."""
         if self.what == "contains":
             return f"{'contains' if self.holds else 'without'} {self.value!r}"
         if self.what == "characters":

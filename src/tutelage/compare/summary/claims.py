@@ -222,7 +222,7 @@ def prediction_claim(table: PredictionTable) -> PredictionClaim:
 
 
 def interval(numbers: IntervalSummary | Mapping[str, Any]) -> Interval:
-    """Of a summary's numbers; what is None there is NaN."""
+    """The interval from numbers of summary.json; None becomes NaN."""
     return Interval(*(math.nan if numbers[key] is None else float(numbers[key]) for key in ("value", "low", "high")))
 
 

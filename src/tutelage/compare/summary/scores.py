@@ -1,6 +1,6 @@
 """Scores and losses of every model of a comparison on the test rows, read from the run folders.
 
-What results.jsonl says of a cell is checked against the cell's files. Needs no model.
+Checks the entries of results.jsonl against the files of each cell. Loads no model.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def summarise_student(recipe: RecipeScores, cell: Cell) -> StudentSummary:
 
 
 def _validation_split(student: dict[str, float], teacher: dict[str, float]) -> SplitRecord | None:
-    """student, teacher: losses by row id."""
+    """Risk split on the validation rows that both have; None if there are none. student, teacher: losses by row id."""
     shared = [id for id in student if id in teacher]
     return asdict(split_risk([student[id] for id in shared], [teacher[id] for id in shared])) if shared else None
 
