@@ -91,7 +91,7 @@ def test_rows_that_cannot_be(command, tmp_path, change, words):
 def test_validation_rows_that_are_test_rows(command, tmp_path):
     recipe = make_project(tmp_path)
     write_rows(tmp_path / "data/validation.jsonl", [{**color_rows("test", 1)[0], "id": "v"}])
-    expect_refusal(command, recipe, "validation rows that are test rows too", "test-0")
+    expect_refusal(command, recipe, "validation rows that are also test rows", "test-0")
 
 
 def test_two_columns_that_could_be_the_label(command, tmp_path):
