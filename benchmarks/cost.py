@@ -317,10 +317,11 @@ def in_words(work: Work) -> str:
     """The assumptions in a few lines."""
     cards = ", ".join(f"{card.name} {card.gib} GB at {card.flops / 1e12:.0f} TFLOP/s" for card in CARDS)
     return (
-        f"{work.rows:,} rows of {work.tokens} tokens, {work.answer_tokens} of them answer; {work.checkpoints} checkpoints,"
-        f" as many stages, {EPOCHS} epochs each; batch {work.batch}; top {work.top_k}. Weights and gradients bf16, AdamW"
-        f" moments float32, gradient checkpointing (its second forward pass counted); LoRA of rank {LORA_RANK} on all layers. {cards};"
-        f" {PEAK_SHARE:.0%} of peak; {USABLE:.0%} of memory usable. Hours are of a full student, wherever it fits."
+        f"{work.rows:,} rows of {work.tokens} tokens, {work.answer_tokens} of them answer;"
+        f" {work.checkpoints} checkpoints, as many stages, {EPOCHS} epochs each; batch {work.batch}; top {work.top_k}."
+        " Weights and gradients bf16, AdamW moments float32, gradient checkpointing (its second forward pass counted);"
+        f" LoRA of rank {LORA_RANK} on all layers. {cards}; {PEAK_SHARE:.0%} of peak; {USABLE:.0%} of memory usable."
+        " Hours are of a full student, wherever it fits."
     )
 
 

@@ -237,7 +237,7 @@ def live_teacher(run: Any) -> type:
     from tutelage.teacher.sources import LiveTeacher
 
     class Live(LiveTeacher):
-        def __init__(self, folder: Path, checkpoints: list[str], rows: Any, *, bf16: bool, heads: int) -> None:
+        def __init__(self, folder: Path, checkpoints: list[str], rows: Any, *, bf16: bool) -> None:
             super().__init__(checkpoints, self._load, rows, run.prepared["vocabulary"], RunModels(run).pad_id)
             self._models: dict[str, nn.Module] = {}
             self._losses: dict[str, np.ndarray] = {}

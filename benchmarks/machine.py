@@ -81,7 +81,8 @@ def why_no_bf16(fp32_seconds: float, bf16_seconds: float) -> str | None:
         return None
     return (
         f"a [512, 576] x [576, 1536] product takes {bf16_seconds * 1e3:.1f} ms in bfloat16 and"
-        f" {fp32_seconds * 1e3:.1f} ms in float32, {ratio:.0f} times as long (limit {SLOW_BF16:.0f}): this processor has no fast bfloat16"
+        f" {fp32_seconds * 1e3:.1f} ms in float32, {ratio:.0f} times as long (limit {SLOW_BF16:.0f}):"
+        " this processor has no fast bfloat16"
     )
 
 

@@ -23,10 +23,13 @@ from tutelage.cli.main import app
 from tutelage.data.encode import EncodedRow
 from tutelage.errors import ConfigError
 from tutelage.method.schedule import Candidate
+from tutelage.method.taid import Interpolation
 from tutelage.method.weighting import AdaptiveWeighting
 from tutelage.recipe.load import load_recipe
 from tutelage.records import Prediction, SampleLoss
 from tutelage.training import distillation, probe
+from tutelage.training.plan import DistillationPlan, StudentSetup
+from tutelage.training.stage_records import Validation
 from tutelage.utils.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -302,22 +305,22 @@ def written(tmp_path, monkeypatch) -> Path:
     """The folder of a distillation of two stages in which nothing is measured or trained."""
     seen = [Candidate("checkpoint-1", 0.5, 0.1), Candidate("checkpoint-2", 0.0, 0.2)]
     monkeypatch.setattr(probe.Probe, "compare", lambda self, model: seen)
-    of_taid = {"taid": {"share": 0.5, "momentum": 0.0, "previous": 1.0}}
+    of_taid = Interpolation(share=0.5, momentum=0.0, previous=1.0)
     monkeypatch.setattr(distillation.Distillation, "_train", lambda self, *_: of_taid)
+    monkeypatch.setattr(StudentSetup, "load", lambda self, folder, seed: nn.Linear(1, 1))
+    monkeypatch.setattr(StudentSetup, "save", lambda self, model, folder: None)
     source = SimpleNamespace(checkpoints=[c.checkpoint for c in seen], nll=lambda checkpoint: np.array([0.5, 1.0]))
-    distillation.Distillation(
-        plan=distillation.Plan(num_stages=2),
-        folder=tmp_path,
-        rows=[EncodedRow(name, "train", [1], [2, 3]) for name in "ab"],
+    setup = StudentSetup(
+        model=None,
+        tokenizer=SimpleNamespace(pad_token_id=0),
         vocabulary=4,
-        pad_id=0,
-        source=source,
+        rows=[EncodedRow(name, "train", [1], [2, 3]) for name in "ab"],
+        teacher=source,
         best="checkpoint-2",
-        adaptive=AdaptiveWeighting(np.array([1.5, 1.0]), source.nll),
-        load=lambda folder: nn.Linear(1, 1),
-        save=lambda model, folder: None,
-        validate=lambda model: distillation.Validation(0.5, 1.0),
-    ).run()
+        weighting=AdaptiveWeighting(np.array([1.5, 1.0]), source.nll),
+        validate=lambda model: Validation(0.5, 1.0),
+    )
+    distillation.Distillation(DistillationPlan(num_stages=2), tmp_path, setup).run()
     return tmp_path
 
 

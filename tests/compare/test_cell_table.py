@@ -84,7 +84,7 @@ def test_cells_to_run_are_the_planned_ones_that_are_not_done():
         cell("not-planned"): record(status="failed"),
     }
     table = CellTable(records, planned, has_predictions=lambda cell: cell.method != "unscored")
-    assert [found.method for found in table.to_run()] == ["failed", "stale", "missing", "unscored"]
+    assert [to_run.method for to_run in table.to_run()] == ["failed", "stale", "missing", "unscored"]
     assert [entry.cell.method for entry in table.planned()] == list(names)
 
 

@@ -14,13 +14,16 @@ import torch
 from filelock import FileLock
 
 from helpers.project import Command, Inline, make_project
+from helpers.typed_json import mismatches
 from tutelage.compare import cell_runs
-from tutelage.compare.cells import Cell, ResultsFile
+from tutelage.compare.cells import Cell, ResultRow, ResultsFile
 from tutelage.compare.executors import LocalExecutor
+from tutelage.compare.summary.summarise import Summary
 from tutelage.errors import DataError
 from tutelage.utils.files import read_jsonl
 
 METHODS = "sft,td,td-aw,scd,scd-aw"
+FIELDS = Cell.__dataclass_fields__
 
 
 @pytest.fixture
@@ -38,20 +41,22 @@ def test_a_comparison_from_rows_to_summary(tmp_path, command):
     assert command("compare", recipe, "--methods", METHODS, "--seeds", 2, "--format", "markdown") == 0
     assert "| scd-aw |" in command.out and "10 cells, 0 of them up to date" in command.err
     summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
-    (seen,) = summary["recipes"]
-    assert set(seen["methods"]) == set(METHODS.split(",")) and seen["rows"] == 6
-    for name, method in seen["methods"].items():  # from the predictions, by other means
+    (recipe_summary,) = summary["recipes"]
+    assert set(recipe_summary["methods"]) == set(METHODS.split(",")) and recipe_summary["rows"] == 6
+    for name, method in recipe_summary["methods"].items():  # from the predictions, by other means
         files = [tmp_path / f"run/evaluate/{name}/seed-{seed}/predictions.jsonl" for seed in (0, 1)]
         rows = [list(read_jsonl(file)) for file in files]
         assert method["score"]["value"] == pytest.approx(
-            np.mean([[r["prediction"] == r["gold"] for r in one] for one in rows])
+            np.mean([[r["prediction"] == r["gold"] for r in of_seed] for of_seed in rows])
         )
-        assert method["nll"]["value"] == pytest.approx(np.mean([[r["nll"] for r in one] for one in rows]))
+        assert method["nll"]["value"] == pytest.approx(np.mean([[r["nll"] for r in of_seed] for of_seed in rows]))
         assert method["seeds"] == 2 and method["nll"]["low"] <= method["nll"]["value"] <= method["nll"]["high"]
-    effect = seen["two_by_two"]["nll"]["schedule"]["value"]
-    nll = {name: method["nll"]["value"] for name, method in seen["methods"].items()}
+    effect = recipe_summary["two_by_two"]["nll"]["schedule"]["value"]
+    nll = {name: method["nll"]["value"] for name, method in recipe_summary["methods"].items()}
     assert effect == pytest.approx((nll["scd"] + nll["scd-aw"] - nll["td"] - nll["td-aw"]) / 2)
-    assert len(summary["cells"]) == 10
+    assert len(summary["cells"]) == 10 and mismatches(summary, Summary) == []
+    results = [{key: value for key, value in line.items() if key not in FIELDS} for line in lines(tmp_path)]
+    assert [wrong for row in results for wrong in mismatches(row, ResultRow)] == []
     for cell in summary["cells"]:
         assert cell["test"]["difference"] == pytest.approx(
             cell["test"]["deficit"] - cell["test"]["advantage"], abs=1e-9
@@ -112,7 +117,7 @@ def test_progress_names_the_metric_of_the_recipe(tmp_path, command):
     assert command.out.splitlines()[0].split("\t")[3] == "macro_f1"
 
 
-def test_a_comparison_in_use_names_the_setting_that_leads_elsewhere(tmp_path, command):
+def test_a_comparison_in_use_names_the_setting_for_another_folder(tmp_path, command):
     recipe = make_project(tmp_path)
     for folder, way_out in (("run", "output_dir="), ("both", "--output ")):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -121,7 +126,7 @@ def test_a_comparison_in_use_names_the_setting_that_leads_elsewhere(tmp_path, co
         assert f"another process is working in {tmp_path / folder}:" in command.err and way_out in command.err
 
 
-def test_more_trajectories_share_the_anchor(tmp_path, command):
+def test_teacher_seeds_share_the_anchor(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("compare", recipe, "--methods", "sft,td", "--seeds", 1, "--teacher-seeds", 2) == 0
     assert "give --seeds 2 or more" in command.err
@@ -148,7 +153,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(tmp_path, comma
     assert words in command.err and not (tmp_path / "run").exists()
 
 
-def test_two_recipes_need_names_folders_and_a_place_of_their_own(tmp_path, command):
+def test_two_recipes_need_their_own_names_and_folders(tmp_path, command):
     recipe = make_project(tmp_path)
     assert command("compare", recipe, recipe) == 2
     for words in ("two recipes write there", "same name", "--output"):
@@ -167,14 +172,14 @@ def test_a_line_that_was_cut_off_is_removed(tmp_path):
     assert results.records()[cell].failed
 
 
-def test_a_line_that_is_no_json_is_named(tmp_path):
+def test_a_line_that_is_not_json_is_named(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"status": "done"}\n{"status": "do\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"results\.jsonl, line 2 is not JSON .* its cell is run again"):
         list(ResultsFile(path)._read())
 
 
-def test_another_number_of_threads_is_warned_of(tmp_path, command, monkeypatch):
+def test_another_number_of_threads_gives_a_warning(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path)  # its students are trained here, on one thread
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0 and "threads" not in command.err
     monkeypatch.setattr(Inline, "threads", 2)
@@ -191,14 +196,14 @@ def test_another_number_of_threads_is_warned_of(tmp_path, command, monkeypatch):
 
 
 @pytest.mark.parametrize(("ours", "jobs", "each"), [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
-def test_cells_share_the_threads_of_this_process(tmp_path, monkeypatch, ours, jobs, each):
+def test_cells_divide_the_threads_of_this_process(tmp_path, monkeypatch, ours, jobs, each):
     monkeypatch.setattr(
         torch, "get_num_threads", lambda: ours
     )  # fewer than the machine has where processors are shared
-    assert LocalExecutor(end_as_told, tmp_path, jobs).threads == each
+    assert LocalExecutor(end_as_named, tmp_path, jobs).threads == each
 
 
-def end_as_told(cell):
+def end_as_named(cell):
     print("words of", cell.method)
     if cell.method == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -208,20 +213,20 @@ def end_as_told(cell):
         time.sleep(600)  # longer than any machine takes to start a process
 
 
-def test_each_cell_has_a_process_of_its_own(tmp_path):
+def test_each_cell_has_its_own_process(tmp_path):
     cells = [Cell("r", "run", method, 0, 0) for method in ("killed", "raises", "good")]
-    found = {o.cell.method: o for o in LocalExecutor(end_as_told, tmp_path / "logs", jobs=3).run(cells)}
-    assert "SIGKILL" in found["killed"].error and "memory" in found["killed"].error
-    assert found["raises"].error == "ValueError: not today"
-    assert found["good"].error is None
+    outcomes = {o.cell.method: o for o in LocalExecutor(end_as_named, tmp_path / "logs", jobs=3).run(cells)}
+    assert "SIGKILL" in outcomes["killed"].error and "memory" in outcomes["killed"].error
+    assert outcomes["raises"].error == "ValueError: not today"
+    assert outcomes["good"].error is None
     assert {path.read_text().splitlines()[0] for path in (tmp_path / "logs").iterdir()} >= {
         "words of raises",
         "words of good",
     }
 
 
-def test_cells_end_with_the_comparison(tmp_path):
-    running = LocalExecutor(end_as_told, tmp_path / "logs", jobs=2).run(
+def test_cells_stop_with_the_comparison(tmp_path):
+    running = LocalExecutor(end_as_named, tmp_path / "logs", jobs=2).run(
         [Cell("r", "run", m, 0, 0) for m in ("slow", "good")]
     )
     began = time.monotonic()

@@ -29,11 +29,11 @@ def command(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("td+schedule.student_kl=forward", "schedule.student_kl makes no difference to td"),
-        ("td+schedule.reach=forward", "schedule.reach makes no difference to td"),
-        ("cd+schedule.advance=true", "schedule.advance makes no difference to cd"),
-        ("scd-aw+kd_ratio=0.7", "kd_ratio makes no difference to scd-aw"),
-        ("sft+temperature=2.0", "temperature makes no difference to sft"),
+        ("td+schedule.student_kl=forward", "schedule.student_kl has no effect on td"),
+        ("td+schedule.reach=forward", "schedule.reach has no effect on td"),
+        ("cd+schedule.advance=true", "schedule.advance has no effect on cd"),
+        ("scd-aw+kd_ratio=0.7", "kd_ratio has no effect on scd-aw"),
+        ("sft+temperature=2.0", "temperature has no effect on sft"),
         ("td+trainer.per_device_train_batch_size=2", "every method gets the same steps"),
         ("td+trainer.gradient_accumulation_steps=2", "every method gets the same steps"),
     ],
@@ -43,7 +43,7 @@ def test_a_setting_that_a_method_does_not_read_or_that_changes_its_budget_is_ref
         varied(load_recipe(make_project(tmp_path)).recipe, name)
 
 
-def test_settings_of_the_whole_recipe_may_be_about_some_methods_only(tmp_path):
+def test_settings_of_the_recipe_may_concern_some_methods_only(tmp_path):
     overrides = ["distill.methods=[td, scd, td-aw]", "distill.kd_ratio=0.7", "distill.schedule.advance=true"]
     recipe = load_recipe(make_project(tmp_path), overrides).recipe
     assert recipe.distill.kd_ratio == 0.7 and recipe.distill.schedule.advance
@@ -59,13 +59,13 @@ def test_settings_of_the_whole_recipe_may_be_about_some_methods_only(tmp_path):
         (("best", "forward_kl", "constant", "", "teacher"), "but trains on the teacher's answers; choose one"),
     ],
 )
-def test_a_method_of_ones_own_that_cannot_work_is_said_with_the_recipe(tmp_path, command, monkeypatch, parts, words):
+def test_a_user_method_that_cannot_work_is_refused_with_the_recipe(tmp_path, command, monkeypatch, parts, words):
     monkeypatch.setitem(METHODS, "mine", Method(*parts[:3], "a test", *parts[4:]))
     assert command("compare", make_project(tmp_path), "--methods", "td,mine") == 2
     assert words in command.err and not (tmp_path / "run").exists()
 
 
-def test_a_teacher_of_ones_own_has_no_folds_and_no_further_trajectories(tmp_path, command):
+def test_a_user_teacher_has_no_folds_and_no_other_seeds(tmp_path, command):
     recipe = make_project(tmp_path, teach={"checkpoints": ["somewhere"], "num_checkpoints": 2, "trainer": {}})
     assert command("compare", recipe, "--methods", "ccd-aw") == 2
     assert "write cross_fit.teacher: false" in command.err and not (tmp_path / "run").exists()
@@ -88,11 +88,11 @@ def test_methods_that_need_whole_distributions_are_refused_before_a_student_is_t
     assert "failed" not in command.err
 
 
-def test_bad_rows_of_the_last_recipe_are_said_before_the_first_is_trained(tmp_path, command):
+def test_bad_rows_of_the_last_recipe_are_reported_before_the_first_is_trained(tmp_path, command):
     recipes = [make_project(tmp_path / name, name=name) for name in ("one", "two")]
     write_rows(tmp_path / "two/data/test.jsonl", color_rows("train", 6))  # rows that are trained on
     assert command("compare", *recipes, "--methods", "sft", "--output", tmp_path / "both") == 2
-    assert "training rows that are test rows" in command.err.partition("two, teacher seed 0")[2]
+    assert "training rows that are also test rows" in command.err.partition("two, teacher seed 0")[2]
     assert not (tmp_path / "one/run/teach").exists()
 
 
@@ -100,19 +100,19 @@ def test_more_checkpoints_than_the_teacher_has_steps_are_refused_before_it_is_tr
     assert (
         command("compare", make_project(tmp_path, teach={"num_checkpoints": 40}), "--methods", "td", "--seeds", 1) == 2
     )
-    assert "has 6 steps, too few for 40 checkpoints" in command.err and not list(
+    assert "6 steps, too few for 40 checkpoints" in command.err and not list(
         (tmp_path / "run/teach").glob("checkpoint-*")
     )
 
 
-def test_a_stage_that_is_warm_up_alone_would_train_nothing(tmp_path, command):
+def test_a_stage_of_warm_up_steps_alone_is_an_error(tmp_path, command):
     recipe = make_project(tmp_path, distill={"epochs_per_stage": 0.3})
     assert command("compare", recipe, "--methods", "sft,sft+restart=false", "--seeds", 1) == 1
     (failed,) = json.loads((tmp_path / "run/compare/summary.json").read_text())["failed"]
     assert failed["method"] == "sft" and "a stage has 1 step, all of them warm-up" in failed["error"]
 
 
-# --- trainings ---
+# --- training runs ---
 
 
 def test_an_adapter_student_that_starts_from_the_anchor_ends_on_it(tmp_path, command):
@@ -127,7 +127,7 @@ def test_an_adapter_student_that_starts_from_the_anchor_ends_on_it(tmp_path, com
     assert max(float((ended[name] - anchor[name]).abs().max()) for name in anchor) < 0.01 * moved
 
 
-def test_trajectories_share_an_anchor_with_arguments_of_its_own(tmp_path, command):
+def test_teacher_seeds_share_an_anchor_with_its_own_arguments(tmp_path, command):
     recipe = make_project(tmp_path, anchor={"trainer": {"learning_rate": 0.002}})
     assert command("compare", recipe, "--methods", "sft,td-aw", "--seeds", 2, "--teacher-seeds", 2) == 0, command.err
     assert "failed" not in command.err and "6 cells, 0 of them" in command.err  # sft knows no teacher: once a seed
@@ -135,11 +135,13 @@ def test_trajectories_share_an_anchor_with_arguments_of_its_own(tmp_path, comman
     assert anchors[0].read_text() == anchors[1].read_text()
 
 
-def test_folds_of_another_trajectory_have_another_teacher(tmp_path, command):
+def test_folds_of_another_teacher_seed_have_another_teacher(tmp_path, command):
     assert command("compare", make_project(tmp_path), "--methods", "td-aw-cf", "--seeds", 1, "--teacher-seeds", 2) == 0
-    one, other = (list(read_jsonl(tmp_path / f"{run}/cross_fit/sample_loss.jsonl")) for run in ("run", "run-teacher-1"))
-    assert [line["anchor"] for line in one] == [line["anchor"] for line in other]
-    assert [line["teacher"] for line in one] != [line["teacher"] for line in other]
+    first, second = (
+        list(read_jsonl(tmp_path / f"{run}/cross_fit/sample_loss.jsonl")) for run in ("run", "run-teacher-1")
+    )
+    assert [line["anchor"] for line in first] == [line["anchor"] for line in second]
+    assert [line["teacher"] for line in first] != [line["teacher"] for line in second]
 
 
 # --- a second call ---
@@ -215,7 +217,7 @@ def test_learning_rates_keep_their_digits(tmp_path):
         assert varied(recipe, f"td+{learning_rate_option(rate)}").distill.trainer["learning_rate"] == rate
 
 
-def test_summary_json_is_whole_after_a_failed_method(tmp_path, command, monkeypatch):
+def test_summary_json_is_complete_after_a_failed_method(tmp_path, command, monkeypatch):
     def refuses(anchor, teacher):
         raise RuntimeError("not today")
 

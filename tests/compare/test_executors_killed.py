@@ -1,5 +1,4 @@
-"""`kill -9`: of a comparison whose cells must end with it, and in the middle of one that goes on to the same
-numbers."""
+"""`kill -9` of a comparison: its cells stop too, and the next one continues to the same numbers."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ def run_sleeper(folder):
     list(LocalExecutor(sleep, Path(folder, "logs")).run([Cell("r", folder, "m", 0, 0)]))
 
 
-def test_a_killed_comparison_takes_its_cells_with_it(tmp_path):
+def test_a_killed_comparison_stops_its_cells(tmp_path):
     parent = start("-c", f"import {__name__}; {__name__}.run_sleeper({str(tmp_path)!r})")
     wait_until((tmp_path / "pid").exists, 600, "the cell has begun")
     pid = int((tmp_path / "pid").read_text())
@@ -67,7 +66,7 @@ def test_a_killed_comparison_takes_its_cells_with_it(tmp_path):
 
 WORDS = ("--methods", "sft,scd", "--seeds", 1)
 ONE_THREAD = "import os; os.cpu_count = lambda: 1; from tutelage.cli.main import main; main()"
-"""The command on one thread a cell, as in this process."""
+"""The command with one thread per cell, as in this process."""
 
 
 def project(folder):
@@ -84,12 +83,12 @@ def values(recipe):
 
 
 def half_made(run):
-    """A cell that has saved something in the middle of its training, and is not finished."""
+    """Cells that have saved a resume checkpoint and are not finished."""
     saved = {path.parents[1] for path in run.glob("distill/*/seed-0/trainer-*/checkpoint-*")}
     return [folder for folder in saved if not (folder / "manifest.json").exists()]
 
 
-def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_numbers(tmp_path, monkeypatch, capsys):
+def test_a_killed_comparison_continues_to_the_same_numbers(tmp_path, monkeypatch, capsys):
     command, undisturbed, recipe = (
         Command(monkeypatch, capsys),
         project(tmp_path / "whole"),

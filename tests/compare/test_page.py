@@ -30,7 +30,7 @@ def summary(
     anchor 0.70.
 
     half: half width of every interval. p: Holm's, of every difference from the first. gap: interval of the first's
-    share.
+    gap closed.
     """
     once = seeds == 1
     order = sorted(scores, key=lambda method: -scores[method])
@@ -99,8 +99,8 @@ FAILED = {
 }
 
 
-def both(one, other):
-    return one | {key: one[key] + other[key] for key in ("recipes", "cells")}
+def both(first, second):
+    return first | {key: first[key] + second[key] for key in ("recipes", "cells")}
 
 
 @pytest.fixture
@@ -144,29 +144,29 @@ def test_differences_that_are_not_significant_say_how_many_more_seeds_are_needed
 
 
 def test_several_teachers_are_not_taken_for_seeds(read):
-    found = summary({"td": 0.795, "scd": 0.8}, p=0.3)
-    found["recipes"][0]["methods"]["scd"] |= {"trainings": 5, "trajectories": 2}
-    page = read(found)
+    given = summary({"td": 0.795, "scd": 0.8}, p=0.3)
+    given["recipes"][0]["methods"]["scd"] |= {"trainings": 5, "trajectories": 2}
+    page = read(given)
     assert "mean of 5 training runs" in page.text and "from the variance of the seeds so far" in page.text
     assert "5 of 3 × 2" in page.text and "seeds × teachers" in page.text
     for against in ("score_against_best", "nll_against_best"):
-        found["recipes"][0]["methods"]["td"][against]["seeds_needed"] = {
+        given["recipes"][0]["methods"]["td"][against]["seeds_needed"] = {
             "verdict": "rows_too_few",
             "total": None,
             "more": None,
         }
-    page = read(found)
+    page = read(given)
     assert "100 test rows with these teachers: it takes more rows or teachers" in page.text
     assert page.text.count("more rows or teachers") == 4  # by score and by loss: in the verdict, and in the table
     assert "teachers" not in read(summary({"td": 0.795, "scd": 0.8}, p=0.3)).text.partition("How to read")[0]
 
 
 def test_a_method_with_one_training_run_in_common_is_compared_on_that_alone(read):
-    found = summary({"sft": 0.7, "td": 0.75, "scd": 0.9}, p=0.004)
+    given = summary({"sft": 0.7, "td": 0.75, "scd": 0.9}, p=0.004)
     for key in ("score", "nll"):
-        against = found["recipes"][0]["methods"]["td"][f"{key}_against_best"]
+        against = given["recipes"][0]["methods"]["td"][f"{key}_against_best"]
         against |= {"p_holm": None, "difference": against["difference"] | {"rows_only": True}}
-    page = read(found)
+    page = read(given)
     assert page.text.count("td has one training run in common with it and is compared on that alone") == 2
     assert "no seed in common" not in page.text and "−0.150*" in page.text
     assert page.text.count("It is significantly better than sft after Holm's correction. td has one training run") == 2
@@ -179,22 +179,22 @@ def test_models_that_answer_alike_do_not_ask_for_rows(read):
 
 
 def test_significantly_better_than_some(read):
-    found = summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, p=0.3)
-    found["recipes"][0]["methods"]["sft"]["nll_against_best"]["p_holm"] = 0.01
-    page = read(found)
+    given = summary({"sft": 0.7, "td": 0.795, "scd": 0.8}, p=0.3)
+    given["recipes"][0]["methods"]["sft"]["nll_against_best"]["p_holm"] = 0.01
+    page = read(given)
     assert "on test it is not significantly better than all others" in headline(page)
     assert "better than sft after Holm's correction; the difference from td is not significant." in page.text
 
 
-def test_a_small_p_is_not_enough_where_the_interval_holds_0():
+def test_a_small_p_is_not_enough_if_the_interval_includes_0():
     methods = summary({"td": 0.79, "scd": 0.8}, p=0.01)["recipes"][0]["methods"]
     assert standing(methods, "score", "scd").state == "ahead_of_none"
 
 
-def test_an_interval_without_0_is_not_enough_where_holm_says_no():
+def test_an_interval_without_0_is_not_enough_if_holm_rejects_it():
     methods = summary({"td": 0.7, "scd": 0.8}, p=0.06, needed=("settled", 0))["recipes"][0]["methods"]
-    found = standing(methods, "score", "scd")
-    assert found.state == "ahead_of_none" and found.seeds.corrected == ["td"] and found.seeds.more is None
+    claim = standing(methods, "score", "scd")
+    assert claim.state == "ahead_of_none" and claim.seeds.corrected == ["td"] and claim.seeds.more is None
 
 
 @pytest.mark.parametrize(
@@ -240,22 +240,22 @@ def test_beats_its_teacher(read):
     ],
 )
 def test_what_may_be_said_against_the_teacher(score, half, gap, verdict, by):
-    found = summary({"scd": score}, half=half, gap=gap)
-    claim = against_teacher(found["recipes"][0], "scd", "score", found["cells"])
+    given = summary({"scd": score}, half=half, gap=gap)
+    claim = against_teacher(given["recipes"][0], "scd", "score", given["cells"])
     assert (claim.verdict, claim.by, claim.rows_only) == (verdict, by, False)
 
 
 def test_a_gap_closed_that_rests_on_one_seed_says_so():
-    found = summary({"sft": 0.7, "scd": 0.9}, gap=(1.4, 2.6))
-    found["recipes"][0]["methods"]["scd"]["gap_closed"]["from"] = "sft"
-    found["cells"] = [cell for cell in found["cells"] if cell["method"] == "scd" or cell["seed"] == 0]
-    assert against_teacher(found["recipes"][0], "scd", "score", found["cells"]).rows_only
+    given = summary({"sft": 0.7, "scd": 0.9}, gap=(1.4, 2.6))
+    given["recipes"][0]["methods"]["scd"]["gap_closed"]["from"] = "sft"
+    given["cells"] = [cell for cell in given["cells"] if cell["method"] == "scd" or cell["seed"] == 0]
+    assert against_teacher(given["recipes"][0], "scd", "score", given["cells"]).rows_only
 
 
 def test_the_baseline_closes_nothing_of_its_own_gap(read):
-    found = summary({"sft": 0.7, "scd": 0.9})
-    found["recipes"][0]["methods"]["sft"]["gap_closed"] = None
-    page = read(found)
+    given = summary({"sft": 0.7, "scd": 0.9})
+    given["recipes"][0]["methods"]["sft"]["gap_closed"] = None
+    page = read(given)
     assert "the baseline" in page.text and "no gap" not in page.text
 
 
@@ -274,13 +274,13 @@ def test_one_seed_claims_nothing_about_methods(read):
 
 
 def test_validation_may_choose_what_test_does_not_put_first(read):
-    found = summary({"td": 0.9, "scd": 0.7}, p=0.004)
-    methods = found["recipes"][0]["methods"]
+    given = summary({"td": 0.9, "scd": 0.7}, p=0.004)
+    methods = given["recipes"][0]["methods"]
     for key in ("score", "nll"):
-        found["recipes"][0]["best"][key] = "scd"
+        given["recipes"][0]["best"][key] = "scd"
         methods["td"][f"{key}_against_best"] = methods["scd"].pop(f"{key}_against_best") | {"best": "scd"}
         methods["td"][f"{key}_against_best"]["difference"] = interval(0.2 if key == "score" else -0.2, 0.02)
-    page = read(found)
+    page = read(given)
     assert "Validation chooses scd; on test it is not significantly better than all others." in headline(page)
     assert page.text.count("rank 2 of 2 on test") == 2
     assert page.text.count("td is significantly better on test, which validation did not show") == 2
@@ -289,22 +289,22 @@ def test_validation_may_choose_what_test_does_not_put_first(read):
 
 
 def test_choices_by_score_and_by_loss_differ(read):
-    found = summary({"td": 0.79, "scd": 0.8})
-    methods = found["recipes"][0]["methods"]
-    found["recipes"][0]["best"]["nll"] = "td"
+    given = summary({"td": 0.79, "scd": 0.8})
+    methods = given["recipes"][0]["methods"]
+    given["recipes"][0]["best"]["nll"] = "td"
     methods["td"]["nll_rank"], methods["scd"]["nll_rank"] = 1, 2
     methods["scd"]["nll_against_best"] = methods["td"].pop("nll_against_best") | {"best": "td"}
     assert (
         "Validation chooses scd by score, td by loss; neither is significantly better than all others on test."
-        in " ".join(headline(read(found)).split())
+        in " ".join(headline(read(given)).split())
     )
 
 
 def test_no_seed_in_common_is_not_a_win(read):
-    found = summary({"td": 0.7, "scd": 0.9}, p=0.001)
+    given = summary({"td": 0.7, "scd": 0.9}, p=0.001)
     for key in ("score", "nll"):
-        del found["recipes"][0]["methods"]["td"][f"{key}_against_best"]
-    page = read(found)
+        del given["recipes"][0]["methods"]["td"][f"{key}_against_best"]
+    page = read(given)
     assert "on test it is not significantly better than all others" in headline(page)
     assert "td has no seed in common with it and is not tested" in page.text
 
@@ -324,9 +324,9 @@ def test_every_part_is_there(read):
 
 
 def test_fractions_of_the_gap(read):
-    found = summary({"td": 0.75, "scd": 0.8}, gap=(0.6, 1.4))
-    found["recipes"][0]["methods"]["td"]["gap_closed"]["share"] = None
-    page = read(found)
+    given = summary({"td": 0.75, "scd": 0.8}, gap=(0.6, 1.4))
+    given["recipes"][0]["methods"]["td"]["gap_closed"]["share"] = None
+    page = read(given)
     assert "100 % [60 %, 140 %]" in page.text and "no gap" in page.text
 
 
@@ -350,7 +350,7 @@ def test_several_data_sets(read):
     assert len(ids) == len(set(ids))
 
 
-def test_failed_cells_stand_with_the_first_line_of_their_error(read):
+def test_failed_cells_are_listed_with_the_first_line_of_their_error(read):
     page = read(summary({"td": 0.75, "scd": 0.8}) | {"failed": [FAILED, FAILED | {"error": None}]})
     assert "2 students failed" in page.text and "RuntimeError: no room" in page.text and "at x" not in page.text
     assert "no message" in page.text
@@ -371,15 +371,15 @@ def test_one_method_alone(read, seeds):
 
 
 def test_without_validation_losses_and_with_several_teachers(read):
-    found = summary({"td": 0.75, "scd": 0.8}) | {"validation_foretells_test": {}}
-    for cell in found["cells"]:
+    given = summary({"td": 0.75, "scd": 0.8}) | {"validation_foretells_test": {}}
+    for cell in given["cells"]:
         cell["validation"], cell["teacher_seed"] = None, cell["seed"] % 2
-    page = read(found)
+    page = read(given)
     assert "predictions" not in page.sections and "split" in page.sections
     assert "scd, seed 1, teacher seed 1: not won" in page.text
 
 
-def test_a_title_of_ones_own(read):
+def test_another_title(read):
     page = read(summary({"scd": 0.8}), title="Ward <7>")
     assert "Ward <7>" in page.text and "<7>" not in page.source
 
@@ -389,9 +389,9 @@ def test_a_title_of_ones_own(read):
 
 @pytest.fixture
 def hostile(read):
-    found = summary({INJECTION: 0.9, MARKUP: 0.75, "td": 0.7}, name=INJECTION, needed=("rows_too_few", None))
+    given = summary({INJECTION: 0.9, MARKUP: 0.75, "td": 0.7}, name=INJECTION, needed=("rows_too_few", None))
     failed = [FAILED | {"method": INJECTION, "recipe": MARKUP, "error": INJECTION + MARKUP}]
-    return read(both(found, summary({INJECTION: 0.8}, name=MARKUP)) | {"failed": failed}, title=INJECTION)
+    return read(both(given, summary({INJECTION: 0.8}, name=MARKUP)) | {"failed": failed}, title=INJECTION)
 
 
 def test_text_from_data_is_inert(hostile):
@@ -410,7 +410,7 @@ def test_nothing_is_loaded(hostile):
     assert "url(" not in hostile.source and "@import" not in hostile.source
 
 
-def test_tables_and_charts_speak_to_a_screen_reader(read):
+def test_tables_and_charts_are_accessible(read):
     page = read(
         summary(
             {"td": 0.75, "td-aw": 0.7, "scd": 0.8, "scd-aw": 0.72},
@@ -427,12 +427,12 @@ def test_tables_and_charts_speak_to_a_screen_reader(read):
     ).items()
 
 
-def test_a_method_far_off_does_not_squeeze_the_others(read):
+def test_a_method_far_away_does_not_compress_the_axis(read):
     page = read(summary({"a": 0.80, "b": 0.79, "c": 0.78, "d": 0.77, "lost": 0.02}))
     assert "◂ off the scale" in page.text and "off the scale ▸" in page.text
 
 
-def test_an_interval_beyond_what_a_score_can_be_ends_at_the_border():
+def test_an_interval_beyond_the_range_of_a_score_is_cut():
     from tutelage.records import Interval
     from tutelage.report.charts import forest
 
@@ -440,7 +440,7 @@ def test_an_interval_beyond_what_a_score_can_be_ends_at_the_border():
     assert line["cut_high"] and not line["cut_low"] and line["high"] == 99 and line["low"] > 1
 
 
-def test_torch_stays_away(tmp_path):
+def test_torch_is_not_imported(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(NOTHING), encoding="utf-8")
     code = "import json, sys; from pathlib import Path; from tutelage.compare.summary.page import write_page"
     code += f"; p = Path({str(tmp_path)!r}); write_page(json.loads((p / 'summary.json').read_text()), p / 'index.html')"

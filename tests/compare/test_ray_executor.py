@@ -30,7 +30,7 @@ SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
 def started(tries=3):
-    """A cluster of one node. Ray gives its head 30 s to come up, which a machine at work may need more than once."""
+    """A cluster of one node. Ray gives its head 30 s to come up, which is not always enough on a busy machine."""
     from ray.cluster_utils import Cluster
 
     try:
@@ -85,11 +85,11 @@ def gone(pid):
 # --- what cells do ---
 
 
-def end_as_told(cell):
+def end_as_named(cell):
     """Paths are relative: they are looked for where the comparison was started."""
     print("words of", cell.method, os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"])
-    place = Path(cell.run) / cell.method
-    with place.open("a") as file:
+    path = Path(cell.run) / cell.method
+    with path.open("a") as file:
         file.write(f"{os.getpid()}\n")
     if cell.method == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -119,17 +119,17 @@ def sleep(cell):
 # --- without a cluster ---
 
 
-def test_without_ray_or_a_cluster_it_is_said_what_to_type(tmp_path, monkeypatch):
+def test_without_ray_or_a_cluster_the_error_names_what_to_type(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
     with pytest.raises(UserError, match=r"nowhere(.|\n)*ray start --head(.|\n)*RAY_ADDRESS(.|\n)*--executor local"):
-        executor(tmp_path, end_as_told).check()
+        executor(tmp_path, end_as_named).check()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r'pip install "tutelage\[ray\]"'):
-        list(executor(tmp_path, end_as_told).run(cells("good")))
-    assert list(executor(tmp_path, end_as_told).run([])) == [], "with nothing to do no cluster is needed"
+        list(executor(tmp_path, end_as_named).run(cells("good")))
+    assert list(executor(tmp_path, end_as_named).run([])) == [], "with nothing to do no cluster is needed"
 
 
-def test_a_cell_waits_for_its_former_process_but_not_for_ever(tmp_path):
+def test_a_cell_waits_a_limited_time_for_its_former_process(tmp_path):
     (cell,) = cells("good")
     patched = "from tutelage.compare import ray_executor as r; r.LOCK_SECONDS = 0.3\n"
     work = f"from tutelage.compare.cells import Cell; print(r._work({cell!r}, b'', {str(tmp_path)!r}, 'logs', {{}})[1])"
@@ -146,41 +146,48 @@ def test_a_cell_waits_for_its_former_process_but_not_for_ever(tmp_path):
 def test_every_cell_has_an_outcome(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
-    there = RayExecutor(end_as_told, Path("logs"), [Path("run")], retries=1)
-    found = {o.cell.method: o for o in there.run(cells("killed", "raises", "wrong", "good"))}
-    assert found["good"].error is None and 0 < found["good"].seconds < 60
-    assert found["raises"].error == "ValueError: not today"
-    assert found["wrong"].error == "this cannot be\nmended"
-    assert "tried 2 times" in found["killed"].error and "memory" in found["killed"].error
-    tries = {name: Path("run", name).read_text().split() for name in found}
+    here = RayExecutor(end_as_named, Path("logs"), [Path("run")], retries=1)
+    outcomes = {o.cell.method: o for o in here.run(cells("killed", "raises", "wrong", "good"))}
+    assert outcomes["good"].error is None and 0 < outcomes["good"].seconds < 60
+    assert outcomes["raises"].error == "ValueError: not today"
+    assert outcomes["wrong"].error == "this cannot be\nmended"
+    assert "tried 2 times" in outcomes["killed"].error and "memory" in outcomes["killed"].error
+    tries = {name: Path("run", name).read_text().split() for name in outcomes}
     assert {name: len(pids) for name, pids in tries.items()} == {"good": 1, "raises": 1, "wrong": 1, "killed": 2}
     assert len({pid for pids in tries.values() for pid in pids}) == 5, "no worker process is used twice"
-    logs = {name: Path(f"logs/r-teacher-0-{name}-seed-0.log").read_text() for name in found}
+    logs = {name: Path(f"logs/r-teacher-0-{name}-seed-0.log").read_text() for name in outcomes}
     assert logs["good"].startswith("words of good 1 \n")
-    assert "Traceback" in logs["raises"] and "in end_as_told" in logs["raises"]
+    assert "Traceback" in logs["raises"] and "in end_as_named" in logs["raises"]
     assert logs["killed"].count("words of killed") == 2 and "try 1 of 2" in logs["killed"]
-    assert sorted(p.name for p in Path("run").iterdir()) == sorted(found), "the files of the check are gone"
+    assert sorted(p.name for p in Path("run").iterdir()) == sorted(outcomes), "the files of the check are gone"
     assert not ray.is_initialized()
 
 
-def test_cells_that_no_node_can_hold_are_refused(cluster, tmp_path):
+def test_cells_that_no_node_can_run_are_refused(cluster, tmp_path):
     with pytest.raises(UserError, match=r"2 CPUs and 0.5 GPUs(.|\n)*: 1 CPUs and 0 GPUs"):
-        executor(tmp_path, end_as_told, num_cpus=2, num_gpus=0.5).check()
+        executor(tmp_path, end_as_named, num_cpus=2, num_gpus=0.5).check()
 
 
 def test_a_folder_of_this_process_alone_is_refused(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_executor, "VISIBLE_SECONDS", 0.2)
     opened = os.open(tmp_path, os.O_RDONLY)
-    mine = Path(f"/proc/self/fd/{opened}")  # leads elsewhere, or nowhere, in any other process
+    own_folder = Path(f"/proc/self/fd/{opened}")  # leads elsewhere, or nowhere, in any other process
     try:
-        if not mine.exists():
+        if not own_folder.exists():
             pytest.skip("needs /proc")
         with pytest.raises(UserError) as caught:
-            RayExecutor(end_as_told, tmp_path / "logs", [tmp_path, mine]).check()
+            RayExecutor(end_as_named, tmp_path / "logs", [tmp_path, own_folder]).check()
     finally:
         os.close(opened)
     assert (
-        len([line for line in str(caught.value).splitlines() if line.endswith(f" {mine}") or f" {mine} (" in line]) == 2
+        len(
+            [
+                line
+                for line in str(caught.value).splitlines()
+                if line.endswith(f" {own_folder}") or f" {own_folder} (" in line
+            ]
+        )
+        == 2
     )
     assert f"{tmp_path / 'logs'}" not in str(caught.value) and "absolute path" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
@@ -213,7 +220,7 @@ def test_the_node_that_does_not_see_a_folder_is_named(cluster, tmp_path, monkeyp
             assert time.monotonic() < until and node.poll() is None
             time.sleep(0.2)
         with pytest.raises(UserError) as caught:
-            executor(hidden, end_as_told).check()
+            executor(hidden, end_as_named).check()
         assert ray.is_initialized(), "a connection of the caller's own is kept"
     finally:
         ray.shutdown()
@@ -228,7 +235,7 @@ class CtrlC(BaseException):
     pass
 
 
-def test_ctrl_c_ends_the_cells(cluster, tmp_path):
+def test_ctrl_c_stops_the_cells(cluster, tmp_path):
     def leave(signum, frame):
         raise CtrlC
 
@@ -249,7 +256,7 @@ def test_ctrl_c_ends_the_cells(cluster, tmp_path):
     assert not ray.is_initialized()
 
 
-def test_a_killed_comparison_takes_its_cells_with_it(cluster, tmp_path):
+def test_a_killed_comparison_stops_its_cells(cluster, tmp_path):
     words = f"import pathlib, {__name__} as t; path = pathlib.Path({str(tmp_path)!r})"
     run = "list(t.executor(path, t.sleep).run([t.Cell('r', str(path), 'a', 0, 0)]))"
     driver = subprocess.Popen([sys.executable, "-c", f"{words}; {run}"])
@@ -261,7 +268,7 @@ def test_a_killed_comparison_takes_its_cells_with_it(cluster, tmp_path):
     assert gone(int((tmp_path / "asleep").read_text()))
 
 
-def test_a_cell_whose_node_dies_is_tried_on_another(cluster, tmp_path):
+def test_a_cell_whose_node_dies_is_run_on_another(cluster, tmp_path):
     doomed = next(iter(cluster.worker_nodes))
     (tmp_path / "doomed").write_text(doomed.node_id)
     killer = threading.Thread(
@@ -269,9 +276,9 @@ def test_a_cell_whose_node_dies_is_tried_on_another(cluster, tmp_path):
     )
     killer.start()
     wanted = [Cell("r", str(tmp_path), method, 0, 0) for method in ("a", "b", "c")]
-    found = list(executor(tmp_path, stay_on_the_other_node).run(wanted))
+    outcomes = list(executor(tmp_path, stay_on_the_other_node).run(wanted))
     killer.join()
-    assert {o.cell for o in found} == set(wanted) and len(found) == 3 and not any(o.error for o in found)
+    assert {o.cell for o in outcomes} == set(wanted) and len(outcomes) == 3 and not any(o.error for o in outcomes)
     logs = [path.read_text() for path in (tmp_path / "logs").glob("*.log")]
     assert sum("second try" in log and "its node was lost" in log for log in logs) == 1
     assert doomed.node_id not in {path.read_text() for path in tmp_path.glob("began-*")}

@@ -1,5 +1,4 @@
-"""What a comparison counts, refuses, leaves out and prints; its numbers are worked out again in
-test_summary_recomputed.py."""
+"""What a summary counts, refuses and prints. Its numbers are recomputed in test_summary_recomputed.py."""
 
 from __future__ import annotations
 
@@ -13,10 +12,11 @@ import numpy as np
 import pytest
 
 from helpers.fake_comparison import cell_lines, read_lines, write_lines, write_run
+from helpers.typed_json import mismatches
 from tutelage.compare.cell_table import CellTable
 from tutelage.compare.cells import RESULTS, Cell, ResultsFile, has_teacher
 from tutelage.compare.summary.student_section import summarise_student
-from tutelage.compare.summary.summarise import write_summary
+from tutelage.compare.summary.summarise import Summary, write_summary
 from tutelage.compare.summary.table import NOTE, grid, show
 from tutelage.errors import StaleArtifactError, UserError
 
@@ -24,7 +24,7 @@ SHARES = {"teacher": 0.95, "anchor": 0.6}
 
 
 def make(folder: Path, students: dict[str, float], *, name: str = "plain", seed: int = 0, **sizes: int) -> list[dict]:
-    """A run folder at folder/name with these students and their shares of right answers; returns its lines."""
+    """A run folder at folder/name with these students and their fractions of right answers; returns its lines."""
     write_run(folder / name, name, "accuracy", SHARES | students, np.random.default_rng(seed), **sizes)
     return [line for student in students for line in cell_lines(folder / name, name, student)]
 
@@ -48,13 +48,13 @@ def seeds_of(method: str, *shares: float) -> dict[str, float]:
 
 def validated(lines: list[dict], **scores: float) -> list[dict]:
     """The lines with these validation scores, by method; losses one less the score."""
-    found = []
+    changed = []
     for line in lines:
         if line.get("split") == "validation" and line["method"] in scores:
             score = scores[line["method"]]
             line = line | {"value": score if line["metric"] == "score" else 1 - score}
-        found.append(line)
-    return found
+        changed.append(line)
+    return changed
 
 
 # --- teacher trajectories ---
@@ -80,28 +80,30 @@ def trajectories(tmp_path) -> tuple[Path, list[dict]]:
     return tmp_path, lines
 
 
-def test_what_is_the_same_in_all_trajectories_counts_once(trajectories):
+def test_what_does_not_depend_on_the_teacher_counts_once(trajectories):
     folder, lines = trajectories
     (both,) = summarise(folder, lines)["recipes"]
-    (one,) = summarise(folder, [line for line in lines if line["teacher_seed"] == 0])["recipes"]
-    assert both["methods"]["sft"]["score"] == one["methods"]["sft"]["score"]
-    assert both["methods"]["sft"]["nll"] == one["methods"]["sft"]["nll"]
-    assert both["base"]["anchor"] == one["base"]["anchor"] and both["base"]["anchor"]["nll"]["rows_only"]
+    (first_only,) = summarise(folder, [line for line in lines if line["teacher_seed"] == 0])["recipes"]
+    assert both["methods"]["sft"]["score"] == first_only["methods"]["sft"]["score"]
+    assert both["methods"]["sft"]["nll"] == first_only["methods"]["sft"]["nll"]
+    assert both["base"]["anchor"] == first_only["base"]["anchor"] and both["base"]["anchor"]["nll"]["rows_only"]
     assert not both["base"]["teacher"]["nll"]["rows_only"]
-    counted = {name: (seen["trainings"], seen["seeds"], seen["trajectories"]) for name, seen in both["methods"].items()}
+    counted = {
+        name: (method["trainings"], method["seeds"], method["trajectories"]) for name, method in both["methods"].items()
+    }
     assert counted == {"sft": (2, 2, 1), "td": (4, 2, 2)}
 
 
-def test_a_difference_from_what_has_no_teacher_is_taken_seed_by_seed_under_each_trajectory(trajectories):
+def test_a_difference_from_a_method_without_teacher_is_paired_by_seed_for_each_teacher(trajectories):
     folder, lines = trajectories
-    (seen,) = summarise(folder, validated(lines, sft=0.9, td=0.1))["recipes"]
-    against = seen["methods"]["td"]["nll_against_best"]
+    (recipe,) = summarise(folder, validated(lines, sft=0.9, td=0.1))["recipes"]
+    against = recipe["methods"]["td"]["nll_against_best"]
     assert against["best"] == "sft"
-    expected = seen["methods"]["td"]["nll"]["value"] - seen["methods"]["sft"]["nll"]["value"]
+    expected = recipe["methods"]["td"]["nll"]["value"] - recipe["methods"]["sft"]["nll"]["value"]
     assert against["difference"]["value"] == pytest.approx(expected)
 
 
-def test_fine_tunings_are_not_ruled_out_by_the_number_of_teachers(trajectories):
+def test_methods_without_teacher_can_be_the_best_with_several_teachers(trajectories):
     # Two methods without a teacher meet once a seed, and any with a teacher once a seed and teacher: neither is the
     # rarer one.
     folder, lines = trajectories
@@ -109,11 +111,11 @@ def test_fine_tunings_are_not_ruled_out_by_the_number_of_teachers(trajectories):
     lines += [
         line for seed in (0, 1) for line in cell_lines(folder / "plain", "plain", f"sft+restart=false/seed-{seed}")
     ]
-    (seen,) = summarise(folder, validated(lines, **{"sft": 0.62, "sft+restart=false": 0.6, "td": 0.595}))["recipes"]
-    assert seen["best"] == {"score": "sft", "nll": "sft"}
+    (recipe,) = summarise(folder, validated(lines, **{"sft": 0.62, "sft+restart=false": 0.6, "td": 0.595}))["recipes"]
+    assert recipe["best"] == {"score": "sft", "nll": "sft"}
 
 
-def test_a_method_under_fewer_teachers_is_not_what_all_others_are_tested_against(trajectories):
+def test_a_method_with_fewer_teachers_is_not_the_best(trajectories):
     folder, lines = trajectories
     for run in ("plain", "plain-teacher-1"):
         shutil.copytree(folder / run / "evaluate/td", folder / run / "evaluate/scd")
@@ -134,17 +136,17 @@ def test_a_method_that_learns_from_the_teachers_answers_has_a_teacher():
 # --- the best ---
 
 
-def test_the_best_is_chosen_on_validation_and_test_rows_rank(tmp_path):
+def test_the_best_is_chosen_on_validation_and_ranks_are_by_test(tmp_path):
     lines = make(tmp_path, seeds_of("td", 0.9, 0.9) | seeds_of("scd", 0.6, 0.6) | seeds_of("cd", 0.5, 0.5))
-    (seen,) = (summary := summarise(tmp_path, validated(lines, td=0.6, scd=0.8, cd=0.7)))["recipes"]
-    assert seen["best"] == {"score": "scd", "nll": "scd"}
-    assert [seen["methods"][name]["score_rank"] for name in ("td", "scd", "cd")] == [1, 2, 3]
-    assert seen["methods"]["td"]["score_against_best"]["difference"]["value"] > 0
+    (recipe,) = (summary := summarise(tmp_path, validated(lines, td=0.6, scd=0.8, cd=0.7)))["recipes"]
+    assert recipe["best"] == {"score": "scd", "nll": "scd"}
+    assert [recipe["methods"][name]["score_rank"] for name in ("td", "scd", "cd")] == [1, 2, 3]
+    assert recipe["methods"]["td"]["score_against_best"]["difference"]["value"] > 0
     p_column = {row[1]: row[6] for row in grid(summary)[1]}
     assert p_column["scd"] == "best" and p_column["td"] not in ("best", "")
 
 
-def test_equal_validation_scores_are_told_apart_by_loss(tmp_path):
+def test_equal_validation_scores_are_ordered_by_loss(tmp_path):
     lines = make(tmp_path, seeds_of("td", 0.8) | seeds_of("scd", 0.8))
     for line in lines:
         if line["split"] == "validation":
@@ -152,7 +154,7 @@ def test_equal_validation_scores_are_told_apart_by_loss(tmp_path):
     assert summarise(tmp_path, lines)["recipes"][0]["best"] == {"score": "scd", "nll": "scd"}
 
 
-def test_one_lucky_seed_is_not_what_all_others_are_tested_against(tmp_path):
+def test_a_method_with_one_good_seed_is_not_the_best(tmp_path):
     lines = make(tmp_path, seeds_of("td", 0.8, 0.8, 0.8) | seeds_of("scd", 0.7, 0.7, 0.7) | seeds_of("jsd", 0.95))
     summary = summarise(tmp_path, validated(lines, td=0.8, scd=0.7, jsd=0.95))
     methods = summary["recipes"][0]["methods"]
@@ -164,7 +166,7 @@ def test_one_lucky_seed_is_not_what_all_others_are_tested_against(tmp_path):
     assert {row[1]: row[6] for row in grid(summary)[1]}["jsd"] == "one seed"
 
 
-def test_one_seed_each_is_a_family_of_its_own_but_settles_nothing(tmp_path):
+def test_one_seed_each_is_corrected_but_never_significant(tmp_path):
     lines = make(tmp_path, {"td/seed-0": 0.95, "scd/seed-0": 0.2, "cd/seed-0": 0.9})
     methods = summarise(tmp_path, validated(lines, td=0.9, scd=0.1, cd=0.5))["recipes"][0]["methods"]
     against = methods["scd"]["score_against_best"]
@@ -173,24 +175,24 @@ def test_one_seed_each_is_a_family_of_its_own_but_settles_nothing(tmp_path):
 
 def test_without_validation_nothing_is_tested_on_the_rows_that_chose_it(tmp_path):
     lines = make(tmp_path, seeds_of("td", 0.8, 0.8) | seeds_of("scd", 0.7, 0.7))
-    (seen,) = summarise(tmp_path, [line for line in lines if line["split"] == "test"])["recipes"]
-    assert seen["best"] == {"score": None, "nll": None}
-    assert not any("score_against_best" in method for method in seen["methods"].values())
+    (recipe,) = summarise(tmp_path, [line for line in lines if line["split"] == "test"])["recipes"]
+    assert recipe["best"] == {"score": None, "nll": None}
+    assert not any("score_against_best" in method for method in recipe["methods"].values())
 
 
 def test_equal_values_share_their_rank(tmp_path):
     lines = make(tmp_path, {"td/seed-0": 0.8, "scd/seed-0": 0.7, "cd/seed-0": 0.1})
-    place = tmp_path / "plain/evaluate"
-    shutil.copytree(place / "td/seed-0", place / "scd/seed-0", dirs_exist_ok=True)
+    folder = tmp_path / "plain/evaluate"
+    shutil.copytree(folder / "td/seed-0", folder / "scd/seed-0", dirs_exist_ok=True)
     lines = [line for name in ("td", "scd", "cd") for line in cell_lines(tmp_path / "plain", "plain", f"{name}/seed-0")]
     summary = summarise(tmp_path, lines)
     methods = summary["recipes"][0]["methods"]
-    ranks = {name: (seen["score_rank"], seen["nll_rank"]) for name, seen in methods.items()}
+    ranks = {name: (method["score_rank"], method["nll_rank"]) for name, method in methods.items()}
     assert ranks == {"td": (1.5, 1.5), "scd": (1.5, 1.5), "cd": (3, 3)}
     assert summary["mean_ranks"]["score"] == {"td": 1.5, "scd": 1.5, "cd": 3.0}
 
 
-def test_a_tie_is_no_win_however_it_was_added_up():
+def test_a_tie_up_to_rounding_is_no_win():
     trained = Cell("plain", "run", "td", 0, 0)
     losses = np.array([0.1, 0.2, 0.3])
 
@@ -201,37 +203,38 @@ def test_a_tie_is_no_win_however_it_was_added_up():
         ("run", "td/seed-0"): model(0.5222222222222223, losses),
         ("run", "teacher"): model(47 / 90, losses + 1e-17),
     }
-    found = summarise_student(SimpleNamespace(models=models, task=SimpleNamespace(metric="token_f1")), trained)
-    assert (found["beats_teacher_in_score"], found["beats_teacher_in_nll"]) == (False, False)
+    student = summarise_student(SimpleNamespace(models=models, task=SimpleNamespace(metric="token_f1")), trained)
+    assert (student["beats_teacher_in_score"], student["beats_teacher_in_nll"]) == (False, False)
 
 
 def test_intervals_end_where_the_metric_does(tmp_path):
     lines = make(tmp_path, {"td/seed-0": 1.2, "td/seed-1": 0.75}, rows=40)
-    seen = summarise(tmp_path, lines)["recipes"][0]["methods"]["td"]
-    assert seen["score"]["high"] == 1.0 and seen["nll"]["low"] == 0.0
-    assert seen["score"]["low"] >= 0.0
+    method = summarise(tmp_path, lines)["recipes"][0]["methods"]["td"]
+    assert method["score"]["high"] == 1.0 and method["nll"]["low"] == 0.0
+    assert method["score"]["low"] >= 0.0
 
 
-# --- what is left out or refused ---
+# --- stale and refused results ---
 
 
-def test_cells_of_other_inputs_are_left_out_and_named(tmp_path, capsys):
+def test_stale_cells_do_not_count_and_are_named(tmp_path, capsys):
     lines = make(tmp_path, seeds_of("td", 0.8, 0.8) | seeds_of("scd", 0.7, 0.7) | seeds_of("cd", 0.7))
     for line in lines:
         line["inputs"] = "old" if line["method"] == "td" and line["seed"] == 1 else "new"
     plan = {cell(line): "new" for line in lines if line["seed"] == 0 and line["method"] != "cd"}
     others = {cell(line): "new" for line in lines if line["seed"] == 1}
     summary = summarise(tmp_path, lines, plan, others)
+    assert mismatches(summary, Summary) == []
     (stale,) = summary["stale"]
     assert (stale["method"], stale["seed"], stale["inputs"], stale["wanted"]) == ("td", 1, "old", "new")
     methods = summary["recipes"][0]["methods"]
-    assert {name: seen["seeds"] for name, seen in methods.items()} == {"td": 1, "scd": 2, "cd": 1}
+    assert {name: method["seeds"] for name, method in methods.items()} == {"td": 1, "scd": 2, "cd": 1}
     show(summary)
     assert "stale, not counted: plain teacher-0 td seed-1: made from other inputs" in capsys.readouterr().err
     assert summarise(tmp_path, lines)["stale"] == []
 
 
-def test_a_cell_with_other_options_than_the_plan_is_left_out(tmp_path):
+def test_a_cell_with_other_options_than_planned_is_stale(tmp_path):
     students = {"td+trainer.learning_rate=0.1/seed-0": 0.8, "td+trainer.learning_rate=0.2/seed-0": 0.7}
     lines = make(tmp_path, students)
     for line in lines:
@@ -250,8 +253,8 @@ def test_a_recipe_of_two_run_folders_is_refused_or_the_planned_one_taken(tmp_pat
         summarise(tmp_path, first + second)
     assert str(tmp_path / "a/same") in str(error.value) and str(tmp_path / "b/same") in str(error.value)
     summary = summarise(tmp_path, first + second, {cell(second[0]): "abc"})
-    assert [found["run"] for found in summary["stale"]] == [str(tmp_path / "a/same")]
-    assert [found["run"] for found in summary["cells"]] == [str(tmp_path / "b/same")]
+    assert [student["run"] for student in summary["stale"]] == [str(tmp_path / "a/same")]
+    assert [student["run"] for student in summary["cells"]] == [str(tmp_path / "b/same")]
 
 
 def test_results_that_predictions_contradict_are_refused(tmp_path):
@@ -286,7 +289,7 @@ def test_a_summary_does_not_depend_on_the_order_in_which_cells_ended(tmp_path):
     lines = make(tmp_path, seeds_of("td", 0.8, 0.8) | seeds_of("scd", 0.7, 0.7) | seeds_of("cd", 0.6))
     plan = {cell(line): "abc" for line in lines if line["method"] != "cd"}
     summary = summarise(tmp_path, lines, plan)
-    assert [(found["method"], found["seed"]) for found in summary["cells"]] == [
+    assert [(student["method"], student["seed"]) for student in summary["cells"]] == [
         ("td", 0), ("td", 1), ("scd", 0), ("scd", 1), ("cd", 0),
     ]  # fmt: skip
     text = (tmp_path / "compare/summary.json").read_text()
@@ -302,6 +305,7 @@ def test_failed_students_are_in_every_table(tmp_path, capsys):
     lines += cell_lines(tmp_path / "plain", "plain", "td/seed-1", status="failed", error="no room\nat all", seconds=1.0)
     lines += cell_lines(tmp_path / "plain", "plain", "cd/seed-0", status="failed", error="not today", seconds=1.0)
     summary = summarise(tmp_path, lines)
+    assert mismatches(summary, Summary) == []
     head, rows = grid(summary)
     assert {row[1]: row[2] for row in rows if row[2]} == {"sft": "2", "td": "1, 1 failed", "cd": "0, 1 failed"}
     assert {len(row) for row in rows} == {len(head)}
@@ -336,7 +340,7 @@ def test_csv_has_the_numbers_of_the_summary(trajectories, capsys):
     assert [rows[name]["best"] for name in ("sft", "td")].count("True") == 1
 
 
-def test_the_table_names_its_metric_and_its_seeds_under_teachers(trajectories):
+def test_the_table_names_its_metric_and_its_seeds_with_several_teachers(trajectories):
     folder, lines = trajectories
     head, rows = grid(summary := summarise(folder, lines))
     assert head[2:4] == ["seeds x teachers", "accuracy"] and {row[1]: row[2] for row in rows if row[2]} == {
@@ -351,7 +355,7 @@ def test_the_table_names_its_metric_and_its_seeds_under_teachers(trajectories):
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json"])
-def test_the_note_stands_below_every_text(tmp_path, capsys, form):
+def test_the_note_follows_every_table(tmp_path, capsys, form):
     show(summarise(tmp_path, make(tmp_path, seeds_of("sft", 0.6, 0.6) | seeds_of("td", 0.7, 0.7))), form)
     out = capsys.readouterr().out
     assert (NOTE in out) is (form not in ("csv", "json"))
@@ -361,7 +365,7 @@ def test_the_note_stands_below_every_text(tmp_path, capsys, form):
         assert json.loads(out)["recipes"]
 
 
-def test_a_share_without_bounds_says_so(tmp_path):
+def test_a_gap_without_bounds_is_shown_as_such(tmp_path):
     lines = make(tmp_path, {"sft/seed-0": 0.9, "sft/seed-1": 0.5, "td/seed-0": 0.85, "td/seed-1": 0.8}, rows=40)
     summary = summarise(tmp_path, lines)
     shown = {row[1]: row[4] for row in grid(summary)[1]}

@@ -1,4 +1,4 @@
-"""compare --tune: learning rates tried on validation, the best shared by all methods, or each its own."""
+"""compare --tune: learning rates are compared on validation; the best one is shared, or each method has its own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from helpers.project import Command, Inline, make_project
+from helpers.typed_json import mismatches
 from tutelage.compare import cell_runs
 from tutelage.compare.cells import ResultsFile
+from tutelage.compare.summary.summarise import Summary
 
 
 @pytest.fixture
@@ -20,14 +22,14 @@ def command(monkeypatch, capsys):
 
 def rates(folder):
     """By method and learning rate, validation's (score, -loss) of the kept student."""
-    found = {}
+    quality = {}
     for cell, record in ResultsFile(folder / "run/compare/tune.jsonl").records().items():
         values = {row["metric"]: row["value"] for row in record.rows}
-        found[cell.method, float(cell.options.split("=")[1])] = (values["score"], -values["nll"])
-    return found
+        quality[cell.method, float(cell.options.split("=")[1])] = (values["score"], -values["nll"])
+    return quality
 
 
-def test_the_best_rate_on_validation_is_everyones(tmp_path, command):
+def test_all_methods_get_the_best_rate_on_validation(tmp_path, command):
     recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.003, 0.01]})
     assert command("compare", recipe, "--methods", "sft,td-aw", "--seeds", 1, "--tune") == 0, command.err
     tried = rates(tmp_path)
@@ -41,7 +43,8 @@ def test_the_best_rate_on_validation_is_everyones(tmp_path, command):
     )
     students = {p.parent.name for p in (tmp_path / "run/distill").glob("*/seed-0/manifest.json")}
     assert not (tmp_path / "run/evaluate/td+trainer.learning_rate=0.003").exists(), "tuning must not look at test rows"
-    assert json.loads((tmp_path / "run/compare/summary.json").read_text())["tuning"][0]["chosen"] == best
+    summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
+    assert summary["tuning"][0]["chosen"] == best and mismatches(summary, Summary) == []
     assert command("compare", recipe, "--methods", "sft,td-aw", "--seeds", 1, "--tune") == 0
     assert "tune: 3 cells, 3 of them up to date" in command.err and "compare: 2 cells, 2 of them" in command.err
     assert students == {"seed-0"}
@@ -57,7 +60,7 @@ def test_each_method_may_have_its_own(tmp_path, command):
     summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
     assert set(summary["recipes"][0]["methods"]) == {"sft", "td", "scd-aw"}
     for cell in summary["cells"]:
-        own = {rate: seen for (method, rate), seen in tried.items() if method == cell["method"]}
+        own = {rate: validation for (method, rate), validation in tried.items() if method == cell["method"]}
         assert cell["options"] == f"trainer.learning_rate={max(own, key=own.__getitem__):g}"
 
 
@@ -75,7 +78,7 @@ def test_the_mean_of_several_seeds_decides(tmp_path, command):
     }
 
 
-def test_a_rate_with_which_one_seed_failed_is_out(tmp_path, command, monkeypatch):
+def test_a_rate_with_a_failed_seed_is_not_chosen(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01], "seeds": 2})
     cell = cell_runs.distill.cell
 
@@ -90,7 +93,7 @@ def test_a_rate_with_which_one_seed_failed_is_out(tmp_path, command, monkeypatch
     assert tuning["chosen"] == 1e-5 and [line["learning_rate"] for line in tuning["rates"]] == [1e-5]
 
 
-def test_the_end_of_the_grid_and_a_grid_that_fails_are_said(tmp_path, command, monkeypatch):
+def test_the_end_of_the_grid_and_a_grid_that_fails_are_reported(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path, tune={"grid": [1e-5, 0.01]})
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1, "--tune") == 0
     assert "is the end of tune.grid" in command.err
@@ -108,6 +111,6 @@ def test_the_end_of_the_grid_and_a_grid_that_fails_are_said(tmp_path, command, m
     ("tune", "words"),
     [({"on": "tdd"}, "did you mean td"), ({"grid": []}, "learning rates"), ({"grid": [-1.0]}, "above 0")],
 )
-def test_what_cannot_be_tuned_is_said_with_the_recipe(tmp_path, command, tune, words):
+def test_what_cannot_be_tuned_is_refused_with_the_recipe(tmp_path, command, tune, words):
     assert command("compare", make_project(tmp_path, tune=tune), "--tune") == 2
     assert words in command.err

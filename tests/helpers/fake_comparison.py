@@ -22,12 +22,12 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def write_model(
-    run: Path, model: str, rows: list[dict], ease: np.ndarray, share: float, rng: np.random.Generator
+    run: Path, model: str, rows: list[dict], ease: np.ndarray, skill: float, rng: np.random.Generator
 ) -> None:
-    """Random predictions and losses of one model that has about `share` of the rows right."""
+    """Random predictions and losses of one model that has about `skill` of the rows right."""
     predictions, losses = [], []
     for row, easy in zip(rows, ease, strict=True):
-        right = 0.6 * easy + 0.4 * rng.random() < share
+        right = 0.6 * easy + 0.4 * rng.random() < skill
         nll = float(rng.gamma(1.0, 0.2 if right else 1.0))
         wrong = [None, *(label for label in LABELS if label != row["answer"])]
         said = row["answer"] if right else wrong[rng.integers(3)]
@@ -45,12 +45,12 @@ def write_run(
     run: Path,
     name: str,
     metric: str,
-    shares: Mapping[str, float],
+    skills: Mapping[str, float],
     rng: np.random.Generator,
     rows: int = 240,
     held_out: int = 60,
 ) -> None:
-    """A run folder. shares: of right answers, by model (teacher, anchor, METHOD/seed-K)."""
+    """A run folder. skills: of right answers, by model (teacher, anchor, METHOD/seed-K)."""
     splits = ["test"] * rows + ["validation"] * held_out
     made = [
         {"id": f"{split}-{n}", "split": split, "prompt": f"thing {n}", "answer": LABELS[int(3 * rng.random() ** 2)]}
@@ -66,8 +66,8 @@ def write_run(
     }  # fmt: skip
     (run / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     ease = rng.random(len(made))
-    for model, share in shares.items():
-        write_model(run, model, made, ease, share, rng)
+    for model, skill in skills.items():
+        write_model(run, model, made, ease, skill, rng)
 
 
 def cell_lines(run: Path, name: str, student: str, attempt: int = 1, trajectory: int = 0, **row: object) -> list[dict]:

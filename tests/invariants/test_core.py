@@ -26,7 +26,9 @@ from tutelage.models.load import load_model, save_student
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Model
 from tutelage.teacher.sources import CachedTeacher, LiveTeacher
 from tutelage.training import callbacks, distillation
-from tutelage.training.distillation import Distillation, Plan, Validation, ValidationRow
+from tutelage.training.distillation import Distillation
+from tutelage.training.plan import DistillationPlan, StudentSetup
+from tutelage.training.stage_records import Validation, ValidationRow
 from tutelage.training.trainer import DistillTrainer, Guidance, training_arguments
 from tutelage.utils.files import read_jsonl
 
@@ -215,20 +217,18 @@ def make_job(folder: Path, source, rows, *, kill_at: tuple[int, int] | None = No
         return Validation(None, float(losses.mean()), lines)
 
     anchor = np.linspace(0.1, 3.0, len(rows))
-    return Distillation(
-        Plan(**{**defaults, **plan}),
-        folder,
-        rows,
-        VOCABULARY,
-        PAD,
-        source,
-        "checkpoint-3",
-        AdaptiveWeighting(anchor, source.nll) if source else None,
-        load=lambda path: load_model(section, path),
-        save=lambda model, path: save_student(model, byte_tokenizer(), path),
+    setup = StudentSetup(
+        model=section,
+        tokenizer=byte_tokenizer(),
+        vocabulary=VOCABULARY,
+        rows=rows,
+        teacher=source,
+        best="checkpoint-3",
+        weighting=AdaptiveWeighting(anchor, source.nll) if source else None,
         validate=validate,
         on_step=on_step,
     )
+    return Distillation(DistillationPlan(**{**defaults, **plan}), folder, setup)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -271,7 +271,7 @@ def test_weights_on_file_follow_the_formula(tmp_path):
     for line in lines:
         assert line["weight"] == pytest.approx(line["anchor_nll"] / (line["anchor_nll"] + line["teacher_nll"]))
     of_stage_1 = [line["weight"] for line in lines if line["stage"] == 1]
-    assert of_stage_1 == pytest.approx(adaptive_weight(job.adaptive.anchor, source.nll(records[0]["chosen"])))
+    assert of_stage_1 == pytest.approx(adaptive_weight(job.setup.weighting.anchor, source.nll(records[0]["chosen"])))
 
 
 @pytest.mark.parametrize("kill_at", [(1, 2), (2, 1), (2, 9), (3, 6)])
@@ -301,13 +301,13 @@ def test_seconds_count_what_an_interrupted_process_left_and_not_what_was_lost(tm
 
     def train(folder, **more):
         job = make_job(tmp_path / folder, None, rows, method="sft", save_steps=2, epochs_per_stage=2.0, **more)
-        kill = job.on_step
+        kill = job.setup.on_step
 
         def step(stage, done, total):
             clock.now += 1.0  # also where a training begins, before its first step
             kill(stage, done, total)
 
-        job.on_step = step
+        job.setup.on_step = step
         before = job.seconds_before()
         return before, job.run()[1]
 
@@ -355,7 +355,7 @@ def test_resuming_inside_a_stage_starts_at_the_saved_step(tmp_path):
     half.mkdir()  # half written when killed: no mark in it
     seen = []
     job = make_job(tmp_path / "run", source, rows, save_steps=2)
-    job.on_step = lambda stage, done, total: seen.append((stage, done))
+    job.setup.on_step = lambda stage, done, total: seen.append((stage, done))
     job.run()
     assert seen[0] == (1, 2)
 

@@ -84,7 +84,8 @@ def test_label_scores_need_no_float64():
         "from helpers import elsewhere; elsewhere.install()\n"
         "from helpers.tiny import byte_tokenizer, tiny_model\n"
         "from tutelage.models.label_scoring import label_scores\n"
-        "ask = lambda model: label_scores(model, byte_tokenizer(), [[97, 98], [99]], [[[97, 98, 99], [100]]] * 2, batch_size=2)\n"
+        "ask = lambda model: label_scores(\n"
+        "    model, byte_tokenizer(), [[97, 98], [99]], [[[97, 98, 99], [100]]] * 2, batch_size=2\n)\n"
         "here, there = ask(tiny_model(1)), ask(tiny_model(1).to('away'))\n"
         "print(max(abs(a - b) for x, y in zip(here, there) for a, b in zip(x, y)) < 1e-5)"
     )

@@ -82,7 +82,7 @@ def test_a_key_written_twice_names_both_lines(complaints):
             "argument of transformers.TrainingArguments: write distill.trainer.learning_rate",
         ),
         ("cache: {learning_rate: 1}", "argument of transformers.TrainingArguments: write trainer.learning_rate"),
-        ("distill: {num_train_epochs: 1}", "unknown key; distillation's length is num_stages x epochs_per_stage"),
+        ("distill: {num_train_epochs: 1}", "unknown key; students are trained for num_stages x epochs_per_stage"),
         ("distill: {schedule: {qqq: 1}}", "distill.schedule.qqq: unknown key; valid here: advance, student_kl"),
         ("3: x", "bank.yaml:8: 3: unknown key"),
     ],
@@ -119,7 +119,8 @@ def test_missing_keys_come_with_an_example(complaints):
     lines = complaints(text="task:\n  language: en\ndata: {train: x}\nteacher: {model_name_or_path: x}\n")
     assert lines[1:] == [
         "bank.yaml:1: task.type: missing; write for example `type: classification`",
-        "bank.yaml: student: missing; write for example `student: {model_name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct}`",
+        "bank.yaml: student: missing; write for example"
+        " `student: {model_name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct}`",
     ]
 
 
@@ -210,9 +211,9 @@ def test_values_that_do_go_together(recipe_file, overrides):
         ("teach.trainer.seed=1", "teach.trainer.seed: not taken here; set the recipe's `seed`, or `distill.seeds`"),
         ("trainer.max_steps=10", "set `distill.num_stages` and `distill.epochs_per_stage`"),
         ("trainer.group_by_length=true", "write train_sampling_strategy: group_by_length"),
-        ("trainer.num_train_epochs=1", "distillation's length is num_stages x epochs_per_stage"),
-        ("anchor.trainer.num_train_epochs=1", "distillation's length is num_stages x epochs_per_stage"),
-        ("distill.trainer.num_train_epochs=1", "distillation's length is num_stages x epochs_per_stage"),
+        ("trainer.num_train_epochs=1", "students are trained for num_stages x epochs_per_stage"),
+        ("anchor.trainer.num_train_epochs=1", "students are trained for num_stages x epochs_per_stage"),
+        ("distill.trainer.num_train_epochs=1", "students are trained for num_stages x epochs_per_stage"),
         (
             "distill.trainer.learning_rat=1",
             "not an argument of transformers.TrainingArguments; did you mean `learning_rate`?",

@@ -117,8 +117,8 @@ def test_a_removed_key_says_what_it_was(recipe_file, complaints, key):
 def test_a_removed_method_says_what_it_was(complaints, method):
     line = only(complaints(overrides=[f"distill.methods=[{method}]"]))
     assert line == (
-        f"override: distill.methods: the method {method} was removed: {REMOVED_METHODS[method]}, which gave no improvement"
-        " when measured (LOG.md); leave it out"
+        f"override: distill.methods: the method {method} was removed: {REMOVED_METHODS[method]}, which gave no"
+        " improvement when measured (LOG.md); leave it out"
     )
     assert f"the method {method} was removed" in only(complaints(overrides=[f"tune.method={method}"]))
 
@@ -203,7 +203,7 @@ def test_a_run_of_an_earlier_version_is_not_trained_again(tmp_path, command):
     for path in (tmp_path / "run/evaluate").glob("td*/seed-0/manifest.json"):
         path.unlink()  # scores are made again, of the same students
     assert command("compare", recipe, "--methods", "td,td+restart=false", "--seeds", 1) == 0, command.err
-    assert "2 cells, 2 of them are there" in command.err
+    assert "2 cells, 2 of them up to date" in command.err
     assert "method td+restart=false: distill.restart is now distill.stage_reset" in command.err
     assert [path.read_text() for path in manifests] == before and results.read_text() == text
 

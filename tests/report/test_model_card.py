@@ -1,5 +1,4 @@
-"""Model cards: valid by huggingface_hub's own reading, true to the run, without rows of the data; and the way to the
-Hub."""
+"""Model cards: valid for huggingface_hub, true to the run, without rows of the data; and the upload to the Hub."""
 
 import json
 import os
@@ -15,7 +14,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from helpers.fake_run import INJECTION, write
 from helpers.whole_run import HOSTILE, model, whole_run
 from tutelage.errors import DataError, UserError
-from tutelage.report.card_text import find_student
+from tutelage.report.card_facts import find_student
 from tutelage.report.model_card import push, write_card
 from tutelage.utils.files import write_jsonl
 
@@ -44,7 +43,7 @@ def test_the_metadata_is_what_the_hub_reads(tmp_path, monkeypatch):
         "transformers",
         "text-generation",
     )
-    assert data.base_model is None and data.datasets is None  # a folder of one's own has no name on the Hub
+    assert data.base_model is None and data.datasets is None  # a local folder has no name on the Hub
     (result,) = data.eval_results
     scores = json.loads((run / "evaluate/scores.json").read_text())["models"][MAIN]["accuracy"]
     assert (result.task_type, result.metric_type, result.dataset_split) == ("text-classification", "accuracy", "test")
@@ -76,7 +75,7 @@ def test_models_and_data_of_the_hub_are_named(tmp_path):
     assert "teacher: big/teacher-1b" in card.text
 
 
-def test_scores_stand_beside_the_teachers(tmp_path):
+def test_scores_are_shown_beside_the_teachers(tmp_path):
     run = whole_run(tmp_path, rows=400)
     text = card_of(run).text
     scores = json.loads((run / "evaluate/scores.json").read_text())["models"]
@@ -90,7 +89,7 @@ def test_scores_stand_beside_the_teachers(tmp_path):
         scores["teacher"]["accuracy"]["value"] - scores["anchor"]["accuracy"]["value"]
     )
     assert f"It closes {100 * share:.0f} % of the gap" in text
-    assert "60 parameters, 4.0 times as small as its teacher" in text  # 6 x 10 and 24 x 10 numbers
+    assert "60 parameters, 4.0 times fewer than its teacher" in text  # 6 x 10 and 24 x 10 numbers
 
 
 def planted(run: Path) -> None:
@@ -107,27 +106,34 @@ def planted(run: Path) -> None:
                 {"id": f"r{n}", "model": name, "gold": answer, "prediction": answer, "score": float(right), "nll": 0.1}
             )
     write_jsonl(run / "prepare/rows.jsonl", rows)
-    for name in ("teacher", MAIN):
-        write_jsonl(run / f"evaluate/{name}/predictions.jsonl", [line for line in lines if line["model"] == name])
+    answered(run, lines)
 
 
-def test_slices_where_it_loses_are_said_plainly(tmp_path):
+def answered(run: Path, lines: list[dict]) -> None:
+    """Write predictions as `evaluate` does: all of them, and each model's."""
+    write_jsonl(run / "evaluate/predictions.jsonl", [{**line, "split": "test"} for line in lines])
+    for name in dict.fromkeys(line["model"] for line in lines):
+        mine = [{**line, "split": "test"} for line in lines if line["model"] == name]
+        write_jsonl(run / f"evaluate/{name}/predictions.jsonl", mine)
+    for name in ("student", "anchor", "td/seed-0"):
+        (run / f"evaluate/{name}/predictions.jsonl").unlink()
+
+
+def test_slices_on_which_it_loses_are_listed(tmp_path):
     run = whole_run(tmp_path)
     planted(run)
     text = card_of(run).text.replace("\n", " ")
     # slices: two of subdomain, two of label, which divide the rows alike; the languages are not known
-    assert (
-        "Of 4 slices of 10 test rows or more it is behind its teacher on 2, clearly" in text
-        and "on 2, and ahead on 0" in text
-    )
+    assert "Of 4 slices with at least 10 test rows, it scores below its teacher on 2 (on 2 with" in text
+    assert "above it on 0" in text
     assert re.search(
         r"\| subdomain: night \| 40 \| 0\.500 \| 1\.000 \| −0\.500 \[−0\.\d+, −0\.\d+\] \| < 0\.001 \|", text
     )
-    assert "subdomain: day" not in text and "Row by row it is worse than its teacher" in text
+    assert "subdomain: day" not in text and "mean score is significantly lower than its teacher's" in text
     assert "SECRET ROW" not in text
 
 
-def test_slices_of_a_diagnosis_are_taken_where_there_is_one(tmp_path):
+def test_slices_come_from_the_diagnosis_if_there_is_one(tmp_path):
     run = whole_run(tmp_path)
     score = {"student": 0.25, "teacher": 0.75, "difference": -0.5, "low": -0.6, "high": -0.4, "p_holm": 0.001}
     line = {"key": "answer_length", "value": "3-5", "rows": 77, "score": score, "nll": {}}
@@ -144,7 +150,7 @@ def test_slices_of_a_diagnosis_are_taken_where_there_is_one(tmp_path):
     assert "Of 2 slices" in text and "teacher loss" not in text and "ANOTHER" not in text
 
 
-def test_a_diagnosis_of_older_answers_is_not_taken(tmp_path):
+def test_a_stale_diagnosis_is_not_used(tmp_path):
     run = whole_run(tmp_path)
     write(run / "diagnose/slices.json", {"pairs": "of another day"})
     os.utime(run / "diagnose/slices.json", (1e9, 1e9))
@@ -155,18 +161,13 @@ def test_a_diagnosis_of_older_answers_is_not_taken(tmp_path):
 def test_entity_types_are_slices_of_their_own(tmp_path):
     run = whole_run(tmp_path)
     changed(run, task={"type": "ner"})
-    write(run / "evaluate/scores.json", {"task": "ner", "metric": "entity_f1", "models": {}})
-    gold = [["drug", "ibuprofen"], ["dose", "5 mg"]]
-    for name, said in (("teacher", gold), (MAIN, gold[:1])):
-        line = {
-            "model": name,
-            "gold": gold,
-            "prediction": said,
-            "nll": 0.1,
-            "score": 1.0 if name == "teacher" else 2 / 3,
-        }
-        write_jsonl(run / f"evaluate/{name}/predictions.jsonl", [{**line, "id": f"row-{n:04d}"} for n in range(1, 41)])
-        write(run / f"evaluate/{name}/scores.json", {"entity_f1": {"value": 0.5, "low": 0.4, "high": 0.6}})
+    gold, lines = [["drug", "ibuprofen"], ["dose", "5 mg"]], []
+    for name, answer, score in (("teacher", gold, 1.0), (MAIN, gold[:1], 2 / 3)):
+        line = {"model": name, "gold": gold, "prediction": answer, "nll": 0.1, "score": score}
+        lines += [{**line, "id": f"row-{n:04d}"} for n in range(1, 41)]
+    answered(run, lines)
+    scores = {"entity_f1": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    write(run / "evaluate/scores.json", {"task": "ner", "metric": "entity_f1", "models": {MAIN: scores}})
     card = card_of(run, student=MAIN)
     assert "| entity type: dose | 40 | 0.000 | 1.000 | −1.000 [−1.000, −1.000] | < 0.001 |" in card.text
     assert "entity type: drug" not in card.text
@@ -181,7 +182,7 @@ def python_in(text: str) -> str:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_the_lines_that_show_how_to_use_it_are_python(tmp_path, chat):
+def test_the_usage_code_is_python(tmp_path, chat):
     run = whole_run(tmp_path)
     usage = json.loads((run / "distill" / MAIN / "tutelage.json").read_text())
     usage["data"] |= {
@@ -224,7 +225,7 @@ def test_the_recipe_has_no_path_of_this_machine_and_no_default(tmp_path):
     assert str(tmp_path) not in text and "output_dir" not in text
 
 
-def test_text_from_data_is_no_markup(tmp_path):
+def test_text_from_data_is_escaped(tmp_path):
     run = whole_run(tmp_path)
     changed(run, name=f"{HOSTILE}| <img src=x>", teacher={"model_name_or_path": "a/`rm`"})
     usage = json.loads((run / "distill" / MAIN / "tutelage.json").read_text())
@@ -236,10 +237,21 @@ def test_text_from_data_is_no_markup(tmp_path):
     assert not re.search(r"(?<!\\)<(?!!-- tutelage)", prose) and "\\<script\\>" in prose and "a\\|b" in prose
 
 
+@pytest.mark.parametrize("rows", [60, 400])
+def test_paragraphs_are_one_blank_line_apart_and_code_keeps_its_own(tmp_path, rows):
+    run = whole_run(tmp_path, rows=rows)
+    changed(run, name="a\n\n\n\nb")
+    body = ModelCard(write_card(run).read_text(encoding="utf-8")).text
+    code = re.findall(r"```.*?```", body, flags=re.DOTALL)
+    assert yaml.safe_load(code[-1].removeprefix("```yaml").removesuffix("```"))["name"] == "a\n\n\n\nb"
+    assert "\n\n\n" not in re.sub(r"```.*?```", "CODE", body, flags=re.DOTALL)
+    assert re.search(r"^\| accuracy \|.*\|$", body, flags=re.MULTILINE)
+
+
 # --- what the owner wrote ---
 
 
-def test_a_card_that_is_written_again_keeps_what_the_owner_chose(tmp_path):
+def test_a_rewritten_card_keeps_the_metadata_of_the_owner(tmp_path):
     run = whole_run(tmp_path)
     path = write_card(run)
     assert "Licence: not chosen yet" in path.read_text()
@@ -292,7 +304,7 @@ def test_a_student_that_was_not_scored_has_a_card(tmp_path):
 
 
 class FakeHub:
-    """Takes the calls of `HfApi` that push makes, and writes them down."""
+    """Records the calls of `HfApi` that push makes."""
 
     def __init__(self, *, private: bool = True, error: Exception | None = None) -> None:
         self.calls, self.private, self.error = [], private, error
@@ -328,17 +340,17 @@ def test_a_dry_run_touches_no_network_and_writes_nothing(tmp_path, capsys, monke
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was touched"))
     sizes = dict(push(run, None, "me/small", dry_run=True))
     assert set(sizes) == {
-        *("README.md", "config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json"),
-        "tutelage.json",
-    }  # fmt: skip
+        *("README.md", "config.json", "generation_config.json", "model.safetensors"),
+        *("special_tokens_map.json", "tokenizer.json", "tutelage.json"),
+    }
     assert sizes["model.safetensors"] == (run / "distill" / MAIN / "model.safetensors").stat().st_size
     out = capsys.readouterr().out
-    assert "dry run: nothing was sent to me/small (private)" in out
-    assert "stays here: log.jsonl, manifest.json, probe.json, stages.json, trainer-1, weights.jsonl" in out
+    assert "dry run: nothing was uploaded to me/small (private)" in out
+    assert "not uploaded: log.jsonl, manifest.json, probe.json, stages.json, trainer-1, weights.jsonl" in out
     assert not (run / "distill" / MAIN / "README.md").exists()
 
 
-def test_a_push_is_private_and_sends_the_student_with_its_card(tmp_path, capsys):
+def test_a_push_is_private_and_uploads_the_student_with_its_card(tmp_path, capsys):
     run, hub = pushed_run(tmp_path), FakeHub()
     push(run, None, "me/small", api=hub)
     assert hub.calls[0] == ("create_repo", "me/small", "model", True, True)
@@ -347,12 +359,12 @@ def test_a_push_is_private_and_sends_the_student_with_its_card(tmp_path, capsys)
     assert (run / "distill" / MAIN / "README.md").read_bytes() == hub.sent["README.md"]
     assert json.loads(hub.sent["tutelage.json"])["data"]["dataset"] is None  # the folder of this machine
     assert str(tmp_path) not in b"".join(hub.sent.values()).decode(errors="replace")
-    assert "sent: https://hub.example/me/small" in capsys.readouterr().out
+    assert "uploaded: https://hub.example/me/small" in capsys.readouterr().out
 
 
-def test_a_repository_that_is_open_to_all_is_refused(tmp_path):
+def test_a_public_repository_is_refused(tmp_path):
     hub = FakeHub(private=False)
-    with pytest.raises(UserError, match="me/small is there already and open to all"):
+    with pytest.raises(UserError, match="me/small exists and is public"):
         push(pushed_run(tmp_path), None, "me/small", api=hub)
     assert not hub.sent
 
@@ -368,7 +380,7 @@ def test_nothing_is_published_without_a_licence(tmp_path):
     assert hub.calls[0][3] is False and ModelCard(hub.sent["README.md"].decode()).data.license == "mit"
 
 
-def test_a_card_of_ones_own_is_sent_as_it_is(tmp_path):
+def test_a_card_written_by_hand_is_uploaded_unchanged(tmp_path):
     run, hub = pushed_run(tmp_path), FakeHub()
     (run / "distill" / MAIN / "README.md").write_text("# mine\n")
     push(run, None, "me/small", api=hub)
@@ -378,20 +390,20 @@ def test_a_card_of_ones_own_is_sent_as_it_is(tmp_path):
 @pytest.mark.parametrize("repo", ["small", "", "a/b/c", "me/sm all", "../x", "me/\x1b"])
 def test_the_repository_must_be_named_in_full(tmp_path, repo):
     hub = FakeHub()
-    with pytest.raises(UserError, match=r"is no name of a repository|write OWNER/"):
+    with pytest.raises(UserError, match=r"is not a repository name|write OWNER/"):
         push(pushed_run(tmp_path), None, repo, api=hub)
     assert not hub.calls
 
 
-def test_what_the_hub_refuses_is_said_with_the_way_out(tmp_path):
+def test_an_error_of_the_hub_is_reported_with_a_remedy(tmp_path):
     hub = FakeHub(error=OfflineModeIsEnabled("cannot reach the Hub: offline mode is on"))
     with pytest.raises(
-        UserError, match=r"the Hub did not take me/small: cannot reach the Hub: offline.*`hf auth login`"
+        UserError, match=r"the Hub did not accept me/small: cannot reach the Hub: offline.*`hf auth login`"
     ):
         push(pushed_run(tmp_path), None, "me/small", api=hub)
 
 
-def test_shards_of_a_large_student_are_sent(tmp_path):
+def test_shards_of_a_large_student_are_uploaded(tmp_path):
     run, hub = pushed_run(tmp_path), FakeHub()
     student = run / "distill" / MAIN
     (student / "model.safetensors").rename(student / "model-00001-of-00001.safetensors")
@@ -401,7 +413,7 @@ def test_shards_of_a_large_student_are_sent(tmp_path):
     assert "60 parameters" in hub.sent["README.md"].decode()
 
 
-def test_a_student_without_usage_is_sent_without_it(tmp_path):
+def test_a_student_without_usage_is_uploaded_without_it(tmp_path):
     run, hub = pushed_run(tmp_path), FakeHub()
     (run / "distill" / MAIN / "tutelage.json").unlink()
     model(run / "distill" / MAIN, 6)
@@ -412,12 +424,12 @@ def test_a_student_without_usage_is_sent_without_it(tmp_path):
 @pytest.mark.parametrize(
     ("method", "says"),
     [
-        ("sft", "was fine-tuned on the rows (SFT), without a teacher,"),
-        ("seqkd", r"learned from big/teacher-1b by SEQKD (fine-tuning on the teacher's own answers"),
-        ("my-own", "learned from big/teacher-1b by MY-OWN with tutelage"),
+        ("sft", "was fine-tuned without a teacher (SFT) with tutelage."),
+        ("seqkd", r"distilled from big/teacher-1b by SEQKD (fine-tuning on the teacher's own answers"),
+        ("my-own", "distilled from big/teacher-1b by MY-OWN with tutelage."),
     ],
 )
-def test_how_it_learned_is_said_by_method(tmp_path, method, says):
+def test_the_card_says_how_the_student_was_trained(tmp_path, method, says):
     run = whole_run(tmp_path)
     (run / "distill/td").rename(run / "distill" / method)
     assert says in card_of(run, student=f"{method}/seed-0").text

@@ -163,7 +163,7 @@ def test_a_stage_never_builds_on_a_stale_one(finished, command):
 def test_processes_of_a_launcher_do_not_write_one_folder(finished, command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command("distill", finished / "recipe.yaml") == 2
-    assert "as 2 processes" in command.err and "tutelage compare" in command.err
+    assert "started 2 processes" in command.err and "tutelage compare" in command.err
 
 
 def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):

@@ -75,7 +75,7 @@ def test_saving_before_training_is_an_error(finished, tmp_path):
 def test_processes_of_a_launcher_do_not_write_one_folder(finished, tmp_path, monkeypatch):
     trainer = trainer_for(finished, tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="as 2 processes"):
+    with pytest.raises(ConfigError, match="started 2 processes"):
         trainer.train()
     assert not list(tmp_path.rglob("manifest.json"))
 

@@ -135,7 +135,7 @@ def _fraction(usual: float, rows: int) -> float:
     return max(usual, min(LARGEST_FRACTION, math.ceil(100 * FEW_SCORED_ROWS / max(1, rows)) / 100))
 
 
-def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, found: list[str]) -> tuple[dict[str, Any], int]:
+def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, notes: list[str]) -> tuple[dict[str, Any], int]:
     """Write train and test files of rows that came in one file.
 
     Returns the part of `data` that names them, and the number of training rows. Equal inputs, and questions about one
@@ -148,7 +148,7 @@ def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, found: list[str]) 
     answered = [row for row, _ in rows if not _unanswered(row, guess)]
     if answered and len(answered) < len(rows):
         count = len(rows) - len(answered)
-        found.append(f"{count:,} of {len(rows):,} rows have no answer ({guess.gold}) and are left out")
+        notes.append(f"{count:,} of {len(rows):,} rows have no answer ({guess.gold}) and are left out")
     groups = _groups(answered, guess)
     if len(groups) < FEWEST_INPUTS:
         values = {"rows": len(answered), "inputs": len(groups), "task": guess.task}
@@ -163,7 +163,7 @@ def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, found: list[str]) 
     for split, path in paths.items():
         with path.open("x", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in parts[split])
-    found.append(
+    notes.append(
         f"no test rows were given: {len(parts['test']):,} of the {len(answered):,} rows, a seeded sample, became"
         f" {paths['test']}, the others {paths['train']}"
     )

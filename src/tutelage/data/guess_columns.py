@@ -149,11 +149,11 @@ def _by_contents(rows: Sequence[Row]) -> Guess | None:
     texts = sorted((c for c in columns if c.content == "text" and c.distinct > 0.3 * c.filled), key=lambda c: -c.length)
     first = {column.content: column for column in reversed(columns)}
     if "tags" in first and "words" in first:
-        found = {"tokens": first["words"], "tags": first["tags"]}
-        return _mapped("ner", found, language, "a list of words and one of tags")
+        roles = {"tokens": first["words"], "tags": first["tags"]}
+        return _mapped("ner", roles, language, "a list of words and one of tags")
     if "entities" in first and texts:
-        found = {"text": texts[0], "entities": first["entities"]}
-        return _mapped("ner", found, language, "a text and a list of typed entities")
+        roles = {"text": texts[0], "entities": first["entities"]}
+        return _mapped("ner", roles, language, "a text and a list of typed entities")
     labels = [column for column in columns if _may_be_label(column) and column not in texts[:1]]
     if texts and labels:
         return _text_and_label(texts[0], labels, language)
@@ -177,19 +177,19 @@ def _text_and_label(text: _Column, labels: list[_Column], language: dict[str, st
     label = _by_hint(labels, LABEL_NAMES)
     if label.name_is_value and " " in text.name:
         raise DataError(Problem(Kind.HEADER_MISSING, values={"text": text.name, "label": label.name}))
-    found = {"text": text, "label": label}
-    guess = _mapped("classification", found, language, f"{label.name} has {label.distinct} values")
+    roles = {"text": text, "label": label}
+    guess = _mapped("classification", roles, language, f"{label.name} has {label.distinct} values")
     others = [column.name for column in labels if column is not label]
     if others:
         guess.notes.append(f"the label could also be {', '.join(others)}: data.columns={{label: ...}}")
     return guess
 
 
-def _mapped(task: str, found: dict[str, _Column], language: dict[str, str], why: str) -> Guess:
-    """found: our name to the column, the answer last."""
-    columns = {ours: column.name for ours, column in found.items() if column.name != ours} | language
-    listed = ", ".join(f"{column.name} as {ours}" for ours, column in found.items())
-    gold = list(found.values())[-1].name
+def _mapped(task: str, roles: dict[str, _Column], language: dict[str, str], why: str) -> Guess:
+    """roles: our name to the column, the answer last."""
+    columns = {ours: column.name for ours, column in roles.items() if column.name != ours} | language
+    listed = ", ".join(f"{column.name} as {ours}" for ours, column in roles.items())
+    gold = list(roles.values())[-1].name
     notes = [f"columns guessed by their contents: {listed}"]
     return Guess(task, columns, why, notes, gold=gold, not_input=frozenset({"id", gold}))
 

@@ -94,11 +94,11 @@ def read(recipe: Recipe) -> tuple[Rows | None, list[Check]]:
     return rows, [Check("rows", "data", "passed", numbers={"rows": counts}, details={"notes": rows.notes})]
 
 
-def data_line(recipe: Recipe, split: str = "train", what: str = "MENDED") -> str:
-    """The line that names the rows of a split, for problems that are mended in the file. what: the file to name."""
+def data_line(recipe: Recipe, split: str = "train", prefix: str = "MENDED") -> str:
+    """The line that names the rows of a split, for problems that are mended in the file. prefix: of the new name."""
     if getattr(recipe.data, split) or not recipe.data.dataset:
-        return f"data.{split}={what}_FILE"
-    return f"data.dataset={what}_FOLDER"
+        return f"data.{split}={prefix}_FILE"
+    return f"data.dataset={prefix}_FOLDER"
 
 
 def _without_leaks(recipe: Recipe) -> Rows | None:
@@ -308,8 +308,11 @@ def _languages(texts: Texts, rows: Rows, recipe: Recipe) -> Check:
     fractions = {split: language_fractions(in_split) for split, in_split in texts.items()}
     given = Counter(base_language(e.language) for split in SPLITS for e in rows.examples[split])
     main, codes = main_language(texts["train"][:500]), {code for code in given if code}
+    guessed = {
+        split: {code: round(fraction, 3) for code, fraction in by_code.items()} for split, by_code in fractions.items()
+    }
     numbers = {
-        "guessed": {split: {k: round(v, 3) for k, v in found.items()} for split, found in fractions.items()},
+        "guessed": guessed,
         "main": main,
         "told": {code or "unknown": count for code, count in given.items()},
     }

@@ -85,15 +85,15 @@ def _rows_and_tokens(recipe: Recipe, scratch: Path) -> tuple[Rows | None, Fittin
     seconds = time.perf_counter() - start
     if rows:
         checks += [*_task(rows, recipe), *check_data(rows, recipe)]
-    tokenizer, vocabulary, found = check_tokenizers(recipe)
-    checks += found
+    tokenizer, vocabulary, more = check_tokenizers(recipe)
+    checks += more
     renders = not any(check.kind == Kind.CHAT_TEMPLATE_MISSING for check in checks)
     fitting = None
     if rows and tokenizer is not None and vocabulary and renders:
         start = time.perf_counter()
-        fitting, found = check_fit(rows, recipe, tokenizer, vocabulary, scratch)
+        fitting, more = check_fit(rows, recipe, tokenizer, vocabulary, scratch)
         seconds += time.perf_counter() - start
-        checks += found
+        checks += more
     return rows, fitting, seconds, checks
 
 

@@ -79,8 +79,8 @@ def _chat_template(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Check | Non
     if not templates["student"]:
         plain = _plain_prompts_work(recipe)
         role = "student" if templates["teacher"] else "teacher"
-        other = f"{role}.model_name_or_path=ONE_WITH_A_CHAT_TEMPLATE"
-        change = "data.chat_template=false" if plain else other
+        model_line = f"{role}.model_name_or_path=ONE_WITH_A_CHAT_TEMPLATE"
+        change = "data.chat_template=false" if plain else model_line
         kind = Kind.CHAT_TEMPLATE_MISSING
         return Check("chat_template", "models", "fail", kind, change=change, details={"plain": plain})
     if templates["teacher"] != templates["student"]:
@@ -142,7 +142,7 @@ def _refusal(arguments: Mapping[str, Any]) -> str | None:
 def _learning_rates(recipe: Recipe) -> Check:
     """Learning rates far from any that trains a transformer with AdamW."""
     sections = {"teach": ("teach",), "distill": ("distill",), "anchor": ("distill", "anchor")}
-    arguments = {name: recipe.trainer_arguments(*own) for name, own in sections.items()}
+    arguments = {name: recipe.trainer_arguments(*names) for name, names in sections.items()}
     numbers = {name: given["learning_rate"] for name, given in arguments.items() if "learning_rate" in given}
     low, high = LEARNING_RATES
     for section, rate in numbers.items():
@@ -231,7 +231,7 @@ def check_loaded(recipe: Recipe, fitting: FittingRows | None, *, even_large: boo
     checks, sizes = [], {}
     for role in ROLES:
         try:
-            sizes[role], found = _try(recipe, role, fitting)
+            sizes[role], passes = _try(recipe, role, fitting)
         except Exception as error:  # whatever a model raises here would end the run
             change = f"{role}.model_name_or_path=..."
             if getattr(recipe, role).attn_implementation and _loads_with_default_attention(getattr(recipe, role)):
@@ -239,7 +239,7 @@ def check_loaded(recipe: Recipe, fitting: FittingRows | None, *, even_large: boo
             details = {"role": role, "reason": first_line(error)}
             check = Check("loading", "models", "fail", Kind.MODEL_UNUSABLE, change=change, details=details)
             return [*checks, check]
-        checks += found
+        checks += passes
     if sizes["student"] >= sizes["teacher"] and not _same_model(recipe):
         change = "student.model_name_or_path=A_SMALLER_ONE"
         checks.append(Check("model_sizes", "models", "look", Kind.STUDENT_NOT_SMALLER, sizes, change))

@@ -108,8 +108,8 @@ def _languages(v: Values) -> str:
 
 
 def _cut_rows(v: Values) -> str:
-    what = "lose the start of their prompt" if v["truncates"] else "are left out"
-    return f"{v['cut']:,} of {v['rows']:,} rows are longer than {v['max_length']} tokens and {what}; is that intended?"
+    fate = "lose the start of their prompt" if v["truncates"] else "are left out"
+    return f"{v['cut']:,} of {v['rows']:,} rows are longer than {v['max_length']} tokens and {fate}; is that intended?"
 
 
 def _lengths(v: Values) -> str:
@@ -140,8 +140,8 @@ def _no_chat_template(v: Values) -> str:
 
 
 def _learning_rate(v: Values) -> str:
-    what = "so large that the model diverges" if v["large"] else "so small that the model hardly changes"
-    return f"the learning rate of {v['section']}, {v['rate']:g}, is {what}; 1e-5 to 1e-3 are usual"
+    effect = "so large that the model diverges" if v["large"] else "so small that the model hardly changes"
+    return f"the learning rate of {v['section']}, {v['rate']:g}, is {effect}; 1e-5 to 1e-3 are usual"
 
 
 def _precision(v: Values) -> str:

@@ -238,10 +238,10 @@ def _unrecognised(v: Values) -> str:
 
 
 def _no_template_value(v: Values) -> str:
-    what = f"is not a column of this row (it has {v['columns']})" if v["columns"] else "is empty in this row"
+    reason = f"is not a column of this row (it has {v['columns']})" if v["columns"] else "is empty in this row"
     return (
-        f"the prompt's template needs {{{v['name']}}}, which {what}; map it with data.columns, or change data.template."
-        f" {_BRACES}"
+        f"the prompt's template needs {{{v['name']}}}, which {reason}; map it with data.columns, or change"
+        f" data.template. {_BRACES}"
     )
 
 

@@ -48,6 +48,11 @@ Weighting = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(anchor losses, checkpoint losses), both [rows] in nats, -> [rows] weights in [0, 1]."""
 
 
+def weighting_function(weighting: str | Weighting) -> Weighting:
+    """The function that computes a method's weights: a user's own, or `adaptive_weight` for a name."""
+    return weighting if callable(weighting) else adaptive_weight
+
+
 @dataclass(frozen=True)
 class AdaptiveWeighting:
     """Weights of all training rows for any checkpoint, computed from two loss tables."""

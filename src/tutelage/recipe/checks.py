@@ -28,7 +28,7 @@ RESERVED = {
     "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
     "seed": "set the recipe's `seed`, or `distill.seeds` for the students",
     "data_seed": "set the recipe's `seed`, or `distill.seeds` for the students",
-    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`; for the teacher `teach.trainer.num_train_epochs`",
+    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`, or `teach.trainer.num_train_epochs`",
     "auto_find_batch_size": "every method gets the same steps: set `per_device_train_batch_size`",
     "dataloader_drop_last": "every training row is used; leave it out",
     "remove_unused_columns": "the rows are already as the model needs them; leave it out",
@@ -57,7 +57,7 @@ _TRAINED = ("teach", "anchor", "distill")
 """Sections with a `trainer` of their own."""
 
 
-class Problem(NamedTuple):
+class Conflict(NamedTuple):
     """Values that are each right and do not go together."""
 
     key: str
@@ -116,7 +116,7 @@ def check(recipe: Recipe) -> list[str]:
     return [f"{problem.key}: {problem.text}" for problem in cross_problems(recipe)]
 
 
-def cross_problems(recipe: Recipe) -> Iterator[Problem]:
+def cross_problems(recipe: Recipe) -> Iterator[Conflict]:
     """What `check` words, with the keys that each problem depends on."""
     yield from _task_problems(recipe)
     yield from _method_problems(recipe)
@@ -125,49 +125,49 @@ def cross_problems(recipe: Recipe) -> Iterator[Problem]:
         place = f"{section}.trainer".lstrip(".")
         for name, value in (getattr(recipe, section) if section else recipe).trainer.items():
             if text := _trainer_problem(place, name, value):
-                yield Problem(f"{place}.{name}", text)
+                yield Conflict(f"{place}.{name}", text)
 
 
-def _task_problems(recipe: Recipe) -> Iterator[Problem]:
+def _task_problems(recipe: Recipe) -> Iterator[Conflict]:
     task, data = recipe.task, recipe.data
     if not (data.dataset or data.train):
         hint = "no training rows; set data.dataset (a folder or hub id) or data.train (a file or files)"
-        yield Problem("data.dataset", hint, ("data.train",))
+        yield Conflict("data.dataset", hint, ("data.train",))
     if data.system is not None and not data.chat_template:
         hint = (
             "a system message needs a chat prompt; set data.chat_template: true, or write the text into data.template"
         )
-        yield Problem("data.system", hint, ("data.chat_template",))
+        yield Conflict("data.system", hint, ("data.chat_template",))
     if task.decoding == "labels" and task.type == "ner":
         hint = "`labels` picks one answer of a closed set, and ner has none; write generate"
-        yield Problem("task.decoding", hint, ("task.type",))
+        yield Conflict("task.decoding", hint, ("task.type",))
     if task.metric is not None:
         known = tuple(dict.fromkeys(known_metrics(task.type)))
         if task.metric not in known:
             hint = f"no score of {task.type} is called {task.metric!r}; {_one_of(task.metric, known)}"
-            yield Problem("task.metric", hint, ("task.type",))
+            yield Conflict("task.metric", hint, ("task.type",))
 
 
-def _method_problems(recipe: Recipe) -> Iterator[Problem]:
+def _method_problems(recipe: Recipe) -> Iterator[Conflict]:
     for key, values in {"distill.methods": recipe.distill.methods, "distill.seeds": recipe.distill.seeds}.items():
         if not values:
-            yield Problem(key, f"empty; leave it out for {type(recipe.distill).model_fields[key[8:]].default}")
+            yield Conflict(key, f"empty; leave it out for {type(recipe.distill).model_fields[key[8:]].default}")
         for value in dict.fromkeys(v for v in values if values.count(v) > 1):
-            yield Problem(key, f"{value} is there {values.count(value)} times; write it once")
+            yield Conflict(key, f"{value} is there {values.count(value)} times; write it once")
     for name in dict.fromkeys(recipe.distill.methods):
         base, _ = split_variant(name)
         if base not in method_names():
-            yield Problem("distill.methods", _unknown_method(base))
+            yield Conflict("distill.methods", _unknown_method(base))
             continue
         for mistake in find_method(base).mistakes():
-            yield Problem("distill.methods", f"{base} cannot work: {mistake}")
+            yield Conflict("distill.methods", f"{base} cannot work: {mistake}")
     if (base := split_variant(recipe.tune.method)[0]) not in method_names():
-        yield Problem("tune.method", _unknown_method(base))
+        yield Conflict("tune.method", _unknown_method(base))
     elif find_method(recipe.tune.method).needs_anchor or find_method(recipe.tune.method).needs_cross_fit:
-        hint = f"{recipe.tune.method} weighs by the anchor, which is trained with the rate that is looked for; write td, or another"
-        yield Problem("tune.method", f"{hint} method with constant weights")
+        hint = f"{recipe.tune.method} weights by the anchor, trained with the very learning rate that is searched for"
+        yield Conflict("tune.method", f"{hint}; write td, or another method with constant weights")
     if not recipe.tune.grid or min(recipe.tune.grid) <= 0:
-        yield Problem(
+        yield Conflict(
             "tune.grid", f"found {shown(recipe.tune.grid)}, want learning rates above 0, e.g. [2.0e-5, 1.0e-4]"
         )
     yield from _weighting_problems(recipe)
@@ -175,7 +175,7 @@ def _method_problems(recipe: Recipe) -> Iterator[Problem]:
     for key, seeds in {"seed": [recipe.seed], "teach.seed": of_teacher, "distill.seeds": recipe.distill.seeds}.items():
         for seed in seeds:
             if not 0 <= seed < 2**32:
-                yield Problem(key, f"{seed} cannot seed a random generator; write a number from 0 to 4294967295")
+                yield Conflict(key, f"{seed} cannot seed a random generator; write a number from 0 to 4294967295")
 
 
 def _unknown_method(name: str) -> str:
@@ -184,14 +184,15 @@ def _unknown_method(name: str) -> str:
     return f"no method is called {name!r}; {_one_of(name, method_names())}"
 
 
-def _weighting_problems(recipe: Recipe) -> Iterator[Problem]:
+def _weighting_problems(recipe: Recipe) -> Iterator[Conflict]:
     known = [find_method(name) for name in recipe.distill.methods if split_variant(name)[0] in method_names()]
     if recipe.teach.checkpoints and recipe.cross_fit.teacher and any(method.needs_cross_fit for method in known):
         hint = (
-            "a teacher of yours cannot be trained on folds, since how it was trained is not known; write cross_fit.teacher: false"
+            "your own teacher cannot be trained on folds, since its training settings are not known; write"
+            " cross_fit.teacher: false"
             " (the student's losses are then out of sample, the checkpoints' are not)"
         )
-        yield Problem("cross_fit.teacher", hint, ("teach.checkpoints", "distill.methods"))
+        yield Conflict("cross_fit.teacher", hint, ("teach.checkpoints", "distill.methods"))
 
 
 def method_problems(recipe: Recipe, method: str, settings: Sequence[str]) -> Iterator[str]:
@@ -201,7 +202,7 @@ def method_problems(recipe: Recipe, method: str, settings: Sequence[str]) -> Ite
     for setting in settings:
         key = setting.partition("=")[0]
         if not parts.reads(new_name(f"distill.{key}").removeprefix("distill.")):
-            yield f"{key} makes no difference to {method}: it would be the same student under another name; leave it out"
+            yield f"{key} has no effect on {method}: it would be the same student under another name; leave it out"
 
 
 def budget(recipe: Recipe) -> dict[str, float]:
@@ -211,9 +212,9 @@ def budget(recipe: Recipe) -> dict[str, float]:
     return {"epochs in all": round(plan.num_stages * plan.epochs_per_stage, 9), **rows}
 
 
-def _given_model_problems(recipe: Recipe) -> Iterator[Problem]:
+def _given_model_problems(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.teach.checkpoints is not None and not recipe.teach.checkpoints:
-        yield Problem("teach.checkpoints", "names no checkpoint; name a folder, or leave it out to train the teacher")
+        yield Conflict("teach.checkpoints", "names no checkpoint; name a folder, or leave it out to train the teacher")
     checkpoints, anchor = recipe.teach.checkpoints, recipe.anchor
     unread = {
         "teach.trainer": (recipe.teach.trainer, "teach.checkpoints", checkpoints),
@@ -223,7 +224,7 @@ def _given_model_problems(recipe: Recipe) -> Iterator[Problem]:
     for place, (is_set, key, value) in unread.items():
         if value and is_set:
             hint = f"has no effect: nothing is trained, because {key} names a model of yours; remove one of the two"
-            yield Problem(place, hint, (key,))
+            yield Conflict(place, hint, (key,))
 
 
 def _one_of(name: str, known: Iterable[str]) -> str:
@@ -253,7 +254,9 @@ def trainer_argument_names() -> frozenset[str]:
 def refusal(place: str, name: str) -> str | None:
     """Why the library does not take this training argument here (`teach.trainer`, ...), and what to use instead."""
     if name == "num_train_epochs" and place != "teach.trainer":
-        return "distillation's length is num_stages x epochs_per_stage: set these in `distill`, for the teacher teach.trainer"
+        return (
+            "students are trained for num_stages x epochs_per_stage: set these in `distill`; the teacher: teach.trainer"
+        )
     return next((hint for pattern, hint in RESERVED.items() if fnmatch(name, pattern)), None)
 
 

@@ -32,7 +32,7 @@ from tutelage.recipe.checks import (
 )
 from tutelage.recipe.renamed import RENAMED, variant_notes
 from tutelage.recipe.schema import Recipe, Section
-from tutelage.recipe.yaml_source import REQUIRED, Dumper, Keys, Source, dotted, example, override, read
+from tutelage.recipe.yaml_source import REQUIRED, Dumper, Keys, RecipeSource, dotted, example, override, read
 
 __all__ = ["LoadedRecipe", "check", "dump_recipe", "flatten", "load_recipe", "show_rows", "trainer_argument_names"]
 
@@ -91,7 +91,7 @@ def varied(recipe: Recipe, method: str) -> Recipe:
     """
     base, named = split_variant(method)
     known = base in method_names()
-    source, found = Source(Path(method), {}), recipe
+    source, found = RecipeSource(Path(method), {}), recipe
     if settings := [*(find_method(base).settings if known else ()), *named]:
         source.values = recipe.model_dump()
         for text in settings:
@@ -140,7 +140,7 @@ def _fill_empty_sections(values: dict[str, Any]) -> None:
             _get(values, keys[:-1])[keys[-1]] = {}
 
 
-def _validate(source: Source) -> Recipe | None:
+def _validate(source: RecipeSource) -> Recipe | None:
     """The recipe, or None; problems are added to the source. What is wrong is mended to check the rest in the same
     go."""
     try:

@@ -90,7 +90,7 @@ for _kind in ("binary", "omap", "pairs", "set", "timestamp"):  # a recipe holds 
 
 
 @dataclass
-class Source:
+class RecipeSource:
     """A recipe's values before they are judged, and where each comes from."""
 
     path: Path
@@ -115,14 +115,14 @@ class Source:
         self.problems.append(Problem(kind, place=self.place(keys), key=dotted(keys), values=values))
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> RecipeSource:
     """The file's values and lines; of a run folder, those of its recipe.yaml, with the folder where it lies now.
 
     ConfigError where there is nothing that could be judged key by key.
     """
     folder = path if (path / "recipe.yaml").is_file() else None
     path = folder / "recipe.yaml" if folder else path
-    source = Source(path, {})
+    source = RecipeSource(path, {})
     try:
         loader = _Loader(path.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
@@ -164,7 +164,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _note_lines(node: yaml.Node | None, keys: Keys, source: Source) -> None:
+def _note_lines(node: yaml.Node | None, keys: Keys, source: RecipeSource) -> None:
     """Record the line of every key, and keys that are written twice."""
     if len(keys) > _DEEPEST:
         text, line = f"nested deeper than {_DEEPEST} levels; write it flatter", node.start_mark.line + 1
@@ -206,7 +206,7 @@ def _files_nearby(path: Path) -> str:
 # --- overrides ---
 
 
-def override(source: Source, text: str) -> None:
+def override(source: RecipeSource, text: str) -> None:
     """Set one value. A mapping replaces the one that is there; a dotted key sets a single entry."""
     form = "write section.key=value without spaces around `=`, e.g. distill.num_stages=4 or 'teacher.lora={r: 8}'"
     match = _OVERRIDE.fullmatch(text)
@@ -236,14 +236,14 @@ def override(source: Source, text: str) -> None:
     use_present_names(source, overridden=keys)
 
 
-def _refuse(source: Source, override: str, text: str) -> None:
+def _refuse(source: RecipeSource, override: str, text: str) -> None:
     source.problems.append(Problem(Kind.OVERRIDE_INVALID, values={"override": override, "text": text}))
 
 
 # --- keys of earlier versions ---
 
 
-def use_present_names(source: Source, overridden: Keys | None = None) -> None:
+def use_present_names(source: RecipeSource, overridden: Keys | None = None) -> None:
     """Move values that are given by an old name to the present one, and take out removed keys.
 
     Adds a note for each, or a problem: for both names of a key in the file or in one override, and for a removed key
@@ -279,7 +279,7 @@ def use_present_names(source: Source, overridden: Keys | None = None) -> None:
             del section[keys[-1]]
 
 
-def _section_with(source: Source, key: str) -> tuple[dict[str, Any] | None, Keys]:
+def _section_with(source: RecipeSource, key: str) -> tuple[dict[str, Any] | None, Keys]:
     """The section of the values that holds a dotted key, or None, and the key's path."""
     keys: Keys = tuple(key.split("."))
     section: Any = source.values
@@ -288,7 +288,7 @@ def _section_with(source: Source, key: str) -> tuple[dict[str, Any] | None, Keys
     return (section if isinstance(section, dict) and keys[-1] in section else None), keys
 
 
-def _note(source: Source, place: Place, text: str, overridden: Keys | None) -> None:
+def _note(source: RecipeSource, place: Place, text: str, overridden: Keys | None) -> None:
     """Add a note, unless it is about a file that nobody edits: a run's own recipe.yaml."""
     if overridden is not None or not source.recorded:
         source.notes.append(f"{place}: {text}")

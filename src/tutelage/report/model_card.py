@@ -1,52 +1,59 @@
-"""`tutelage card` and `tutelage push`: a distilled student with its Hugging Face model card, and the way to the Hub.
+"""`tutelage card` and `tutelage push`: the Hugging Face model card of a finished student, and its upload to the Hub.
 
-The card says what the run can prove: scores with intervals beside the teacher's, slices where the student loses, how it
-was made and how to use it. It holds no row of the data. Licence: `license: other`, `license_name: not-chosen` until the
-owner writes another into the card's first lines; what is written there stays when the card is written again.
+The text is templates/model_card.md.jinja. It holds no row of the data. The licence is `license: other`,
+`license_name: not-chosen` until the owner writes another one into the card's metadata; metadata that the owner wrote
+stay when the card is written again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tutelage.analysis.slices import LEAST_ROWS, SliceRecord
 from tutelage.errors import UserError
-from tutelage.report.card_text import PATHS, TASK_TYPES, Student, card_body, card_name, find_student
-from tutelage.report.page import metric_name
-from tutelage.run.live_reader import dig
+from tutelage.method.methods import find_method
+from tutelage.method.risk_split import gap_closed
+from tutelage.records import SPLITS, Interval
+from tutelage.report.card_facts import (
+    PATHS,
+    FinishedStudent,
+    find_student,
+    prompt_expression,
+    recipe_text,
+    slices_against_teacher,
+)
+from tutelage.report.page import TEMPLATES, metric_name, model_name, slice_value
+from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
+from tutelage.utils import format
 from tutelage.utils.console import print_table, visible
-from tutelage.utils.format import file_size, number
+from tutelage.utils.files import write_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
 
 LICENSE = {"license": "other", "license_name": "not-chosen"}
-"""What stands in a card until its owner has chosen. The Hub accepts it; `push` publishes no model with it."""
+"""Licence of a card until its owner has chosen one. The Hub accepts it; `push --public` does not."""
+TASK_TYPES = {"classification": "text-classification", "ner": "token-classification", "qa": "question-answering"}
+"""Our tasks by the Hub's names."""
+LABEL_KINDS = {"classification": "labels", "ner": "entity types", "qa": "choices"}
 HUB_METRICS = {"macro_f1": "f1", "entity_f1": "f1", "token_f1": "f1"}
 """Our metrics by the Hub's names, where those differ."""
 UPLOADED = (
-    *(
-        "README.md",
-        "LICENSE*",
-        "config.json",
-        "generation_config.json",
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "*.py",
-    ),
-    *(
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab*",
-        "merges.txt",
-        "*.model",
-        "*.jinja",
-        "tutelage.json",
-    ),
+    *("README.md", "LICENSE*", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("*.py", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
+    *("*.jinja", "tutelage.json"),
 )
-"""Files of a student that others need. Logs, weights and probe rows stay: they hold ids and losses of the rows."""
+"""Files of a student that others need. Logs, weights and the probe set stay: they hold ids and losses of the rows."""
+
+
+class Verbatim(str):
+    """Text for a code block, which is not escaped."""
 
 
 # --- the card ---
@@ -55,103 +62,206 @@ UPLOADED = (
 def write_card(run: Path, student: str | None = None, repo: str | None = None) -> Path:
     """Write README.md into the student's folder and return its path.
 
-    repo: the model's name on the Hub, for the lines that show how to load it. The metadata that the owner has set in an
-    earlier card stay. Raises UserError for a README.md whose text was changed by hand, DataError as `find_student`.
+    repo: the model's name on the Hub, for the code that loads it. Raises UserError for a README.md whose text was
+    changed by hand, DataError as `find_student`.
     """
-    one = find_student(run, student)
-    path = one.folder / "README.md"
-    if _by_hand(path):
+    finished = find_student(run, student)
+    path = finished.folder / "README.md"
+    if _is_by_hand(path):
         raise UserError(
             f"{path} was written or changed by hand and would be lost: move it away first, or keep it as the card"
         )
-    text = make_card(one, repo)
-    draft = path.with_name("README.md.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, make_card(finished, repo))
     return path
 
 
-def make_card(one: Student, repo: str | None = None) -> str:
-    """The card's text: metadata in YAML, then Markdown."""
-    data = metadata(one)
-    body = card_body(one, repo, licensed=data.license_name != LICENSE["license_name"])
-    return f"---\n{data.to_yaml()}\n---\n{body}\n<!-- tutelage card {_mark(body)} -->\n"
+def make_card(student: FinishedStudent, repo: str | None = None) -> str:
+    """The card's text: metadata in YAML, Markdown, and a hash by which changes by hand are recognised."""
+    from huggingface_hub import ModelCard
+
+    data, template = metadata(student), str(TEMPLATES / "model_card.md.jinja")
+    functions = {name: getattr(format, name) for name in ("number", "span", "signed_span", "p_value", "duration")}
+    context = _about(student) | _scores(student) | _usage(student, repo) | _training(student)
+    context |= {"licensed": data.license_name != LICENSE["license_name"]}
+    card = ModelCard.from_template(data, template, **_escaped(context), **functions, code_block=_code_block)
+    card.text += f"\n\n<!-- tutelage card {_hash(card.text)} -->\n"
+    return str(card)
 
 
-def _mark(body: str) -> str:
-    return hashlib.sha256(body.strip().encode()).hexdigest()[:16]
+def _code_block(code: str, language: str) -> str:
+    return "\n".join(format.code_block(code, language))
 
 
-def _parts_of(path: Path) -> tuple[dict[str, Any], str]:
-    """Metadata and text of a card that is there; both empty where there is none."""
-    return _split(path.read_text(encoding="utf-8") if path.is_file() else "", path)
+def _escaped(value: Any) -> Any:
+    """The value with every text in it, also inside lists and dicts, escaped for Markdown."""
+    if isinstance(value, str) and not isinstance(value, Verbatim):
+        return format.escape_markdown(value)
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list) else value
 
 
-def _split(text: str, path: Path | str = "the card") -> tuple[dict[str, Any], str]:
-    import yaml
-
-    found = re.match(r"---\r?\n(.*?)\r?\n---\r?\n(.*)", text, re.DOTALL)
-    try:
-        values = yaml.safe_load(found[1]) if found else {}
-    except yaml.YAMLError as error:
-        raise UserError(f"the first lines of {path} are not YAML: mend them, or delete the file") from error
-    return (values if isinstance(values, dict) else {}), found[2] if found else text
-
-
-def _by_hand(path: Path) -> bool:
-    """Whether a README.md holds text that we did not write."""
-    _, text = _parts_of(path)
-    mark = re.search(r"\n<!-- tutelage card (\w+) -->\s*$", text)
-    return bool(text.strip()) and (not mark or mark[1] != _mark(text[: mark.start()]))
-
-
-def metadata(one: Student) -> Any:
-    """The card's metadata, a `huggingface_hub.ModelCardData`; what the owner has set before wins where we know nothing
-    better."""
-    from huggingface_hub.repocard_data import ModelCardData
-
-    before, _ = _parts_of(one.folder / "README.md")
-    languages = {
-        str(row["language"]).split("-")[0].split("_")[0].lower() for row in one.rows.values() if row.get("language")
+def _about(student: FinishedStudent) -> dict[str, Any]:
+    """Variables of the template: names and sizes."""
+    size, teacher_size = parameters(student.folder), parameters(best_checkpoint(student.results.folder))
+    method = None
+    with contextlib.suppress(KeyError, TypeError):  # a method of a package that is not installed here
+        method = find_method(student.method)
+    return {
+        "name": student.card_name,
+        "task": TASK_TYPES[student.task].replace("-", " "),
+        "labels": dig(student.usage, "task", "labels", default=[]),
+        "label_kind": LABEL_KINDS[student.task],
+        "parameters": format.parameter_count(size),
+        "times_fewer": teacher_size / size if size and teacher_size > size else None,
+        "without_teacher": method is not None and method.schedule == "none" and method.answers == "gold",
+        "method": model_name(student.method),
+        "source": method.source if method else None,
+        **{role: student.short_name(role) for role in ("student", "teacher", "dataset")},
     }
-    names = [name for name in one.scores(one.name) if "/" not in name and name != "nll" and not name.endswith("_rate")]
+
+
+def _scores(student: FinishedStudent) -> dict[str, Any]:
+    """Variables of the template: scores beside those of teacher and plain fine-tuning, and slices."""
+    results = student.results
+    tables = results.scores.get("models", {})
+    models = {"this model": student.name, "teacher": "teacher", "plain fine-tuning": "anchor"}
+    scored = {label: name for label, name in models.items() if name in tables}
+    names = [name for name in tables.get(student.name, {}) if "/" not in name]
+    chosen = [results.score(name) for name in ("anchor", "teacher", student.name)]
+    slices = slices_against_teacher(student)
+    return {
+        "models": list(scored),
+        "scores": [
+            {"metric": metric_name(name), "values": [results.score(model, name) for model in scored.values()]}
+            for name in sorted(names, key=lambda name: name != results.scores["metric"])
+        ],
+        "test_rows": len(results.predictions.get(student.name, ())) or results.scores.get("rows", 0),
+        "difference": results.lead(student.name, "teacher"),
+        "gap_closed": gap_closed(*(score.value for score in chosen)) if all(chosen) else None,
+        "slices": None if slices is None else [_slice(line) for line in slices if line["rows"] >= LEAST_ROWS],
+        "least_rows": LEAST_ROWS,
+    }
+
+
+def _slice(line: SliceRecord) -> dict[str, Any]:
+    score = line["score"]
+    p_holm = score.get("p_holm")
+    return {
+        "key": str(line["key"]).replace("_", " "),
+        "value": slice_value(line["key"], line["value"]) or "(none)",
+        "rows": line["rows"],
+        "student": score["student"],
+        "teacher": score["teacher"],
+        "difference": Interval(score["difference"], score["low"], score["high"]),
+        "p_holm": p_holm,
+        "rank": (1.0 if p_holm is None else p_holm, score["high"]),
+    }
+
+
+def _usage(student: FinishedStudent, repo: str | None) -> dict[str, Any]:
+    """Variables of the template: how to load the model and ask it."""
+    system = dig(student.usage, "data", "system")
+    return {
+        "repository": repo and Verbatim(repo),
+        "repository_literal": Verbatim(repr(repo or "PATH_OR_REPOSITORY")),
+        "prompt": Verbatim(prompt_expression(student)),
+        "chat": bool(dig(student.usage, "data", "chat_template")),
+        "system": system and Verbatim(repr(system)),
+        "max_new_tokens": student.usage.get("max_new_tokens", 64),
+        "chooses_labels": dig(student.usage, "task", "decoding") == "labels",
+    }
+
+
+def _training(student: FinishedStudent) -> dict[str, Any]:
+    """Variables of the template: data, stages, time, versions and the recipe."""
+    manifest = student.results.manifests.get(f"distill/{student.name}") or {}
+    stages = read_or_none(student.folder / "stages.json") or []
+    splits = [row["split"] for row in student.rows]
+    return {
+        "rows": {split: splits.count(split) for split in SPLITS},
+        "stages": [stage["chosen"] or "gold" for stage in stages],
+        "kept_stage": manifest.get("kept_stage", len(stages)),
+        "seconds": manifest.get("seconds"),
+        "seed": manifest.get("seed", 0),
+        "versions": manifest.get("versions") or {},
+        "recipe": Verbatim(recipe_text(student)),
+    }
+
+
+# --- metadata ---
+
+
+def metadata(student: FinishedStudent) -> ModelCardData:
+    """The card's metadata; what the owner wrote into an earlier card stays where we know nothing better."""
+    from huggingface_hub import ModelCardData
+
+    before, _ = _read_card(student.folder / "README.md")
+    codes = {re.split("[-_]", str(row["language"]))[0].lower() for row in student.rows if row.get("language")}
+    scores = student.results.scores
+    names = [name for name in scores.get("models", {}).get(student.name, ()) if "/" not in name and name != "nll"]
+    names = sorted((name for name in names if not name.endswith("_rate")), key=lambda name: name != scores["metric"])
     ours = {
         **({key: value for key, value in before.items() if key.startswith("license")} or LICENSE),
-        "language": sorted(code for code in languages if re.fullmatch("[a-z]{2,3}", code)) or None,
+        "language": sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code)) or None,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "base_model": one.hub_name("student"),
-        "datasets": [one.hub_name("dataset")] if one.hub_name("dataset") else None,
-        "tags": ["tutelage", "knowledge-distillation", TASK_TYPES[one.task]],
+        "base_model": student.hub_name("student"),
+        "datasets": [student.hub_name("dataset")] if student.hub_name("dataset") else None,
+        "tags": ["tutelage", "knowledge-distillation", TASK_TYPES[student.task]],
         "metrics": list(dict.fromkeys(HUB_METRICS.get(name, name) for name in names)) or None,
     }
-    known = {
-        key: value for key, value in before.items() if ours.get(key) is None and key not in ("model-index", *LICENSE)
-    }
-    results = _eval_results(one, names)
-    return ModelCardData(
-        **{**ours, **known}, model_name=visible(card_name(one)) if results else None, eval_results=results or None
+    unknown = before.keys() - {"model-index", *LICENSE} - {key for key, value in ours.items() if value is not None}
+    kept = {key: value for key, value in before.items() if key in unknown}
+    evaluated = [_eval_result(student, name) for name in names]
+    model = {"model_name": visible(student.card_name), "eval_results": evaluated} if evaluated else {}
+    return ModelCardData(**{**ours, **kept}, **model)
+
+
+def _eval_result(student: FinishedStudent, metric: str) -> EvalResult:
+    from huggingface_hub import EvalResult
+
+    score, dataset = student.results.score(student.name, metric), visible(student.short_name("dataset"))
+    low, high = format.number(score.low), format.number(score.high)
+    return EvalResult(
+        task_type=TASK_TYPES[student.task],
+        dataset_type=student.hub_name("dataset") or re.sub(r"[^\w.-]+", "-", dataset),
+        dataset_name=dataset,
+        dataset_config=dig(student.results.recipe, "data", "dataset_config"),
+        dataset_split=str(student.results.scores.get("split", "test")),
+        metric_type=HUB_METRICS.get(metric, metric),
+        metric_name=f"{metric_name(metric)}, 95 % interval {low} to {high}",
+        metric_value=round(score.value, 4),
     )
 
 
-def _eval_results(one: Student, names: list[str]) -> list[Any]:
-    from huggingface_hub.repocard_data import EvalResult
+def _read_card(path: Path) -> tuple[dict[str, Any], str]:
+    """Metadata and text of a card; both empty if there is no file."""
+    return _parse_card(path.read_text(encoding="utf-8"), path) if path.is_file() else ({}, "")
 
-    scores, source = one.scores(one.name), visible(one.short_name("dataset"))
-    names = sorted(names, key=lambda name: name != one.metric)
-    return [
-        EvalResult(
-            task_type=TASK_TYPES[one.task],
-            dataset_type=one.hub_name("dataset") or re.sub(r"[^\w.-]+", "-", source),
-            dataset_name=source,
-            dataset_config=dig(one.recipe, "data", "dataset_config"),
-            dataset_split=str(one.about.get("split", "test")),
-            metric_type=HUB_METRICS.get(name, name),
-            metric_name=f"{metric_name(name)}, 95 % interval {number(scores[name].low)} to {number(scores[name].high)}",
-            metric_value=round(scores[name].value, 4),
-        )
-        for name in names
-    ]
+
+def _parse_card(text: str, path: Path) -> tuple[dict[str, Any], str]:
+    import yaml
+    from huggingface_hub import ModelCard
+
+    if not text.startswith("---"):
+        return {}, text
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"the metadata of {path} are not YAML: correct them, or delete the file") from error
+    return card.data.to_dict(), card.text
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+
+
+def _is_by_hand(path: Path) -> bool:
+    """Whether a README.md holds text that we did not write."""
+    _, text = _read_card(path)
+    mark = re.search(r"\n<!-- tutelage card (\w+) -->\s*$", text)
+    return bool(text.strip()) and (not mark or mark[1] != _hash(text[: mark.start()]))
 
 
 # --- to the Hub ---
@@ -160,72 +270,69 @@ def _eval_results(one: Student, names: list[str]) -> list[Any]:
 def push(
     run: Path, student: str | None, repo: str, private: bool = True, dry_run: bool = False, *, api: Any = None
 ) -> list[tuple[str, int]]:
-    """Upload a student to the model repository `repo` (OWNER/NAME) of the Hub, which is made if it is not there; with
-    its card.
+    """Upload a student with its card to the model repository `repo` (OWNER/NAME) of the Hub, creating it if missing.
 
-    private: the repository must be private, and is made so. dry_run: print what would be sent, touch no network, write
-    nothing.
-    api: a `huggingface_hub.HfApi`; default: that of the user who is logged in. Returns names and sizes in bytes. Raises
-    UserError where the repository is open to all and `private` is on, for publishing without a licence, and for what
-    the Hub refuses.
+    private: the repository must be private, and is created so. dry_run: print what would be uploaded, use no network,
+    write nothing. api: a `huggingface_hub.HfApi`, by default of the user who is logged in. Returns names and sizes in
+    bytes. Raises UserError for a public repository while `private` is on, for publishing without a licence, and for
+    what the Hub refuses.
     """
-    _check_name(repo)
-    one = find_student(run, student)
-    files = _files(one, repo)
-    unlicensed = dig(_split(files["README.md"].decode())[0], "license_name") == LICENSE["license_name"]
-    if unlicensed and not private:
+    _check_repository_name(repo)
+    finished = find_student(run, student)
+    files = _files(finished, repo)
+    card, _ = _parse_card(files["README.md"].decode(), finished.folder / "README.md")
+    if not private and card.get("license_name") == LICENSE["license_name"]:
         raise UserError(
-            f"the card of {one.name} has no licence yet, so nobody could use what is published: run `tutelage card`, write one in"
-            f" place of `license: other` into the first lines of {one.folder / 'README.md'}, and push again"
+            f"the card of {finished.name} has no licence yet, so nobody could use the published model: run `tutelage"
+            f" card`, replace `license: other` in the metadata of {finished.folder / 'README.md'}, and push again"
         )
-    sizes = [(name, len(what) if isinstance(what, bytes) else what.stat().st_size) for name, what in files.items()]
-    rows = [[name, file_size(size)] for name, size in (*sizes, ("in all", sum(size for _, size in sizes)))]
-    print_table(f"{visible(one.folder)} → {repo}", ["file", "size"], rows)
-    left = sorted(path.name for path in one.folder.iterdir() if path.name not in files)
+    sizes = [(name, len(file) if isinstance(file, bytes) else file.stat().st_size) for name, file in files.items()]
+    total = ("total", sum(size for _, size in sizes))
+    rows = [[name, format.file_size(size)] for name, size in (*sizes, total)]
+    print_table(f"{visible(finished.folder)} → {repo}", ["file", "size"], rows)
+    left = sorted(path.name for path in finished.folder.iterdir() if path.name not in files)
     if left:
-        print(f"stays here: {visible(', '.join(left))}")
+        print(f"not uploaded: {visible(', '.join(left))}")
     if dry_run:
-        print(f"dry run: nothing was sent to {repo} ({'private' if private else 'open to all'})")
-    else:
-        url = _send(files, repo, private, api, f"{card_name(one)}, made with tutelage")
-        if isinstance(files["README.md"], bytes):
-            (one.folder / "README.md").write_bytes(files["README.md"])
-        print(f"sent: {visible(url)}")
+        print(f"dry run: nothing was uploaded to {repo} ({'private' if private else 'public'})")
+        return sizes
+    url = _upload(files, repo, private, api, f"{finished.card_name}, trained with tutelage")
+    if isinstance(files["README.md"], bytes):
+        (finished.folder / "README.md").write_bytes(files["README.md"])
+    print(f"uploaded: {visible(url)}")
     return sizes
 
 
-def _check_name(repo: str) -> None:
+def _check_repository_name(repo: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{visible(repo)!r} is no name of a repository: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{visible(repo)!r} is not a repository name: {str(error).splitlines()[0]}") from error
     if "/" not in repo:
-        raise UserError(f"{repo!r} does not say whose repository it is: write OWNER/{repo}")
+        raise UserError(f"{repo!r} does not name the repository's owner: write OWNER/{repo}")
 
 
-def _files(one: Student, repo: str) -> dict[str, bytes | Path]:
-    """What is sent, by its name in the repository: files as they are, and texts that are made for it."""
-    found: dict[str, bytes | Path] = {
+def _files(student: FinishedStudent, repo: str) -> dict[str, bytes | Path]:
+    """The files to upload, by name in the repository; those written for the upload as bytes."""
+    files: dict[str, bytes | Path] = {
         path.name: path
-        for path in sorted(one.folder.iterdir())
+        for path in sorted(student.folder.iterdir())
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in UPLOADED)
     }
-    card = one.folder / "README.md"
-    found["README.md"] = card.read_bytes() if _by_hand(card) else make_card(one, repo).encode()
-    if one.usage:
-        data = {
-            key: None if key in PATHS and not one.hub_name("dataset") else value
-            for key, value in one.usage["data"].items()
-        }
-        found["tutelage.json"] = json.dumps({**one.usage, "data": data}, indent=2, ensure_ascii=False).encode()
-    return found
+    card = student.folder / "README.md"
+    files["README.md"] = card.read_bytes() if _is_by_hand(card) else make_card(student, repo).encode()
+    if student.usage:
+        local = PATHS if not student.hub_name("dataset") else ()
+        data = {key: None if key in local else value for key, value in student.usage["data"].items()}
+        files["tutelage.json"] = json.dumps({**student.usage, "data": data}, indent=2, ensure_ascii=False).encode()
+    return files
 
 
-def _send(files: dict[str, bytes | Path], repo: str, private: bool, api: Any, message: str) -> str:
-    """Make the repository if need be, and send all files in one commit. Returns its address."""
+def _upload(files: dict[str, bytes | Path], repo: str, private: bool, api: Any, message: str) -> str:
+    """Create the repository if it is missing, and upload all files in one commit. Returns its address."""
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -233,16 +340,14 @@ def _send(files: dict[str, bytes | Path], repo: str, private: bool, api: Any, me
     try:
         url = api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
         if private and not api.repo_info(repo, repo_type="model").private:
-            raise UserError(
-                f"{repo} is there already and open to all: name another, make it private, or push with --public"
-            )
+            raise UserError(f"{repo} exists and is public: name another, make it private, or push with --public")
         operations = [
-            CommitOperationAdd(name, what if isinstance(what, bytes) else str(what)) for name, what in files.items()
+            CommitOperationAdd(name, file if isinstance(file, bytes) else str(file)) for name, file in files.items()
         ]
         api.create_commit(repo, operations, commit_message=message, repo_type="model")
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"the Hub did not take {repo}: {first}. Log in with `hf auth login` and a token that may write"
+            f"the Hub did not accept {repo}: {lines[0]}. Log in with `hf auth login` and a token that may write"
         ) from error
     return str(url)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ModelError
 from tutelage.recipe.schema import Model
+from tutelage.utils.files import read_json
 
 RESUME_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", "whole")
 """Glob patterns of the files in a checkpoint folder that only an unfinished fine-tuning run needs."""
@@ -21,8 +21,8 @@ def list_checkpoints(where: str | list[str], base: Model) -> list[Path]:
     there are none, or if one is of another architecture or size than the teacher, or holds adapters for another base.
     """
     if isinstance(where, str):
-        found = [p for p in Path(where).glob("checkpoint-*") if p.is_dir() and re.search(r"\d+$", p.name)]
-        folders = sorted(found, key=lambda p: int(re.search(r"\d+$", p.name)[0]))
+        numbered = [p for p in Path(where).glob("checkpoint-*") if p.is_dir() and re.search(r"\d+$", p.name)]
+        folders = sorted(numbered, key=lambda p: int(re.search(r"\d+$", p.name)[0]))
         if not folders:
             raise ModelError(
                 f"no checkpoint-* folder in {where!r}: give a folder with some, or list them in teach.checkpoints"
@@ -40,29 +40,30 @@ def _check_checkpoint(folder: Path, base: Model) -> None:
     """Refuse a checkpoint folder that cannot be one of this teacher's."""
     expected = _read_config(Path(base.model_name_or_path))
     if (folder / "adapter_config.json").is_file():
-        theirs = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-        if theirs and theirs != base.model_name_or_path and not _same_folder(theirs, base.model_name_or_path):
-            missing = "" if Path(theirs).exists() else ", which is not there"
+        adapter_base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if adapter_base and not _same_model(adapter_base, base.model_name_or_path):
+            missing = "" if Path(adapter_base).exists() else ", which does not exist"
             raise ModelError(
-                f"{folder} holds adapters for the base model {theirs!r}{missing}; teacher.model_name_or_path is"
+                f"{folder} holds adapters for the base model {adapter_base!r}{missing}; teacher.model_name_or_path is"
                 f" {base.model_name_or_path!r}. Name the adapters' own base there"
             )
         return
-    found = _read_config(folder)
-    if found is None:
-        raise ModelError(f"{folder} is no checkpoint: neither config.json nor adapter_config.json is in it")
+    config = _read_config(folder)
+    if config is None:
+        raise ModelError(f"{folder} is not a checkpoint: it has neither config.json nor adapter_config.json")
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size") if expected else ():
-        if found.get(key) != expected.get(key):
+        if config.get(key) != expected.get(key):
             raise ModelError(
-                f"{folder} is of another architecture than the teacher {base.model_name_or_path!r}:"
-                f" {key} is {found.get(key)!r}, not {expected.get(key)!r}"
+                f"{folder} has another architecture than the teacher {base.model_name_or_path!r}:"
+                f" {key} is {config.get(key)!r}, not {expected.get(key)!r}"
             )
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
-def _same_folder(one: str, other: str) -> bool:
-    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)
+def _same_model(first: str, second: str) -> bool:
+    paths = Path(first), Path(second)
+    return first == second or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))

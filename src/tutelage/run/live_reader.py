@@ -92,10 +92,10 @@ def last_part(path: Any) -> Any:
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """Folder of the best teacher checkpoint T*, as recorded or inside the run; None if it is in neither."""
+    """Folder of the best teacher checkpoint T*: in the run, or as recorded (a user's own); None if neither exists."""
     taught = read_or_none(run / "teach" / "checkpoints.json") or {}
     best = next((c for c in taught.get("checkpoints") or [] if c.get("name") == taught.get("best")), None)
-    folders = [Path(best["folder"]), run / "teach" / best["name"]] if best else []
+    folders = [run / "teach" / best["name"], *([Path(best["folder"])] if best.get("folder") else [])] if best else []
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

@@ -30,12 +30,12 @@ SPLITS = ("train", "validation")
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
-    recipe, own = run.recipe, run.recipe.anchor.model_name_or_path
+    recipe, given = run.recipe, run.recipe.anchor.model_name_or_path
     with run.work("anchor", stage_inputs.anchor(run)) as work:
         if work is None:
             return
         work.seconds_before = seconds_before(work.folder / "trainer")
-        model = load_model(recipe.student, own) if own else _train(run, models, work.folder)
+        model = load_model(recipe.student, given) if given else _train(run, models, work.folder)
         save_student(model, models.tokenizer, work.folder)
         splits = [models.encoded(split) for split in SPLITS]
         with models.autocast(), run.screen.progress("anchor losses", sum(map(len, splits))) as advance:
@@ -46,28 +46,25 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
 
 
 def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:
+    """Plain fine-tuning of the student; its end, or the checkpoint that `anchor.keep` asks for."""
     recipe, plan, rows = run.recipe, run.recipe.distill, models.encoded("train")
     epochs, given = plan.num_stages * plan.epochs_per_stage, run.trainer_arguments("distill", "anchor")
     args = training_arguments(folder / "trainer", given, seed=recipe.seed, epochs=epochs)
-    saves = spaced_steps(args, len(rows), plan.num_stages)
+    steps = spaced_steps(args, len(rows), plan.num_stages)
     train = partial(models.fine_tuned, "anchor", recipe.student, args, rows, seed=recipe.seed, log=folder / "log.jsonl")
     if recipe.anchor.keep == "last":
-        return merged(train(save_at=saves[:-1])).eval()
-    points = [folder / "trainer" / f"checkpoint-{step}" for step in saves]
-    if not (points[-1] / WHOLE).exists():
-        train(save_at=saves)
-    return load_model(recipe.student, _best(run, models, folder, points))
+        return merged(train(save_at=steps[:-1])).eval()
+    checkpoints = [folder / "trainer" / f"checkpoint-{step}" for step in steps]
+    if not (checkpoints[-1] / WHOLE).exists():
+        train(save_at=steps)
+    return load_model(recipe.student, _select(models, folder, checkpoints))
 
 
-def _best(run: RunFolder, models: RunModels, folder: Path, points: Sequence[Path]) -> Path:
-    """The best of these points of the training on validation; what all of them have there goes into validation.json."""
-    exam, found = models.exam("validation"), []
-    for point in points:
-        with run.screen.progress(f"validate {point.name}", len(exam.examples)) as advance:
-            score, _, losses = models.evaluator.quick(models.load(run.recipe.student, point), exam, advance)
-        found.append({"name": point.name, "score": score, "nll": float(losses.mean())})
-    best = best_checkpoint(found, run.recipe.anchor.keep)
-    write_json(folder / "validation.json", {"best": best, "by": run.recipe.anchor.keep, "checkpoints": found})
-    seen = ", ".join(f"{c['name']} {c['score']:.3f}/{c['nll']:.3f}" for c in found)
-    run.screen.say(f"anchor: validation {run.task.metric} / loss in nats: {seen}; kept is {best}")
+def _select(models: RunModels, folder: Path, checkpoints: Sequence[Path]) -> Path:
+    """The checkpoint that is best on validation; the scores of all go into validation.json."""
+    student, keep = models.run.recipe.student, models.run.recipe.anchor.keep
+    scores = [models.score_checkpoint(student, checkpoint)[0] for checkpoint in checkpoints]
+    best = best_checkpoint(scores, keep)
+    write_json(folder / "validation.json", {"best": best, "by": keep, "checkpoints": scores})
+    models.say_scores("anchor", scores, f"kept is {best}")
     return folder / "trainer" / best

@@ -69,9 +69,9 @@ def _refuse_top_k(run: RunFolder) -> None:
     ]
     if refused:
         raise ModelError(
-            f"{', '.join(refused)} cannot learn from this teacher: its output head is no function of one hidden state, so the cache"
-            " holds top-k entries only. Take methods with forward KL at temperature 1 that follow one checkpoint at a time and"
-            " compare none: td, td-aw, cd, cd-aw, random"
+            f"{', '.join(refused)} cannot learn from this teacher: its logits are not a function of the final hidden"
+            " state alone, so the cache holds top-k entries only. Use a method with forward KL at temperature 1 whose"
+            " schedule does not compare checkpoints: td, td-aw, cd, cd-aw, random"
         )
 
 

@@ -1,7 +1,7 @@
-"""report: one self-contained HTML page out of what a run folder holds. Reads artefacts only: no model, no torch.
+"""report: one self-contained HTML page from the files of a run folder. No model, no torch.
 
-One function a section turns results into numbers and places; the templates word and draw them. A section whose files
-are not there is left out, and the page says what is missing and which stage writes it.
+The `report.sections_*` modules turn results into typed records, the templates put them into words and draw them. A
+section whose files are missing is left out, and the page says which files they are and which stage writes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.analysis.run_results import Results, read_results
-from tutelage.report import insight, sections
+from tutelage.report import sections_confidence as confidence
+from tutelage.report import sections_run
+from tutelage.report import sections_scores as scores
+from tutelage.report import sections_slices as slices
+from tutelage.report import sections_training as training
+from tutelage.utils.files import write_text
 
 if TYPE_CHECKING:
     from tutelage.run.run_folder import RunFolder
@@ -43,11 +48,11 @@ NEEDS = {
     "rows": ("prepare/rows.jsonl", "prepare"),
     "diagnosis": ("diagnose/slices.json", "diagnose"),
 }
-"""What the sections are made of: the files, and the stage that writes them."""
+"""Part of the page to the files it is made from and the stage that writes them."""
 
 
 def run_stage(run: RunFolder) -> None:
-    """Do the stage."""
+    """Build the report of a run, unless it is up to date."""
     lang = run.recipe.report.lang
     with run.work("report", {**inputs(run.folder), "report.lang": lang}, rebuild_stale=True) as work:
         if work is not None:
@@ -55,11 +60,11 @@ def run_stage(run: RunFolder) -> None:
 
 
 def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
-    """Write run/report/index.html from the artefacts of a run folder and return its path.
+    """Write run/report/index.html from the files of a run folder and return its path.
 
-    title: heading of the page; escaped, like everything that comes from data. lang: a code of wording.LANGUAGES. Absent
-    artefacts leave sections out. Raises DataError if an artefact is there but cannot be read, UserError for an unknown
-    language.
+    title: heading of the page; escaped, like everything that comes from data. lang: a code of translations.LANGUAGES.
+    Sections whose files are missing are left out. Raises DataError for a file that cannot be read, UserError for an
+    unknown language.
     """
     from tutelage import __version__
     from tutelage.report.page import render
@@ -77,47 +82,44 @@ def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
         **_sections(results),
     )
     path = run / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name("index.html.part")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, page)
     return path
 
 
 def _sections(results: Results) -> dict[str, Any]:
-    """What each section shows, in the order of the page; None or empty: it is left out."""
+    """The record of each section, in the order of the page; a section whose record is None or empty is left out."""
     from tutelage.report.row_browser import browser_data
 
-    run, students = results.folder, sections.ordered(results)
-    weighed = [student for student in students if student.weights]
-    slices, calibration = insight.slice_table(results), insight.calibration(results)
+    run, students = results.folder, training.main_first(results)
+    weighted = [student for student in students if student.weights]
+    slice_table, calibration = slices.slice_table(results), confidence.calibration(results)
     return {
         "missing": {part: need for part, need in NEEDS.items() if not any(run.glob(need[0]))},
-        "no_confidences": bool(results.summary) and calibration is None,
+        "no_confidences": bool(results.summary) and not calibration,
         "comparison": (run / "compare" / "index.html").is_file(),
-        "verdict": sections.verdict(results),
-        "size": sections.size(results),
-        "scores": sections.score_table(results),
-        "gap": sections.gap_table(results),
-        "teacher": sections.trajectory(results),
-        "schedules": [sections.schedule(results, student) for student in students if student.stages],
-        "splits": insight.splits(results),
-        "examples": insight.examples(results),
-        "slices": slices,
-        "known_slices": [] if slices else insight.known_slices(results),
-        "weights": [insight.weights(results, student) for student in weighed],
-        "ends": next((ends for student in weighed if (ends := insight.weight_ends(results, student))), None),
-        "effects": insight.effects(results),
-        "learning": sections.learning(results),
+        "verdict": scores.verdict(results),
+        "size": sections_run.size(results),
+        "scores": scores.score_table(results),
+        "gap": scores.gap_table(results),
+        "teacher": training.trajectory(results),
+        "schedules": [training.schedule(results, student) for student in students if student.stages],
+        "splits": slices.splits(results),
+        "examples": slices.examples(results),
+        "slices": slice_table,
+        "known_slices": [] if slice_table else slices.known_slices(results),
+        "weights": [training.weights(results, student) for student in weighted],
+        "extremes": next(filter(None, (training.weight_extremes(results, student) for student in weighted)), None),
+        "effects": scores.effects(results),
+        "learning": training.learning(results),
         "calibration": calibration,
-        "cascade": insight.cascade(results),
+        "cascade": confidence.cascade(results),
         "browser": browser_data(results, run),
-        "made": sections.how_it_was_made(results),
+        "made": sections_run.provenance(results),
     }
 
 
 def inputs(folder: Path) -> dict[str, str]:
-    """Fingerprint of every file of a run that the page is made from, and the version that words it."""
+    """Fingerprint of every file of a run that the page is made from, and the version of tutelage that writes it."""
     from tutelage import __version__
 
     paths = sorted({path for pattern in INPUTS for path in folder.glob(pattern) if path.parent.name != "report"})

@@ -26,8 +26,9 @@ from tutelage.teacher.hidden_store import HiddenStore, save_tensors
 class TeacherSource(Protocol):
     """Teacher checkpoints and what each says about a batch."""
 
-    checkpoints: Sequence[str]
-    """Names, oldest first."""
+    @property
+    def checkpoints(self) -> Sequence[str]:
+        """Names, oldest first."""
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """Targets at the batch's answer positions, in row-major order."""

@@ -1,33 +1,28 @@
-"""SCD with adaptive weighting, stage by stage: measure, choose, weigh, train, keep. The command and `SCDTrainer` both
+"""A distillation, stage by stage: choose a checkpoint, weigh, train, validate, save. The command and `SCDTrainer` both
 run this.
 
-A method's schedule, divergence and weighting come from `methods.py`; `schedule.py` chooses, `weighting.py` weighs,
-`trainer.py` trains. Here is the order of things, what is written down about it, and how a killed run goes on.
+The method's parts are elsewhere: `method/schedule.py` chooses, `method/weighting.py` weighs, `trainer.py` trains. This
+module defines their order, and how an interrupted distillation continues.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
+from transformers import TrainingArguments
 
-from tutelage.data.encode import EncodedRow
 from tutelage.errors import ModelError
-from tutelage.method import schedule
-from tutelage.method.methods import Method, find_method
-from tutelage.method.schedule import Candidate, Choice
 from tutelage.method.taid import Interpolation
-from tutelage.method.weighting import AdaptiveWeighting, constant_weight
-from tutelage.teacher.sources import TeacherSource
+from tutelage.method.weighting import constant_weight
+from tutelage.training import stage_records
 from tutelage.training.callbacks import Interpolate, JsonLog, OnStep, SaveAt, seconds_before
-from tutelage.training.probe import Probe
+from tutelage.training.plan import DistillationPlan, StudentSetup
+from tutelage.training.probe import CheckpointChooser
+from tutelage.training.stage_records import ChoiceRecord, StageRecord
 from tutelage.training.trainer import (
     DistillTrainer,
     Guidance,
@@ -37,105 +32,43 @@ from tutelage.training.trainer import (
     train,
     training_arguments,
 )
-from tutelage.utils.files import read_json, read_jsonl, write_json, write_jsonl
+from tutelage.utils.files import read_json, write_json
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a student is distilled; the fields mean what the recipe and its `distill` section say."""
-
-    method: str = "scd-aw"
-    num_stages: int = 4
-    epochs_per_stage: float = 2.0
-    stage_reset: bool = True
-    kd_ratio: float = 0.5
-    temperature: float = 1.0
-    advance: bool = False
-    student_kl: str = "reverse"
-    probe_rows: int | None = None
-    keep: str = "best"
-    select_by: str = "score"
-    keep_stages: bool = False
-    save_steps: int | None = None
-    fused_loss: bool = True
-    seed: int = 0
-    trainer: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def parts(self) -> Method:
-        """Schedule, divergence and weighting of the method."""
-        return find_method(self.method)
-
-
-class ValidationRow(NamedTuple):
-    """A student on one validation row."""
-
-    id: str
-    nll: float
-    """Mean over the answer's tokens, nats."""
-    score: float | None
-    """The row's own, in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """A student on the validation rows."""
-
-    score: float | None
-    nll: float | None
-    rows: Sequence[ValidationRow] = ()
-
-    def summary(self) -> dict[str, float | None]:
-        """What the record of a stage says of it."""
-        return {"score": self.score, "nll": self.nll}
-
-
-@dataclass
 class Distillation:
-    """One student on its way through the stages, with the folder that records it."""
+    """Training of one student through all stages, recorded in `folder`."""
 
-    plan: Plan
-    folder: Path
-    rows: Sequence[EncodedRow]
-    vocabulary: int
-    pad_id: int
-    source: TeacherSource | None
-    best: str | None
-    """Name of T*."""
-    adaptive: AdaptiveWeighting | None
-    """Makes the weights, where the method's are adaptive."""
-    load: Callable[[Path | None], nn.Module]
-    """Gives the student to train: the untrained one for None, otherwise the one saved in a folder by `save`."""
-    save: Callable[[nn.Module, Path], None]
-    validate: Callable[[nn.Module], Validation]
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """The precision that the student is compared and validated in."""
-    on_step: Callable[[int, int, int], None] = lambda stage, done, total: None
-    on_stage: Callable[[dict[str, Any]], None] = lambda record: None
-    _compared: Probe | None = field(default=None, init=False)
+    def __init__(self, plan: DistillationPlan, folder: Path, setup: StudentSetup) -> None:
+        """folder: for the records, and for what an interrupted distillation continues from."""
+        self.plan, self.folder, self.setup = plan, folder, setup
+        self._chooser = CheckpointChooser(plan, setup, folder)
 
-    def run(self) -> tuple[Path, list[dict[str, Any]]]:
-        """Train all stages that are not done. Returns the folder of the kept student and the records of the stages."""
+    def run(self) -> tuple[Path, list[StageRecord]]:
+        """Run all stages that are not finished. Returns the folder of the kept student and the records of the stages.
+
+        Raises ModelError for a schedule, weights or a training run that cannot work.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        records = self._records()
+        records = stage_records.read_stages(self.folder)
         model = None
         for stage in range(len(records) + 1, self.plan.num_stages + 1):
             model = self._start(stage) if model is None else model
             records.append(self._stage(stage, model, records))
-            write_json(self.folder / "stages.json", records)
-            self.on_stage(records[-1])
+            stage_records.write_stages(self.folder, records)
+            self.setup.on_stage(records[-1])
         self._write_weights(records)
-        return self.end(self._kept(records)), records
+        last = self.plan.keep == "last"
+        return self.end(len(records) if last else stage_records.best_stage(records, self.plan.select_by)), records
 
     def seconds_before(self) -> float:
-        """Seconds of training that an interrupted process left for this one: whole stages, and the begun one's restart
-        point."""
-        records = self._records()
-        begun = seconds_before(self.folder / f"trainer-{len(records) + 1}")
-        return sum(record["seconds"] for record in records) + begun
+        """Seconds of training by interrupted processes that are not lost: finished stages, and the started one up to
+        its resume checkpoint."""
+        records = stage_records.read_stages(self.folder)
+        started = seconds_before(self._trainer_folder(len(records) + 1))
+        return sum(record["seconds"] for record in records) + started
 
     def clean(self) -> None:
-        """Remove what only a restart needs; with `keep_stages` the students at the starts of the stages stay."""
+        """Remove what is only needed to continue; with `keep_stages` the students at the starts of the stages stay."""
         for path in [*self.folder.glob("trainer-*"), self.end(self.plan.num_stages)]:
             shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob("optimizer-*.pt"):
@@ -145,183 +78,134 @@ class Distillation:
                 shutil.rmtree(path)
 
     def end(self, stage: int) -> Path:
-        """Folder of the student after a stage, which is where the next one starts."""
+        """Folder of the student after a stage, which is where the next stage starts."""
         return self.folder / (f"stage-{stage + 1}-start" if stage < self.plan.num_stages else f"stage-{stage}-end")
 
+    def weights(self, checkpoint: str | None) -> np.ndarray:
+        """[rows] fraction of each row's loss that follows the teacher in a stage with this checkpoint."""
+        rows = len(self.setup.rows)
+        if checkpoint is None:
+            return constant_weight(rows, 0.0)
+        if self.plan.components.weighting == "constant":
+            return constant_weight(rows, self.plan.kd_ratio)
+        return self.setup.weighting.weights(checkpoint)
+
+    def _trainer_folder(self, stage: int) -> Path:
+        """What an interrupted stage continues from: its choice and its resume checkpoints."""
+        return self.folder / f"trainer-{stage}"
+
     def _optimizer(self, stage: int) -> Path:
-        """File of the optimizer's state after a stage, where stages go on from each other."""
+        """File of the optimizer's state after a stage, if stages do not reset it."""
         return self.folder / f"optimizer-{stage}.pt"
 
-    def _records(self) -> list[dict[str, Any]]:
-        """Records of the stages that are done. A stage is done when stages.json says so, which is written after its
-        student."""
-        path = self.folder / "stages.json"
-        return read_json(path) if path.is_file() else []
-
     def _start(self, stage: int) -> nn.Module:
-        model = self.load(self.end(stage - 1) if stage > 1 else None)
+        """The student at the start of a stage."""
+        model = self.setup.load(self.end(stage - 1) if stage > 1 else None, self.plan.seed)
         if stage == 1 and self.plan.keep_stages:
-            self.save(model, self.end(0))
+            self.setup.save(model, self.end(0))
         return model
 
-    def _stage(self, stage: int, model: nn.Module, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """One stage: choose, weigh, train, validate, save."""
-        began = time.monotonic() - seconds_before(self.folder / f"trainer-{stage}")
-        decision = self.folder / f"trainer-{stage}" / "choice.json"
-        if decision.is_file():  # a stage that was interrupted keeps the checkpoint it had chosen
-            chosen = read_json(decision)
+    def _stage(self, stage: int, model: nn.Module, records: list[StageRecord]) -> StageRecord:
+        """Choose, train, validate and save. records: of the stages before."""
+        folder = self._trainer_folder(stage)
+        began = time.monotonic() - seconds_before(folder)
+        if (folder / "choice.json").is_file():  # an interrupted stage keeps the checkpoint that it had chosen
+            choice: ChoiceRecord = read_json(folder / "choice.json")
         else:
-            chosen = self._choose(stage, model, records)
-            write_json(decision, chosen)
-        more = self._train(stage, model, chosen["chosen"], records, began)
-        with self.autocast():
-            validation = self.validate(model)
-        self.save(model, self.end(stage))
-        self._write_validation(stage, validation.rows)
-        seconds = round(time.monotonic() - began, 3)
-        return {"stage": stage, **chosen, **more, "seconds": seconds, "validation": validation.summary()}
+            choice = self._choose(stage, model, records)
+            write_json(folder / "choice.json", choice)
+        interpolation = self._train(stage, model, choice["chosen"], records, began)
+        with self.setup.autocast():
+            validation = self.setup.validate(model)
+        self.setup.save(model, self.end(stage))
+        stage_records.write_validation_rows(self.folder, stage, validation.rows)
+        return {
+            "stage": stage,
+            **choice,
+            **({"taid": interpolation.state()} if interpolation else {}),
+            "seconds": round(time.monotonic() - began, 3),
+            "validation": {"score": validation.score, "nll": validation.nll},
+        }
 
-    def _choose(self, stage: int, model: nn.Module, records: list[dict[str, Any]]) -> dict[str, Any]:
-        plan, rule = self.plan, self.plan.parts.schedule
-        if rule == "none":
-            return {"chosen": None, "candidates": [], "reason": "gold only", "stall": None}
-        candidates = []
-        if plan.parts.compares_student:
-            with self.autocast():
-                candidates = self._probe().compare(model)
-            seen = {"stage": stage, "num_stages": plan.num_stages, "best": self.best, "previous": _previous(records)}
-            if callable(rule):
-                choice = schedule.by_function(rule, candidates, **seen)
-            else:
-                choice = schedule.nearest(candidates, **seen, advance=plan.advance)
-        else:
-            choice = schedule.fixed(
-                rule, self.source.checkpoints, stage=stage, num_stages=plan.num_stages, best=self.best, seed=plan.seed
-            )
-        return _decision(choice, candidates)
-
-    def _probe(self) -> Probe:
-        """The rows that checkpoints are compared on, the same in every stage."""
-        if self._compared is None:
-            plan, total = self.plan, len(self.rows)
-            count = min(total, plan.probe_rows or min(256, max(16, round(0.02 * total * plan.epochs_per_stage))))
-            places = np.sort(np.random.default_rng(plan.seed).permutation(total)[:count])
-            write_json(self.folder / "probe.json", [self.rows[place].id for place in places])
-            self._compared = Probe(
-                [(int(place), self.rows[place]) for place in places],
-                self.source,
-                self.best,
-                self.vocabulary,
-                self.pad_id,
-                plan.student_kl,
-            )
-        return self._compared
-
-    def weights(self, checkpoint: str | None) -> np.ndarray:
-        """[rows] fraction of each row's loss that follows the teacher."""
-        if checkpoint is None:
-            return constant_weight(len(self.rows), 0.0)
-        if self.plan.parts.weighting == "constant":
-            return constant_weight(len(self.rows), self.plan.kd_ratio)
-        return self.adaptive.weights(checkpoint)
+    def _choose(self, stage: int, model: nn.Module, records: list[StageRecord]) -> ChoiceRecord:
+        return self._chooser.choose(stage, model, records)
 
     def _train(
-        self, stage: int, model: nn.Module, checkpoint: str | None, records: list[dict[str, Any]], began: float
-    ) -> dict[str, Any]:
-        """Train for a stage. Returns what the record of the stage has to say about it besides. began: as in
-        `SaveAt`."""
-        plan, folder = self.plan, self.folder / f"trainer-{stage}"
-        # A seed of its own for every stage: otherwise each would see the rows in the same order.
-        args = training_arguments(folder, plan.trainer, seed=plan.seed * 1000 + stage, epochs=plan.epochs_per_stage)
-        total = steps_of(args, len(self.rows))
-        if plan.stage_reset and args.lr_scheduler_type != "constant" and args.get_warmup_steps(total) >= total:
-            raise ModelError(
-                f"a stage has {total} step{'s' * (total > 1)}, all of them warm-up, whose first step has learning rate 0: raise"
-                " distill.epochs_per_stage, lower trainer.warmup_steps or the batch, or set distill.stage_reset=false"
-            )
-        every = plan.save_steps or total
-        guidance, interpolate = None, None
-        if plan.parts.schedule == "interpolated":
-            before = Interpolation(**records[-1]["taid"] if records else {})
-            interpolate = Interpolate(before, steps=total * plan.num_stages, done=total * (stage - 1))
-        if checkpoint is not None:
-            guidance = Guidance(
-                self.source,
-                checkpoint,
-                self.weights(checkpoint),
-                plan.parts.divergence,
-                plan.temperature,
-                interpolate,
-            )
-        callbacks = [
-            SaveAt(range(every, total, every), began),
-            JsonLog(self.folder / "log.jsonl", stage=stage, checkpoint=checkpoint),
-            OnStep(lambda done, steps: self.on_step(stage, done, steps)),
-        ]
+        self, stage: int, model: nn.Module, checkpoint: str | None, records: list[StageRecord], began: float
+    ) -> Interpolation | None:
+        """Train the model for a stage. began: as in `SaveAt`. Returns TAID's state at the end, for method `taid`."""
+        plan, setup = self.plan, self.setup
+        # A seed for every stage: with the same one each stage would see the rows in the same order.
+        seed = plan.seed * 1000 + stage
+        args = training_arguments(self._trainer_folder(stage), plan.trainer, seed=seed, epochs=plan.epochs_per_stage)
+        steps = steps_of(args, len(setup.rows))
+        if plan.stage_reset:
+            _refuse_warmup_only(args, steps)
+        every, interpolate = plan.save_steps or steps, self._interpolate(stage, steps, records)
         trainer = DistillTrainer(
             model,
             args,
-            self.rows,
-            vocabulary=self.vocabulary,
-            pad_id=self.pad_id,
-            guidance=guidance,
+            setup.rows,
+            vocabulary=setup.vocabulary,
+            pad_id=setup.pad_id,
+            guidance=self._guidance(checkpoint, interpolate),
             fused=plan.fused_loss,
-            callbacks=callbacks,
-            segment=None
-            if plan.stage_reset
-            else ScheduleSegment(total * (stage - 1), total * plan.num_stages, self._optimizer(stage - 1)),
+            callbacks=[
+                SaveAt(range(every, steps, every), began),
+                JsonLog(self.folder / "log.jsonl", stage=stage, checkpoint=checkpoint),
+                OnStep(lambda done, total: setup.on_step(stage, done, total)),
+            ],
+            segment=self._segment(stage, steps),
         )
         train(trainer)
         if not plan.stage_reset:
             save_optimizer(trainer, self._optimizer(stage))
-        return {"taid": interpolate.interpolation.state()} if interpolate else {}
+        return interpolate.interpolation if interpolate else None
 
-    def _write_validation(self, stage: int, rows: Sequence[ValidationRow]) -> None:
-        """validation_rows.jsonl: a line for every row, after those of the stages before this one.
+    def _guidance(self, checkpoint: str | None, interpolate: Interpolate | None) -> Guidance | None:
+        """The teacher in a stage that follows this checkpoint; None for gold only."""
+        if checkpoint is None:
+            return None
+        divergence, temperature = self.plan.components.divergence, self.plan.temperature
+        weight = self.weights(checkpoint)
+        return Guidance(self.setup.teacher, checkpoint, weight, divergence, temperature, interpolate)
 
-        Written whole, before stages.json says that the stage is done: a stage that is trained again replaces its lines.
-        """
-        path = self.folder / "validation_rows.jsonl"
-        if not rows:
-            return
-        before = [line for line in read_jsonl(path) if line["stage"] < stage] if path.is_file() else []
-        new = [{"id": row.id, "stage": stage, "nll": row.nll, "score": row.score} for row in rows]
-        write_jsonl(path, [*before, *new])
+    def _interpolate(self, stage: int, steps: int, records: list[StageRecord]) -> Interpolate | None:
+        """TAID's moving target over all stages, at the start of this one. steps: of one stage."""
+        if self.plan.components.schedule != "interpolated":
+            return None
+        interpolation = Interpolation(**records[-1]["taid"]) if records else Interpolation()
+        return Interpolate(interpolation, steps=steps * self.plan.num_stages, done=steps * (stage - 1))
 
-    def _kept(self, records: list[dict[str, Any]]) -> int:
-        """The stage whose student is kept: the last, or the best on validation (the later one of equals)."""
-        seen = [record["validation"] for record in records]
-        if self.plan.keep == "last" or any(v["nll"] is None for v in seen):
-            return len(records)
-        by_score = self.plan.select_by == "score" and all(v["score"] is not None for v in seen)
-        ranks = [(v["score"] if by_score else 0.0, -v["nll"], stage) for stage, v in enumerate(seen, start=1)]
-        return max(ranks)[2]
+    def _segment(self, stage: int, steps: int) -> ScheduleSegment | None:
+        """Where this stage lies in one learning-rate schedule over all stages; None if each stage has its own."""
+        if self.plan.stage_reset:
+            return None
+        return ScheduleSegment(steps * (stage - 1), steps * self.plan.num_stages, self._optimizer(stage - 1))
 
-    def _write_weights(self, records: list[dict[str, Any]]) -> None:
-        """weights.jsonl: for every stage and row the two losses and the weight they gave."""
-        guided = [record for record in records if record["chosen"] is not None]
-        write_jsonl(self.folder / "weights.jsonl", (line for record in guided for line in self._weight_lines(record)))
-
-    def _weight_lines(self, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        checkpoint, adaptive = record["chosen"], self.adaptive
-        teacher = self.source.nll(checkpoint) if adaptive is None else adaptive.teacher(checkpoint)
-        weight = self.weights(checkpoint) if adaptive is None else adaptive.weights(checkpoint)
-        for place, row in enumerate(self.rows):
-            anchor = None if adaptive is None else float(adaptive.anchor[place])
-            yield {
-                "id": row.id, "stage": record["stage"], "checkpoint": checkpoint, "anchor_nll": anchor,
-                "teacher_nll": float(teacher[place]), "weight": float(weight[place]),
-            }  # fmt: skip
-
-
-def _decision(choice: Choice, candidates: list[Candidate]) -> dict[str, Any]:
-    rows = [{**asdict(c), "total": c.total} for c in candidates]
-    return {"chosen": choice.chosen, "candidates": rows, "reason": choice.reason, "stall": choice.stall}
+    def _write_weights(self, records: list[StageRecord]) -> None:
+        """weights.jsonl: for every stage with a teacher, the losses and the weight of every row."""
+        rows, teacher, weighting = self.setup.rows, self.setup.teacher, self.setup.weighting
+        anchor_nll = weighting.anchor if weighting else None
+        teacher_nll = weighting.teacher if weighting else teacher and teacher.nll
+        stage_records.write_weights(
+            self.folder,
+            (
+                line
+                for record in records
+                if (name := record["chosen"]) is not None
+                for line in stage_records.weight_records(
+                    rows, record["stage"], name, anchor_nll, teacher_nll(name), self.weights(name)
+                )
+            ),
+        )
 
 
-def _previous(records: list[dict[str, Any]]) -> Candidate | None:
-    """The checkpoint followed in the stage before, as it was seen at that stage's start."""
-    if not records:
-        return None
-    seen = next(c for c in records[-1]["candidates"] if c["checkpoint"] == records[-1]["chosen"])
-    return Candidate(seen["checkpoint"], seen["kl_best"], seen["kl_student"])
+def _refuse_warmup_only(args: TrainingArguments, steps: int) -> None:
+    """Raises ModelError for a stage that consists of warm-up: its first step has learning rate 0."""
+    if args.lr_scheduler_type != "constant" and args.get_warmup_steps(steps) >= steps:
+        raise ModelError(
+            f"a stage has {steps} step{'s' * (steps > 1)}, all of them warm-up, whose first step has learning rate 0:"
+            " raise distill.epochs_per_stage, lower trainer.warmup_steps or the batch size, or set"
+            " distill.stage_reset=false"
+        )

@@ -6,12 +6,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import TrainingArguments
 
 from tutelage.data.encode import EncodedRow
+from tutelage.run.artifacts import CheckpointScore
 from tutelage.training.callbacks import JsonLog, OnStep, SaveAt, seconds_before
 from tutelage.training.trainer import DistillTrainer, steps_of, train
 
@@ -30,7 +30,7 @@ def fine_tune(
 ) -> nn.Module:
     """Train `model` in place, saving `checkpoint-STEP` in args.output_dir after the steps in `save_at`; returns it.
 
-    A killed training continues from the last whole checkpoint there.
+    A killed run continues from the last complete checkpoint there.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic() - seconds_before(Path(args.output_dir))
@@ -40,17 +40,19 @@ def fine_tune(
 
 
 def spaced_steps(args: TrainingArguments, rows: int, count: int) -> list[int]:
-    """`count` equally spaced optimizer steps of a training on `rows` rows, the last step among them."""
+    """`count` equally spaced optimizer steps of a fine-tuning run on `rows` rows, the last step among them."""
     total = steps_of(args, rows)
     return sorted({max(1, round(total * k / count)) for k in range(1, count + 1)})
 
 
-def best_checkpoint(found: list[dict[str, Any]], by: str) -> str:
-    """Name of the one with the best score (ties: the smaller loss), or the smallest loss; the earlier one of equals.
+def best_checkpoint(checkpoints: Sequence[CheckpointScore], by: str) -> str:
+    """Name of the checkpoint with the best score (ties: the lower loss), or the lowest loss; of equals the earlier one.
 
-    found: `name`, `score` and `nll` on validation, in training order. by: score or loss.
+    checkpoints: on validation, in training order. by: score or loss.
     """
-    ranks = [
-        (c["score"] if by == "score" and c["score"] is not None else 0.0, -c["nll"], -i) for i, c in enumerate(found)
-    ]
-    return found[-max(ranks)[2]]["name"]
+
+    def rank(checkpoint: CheckpointScore) -> tuple[float, float]:
+        score = checkpoint["score"] if by == "score" else None
+        return score or 0.0, -checkpoint["nll"]
+
+    return max(checkpoints, key=rank)["name"]  # the first of equals

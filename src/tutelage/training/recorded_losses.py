@@ -12,7 +12,7 @@ import numpy as np
 from tutelage.data.encode import EncodedRow
 from tutelage.errors import StaleArtifactError
 from tutelage.method.methods import Method
-from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
+from tutelage.method.weighting import AdaptiveWeighting, weighting_function
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import TeacherSource
 from tutelage.utils.files import read_jsonl
@@ -28,8 +28,7 @@ def weighting(
         lines = list(read_jsonl(run.folder / "cross_fit" / "sample_loss.jsonl"))
         anchor = np.array([line["anchor"] for line in lines])
         return AdaptiveWeighting(anchor, cache(lambda name: np.array([line["teacher"][name] for line in lines])))
-    rule = method.weighting if callable(method.weighting) else adaptive_weight
-    return AdaptiveWeighting(of_anchor(run, "train", rows), source.nll, rule)
+    return AdaptiveWeighting(of_anchor(run, "train", rows), source.nll, weighting_function(method.weighting))
 
 
 def of_anchor(run: RunFolder, split: str, rows: Sequence[EncodedRow]) -> np.ndarray:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TrainingArguments
@@ -19,6 +20,7 @@ from tutelage.models.evaluation import Evaluator, Exam
 from tutelage.models.load import device, load_model, load_tokenizer, load_trainable
 from tutelage.recipe.schema import Model
 from tutelage.records import Example
+from tutelage.run.artifacts import CheckpointScore
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.training.finetuning import fine_tune
@@ -88,6 +90,18 @@ class RunModels:
             examples = [Example(**line) for line in lines if line["split"] == split]
             self._exams[split] = self.evaluator.exam(examples, self.encoded(split))
         return self._exams[split]
+
+    def score_checkpoint(self, section: Model, checkpoint: Path) -> tuple[CheckpointScore, np.ndarray]:
+        """A checkpoint of this model on the validation rows: its score, and [rows] losses in nats per answer token."""
+        exam = self.exam("validation")
+        with self.run.screen.progress(f"validate {checkpoint.name}", len(exam.examples)) as advance:
+            score, _, losses = self.evaluator.quick(self.load(section, checkpoint), exam, advance)
+        return {"name": checkpoint.name, "score": score, "nll": float(losses.mean())}, losses
+
+    def say_scores(self, stage: str, checkpoints: Sequence[CheckpointScore], outcome: str) -> None:
+        """Tell the user how each checkpoint does on validation. outcome: which one is used."""
+        scores = ", ".join(f"{c['name']} {c['score']:.3f}/{c['nll']:.3f}" for c in checkpoints)
+        self.run.screen.say(f"{stage}: validation {self.run.task.metric} / loss in nats: {scores}; {outcome}")
 
     def fine_tuned(
         self,

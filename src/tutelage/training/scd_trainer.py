@@ -24,7 +24,7 @@ from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import keys_of
 from tutelage.errors import ConfigError, ModelError
 from tutelage.method.methods import find_method
-from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
+from tutelage.method.weighting import AdaptiveWeighting, weighting_function
 from tutelage.models.adapters import merged
 from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, save_student
@@ -33,8 +33,10 @@ from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
 from tutelage.teacher.sources import CachedTeacher
-from tutelage.training.distillation import Distillation, Plan, Validation
+from tutelage.training.distillation import Distillation
 from tutelage.training.finetuning import fine_tune, spaced_steps
+from tutelage.training.plan import DistillationPlan, StudentSetup
+from tutelage.training.stage_records import StageRecord, Validation
 from tutelage.training.trainer import training_arguments
 
 
@@ -141,7 +143,7 @@ class SCDTrainer:
         self.eval_rows = self._encode(eval_dataset, "validation") if eval_dataset is not None else []
         self.model: nn.Module | None = None
 
-    def train(self) -> list[dict[str, Any]]:
+    def train(self) -> list[StageRecord]:
         """Anchor, cache, stages; continues a killed run in the same output_dir. Returns the records of the stages.
 
         Raises StaleArtifactError if output_dir holds work of other settings.
@@ -154,34 +156,28 @@ class SCDTrainer:
             raise ConfigError(
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
             )
-        settings = dataclasses.asdict(plan)
-        work = Work(
-            self.folder / "distill", self._inputs() | {f"plan.{name}": value for name, value in settings.items()}
-        )
+        settings = {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
+        work = Work(self.folder / "distill", self._inputs() | settings)
         anchor_nll = self._anchor_losses() if method.needs_anchor else None
         self._cache()
         work.prepare()
         names = [folder.name for folder in self.checkpoints]
-        source = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16))
-        adaptive = None
+        teacher = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16))
+        weighting = None
         if anchor_nll is not None:
-            rule = method.weighting if callable(method.weighting) else adaptive_weight
-            adaptive = AdaptiveWeighting(anchor_nll, source.nll, rule)
-        job = Distillation(
-            plan,
-            work.folder,
-            self.rows,
-            self.vocabulary,
-            pad_id_of(self.tokenizer),
-            source,
-            self._best(),
-            adaptive,
-            load=lambda folder: load_trainable(self.student, folder, args.seed),
-            save=lambda model, folder: save_student(model, self.tokenizer, folder),
+            weighting = AdaptiveWeighting(anchor_nll, teacher.nll, weighting_function(method.weighting))
+        setup = StudentSetup(
+            model=self.student,
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            rows=self.rows,
+            teacher=teacher,
+            best=self._best(),
+            weighting=weighting,
             validate=lambda model: Validation(None, _mean(self._losses(model, self.eval_rows))),
         )
-        kept, records = job.run()
-        self.model = merged(load_trainable(self.student, kept, args.seed)).eval()
+        kept, records = Distillation(plan, work.folder, setup).run()
+        self.model = merged(setup.load(kept, args.seed)).eval()
         return records
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
@@ -190,10 +186,12 @@ class SCDTrainer:
             raise ModelError("there is no student yet: call train() first")
         save_student(self.model, self.tokenizer, Path(output_dir or self.args.output_dir))
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> DistillationPlan:
         args = self.args
-        own = {name: getattr(args, name) for name in Plan.__dataclass_fields__ if hasattr(args, name)}
-        return Plan(**own | {"save_steps": args.save_every_steps, "select_by": "loss", "trainer": args.given()})
+        own = {name: getattr(args, name) for name in DistillationPlan.__dataclass_fields__ if hasattr(args, name)}
+        return DistillationPlan(
+            **own | {"save_steps": args.save_every_steps, "select_by": "loss", "trainer": args.given()}
+        )
 
     def _encode(self, dataset: Iterable[dict[str, Any]], split: str) -> list[EncodedRow]:
         return self.encoder.rows(simple_examples(dataset, split, chat_template=self.args.chat_template))[0]

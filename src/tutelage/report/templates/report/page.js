@@ -1,5 +1,6 @@
-// What moves on the report page: tables that sort and filter, and the browser for rows. Nothing is loaded, no library is used.
-// Words come from the page (#rows-words, data-filter), since it has several languages. Text from data goes through textContent only.
+// The interactive parts of the report page: tables that sort and filter, and the row browser. Nothing is loaded and no
+// library is used. Words come from the page (#rows-words, data-filter), which has several languages. Text from data
+// goes through textContent only.
 "use strict";
 (() => {
   const make = (tag, attributes = {}, ...children) => {
@@ -9,7 +10,7 @@
     return element;
   };
 
-  // --- tables ----------------------------------------------------------------------------------------------------------------
+  // --- tables --------------------------------------------------------------------------------------------------------
 
   // <table data-table>: a button in each th[data-sort=number|text]; cells sort by data-value, or by their text.
   function makeSortable(table) {
@@ -49,15 +50,16 @@
   function makeFilterable(table) {
     const field = make("input", { type: "search", autocomplete: "off", spellcheck: "false" });
     const count = make("output");
-    const bar = make("div", { class: "filter" }, make("label", {}, make("span", {}, table.dataset.filter), field), count);
+    const label = make("label", {}, make("span", {}, table.dataset.filter), field);
+    const bar = make("div", { class: "filter" }, label, count);
     (table.closest(".scroll") ?? table).before(bar);
     const rows = [...table.tBodies[0].rows];
     const texts = rows.map((row) => folded(row.textContent));
     field.addEventListener("input", () => {
       const wanted = folded(field.value).split(/\s+/);
       let left = 0;
-      rows.forEach((row, place) => {
-        row.hidden = !wanted.every((word) => texts[place].includes(word));
+      rows.forEach((row, position) => {
+        row.hidden = !wanted.every((word) => texts[position].includes(word));
         left += !row.hidden;
       });
       count.textContent = field.value ? `${left} / ${rows.length}` : "";
@@ -69,7 +71,7 @@
     if (table.dataset.filter) makeFilterable(table);
   }
 
-  // --- text and numbers --------------------------------------------------------------------------------------------------------
+  // --- text and numbers ----------------------------------------------------------------------------------------------
 
   // One form for what looks or is typed alike: case, full-width letters, composed and decomposed Hangul.
   function folded(text) {
@@ -88,7 +90,10 @@
   }
 
   const known = (number) => typeof number === "number";
-  const fixed = (number) => (known(number) ? number.toFixed(3).replace(/^-(?=0\.000$)/, "").replace("-", "\u2212") : "–");
+  const fixed = (number) => {
+    if (!known(number)) return "–";
+    return number.toFixed(3).replace(/^-(?=0\.000$)/, "").replace("-", "\u2212");
+  };
   const signed = (number) => (known(number) && Number(number.toFixed(3)) > 0 ? "+" : "") + fixed(number);
   const counted = (number) => number.toLocaleString(document.documentElement.lang || "en");
   const filled = (sentence, values) => sentence.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
@@ -101,11 +106,12 @@
     }
   }
 
-  // Columns: numbers as a list, or one number for all rows; texts as the different ones and a place among them for each row.
+  // Columns: numbers as a list, or one number for all rows; texts as the distinct values and, for each row, the index
+  // of its value.
   const at = (column, row) => (Array.isArray(column) ? column[row] : column);
   const textAt = (column, row) => (column && column.codes[row] >= 0 ? column.values[column.codes[row]] : null);
 
-  // --- the browser for rows ----------------------------------------------------------------------------------------------------
+  // --- the row browser ------------------------------------------------------------------------------------------
 
   const root = document.getElementById("rows-browser");
   if (root) start(root);
@@ -137,7 +143,8 @@
     const called = (model) => words.models[model] ?? model;
     const rated = data.models.filter((model) => model !== "teacher");
     const compared = data.models.includes("teacher") && rated.length > 0;
-    let table, training, mine, matches, active, texts, rowHeight; // mine: columns of the student that is compared; active: place in matches
+    // mine: columns of the student that is compared; active: position in matches.
+    let table, training, mine, matches, active, texts, rowHeight;
     const drawn = new Map();
 
     // --- what the controls offer
@@ -158,9 +165,12 @@
     function offerTable() {
       training = kind !== null && kind.querySelector("input:checked").value === "training";
       table = training ? data.training : data.test;
-      for (const legend of root.querySelectorAll("[data-kind]")) legend.hidden = (legend.dataset.kind === "training") !== training;
+      for (const legend of root.querySelectorAll("[data-kind]")) {
+        legend.hidden = (legend.dataset.kind === "training") !== training;
+      }
       texts = null;
-      for (const [select, column, name] of [[language, table.language, languageName], [subdomain, table.subdomain, visible]]) {
+      const named = [[language, table.language, languageName], [subdomain, table.subdomain, visible]];
+      for (const [select, column, name] of named) {
         const values = column ? column.values.map((value, code) => [String(code), name(value)]) : [];
         values.sort((a, b) => a[1].localeCompare(b[1]));
         fill(select, [["", words.all], ...values]);
@@ -168,7 +178,8 @@
       fill(student, training ? [] : rated.map((model) => [model, called(model)]), data.main ?? "");
       const sorted = training ? ["given", "weight-down", "weight-up", "gap-down", "gap-up"] : ["given"];
       if (!training && compared) sorted.push("gap-down", "gap-up");
-      if (!training && rated.some((model) => table.models[model].confidence !== null)) sorted.push("sure-up", "sure-down");
+      const sure = !training && rated.some((model) => table.models[model].confidence !== null);
+      if (sure) sorted.push("sure-up", "sure-down");
       fill(order, sorted.map((name) => [name, words.order[training ? "training" : "test"][name]]), "given");
       offerStudent();
     }
@@ -178,7 +189,9 @@
       fill(outcome, tally(mine?.outcome, "wlt", words.outcome));
       fill(side, tally(mine?.side, "st", words.side));
       fill(found, [["", words.all], ...Object.keys(mine?.found ?? {}).map((name) => [name, visible(name)])]);
-      const names = training ? words.columns.training : words.columns.test.filter((_, place) => compared || place !== 4); // the teacher's answer
+      const answerOfTeacher = 4;
+      const test = words.columns.test.filter((_, column) => compared || column !== answerOfTeacher);
+      const names = training ? words.columns.training : test;
       head.replaceChildren(...names.map((name) => make("span", { role: "columnheader" }, name)));
       grid.setAttribute("aria-colcount", names.length);
       rowHeight = 0; // on a phone every answer has a line
@@ -249,35 +262,39 @@
     function draw() {
       const first = Math.max(0, Math.floor(scroller.scrollTop / height()) - 6);
       const last = Math.min(matches.length, Math.ceil((scroller.scrollTop + scroller.clientHeight) / height()) + 6);
-      const wanted = (place) => (place >= first && place < last) || place === active; // aria-activedescendant must be there
-      for (const [place, element] of drawn) {
-        if (wanted(place)) continue;
+      // aria-activedescendant must be in the document.
+      const wanted = (position) => (position >= first && position < last) || position === active;
+      for (const [position, element] of drawn) {
+        if (wanted(position)) continue;
         element.remove();
-        drawn.delete(place);
+        drawn.delete(position);
       }
-      for (let place = first; place < last; place += 1) show(place);
+      for (let position = first; position < last; position += 1) show(position);
       if (active >= 0) show(active);
-      for (const [place, element] of drawn) element.setAttribute("aria-selected", place === active);
+      for (const [position, element] of drawn) element.setAttribute("aria-selected", position === active);
       if (active >= 0) grid.setAttribute("aria-activedescendant", `row-${active}`);
       else grid.removeAttribute("aria-activedescendant");
     }
 
-    function show(place) {
-      if (!drawn.has(place)) drawn.set(place, canvas.appendChild(rowElement(matches[place], place)));
+    function show(position) {
+      if (!drawn.has(position)) drawn.set(position, canvas.appendChild(rowElement(matches[position], position)));
     }
 
-    function rowElement(row, place) {
+    const headOf = (column) => head.children[column].textContent;
+
+    function rowElement(row, position) {
       const lang = textAt(table.language, row);
       const better = whoIsBetter(row);
       const named = make("span", { class: "hidden" }, words.better[better] ?? "");
       const mark = make("span", { role: "gridcell", class: `who-${better}` }, named);
+      const teacherAnswer = !training && compared ? [answerOf(table.models.teacher, row, lang)] : [];
       const last = training
         ? [`${fixed(mean("anchor", row))} / ${fixed(mean("teacher", row))}`, fixed(mean("weight", row))]
-        : [answerOf(mine, row, lang), ...(compared ? [answerOf(table.models.teacher, row, lang)] : []), signed(keyFor("gap", row))];
+        : [answerOf(mine, row, lang), ...teacherAnswer, signed(keyFor("gap", row))];
       const cells = [textOf(table.prompt[row].slice(0, 300), lang), textOf(textAt(table.gold, row), lang), ...last];
-      const element = make("div", { role: "row", id: `row-${place}`, "aria-rowindex": place + 2 }, mark,
-        ...cells.map((cell, n) => make("span", { role: "gridcell", "data-head": head.children[n + 1].textContent }, cell)));
-      element.style.top = `${place * height()}px`;
+      const element = make("div", { role: "row", id: `row-${position}`, "aria-rowindex": position + 2 }, mark,
+        ...cells.map((cell, n) => make("span", { role: "gridcell", "data-head": headOf(n + 1) }, cell)));
+      element.style.top = `${position * height()}px`;
       return element;
     }
 
@@ -288,7 +305,10 @@
     }
 
     // <bdi> keeps the direction of a text to itself.
-    const textOf = (text, lang) => (text === "" ? soft(words.empty) : text == null ? soft("–") : make("bdi", { lang }, visible(text)));
+    const textOf = (text, lang) => {
+      if (text == null) return soft("–");
+      return text === "" ? soft(words.empty) : make("bdi", { lang }, visible(text));
+    };
     const soft = (text) => make("span", { class: "soft" }, text);
     const answerOf = (columns, row, lang) => {
       const raw = columns.unread[row];
@@ -298,25 +318,33 @@
 
     // --- one row's whole story
 
-    function open(place) {
-      active = place;
-      const row = matches[place];
+    function open(position) {
+      active = position;
+      const row = matches[position];
       const lang = textAt(table.language, row);
-      find("place").textContent = `${counted(place + 1)} / ${counted(matches.length)}`;
-      const about = [words.id, table.ids[row], words.language, lang && languageName(lang), words.subdomain, textAt(table.subdomain, row)];
-      for (const [name, mask] of Object.entries(mine?.found ?? {})) if (mask[row] === "1") about.push(words.found, name);
+      find("position").textContent = `${counted(position + 1)} / ${counted(matches.length)}`;
+      const about = [
+        [words.id, table.ids[row]], [words.language, lang && languageName(lang)],
+        [words.subdomain, textAt(table.subdomain, row)],
+      ];
+      for (const [name, mask] of Object.entries(mine?.found ?? {})) {
+        if (mask[row] === "1") about.push([words.found, name]);
+      }
       const facts = make("dl", { class: "facts" });
-      for (let n = 0; n < about.length; n += 2) {
-        if (about[n + 1] != null) facts.append(make("div", {}, make("dt", {}, about[n]), make("dd", {}, textOf(about[n + 1]))));
+      for (const [name, value] of about) {
+        if (value != null) facts.append(make("div", {}, make("dt", {}, name), make("dd", {}, textOf(value))));
       }
       const block = (text) => make("div", { class: "text", dir: "auto" }, textOf(text, lang));
+      const heading = (text) => make("h3", {}, text);
       find("body").replaceChildren(
-        make("h3", {}, words.prompt), block(table.prompt[row]), make("h3", {}, words.gold), block(textAt(table.gold, row)),
-        make("h3", {}, training ? words.stages : words.answers), training ? stageTable(row) : answerTable(row, lang), facts,
+        heading(words.prompt), block(table.prompt[row]),
+        heading(words.gold), block(textAt(table.gold, row)),
+        heading(training ? words.stages : words.answers), training ? stageTable(row) : answerTable(row, lang),
+        facts,
       );
       find("body").scrollTop = 0;
-      find("previous").disabled = place === 0;
-      find("next").disabled = place === matches.length - 1;
+      find("previous").disabled = position === 0;
+      find("next").disabled = position === matches.length - 1;
       if (!dialog.open) dialog.showModal();
       reveal();
     }
@@ -339,11 +367,18 @@
     }
 
     function tableOf(names, rows) {
-      const type = (place) => (place > 1 ? { class: "n" } : {}); // the first two columns are texts
-      const header = names.map((name, place) => make("th", { scope: "col", ...type(place) }, words.heads[name]));
-      const cellOf = (name, place, cell) => (place ? make("td", { ...type(place), "data-head": words.heads[name] }, cell) : make("th", { scope: "row" }, cell));
-      const body = rows.map(({ main, cells }) => make("tr", { class: main ? "main" : null }, ...names.map((name, place) => cellOf(name, place, cells[place]))));
-      return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, ...header)), make("tbody", {}, ...body)));
+      const type = (column) => (column > 1 ? { class: "n" } : {}); // the first two columns are texts
+      const header = names.map((name, column) => make("th", { scope: "col", ...type(column) }, words.heads[name]));
+      const cellOf = (name, column, cell) => {
+        if (column === 0) return make("th", { scope: "row" }, cell);
+        return make("td", { ...type(column), "data-head": words.heads[name] }, cell);
+      };
+      const body = rows.map(({ main, cells }) => {
+        const elements = names.map((name, column) => cellOf(name, column, cells[column]));
+        return make("tr", { class: main ? "main" : null }, ...elements);
+      });
+      const table = make("table", {}, make("thead", {}, make("tr", {}, ...header)), make("tbody", {}, ...body));
+      return make("div", { class: "scroll" }, table);
     }
 
     // --- keys and pointers

@@ -1,0 +1,100 @@
+"""Sections of the report on the run: size and speed of the student, time taken, versions, fingerprints, recipe."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutelage.analysis.run_results import Results
+from tutelage.run.artifacts import Manifest
+from tutelage.run.live_reader import best_checkpoint, parameters
+
+Pair = tuple[float, float]
+"""Of the student and of its teacher."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The main student beside T*; None where one of the two is unknown: deleted models, or adapters alone."""
+
+    parameters: Pair | None
+    bytes: Pair | None
+    """Weights on disk."""
+    seconds: Pair | None
+    """Per test row, to answer it and take its loss, in batches and without loading."""
+    cost: float | None
+    """A call of the student in calls of the teacher, by parameters."""
+
+
+def size(results: Results) -> Size | None:
+    """Size, speed and cost of the main student; None where nothing is known."""
+    main = results.main
+    if main is None:
+        return None
+    folders = [results.folder / "distill" / main, best_checkpoint(results.folder)]
+    counts = _pair([parameters(folder) for folder in folders])
+    measured = Size(
+        parameters=counts,
+        bytes=_pair([_weight_bytes(folder) for folder in folders]),
+        seconds=_pair([_seconds_per_row(results, name) for name in (main, "teacher")]),
+        cost=counts[0] / counts[1] if counts else None,
+    )
+    return measured if measured.parameters or measured.bytes or measured.seconds else None
+
+
+def _pair(values: Sequence[float | None]) -> Pair | None:
+    return (values[0], values[1]) if all(values) else None
+
+
+def _weight_bytes(folder: Path | None) -> int:
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors")) if folder else 0
+
+
+def _seconds_per_row(results: Results, model: str) -> float | None:
+    seconds, rows = results.manifests.get(f"evaluate/{model}", {}).get("answering"), results.scores.get("rows")
+    return seconds / rows if seconds and rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How the run was made."""
+
+    seconds: dict[str, float]
+    """By finished piece of work."""
+    versions: dict[str, list[str]]
+    """By package, in the order in which they were used."""
+    fingerprints: dict[str, str]
+    """Hashes of data files and models, by file name or model."""
+    command: str | None
+    """Repeats the run."""
+    recipe: str
+    """As resolved, in YAML."""
+
+
+def provenance(results: Results) -> Provenance:
+    """Time, versions, fingerprints and the recipe, from the manifests of the run folder."""
+    folder = results.recipe.get("output_dir")
+    return Provenance(
+        seconds={name: manifest["seconds"] for name, manifest in results.manifests.items()},
+        versions=_versions(results.manifests),
+        fingerprints=_fingerprints(results.manifests),
+        command=f"tutelage run {shlex.quote(f'{folder}/recipe.yaml')}" if folder else None,
+        recipe=results.recipe_text,
+    )
+
+
+def _versions(manifests: Mapping[str, Manifest]) -> dict[str, list[str]]:
+    versions: dict[str, dict[str, None]] = {}
+    for manifest in manifests.values():
+        for name, version in (manifest.get("versions") or {}).items():
+            versions.setdefault(name, {})[version] = None
+    return {name: list(used) for name, used in versions.items()}
+
+
+def _fingerprints(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    inputs = manifests.get("prepare", {}).get("inputs") or {}
+    files = {Path(name).name: digest for name, digest in (inputs.get("data files") or {}).items()}
+    models = {name: inputs[name] for name in ("teacher model", "student model") if inputs.get(name)}
+    return {**files, **models}

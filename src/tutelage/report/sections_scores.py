@@ -1,0 +1,137 @@
+"""Sections of the report on scores: the verdict, every metric, the gap closed, effects of weighting and schedule.
+
+Here and in the other `sections_*` modules: one function per section, from `Results` to a typed record that a template
+in templates/report/ puts into words and draws. None, or an empty list, if the files of a section are missing. Sentences
+stand in the templates only: where a sentence depends on numbers, a field of the record names it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tutelage.analysis.method_effects import MethodEffect
+from tutelage.analysis.run_results import Results
+from tutelage.method.risk_split import gap_closed
+from tutelage.records import Interval
+from tutelage.report.charts import IntervalPlot, interval_plot
+
+Outcome = Literal["beats", "level", "closes", "gain_without_gap", "no_gap", "unclear", "worse", "partial"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The main student in numbers, as far as teacher and anchor are scored."""
+
+    main: str
+    scores: dict[str, Interval]
+    """Of the main student, `teacher` and `anchor`."""
+    gap_closed: float | None
+    """Fraction of the gap between anchor and teacher; None without a gap or without all three scores."""
+    outcome: Outcome
+    """Names the headline; `partial`: teacher or anchor has no score."""
+    by_rows: bool
+    """Whether the metric is the mean of the rows' own scores, as accuracy is and F1 is not."""
+    over_anchor: Interval | None
+    """Mean row score of the student minus the anchor's, paired by row; None without shared rows."""
+    over_teacher: Interval | None
+    gap: Interval | None
+    """Teacher minus anchor, likewise."""
+
+
+def verdict(results: Results) -> Verdict | None:
+    """The main student against anchor and teacher; None without a scored student."""
+    main = results.main
+    names = [name for name in (main, "teacher", "anchor") if name and results.score(name)]
+    if main is None or main not in names:
+        return None
+    scores = {name: results.score(name) for name in names}
+    pairs = {"over_anchor": (main, "anchor"), "over_teacher": (main, "teacher"), "gap": ("teacher", "anchor")}
+    leads = {key: results.lead(*pair) if set(pair) <= scores.keys() else None for key, pair in pairs.items()}
+    whole = len(names) == 3
+    closed = gap_closed(scores["anchor"].value, scores["teacher"].value, scores[main].value) if whole else None
+    return Verdict(
+        main=main,
+        scores=scores,
+        gap_closed=closed,
+        outcome=_outcome(closed, leads["over_anchor"], leads["over_teacher"]) if whole else "partial",
+        by_rows=_metric_is_row_mean(results),
+        **leads,
+    )
+
+
+def _metric_is_row_mean(results: Results) -> bool:
+    """Whether the metric is the mean of the rows' own scores (accuracy), or not (F1 over all entities, macro-F1)."""
+    _, (scores,) = results.paired("score", results.main)
+    return not len(scores) or abs(float(scores.mean()) - results.score(results.main).value) < 1e-6
+
+
+def _outcome(closed: float | None, over_anchor: Interval | None, over_teacher: Interval | None) -> Outcome:
+    """The claim that the intervals support: a difference whose interval contains 0 is neither a gain nor a loss."""
+    if over_teacher and over_teacher.low > 0:
+        return "beats"
+    if over_anchor and over_anchor.high < 0:
+        return "worse"
+    if over_anchor and over_anchor.low <= 0 <= over_anchor.high:
+        return "unclear" if closed is not None else "no_gap"
+    if closed is None:
+        return "gain_without_gap"
+    if closed <= 0:  # no rows to test on, or a metric that disagrees with the rows' own scores
+        return "unclear"
+    return "level" if over_teacher and over_teacher.high >= 0 else "closes"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """Every metric of every model."""
+
+    metrics: list[str]
+    """The recipe's metric first."""
+    rows: list[tuple[str, list[Interval | None]]]
+    """Model and its values, in the order of `metrics`."""
+    types: dict[str, list[Interval | None]]
+    """Metrics by entity type (`f1/drug`), a value per row of `rows`."""
+    plot: IntervalPlot
+    """Of the recipe's metric."""
+
+
+def score_table(results: Results) -> ScoreTable | None:
+    """Scores of all models with their intervals; None without scores."""
+    if not results.models:
+        return None
+    metric, tables = results.scores["metric"], results.scores["models"]
+    names = list(dict.fromkeys(name for table in tables.values() for name in table))
+    plain = sorted((name for name in names if "/" not in name), key=lambda name: (name != metric, name == "nll"))
+    return ScoreTable(
+        metrics=plain,
+        rows=[(model, [results.score(model, name) for name in plain]) for model in results.models],
+        types={name: [results.score(model, name) for model in results.models] for name in names if "/" in name},
+        plot=interval_plot({model: results.score(model) for model in results.models}, may_leave="student"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GapRow:
+    """A distilled student between anchor and teacher."""
+
+    model: str
+    score: Interval
+    gap_closed: float | None
+    over_anchor: Interval | None
+    over_teacher: Interval | None
+
+
+def gap_table(results: Results) -> list[GapRow]:
+    """For every distilled student: the fraction of the gap closed, and paired differences from anchor and teacher."""
+    anchor, teacher = results.score("anchor"), results.score("teacher")
+    rows = []
+    for name in results.distilled if anchor and teacher else []:
+        if score := results.score(name):
+            closed = gap_closed(anchor.value, teacher.value, score.value)
+            rows.append(GapRow(name, score, closed, results.lead(name, "anchor"), results.lead(name, "teacher")))
+    return rows
+
+
+def effects(results: Results) -> list[MethodEffect]:
+    """Pairs of methods of the run that differ in weighting alone, then those that differ in schedule alone."""
+    return sorted(results.summary.get("effects") or [], key=lambda effect: effect["effect"] != "weighting")
