@@ -75,3 +75,9 @@ print(sorted({HEAVY | {"pandas"}!r} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_the_help_loads_little_more_than_its_own_library():
+    code = "import sys; import tutelage.cli.main; print(sorted({'numpy', 'pydantic', 'yaml', 'filelock'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")

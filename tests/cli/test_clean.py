@@ -146,7 +146,7 @@ def test_a_folder_that_is_no_run_is_refused_with_the_runs_in_it(tmp_path):
 
 
 def test_names_agree_with_the_stages():
-    from tutelage.stages.pipeline import STAGES
+    from tutelage.stages import STAGES
     from tutelage.training.callbacks import WHOLE
 
     assert set(REQUIRED_FILES) <= set(STAGES)

@@ -10,7 +10,7 @@ import pytest
 from helpers.project import Command, make_project
 from tutelage.cli.main import app
 from tutelage.errors import DiskFullError
-from tutelage.stages.pipeline import STAGES
+from tutelage.stages import STAGES
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import typer
 
 from tutelage.cli import run_commands
 from tutelage.errors import UserError
-from tutelage.stages.pipeline import STAGES, run_stages
+from tutelage.stages import STAGES
 from tutelage.utils.disk import full_disk_as_user_error
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFold
 def _go(run_folder: RunFolder, stages: list[str]) -> None:
     """Run stages under the folder's lock."""
     from tutelage.run.manifest import locked
+    from tutelage.stages.pipeline import run_stages
 
     with locked(run_folder.folder):
         run_stages(run_folder, stages)

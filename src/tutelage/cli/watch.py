@@ -25,7 +25,7 @@ from tutelage.records import BASE_MODELS
 from tutelage.run.live_reader import begun, dig, is_run, newest_change, read_log, read_or_none, recipe_of, written
 from tutelage.run.manifest import STARTED
 from tutelage.run.run_state import RunState, manifests_by_folder, state_of
-from tutelage.stages.pipeline import STAGES
+from tutelage.stages import STAGES
 from tutelage.utils.console import visible
 from tutelage.utils.format import duration, number, percent
 

@@ -1,4 +1,4 @@
-"""The stages in order, and running some of them: each is imported when its turn comes, so that torch may stay out."""
+"""Runs stages in order; each is imported when its turn comes, so that torch is loaded only where a stage needs it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,6 @@ from tutelage.recipe.load import dump_recipe
 from tutelage.run.run_folder import RunFolder
 from tutelage.utils.files import write_text
 
-STAGES: dict[str, str] = {
-    "prepare": "Read, check and render the rows; loads no model.",
-    "teach": "Fine-tune the teacher and keep its checkpoints, or use yours. Selects the best on validation.",
-    "anchor": "Fine-tune the student without a teacher: the anchor. Adaptive weights use its losses.",
-    "cache": "Store the hidden states of every checkpoint. Distillation reads them in place of the teacher.",
-    "cross_fit": "Compute out-of-fold losses, for methods ccd-aw and *-aw-cf.",
-    "distill": "Train the students, stage by stage. Each stage follows one teacher checkpoint.",
-    "evaluate": "Score every model on the test set.",
-    "diagnose": "Compare each student with its teacher, slice by slice.",
-    "report": "Write report/index.html from the files in the run folder.",
-}
-"""Stage by name, in the order of a full run, with its help text; each is `tutelage.stages.NAME.run_stage`."""
 WITHOUT_MODELS = ("prepare", "diagnose", "report")
 """Stages that take the run folder alone; the others also take `RunModels`, which they share."""
 
