@@ -78,6 +78,7 @@ print(sorted({HEAVY | {"pandas"}!r} & sys.modules.keys()))
 
 
 def test_the_help_loads_little_more_than_its_own_library():
-    code = "import sys; import tutelage.cli.main; print(sorted({'numpy', 'pydantic', 'yaml', 'filelock'} & sys.modules.keys()))"
+    heavy = {"numpy", "pydantic", "yaml", "filelock"}
+    code = f"import sys; import tutelage.cli.main; print(sorted({heavy!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
