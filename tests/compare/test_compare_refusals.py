@@ -29,11 +29,11 @@ def command(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("td+schedule.student_kl=forward", "schedule.student_kl makes no difference to td"),
-        ("td+schedule.reach=forward", "schedule.reach makes no difference to td"),
-        ("cd+schedule.advance=true", "schedule.advance makes no difference to cd"),
-        ("scd-aw+kd_ratio=0.7", "kd_ratio makes no difference to scd-aw"),
-        ("sft+temperature=2.0", "temperature makes no difference to sft"),
+        ("td+schedule.student_kl=forward", "schedule.student_kl has no effect on td"),
+        ("td+schedule.reach=forward", "schedule.reach has no effect on td"),
+        ("cd+schedule.advance=true", "schedule.advance has no effect on cd"),
+        ("scd-aw+kd_ratio=0.7", "kd_ratio has no effect on scd-aw"),
+        ("sft+temperature=2.0", "temperature has no effect on sft"),
         ("td+trainer.per_device_train_batch_size=2", "every method gets the same steps"),
         ("td+trainer.gradient_accumulation_steps=2", "every method gets the same steps"),
     ],

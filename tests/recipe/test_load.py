@@ -108,7 +108,7 @@ def test_an_override_that_yaml_cannot_read_is_shown_in_quotes(complaints):
 
 def test_an_override_inside_a_list_says_to_write_it_whole(complaints):
     line = only(complaints("distill: {methods: [td]}\n", ["distill.methods.0=scd"]))
-    assert 'distill.methods is ["td"], not a mapping; write distill.methods=... whole' in line
+    assert 'distill.methods is ["td"], not a mapping; set distill.methods=... as a whole' in line
 
 
 def test_a_wrong_value_given_as_an_override_is_placed_there(complaints):
@@ -182,7 +182,7 @@ def test_show_has_value_origin_and_help(recipe_file):
         for key, *rest in show_rows(load_recipe(recipe_file("distill: {kd_ratio: 1}\n"), ["trainer.bf16=true"]))
     }
     assert rows["distill.kd_ratio"][:2] == [1.0, "bank.yaml:8"]
-    assert rows["distill.kd_ratio"][2].startswith("Constant weighting: loss = (1 - kd_ratio) CE")
+    assert rows["distill.kd_ratio"][2].startswith("Constant weights: loss = (1 - kd_ratio) CE")
     assert rows["trainer.bf16"][:2] == [True, "override"]
     assert rows["trainer.learning_rate"][:2] == [5e-5, "default"]
     assert all(help for _, _, help in rows.values())

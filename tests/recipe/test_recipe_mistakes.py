@@ -26,7 +26,7 @@ def test_a_missing_file_names_its_neighbour(recipe_file):
 
 
 def test_a_folder_is_not_a_recipe(tmp_path):
-    with pytest.raises(ConfigError, match=r"without recipe.yaml; name a recipe file.*, or the folder of a run"):
+    with pytest.raises(ConfigError, match=r"without recipe.yaml; give a recipe file.* or a run folder"):
         load_recipe(tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_a_key_written_twice_names_both_lines(complaints):
             "argument of transformers.TrainingArguments: write distill.trainer.learning_rate",
         ),
         ("cache: {learning_rate: 1}", "argument of transformers.TrainingArguments: write trainer.learning_rate"),
-        ("distill: {num_train_epochs: 1}", "unknown key; distillation's length is num_stages x epochs_per_stage"),
+        ("distill: {num_train_epochs: 1}", "unknown key; distillation lasts num_stages x epochs_per_stage"),
         ("distill: {schedule: {qqq: 1}}", "distill.schedule.qqq: unknown key; valid here: advance, student_kl"),
         ("3: x", "bank.yaml:8: 3: unknown key"),
     ],
@@ -146,27 +146,27 @@ def test_a_misspelt_required_key_is_one_problem(complaints):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["data.train=null"], "data.dataset: no training rows; set data.dataset (a folder or hub id) or data.train"),
-        (["task.type=ner", "task.decoding=labels"], "task.decoding: `labels` picks one answer of a closed set"),
+        (["data.train=null"], "data.dataset: no training rows; set data.dataset (a folder or Hub id) or data.train"),
+        (["task.type=ner", "task.decoding=labels"], "task.decoding: `labels` chooses one answer of a closed set"),
         (["data.system=Hi"], "data.system: a system message needs a chat prompt; set data.chat_template: true"),
         (
             ["task.metric=acuracy"],
-            "task.metric: no score of classification is called 'acuracy'; did you mean accuracy?",
+            "task.metric: classification has no metric 'acuracy'; did you mean accuracy?",
         ),
-        (["task.type=ner", "task.metric=accuracy"], "task.metric: no score of ner is called 'accuracy'"),
+        (["task.type=ner", "task.metric=accuracy"], "task.metric: ner has no metric 'accuracy'"),
         (
             ["distill.methods=scd_aw"],
-            "distill.methods: no method is called 'scd_aw'; did you mean scd-aw? There are: sft, td",
+            "distill.methods: no method is called 'scd_aw'; did you mean scd-aw? Available: sft, td",
         ),
         (["distill.methods=[]"], "distill.methods: empty; leave it out for ['scd-aw']"),
-        (["distill.methods=[td, td]"], "distill.methods: td is there 2 times; write it once"),
+        (["distill.methods=[td, td]"], "distill.methods: td is listed 2 times; write it once"),
         (["distill.seeds=[]"], "distill.seeds: empty; leave it out for [0]"),
-        (["distill.seeds=[1, 2, 1]"], "distill.seeds: 1 is there 2 times; write it once"),
-        (["seed=-1"], "seed: -1 cannot seed a random generator"),
-        (["teach.checkpoints=[]"], "teach.checkpoints: names no checkpoint"),
+        (["distill.seeds=[1, 2, 1]"], "distill.seeds: 1 is listed 2 times; write it once"),
+        (["seed=-1"], "seed: -1 is not a valid seed"),
+        (["teach.checkpoints=[]"], "teach.checkpoints: lists no checkpoint"),
         (
             ["teach.checkpoints=mine", "teach.trainer.num_train_epochs=2"],
-            "teach.trainer: has no effect: nothing is trained, because teach.checkpoints names a model of yours",
+            "teach.trainer: has no effect: nothing is trained, because teach.checkpoints gives your own model",
         ),
         (
             ["anchor.model_name_or_path=mine", "anchor.trainer.learning_rate=1e-4"],
@@ -203,17 +203,17 @@ def test_values_that_do_go_together(recipe_file, overrides):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("trainer.warmup_ratio=0.1", "write warmup_steps: 0.1 (a value below 1 is a share of the steps)"),
-        ("trainer.evaluation_strategy=epoch", "validation takes place after each stage"),
-        ("trainer.eval_steps=10", "validation takes place after each stage"),
+        ("trainer.warmup_ratio=0.1", "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)"),
+        ("trainer.evaluation_strategy=epoch", "validation runs after each stage"),
+        ("trainer.eval_steps=10", "validation runs after each stage"),
         ("trainer.save_steps=10", "set `teach.num_checkpoints`"),
         ("trainer.output_dir=x", "set the recipe's own `output_dir`"),
-        ("teach.trainer.seed=1", "teach.trainer.seed: not taken here; set the recipe's `seed`, or `distill.seeds`"),
+        ("teach.trainer.seed=1", "teach.trainer.seed: not accepted here; set the recipe's `seed`, or `distill.seeds`"),
         ("trainer.max_steps=10", "set `distill.num_stages` and `distill.epochs_per_stage`"),
         ("trainer.group_by_length=true", "write train_sampling_strategy: group_by_length"),
-        ("trainer.num_train_epochs=1", "distillation's length is num_stages x epochs_per_stage"),
-        ("anchor.trainer.num_train_epochs=1", "distillation's length is num_stages x epochs_per_stage"),
-        ("distill.trainer.num_train_epochs=1", "distillation's length is num_stages x epochs_per_stage"),
+        ("trainer.num_train_epochs=1", "distillation lasts num_stages x epochs_per_stage"),
+        ("anchor.trainer.num_train_epochs=1", "distillation lasts num_stages x epochs_per_stage"),
+        ("distill.trainer.num_train_epochs=1", "distillation lasts num_stages x epochs_per_stage"),
         (
             "distill.trainer.learning_rat=1",
             "not an argument of transformers.TrainingArguments; did you mean `learning_rate`?",
@@ -232,7 +232,7 @@ def test_a_training_argument_that_is_not_taken(complaints, override, expected):
 )
 def test_reserved_names_are_refused_everywhere(complaints, name):
     lines = complaints(overrides=[f"{place}trainer.{name}=1" for place in ("", "teach.", "anchor.", "distill.")])
-    assert sum("not taken here; " in line for line in lines) == 4
+    assert sum("not accepted here; " in line for line in lines) == 4
 
 
 def test_training_arguments_that_are_taken(recipe_file):

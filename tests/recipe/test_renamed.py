@@ -203,7 +203,7 @@ def test_a_run_of_an_earlier_version_is_not_trained_again(tmp_path, command):
     for path in (tmp_path / "run/evaluate").glob("td*/seed-0/manifest.json"):
         path.unlink()  # scores are made again, of the same students
     assert command("compare", recipe, "--methods", "td,td+restart=false", "--seeds", 1) == 0, command.err
-    assert "2 cells, 2 of them are there" in command.err
+    assert "2 cells, 2 of them up to date" in command.err
     assert "method td+restart=false: distill.restart is now distill.stage_reset" in command.err
     assert [path.read_text() for path in manifests] == before and results.read_text() == text
 

@@ -172,8 +172,8 @@ class Probe:
         targets = self.source.targets(checkpoint, batch)
         if targets.top_k(0, 1) is not None:
             raise ModelError(
-                "SCD's choice compares full distributions, and this teacher's cache holds top-k entries only (its output"
-                " head is not a function of one hidden state). Use a schedule that does not compare:"
+                "SCD's choice compares full distributions, and this teacher's cache holds top-k entries only (its"
+                " logits are not a function of the final hidden state alone). Use a schedule that does not compare:"
                 " distill.methods=[cd-aw] or [td-aw]"
             )
         return targets
@@ -182,6 +182,7 @@ class Probe:
 def _check_head(head: Head, hidden: Tensor, logits: Tensor) -> None:
     if (error := head_error(head, hidden, logits)) > FAITHFUL_NATS:
         raise ModelError(
-            f"the student's output head is not a function of one hidden state ({error:.2g} nats off), so its distance to"
-            " a checkpoint cannot be measured. Use a schedule that does not compare: distill.methods=[cd-aw] or [td-aw]"
+            f"the student's logits are not a function of the final hidden state alone ({error:.2g} nats off), so its"
+            " distance to a checkpoint cannot be measured. Use a schedule that does not compare:"
+            " distill.methods=[cd-aw] or [td-aw]"
         )

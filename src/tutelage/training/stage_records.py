@@ -1,4 +1,4 @@
-"""What a distillation writes down: stages.json, validation_rows.jsonl and weights.jsonl, with the type of each record."""
+"""What a distillation records: stages.json, validation_rows.jsonl and weights.jsonl, with the type of each record."""
 
 from __future__ import annotations
 

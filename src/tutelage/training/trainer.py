@@ -97,7 +97,7 @@ class DistillTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # `_get_num_items_in_batch` counts the examples of the whole optimizer step
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """`group_by_length` with a sampler that knows its epoch, so that a resumed epoch continues in the same order."""
+        """`group_by_length` by a sampler that knows its epoch, so that a resumed epoch continues in the same order."""
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         return LengthGroupedSampler(row_lengths(self.train_dataset.rows), self.args.train_batch_size, self.args.seed)
