@@ -51,7 +51,7 @@ def test_the_documented_script_compares_its_method(tmp_path):
     assert all((line["teacher_nll"] < line["anchor_nll"]) == (line["weight"] == 1.0) for line in lines)
 
 
-def test_functions_of_every_part(tmp_path, command, monkeypatch):
+def test_functions_as_components(tmp_path, command, monkeypatch):
     seen = []
 
     def last(candidates, *, stage, num_stages, best, previous):
@@ -81,7 +81,7 @@ def test_functions_of_every_part(tmp_path, command, monkeypatch):
         (2, lambda anchor, teacher: anchor[:1] * 0, "one per row"),
     ],
 )
-def test_what_a_function_may_not_return_is_said(tmp_path, command, monkeypatch, part, given, words):
+def test_wrong_results_of_functions_are_reported(tmp_path, command, monkeypatch, part, given, words):
     parts = ["best", "forward_kl", "constant", "a test"]
     parts[part] = given
     monkeypatch.setitem(METHODS, "mine", Method(*parts))

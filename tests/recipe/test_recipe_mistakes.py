@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # --- files that cannot be judged key by key ---
 
 
-def test_a_missing_file_names_its_neighbour(recipe_file):
+def test_a_missing_file_suggests_a_similar_name(recipe_file):
     path = recipe_file()
     with pytest.raises(ConfigError, match=r"no such recipe file. Did you mean .*bank\.yaml"):
         load_recipe(path.with_name("bnak.yaml"))
@@ -31,7 +31,7 @@ def test_a_folder_is_not_a_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
-def test_an_empty_file_gets_a_start(complaints, text):
+def test_an_empty_file_gets_an_example(complaints, text):
     lines = complaints(text=text)
     assert lines[0].startswith("bank.yaml:1: the recipe is empty")
     assert {line.split(":")[0].strip() for line in lines[1:]} >= {"task", "data", "teacher", "student"}
@@ -45,11 +45,11 @@ def test_a_list_is_not_a_recipe(complaints):
     ("more", "line"),
     [("teach:\n\tnum_checkpoints: 2\n", 9), ("data2: {a: [1\n", 9), ("name: a: b\n", 8), ("name: \x07\n", 1)],
 )
-def test_broken_yaml_is_placed(complaints, more, line):
+def test_invalid_yaml_is_reported_with_its_line(complaints, more, line):
     assert only(complaints(more)).startswith(f"bank.yaml:{line}: not valid YAML: ")
 
 
-def test_yaml_that_holds_itself_is_refused(complaints):
+def test_recursive_yaml_is_refused(complaints):
     assert "bank.yaml:8: nested deeper than 20 levels" in only(complaints("teach: &a {trainer: *a}\n"))
 
 
@@ -87,7 +87,7 @@ def test_a_key_written_twice_names_both_lines(complaints):
         ("3: x", "bank.yaml:8: 3: unknown key"),
     ],
 )
-def test_an_unknown_key_is_told_where_to_go(complaints, more, expected):
+def test_an_unknown_key_gets_a_suggestion(complaints, more, expected):
     assert expected in only(complaints(more))
 
 
@@ -174,7 +174,7 @@ def test_a_misspelt_required_key_is_one_problem(complaints):
         ),
     ],
 )
-def test_values_that_do_not_go_together(complaints, overrides, expected):
+def test_conflicting_values(complaints, overrides, expected):
     assert expected in only(complaints(overrides=overrides))
 
 
@@ -193,7 +193,7 @@ def test_values_that_do_not_go_together(complaints, overrides, expected):
         ],
     ],
 )
-def test_values_that_do_go_together(recipe_file, overrides):
+def test_values_without_conflict(recipe_file, overrides):
     assert check(load_recipe(recipe_file(), overrides).recipe) == []
 
 
@@ -223,7 +223,7 @@ def test_values_that_do_go_together(recipe_file, overrides):
         ("trainer.gradient_accumulation_steps=true", "found true, want a whole number"),
     ],
 )
-def test_a_training_argument_that_is_not_taken(complaints, override, expected):
+def test_a_training_argument_that_is_not_accepted(complaints, override, expected):
     assert expected in only(complaints(overrides=[override]))
 
 
@@ -235,7 +235,7 @@ def test_reserved_names_are_refused_everywhere(complaints, name):
     assert sum("not accepted here; " in line for line in lines) == 4
 
 
-def test_training_arguments_that_are_taken(recipe_file):
+def test_training_arguments_that_are_accepted(recipe_file):
     taken = [
         "teach.trainer.num_train_epochs=3",
         "trainer.train_sampling_strategy=group_by_length",
