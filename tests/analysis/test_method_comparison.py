@@ -80,7 +80,7 @@ def test_mean_ranks_share_ties():
 def test_prediction_table_by_hand():
     # Predicted yes, yes, no (a tie), no; won yes, no, yes, no
     found = prediction_table([0.3, 0.2, 0.1, 0.1], [0.1, 0.1, 0.1, 0.4], [True, False, True, False])
-    assert (found.true_wins, found.false_wins, found.false_losses, found.true_losses) == (1, 1, 1, 1)
-    assert found.accuracy.value == 0.5
+    assert [found[key] for key in ("true_wins", "false_wins", "false_losses", "true_losses")] == [1, 1, 1, 1]
+    assert found["accuracy"]["value"] == 0.5
     with pytest.raises(ValueError, match="at least one"):
         prediction_table([], [], [])

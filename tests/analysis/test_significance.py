@@ -168,7 +168,7 @@ def test_one_seed_under_several_trajectories_says_nothing_about_seeds():
     scores = np.random.default_rng(3).random((2, 30))
     found = score_estimate(scores, grid=[(0, 0), (1, 0)])
     assert (found.seeds, found.trajectories, found.rows_only) == (1, 2, False)
-    assert seeds_needed(found, significant=False).verdict == "seed_variance_unknown"
+    assert seeds_needed(found, significant=False)["verdict"] == "seed_variance_unknown"
     with pytest.raises(ValueError, match="one seed"):
         found.with_seeds(2)
 
@@ -178,10 +178,10 @@ def test_seeds_needed_by_hand():
     # 0.0202 with 11 seeds and 2.201 * 0.03 / sqrt(12) = 0.0191 with 12.
     not_significant = estimate(0.02, 0.07, row_error=0.0, seed_deviation=0.03)
     found = seeds_needed(not_significant, significant=False)
-    assert (found.verdict, found.total, found.more) == ("more_seeds", 12, 9)
+    assert found == {"verdict": "more_seeds", "total": 12, "more": 9}
     # A tenth of the level, as with ten tests: t(23) at 0.9975 is 3.104, 3.104 * 0.03 / sqrt(24) = 0.0190; with 21 seeds
     # 3.153 gives 0.0206, with 22 3.135 gives 0.0201, with 23 3.119 gives 0.0195.
-    assert seeds_needed(not_significant, significant=False, level=0.005).total == 23
+    assert seeds_needed(not_significant, significant=False, level=0.005)["total"] == 23
 
 
 def test_seeds_do_not_help_where_trajectories_are_too_few():
@@ -189,20 +189,20 @@ def test_seeds_do_not_help_where_trajectories_are_too_few():
     two = dataclasses.replace(
         estimate(0.02, 0.07, row_error=0.0, seed_deviation=0.03), trajectories=2, trajectory_error=0.011
     )
-    assert seeds_needed(two, significant=False).verdict == "rows_too_few"
+    assert seeds_needed(two, significant=False)["verdict"] == "rows_too_few"
 
 
 def test_seeds_do_not_help_where_rows_are_too_few():
     # 1.96 * 0.011 > 0.02
     found = seeds_needed(estimate(0.02, 0.07, row_error=0.011, seed_deviation=0.03), significant=False)
-    assert (found.verdict, found.total, found.more) == ("rows_too_few", None, None)
+    assert found == {"verdict": "rows_too_few", "total": None, "more": None}
 
 
 def test_no_more_seeds_if_significant_and_no_answer_from_one_seed():
     enough = seeds_needed(estimate(0.02, 0.01, row_error=0.005, seed_deviation=0.0), significant=True)
-    assert (enough.verdict, enough.total, enough.more) == ("settled", 3, 0)
+    assert enough == {"verdict": "settled", "total": 3, "more": 0}
     single = seeds_needed(estimate(0.02, 0.03, seeds=1, row_error=0.01, seed_deviation=None), significant=False)
-    assert (single.verdict, single.total) == ("seed_variance_unknown", None)
+    assert single == {"verdict": "seed_variance_unknown", "total": None, "more": None}
 
 
 def test_holm_by_hand():

@@ -23,7 +23,7 @@ def write(path: Path, value: object) -> None:
 
 
 def scored(values: np.ndarray) -> dict[str, float]:
-    """Mean with a normal 95 % interval; the bootstrap's own is tested elsewhere."""
+    """Mean with a normal 95 % interval; the bootstrap's interval is tested elsewhere."""
     half = 1.96 * float(values.std()) / math.sqrt(len(values))
     return {"value": float(values.mean()), "low": float(values.mean()) - half, "high": float(values.mean()) + half}
 
@@ -48,9 +48,9 @@ def make_fake_run(
             nll[0] = 9.0 if model == "scd-aw/seed-0" else 1.0  # row 0 is far in the teacher's favour: it is shown
         for n, id in enumerate(ids):
             gold, other = LABELS[n % 4], LABELS[(n + 1) % 4]
-            said = (gold if right[n] else other) if n else MARKUP
+            answer = (gold if right[n] else other) if n else MARKUP
             predictions.append({
-                "id": id, "model": model, "split": "test", "gold": gold, "raw": said, "prediction": said,
+                "id": id, "model": model, "split": "test", "gold": gold, "raw": answer, "prediction": answer,
                 "score": float(right[n]), "nll": 0.0 if model == "teacher" and not n else float(nll[n]),
             })  # fmt: skip
             if confidences:
@@ -79,18 +79,16 @@ def make_fake_run(
 
 
 def _write_training(folder: Path, rng: np.random.Generator) -> None:
-    found = [(0.512, 1.403), (0.764, 0.741), (0.842, 0.553), (0.838, 0.549)]
+    scores = [(0.512, 1.403), (0.764, 0.741), (0.842, 0.553), (0.838, 0.549)]
     checkpoints = [
         {"name": c, "folder": f"elsewhere/{c}", "score": s, "nll": n}
-        for c, (s, n) in zip(CHECKPOINTS, found, strict=True)
+        for c, (s, n) in zip(CHECKPOINTS, scores, strict=True)
     ]
     write(folder / "teach" / "checkpoints.json", {"best": "checkpoint-360", "by": "score", "checkpoints": checkpoints})
     far = [(0.20, 0.74, 1.00, 1.05), (0.18, 0.60, 0.92, 1.01), (0.30, 0.22, 0.31, 0.44), (0.52, 0.28, 0.12, 0.20)]
     near = (0.24, 0.07, 0.0, 0.02)
-    stall = (
-        "checkpoint-120 was chosen again although the student is still 0.180 nats from it:"
-        " `distill.schedule.advance=true`"
-    )
+    stall = "checkpoint-120 was chosen again although the student is still 0.180 nats from it"
+    stall += ": `distill.schedule.advance=true`"
     stages, weights = [], []
     for stage, (chosen, reach) in enumerate(zip((0, 0, 1, 2), far, strict=True), start=1):
         candidates = [
@@ -103,8 +101,8 @@ def _write_training(folder: Path, rng: np.random.Generator) -> None:
             "candidates": candidates,
             "reason": f"smallest sum in {stage}",
         }
-        seen = {"score": 0.70 + 0.03 * stage, "nll": 0.9 - 0.08 * stage}
-        stages.append({**record, "seconds": 61.5, "validation": seen, "stall": stall if stage == 2 else None})
+        validation = {"score": 0.70 + 0.03 * stage, "nll": 0.9 - 0.08 * stage}
+        stages.append({**record, "seconds": 61.5, "validation": validation, "stall": stall if stage == 2 else None})
         for n in range(300):
             anchor, teacher = rng.gamma(1.2, 0.3), rng.gamma(1.0, 0.9 / stage)
             weights.append({
@@ -119,8 +117,8 @@ def _write_training(folder: Path, rng: np.random.Generator) -> None:
         "reason": "T*, the best teacher on validation",
         "stall": None,
     }
-    seen = {"score": 0.79, "nll": 0.7}
-    td = [{"stage": stage, **fixed, "seconds": 60.0, "validation": seen} for stage in (1, 2, 3, 4)]
+    validation = {"score": 0.79, "nll": 0.7}
+    td = [{"stage": stage, **fixed, "seconds": 60.0, "validation": validation} for stage in (1, 2, 3, 4)]
     write(folder / "distill/td/seed-0/stages.json", td)
     constant = [{**row, "weight": 0.5} for row in weights]
     write_jsonl(folder / "distill/td/seed-0/weights.jsonl", constant)
@@ -134,12 +132,12 @@ def _write_training(folder: Path, rng: np.random.Generator) -> None:
         "distill/scd-aw/seed-0": 3790.0,
         "distill/td/seed-0": 250.0,
     }
-    for place, (name, seconds) in enumerate(work.items()):
+    for number, (name, seconds) in enumerate(work.items()):
         about = {"kept_stage": 4} if "distill" in name else {}
-        versions = {"python": "3.11.9", "torch": "2.13.0" if place else "2.12.0"}
+        versions = {"python": "3.11.9", "torch": "2.13.0" if number else "2.12.0"}
         write(
             folder / name / "manifest.json",
-            {"seconds": seconds, "finished": f"2026-01-01T00:00:0{place}", "versions": versions, **about},
+            {"seconds": seconds, "finished": f"2026-01-01T00:00:0{number}", "versions": versions, **about},
         )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from helpers.project import Command, make_project
 from tutelage import METHODS, Method
 from tutelage.data.token_store import TokenStore
 from tutelage.method import methods
-from tutelage.method.divergences import forward_kl
+from tutelage.method.divergences import DIVERGENCES, forward_kl
 from tutelage.method.methods import find_method
 from tutelage.utils.files import read_jsonl
 
@@ -49,6 +50,22 @@ def test_the_documented_script_compares_its_method(tmp_path):
     lines = list(read_jsonl(tmp_path / "run/distill/td-gate/seed-0/weights.jsonl"))
     assert {line["weight"] for line in lines} <= {0.0, 1.0}
     assert all((line["teacher_nll"] < line["anchor_nll"]) == (line["weight"] == 1.0) for line in lines)
+
+
+def test_the_page_names_the_components_and_the_entry_points_that_there_are():
+    text, components = DOC.read_text(encoding="utf-8"), get_type_hints(Method)
+    for component in ("schedule", "divergence", "weighting"):
+        names = {
+            name for choice in get_args(components[component]) for name in get_args(choice) if isinstance(name, str)
+        }
+        row = re.search(rf"^\| {component} \| ([^|]+) \|", text, re.MULTILINE)[1]
+        assert set(re.findall(r"`(\w+)`", row)) == names
+    assert f'[project.entry-points."{methods.GROUP}"]' in text
+
+
+def test_a_method_can_name_every_divergence_and_no_other():
+    (names,) = (set(get_args(choice)) for choice in get_args(get_type_hints(Method)["divergence"])[:1])
+    assert names == {"none", *DIVERGENCES}
 
 
 def test_functions_as_components(tmp_path, command, monkeypatch):

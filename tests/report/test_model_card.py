@@ -1,5 +1,4 @@
-"""Model cards: valid by huggingface_hub's own reading, true to the run, without rows of the data; and the way to the
-Hub."""
+"""Model cards: valid for huggingface_hub, true to the run, without rows of the data; and the upload to the Hub."""
 
 import json
 import os
@@ -44,7 +43,7 @@ def test_the_metadata_is_what_the_hub_reads(tmp_path, monkeypatch):
         "transformers",
         "text-generation",
     )
-    assert data.base_model is None and data.datasets is None  # a folder of one's own has no name on the Hub
+    assert data.base_model is None and data.datasets is None  # a local folder has no name on the Hub
     (result,) = data.eval_results
     scores = json.loads((run / "evaluate/scores.json").read_text())["models"][MAIN]["accuracy"]
     assert (result.task_type, result.metric_type, result.dataset_split) == ("text-classification", "accuracy", "test")
@@ -76,7 +75,7 @@ def test_models_and_data_of_the_hub_are_named(tmp_path):
     assert "teacher: big/teacher-1b" in card.text
 
 
-def test_scores_stand_beside_the_teachers(tmp_path):
+def test_scores_are_shown_beside_the_teachers(tmp_path):
     run = whole_run(tmp_path, rows=400)
     text = card_of(run).text
     scores = json.loads((run / "evaluate/scores.json").read_text())["models"]
@@ -120,7 +119,7 @@ def answered(run: Path, lines: list[dict]) -> None:
         (run / f"evaluate/{name}/predictions.jsonl").unlink()
 
 
-def test_slices_where_it_loses_are_said_plainly(tmp_path):
+def test_slices_on_which_it_loses_are_listed(tmp_path):
     run = whole_run(tmp_path)
     planted(run)
     text = card_of(run).text.replace("\n", " ")
@@ -134,7 +133,7 @@ def test_slices_where_it_loses_are_said_plainly(tmp_path):
     assert "SECRET ROW" not in text
 
 
-def test_slices_of_a_diagnosis_are_taken_where_there_is_one(tmp_path):
+def test_slices_come_from_the_diagnosis_if_there_is_one(tmp_path):
     run = whole_run(tmp_path)
     score = {"student": 0.25, "teacher": 0.75, "difference": -0.5, "low": -0.6, "high": -0.4, "p_holm": 0.001}
     line = {"key": "answer_length", "value": "3-5", "rows": 77, "score": score, "nll": {}}
@@ -151,7 +150,7 @@ def test_slices_of_a_diagnosis_are_taken_where_there_is_one(tmp_path):
     assert "Of 2 slices" in text and "teacher loss" not in text and "ANOTHER" not in text
 
 
-def test_a_diagnosis_of_older_answers_is_not_taken(tmp_path):
+def test_a_stale_diagnosis_is_not_used(tmp_path):
     run = whole_run(tmp_path)
     write(run / "diagnose/slices.json", {"pairs": "of another day"})
     os.utime(run / "diagnose/slices.json", (1e9, 1e9))
@@ -183,7 +182,7 @@ def python_in(text: str) -> str:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_the_lines_that_show_how_to_use_it_are_python(tmp_path, chat):
+def test_the_usage_code_is_python(tmp_path, chat):
     run = whole_run(tmp_path)
     usage = json.loads((run / "distill" / MAIN / "tutelage.json").read_text())
     usage["data"] |= {
@@ -226,7 +225,7 @@ def test_the_recipe_has_no_path_of_this_machine_and_no_default(tmp_path):
     assert str(tmp_path) not in text and "output_dir" not in text
 
 
-def test_text_from_data_is_no_markup(tmp_path):
+def test_text_from_data_is_escaped(tmp_path):
     run = whole_run(tmp_path)
     changed(run, name=f"{HOSTILE}| <img src=x>", teacher={"model_name_or_path": "a/`rm`"})
     usage = json.loads((run / "distill" / MAIN / "tutelage.json").read_text())
@@ -252,7 +251,7 @@ def test_paragraphs_are_one_blank_line_apart_and_code_keeps_its_own(tmp_path, ro
 # --- what the owner wrote ---
 
 
-def test_a_card_that_is_written_again_keeps_what_the_owner_chose(tmp_path):
+def test_a_rewritten_card_keeps_the_metadata_of_the_owner(tmp_path):
     run = whole_run(tmp_path)
     path = write_card(run)
     assert "Licence: not chosen yet" in path.read_text()
@@ -305,7 +304,7 @@ def test_a_student_that_was_not_scored_has_a_card(tmp_path):
 
 
 class FakeHub:
-    """Takes the calls of `HfApi` that push makes, and writes them down."""
+    """Records the calls of `HfApi` that push makes."""
 
     def __init__(self, *, private: bool = True, error: Exception | None = None) -> None:
         self.calls, self.private, self.error = [], private, error
@@ -342,9 +341,8 @@ def test_a_dry_run_touches_no_network_and_writes_nothing(tmp_path, capsys, monke
     sizes = dict(push(run, None, "me/small", dry_run=True))
     assert set(sizes) == {
         *("README.md", "config.json", "generation_config.json", "model.safetensors"),
-        *("special_tokens_map.json", "tokenizer.json"),
-        "tutelage.json",
-    }  # fmt: skip
+        *("special_tokens_map.json", "tokenizer.json", "tutelage.json"),
+    }
     assert sizes["model.safetensors"] == (run / "distill" / MAIN / "model.safetensors").stat().st_size
     out = capsys.readouterr().out
     assert "dry run: nothing was uploaded to me/small (private)" in out
@@ -352,7 +350,7 @@ def test_a_dry_run_touches_no_network_and_writes_nothing(tmp_path, capsys, monke
     assert not (run / "distill" / MAIN / "README.md").exists()
 
 
-def test_a_push_is_private_and_sends_the_student_with_its_card(tmp_path, capsys):
+def test_a_push_is_private_and_uploads_the_student_with_its_card(tmp_path, capsys):
     run, hub = pushed_run(tmp_path), FakeHub()
     push(run, None, "me/small", api=hub)
     assert hub.calls[0] == ("create_repo", "me/small", "model", True, True)
@@ -364,7 +362,7 @@ def test_a_push_is_private_and_sends_the_student_with_its_card(tmp_path, capsys)
     assert "uploaded: https://hub.example/me/small" in capsys.readouterr().out
 
 
-def test_a_repository_that_is_open_to_all_is_refused(tmp_path):
+def test_a_public_repository_is_refused(tmp_path):
     hub = FakeHub(private=False)
     with pytest.raises(UserError, match="me/small exists and is public"):
         push(pushed_run(tmp_path), None, "me/small", api=hub)
@@ -382,7 +380,7 @@ def test_nothing_is_published_without_a_licence(tmp_path):
     assert hub.calls[0][3] is False and ModelCard(hub.sent["README.md"].decode()).data.license == "mit"
 
 
-def test_a_card_of_ones_own_is_sent_as_it_is(tmp_path):
+def test_a_card_written_by_hand_is_uploaded_unchanged(tmp_path):
     run, hub = pushed_run(tmp_path), FakeHub()
     (run / "distill" / MAIN / "README.md").write_text("# mine\n")
     push(run, None, "me/small", api=hub)
@@ -397,7 +395,7 @@ def test_the_repository_must_be_named_in_full(tmp_path, repo):
     assert not hub.calls
 
 
-def test_what_the_hub_refuses_is_said_with_the_way_out(tmp_path):
+def test_an_error_of_the_hub_is_reported_with_a_remedy(tmp_path):
     hub = FakeHub(error=OfflineModeIsEnabled("cannot reach the Hub: offline mode is on"))
     with pytest.raises(
         UserError, match=r"the Hub did not accept me/small: cannot reach the Hub: offline.*`hf auth login`"
@@ -405,7 +403,7 @@ def test_what_the_hub_refuses_is_said_with_the_way_out(tmp_path):
         push(pushed_run(tmp_path), None, "me/small", api=hub)
 
 
-def test_shards_of_a_large_student_are_sent(tmp_path):
+def test_shards_of_a_large_student_are_uploaded(tmp_path):
     run, hub = pushed_run(tmp_path), FakeHub()
     student = run / "distill" / MAIN
     (student / "model.safetensors").rename(student / "model-00001-of-00001.safetensors")
@@ -415,7 +413,7 @@ def test_shards_of_a_large_student_are_sent(tmp_path):
     assert "60 parameters" in hub.sent["README.md"].decode()
 
 
-def test_a_student_without_usage_is_sent_without_it(tmp_path):
+def test_a_student_without_usage_is_uploaded_without_it(tmp_path):
     run, hub = pushed_run(tmp_path), FakeHub()
     (run / "distill" / MAIN / "tutelage.json").unlink()
     model(run / "distill" / MAIN, 6)
@@ -431,7 +429,7 @@ def test_a_student_without_usage_is_sent_without_it(tmp_path):
         ("my-own", "distilled from big/teacher-1b by MY-OWN with tutelage."),
     ],
 )
-def test_how_it_learned_is_said_by_method(tmp_path, method, says):
+def test_the_card_says_how_the_student_was_trained(tmp_path, method, says):
     run = whole_run(tmp_path)
     (run / "distill/td").rename(run / "distill" / method)
     assert says in card_of(run, student=f"{method}/seed-0").text

@@ -1,5 +1,4 @@
-"""The report of a made-up run folder: its numbers, what it does with hostile text, and with parts that are not
-there."""
+"""The report of a made-up run folder: its numbers, hostile text, and missing files."""
 
 import base64
 import hashlib
@@ -36,8 +35,8 @@ def losses(run: Path, model: str) -> np.ndarray:
     return np.array([row["nll"] for row in lines if row["model"] == model])
 
 
-def test_every_section_is_there(page):
-    # A run that has not been diagnosed, without models and logs; test_report_insight.py has the whole page.
+def test_every_section_is_shown(page):
+    # A run that has not been diagnosed, without models and logs; test_sections.py has the whole page.
     expected = ["scores", "gap", "teacher", "schedule", "split", "slices", "weights", "learning", "rows", "made"]
     assert page.sections == expected
     assert [attrs["href"] for tag, attrs in page.tags if tag == "a"][:-1] == [f"#{name}" for name in expected]
@@ -46,7 +45,7 @@ def test_every_section_is_there(page):
     assert "Distillation report" in page.text
 
 
-def test_scores_stand_with_their_intervals(run, page):
+def test_scores_have_their_intervals(run, page):
     models = json.loads((run / "evaluate" / "scores.json").read_text(encoding="utf-8"))["models"]
     for table in models.values():
         score = table["accuracy"]
@@ -54,7 +53,7 @@ def test_scores_stand_with_their_intervals(run, page):
     assert f"{models['student']['nll']:.3f}" in page.text  # a loss without interval
 
 
-def test_share_of_the_gap(run, page):
+def test_fraction_of_the_gap(run, page):
     models = json.loads((run / "evaluate" / "scores.json").read_text(encoding="utf-8"))["models"]
     sft, teacher, student = (models[name]["accuracy"]["value"] for name in ("anchor", "teacher", "scd-aw/seed-0"))
     assert f"{round(100 * (student - sft) / (teacher - sft))} % of the gap" in page.text
@@ -93,16 +92,20 @@ def test_weights_by_stage(run, page):
     assert "w = 0.500" in page.text  # td: constant
 
 
-def test_rows_at_both_ends_show_what_was_asked(page):
-    largest = page.text.partition("Rows with the largest loss differences")[2].partition("By language")[0]
-    assert largest.count("secret prompt") == 8
+def test_example_rows_show_their_prompts(page):
+    assert (
+        page.text.partition("Rows with the largest loss differences")[2]
+        .partition("By language")[0]
+        .count("secret prompt")
+        == 8
+    )
 
 
-def test_shares_of_a_sentence_are_not_rounded_past_the_whole(page):
+def test_fractions_of_one_sentence_never_add_up_to_more_than_1(page):
     assert "nats on average; on the others it is higher, by" in page.text  # 45.5 % and 54.5 % would read as 101 %
 
 
-def test_a_number_is_never_parted_from_its_percent_sign(page):
+def test_numbers_and_their_percent_signs_stay_on_one_line(page):
     shown = re.sub(r"<(style|script|pre)\b.*?</\1>", "", page.source, flags=re.DOTALL)
     assert "95\N{NO-BREAK SPACE}%" in shown and not re.search(r"\d %", shown)
 
@@ -141,7 +144,7 @@ def test_text_from_data_is_inert(page):
     assert html.escape(INJECTION) in page.source.replace("&#34;", "&quot;")
 
 
-def test_nothing_from_data_turns_or_hides_the_text_around_it(tmp_path):
+def test_control_characters_from_data_are_written_out(tmp_path):
     run = make_fake_run(tmp_path, rows=40)
     path, prompt = run / "prepare" / "rows.jsonl", "user\\u202egnp.exe \\u001b[31mred \\ud800 half"
     path.write_text(path.read_text(encoding="utf-8").replace("secret prompt", prompt), encoding="utf-8")
@@ -153,7 +156,7 @@ def test_nothing_from_data_turns_or_hides_the_text_around_it(tmp_path):
     assert "name⟨U+202E⟩␇" in page.text
 
 
-def test_a_comparison_is_one_click_from_the_top(tmp_path):
+def test_the_contents_link_to_the_comparison(tmp_path):
     run = make_fake_run(tmp_path, rows=40)
     write(run / "compare" / "index.html", "")
     contents = (
@@ -243,7 +246,7 @@ def test_a_model_without_scores(tmp_path, model):
     ],
 )
 def test_the_verdict_claims_no_more_than_the_rows_show(tmp_path, levels, words):
-    # 1,000 rows, right up to a share of them: differences of 0.1 are certain, of 0.002 are not.
+    # 1,000 rows, right up to a fraction of them: differences of 0.1 are certain, of 0.002 are not.
     models, lines = {}, []
     for model, level in zip(("teacher", "anchor", "scd/seed-0"), levels, strict=True):
         models[model] = {"accuracy": {"value": level, "low": level - 0.02, "high": level + 0.02}}
@@ -287,8 +290,8 @@ def test_entity_scores_by_type_and_what_is_paired(tmp_path):
     run = make_fake_run(tmp_path, rows=40)
     path = run / "evaluate" / "scores.json"
     scores = json.loads(path.read_text(encoding="utf-8"))
-    for place, table in enumerate(scores["models"].values()):
-        table["entity_f1"] = {"value": 0.5 + place / 100, "low": 0.4, "high": 0.6}
+    for number, table in enumerate(scores["models"].values()):
+        table["entity_f1"] = {"value": 0.5 + number / 100, "low": 0.4, "high": 0.6}
         table["f1/약물"] = {"value": 0.25, "low": 0.125, "high": 0.375}
     write(path, scores | {"task": "ner", "metric": "entity_f1"})
     text = Page(build_report(run, title="t")).text
@@ -343,9 +346,7 @@ def test_a_thousand_rows_in_a_second_without_torch(tmp_path):
     began = time.perf_counter()
     build_report(run, title="t")
     assert time.perf_counter() - began < 3  # it takes 0.4 s; room for a busy machine
-    code = (
-        "from pathlib import Path; from tutelage.stages.report import build_report;"
-        f" build_report(Path({str(run)!r}), title='t')"
-    )
+    code = "from pathlib import Path; from tutelage.stages.report import build_report"
+    code += f"; build_report(Path({str(run)!r}), title='t')"
     code += "; import sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

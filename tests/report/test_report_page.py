@@ -1,5 +1,5 @@
-"""The report's interactive parts in headless Chromium: tables that sort and filter, and the browser for rows with
-hostile text."""
+"""Interactive parts of the report in headless Chromium: tables that sort and filter, and the row browser on hostile
+text."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ import pytest
 
 from tutelage.analysis.run_results import read_results
 from tutelage.report.page import page_environment
-from tutelage.report.row_browser import Source, browser_data, pack, page_script, script_hash
+from tutelage.report.row_browser import RowSource, browser_data, pack, page_script, script_hash
 from tutelage.utils.files import write_jsonl
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,8 +32,7 @@ ESCAPE, BELL = "\u001b[31mred\u001b[0m", "\u0007"
 OVERRIDE = "user\u202egnp.exe\u2066"
 FORMULA = '=HYPERLINK("https://evil.example", "click")'
 SHELL = """<!doctype html><html lang="{{ lang }}"><head><meta charset="utf-8"><title>page</title>
-<link rel="icon" href="data:,">
-<meta http-equiv="Content-Security-Policy"
+<link rel="icon" href="data:,"><meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; style-src 'unsafe-inline'; script-src '{{ policy }}'">
 <style>{% include "report/style.css" %}{% include "report/rows.css" %}</style></head><body><main>{{ above | safe }}
 {% if browser %}{% include "report/rows.jinja" %}{% endif %}</main>{{ script }}</body></html>"""
@@ -41,10 +40,9 @@ MARK = "@@@"
 DRIVER = """
 const out = {}, one = (selector) => document.querySelector(selector);
 const all = (selector) => [...document.querySelectorAll(selector)];
-const part = (name) => one(`[data-part=${name}]`), seen = () => one("[role=status]").textContent;
+const part = (name) => one(`[data-part=${name}]`), status = () => one("[role=status]").textContent;
 const frame = () => new Promise(requestAnimationFrame);
-// The next frame does what a scroll or a change of size sets off.
-const pause = async () => { await frame(); await frame(); };
+const pause = async () => { await frame(); await frame(); }; // handlers of scroll and resize run in the next frame
 const set = (name, value) => {
   part(name).value = value;
   part(name).dispatchEvent(new Event(name === "search" ? "input" : "change"));
@@ -58,25 +56,25 @@ window.onerror = (message) => { out.failed = message; };
 
 
 def in_browser(folder: Path, page: str, steps: str, before: str = "") -> tuple[dict, str]:
-    """What `steps` put into `out` when they ran in the page, and the lines of the console.
+    """Run `steps` in the page; returns what they put into `out`, and the lines of the console.
 
-    before: statements that run ahead of the page's own script. The driver is let in by the policy, as the page's script
-    is. Time is real: under a virtual clock a busy machine lets the budget pass before the first frame is drawn.
+    before: statements that run ahead of the page's script. The page's policy is extended to allow the driver. Time is
+    real: with a virtual clock the time budget of a busy machine ends before the first frame is drawn.
     """
     last = f"(async () => {{ try {{ {steps} }} catch (error) {{ out.failed = String(error); }}"
     last += f" console.log('{MARK}' + encodeURIComponent(JSON.stringify(out)) + '{MARK}'); }})();"
-    for place, script in (("</head>", DRIVER + before), ("</body>", last)):
+    for tag, script in (("</head>", DRIVER + before), ("</body>", last)):
         source = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         page = page.replace("script-src ", f"script-src '{source}' ", 1).replace(
-            place, f"<script>{script}</script>{place}", 1
+            tag, f"<script>{script}</script>{tag}", 1
         )
     path = folder / "page.html"
     path.write_text(page, encoding="utf-8")
     options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    options += " --enable-logging=stderr --v=0"
     command = [
         CHROMIUM,
         *options.split(),
-        *("--enable-logging=stderr", "--v=0"),
         f"--user-data-dir={folder / 'profile'}",
         "--window-size=1100,900",
         path.as_uri(),
@@ -89,8 +87,8 @@ def in_browser(folder: Path, page: str, steps: str, before: str = "") -> tuple[d
         deadline.start()
         try:
             for line in browser.stderr:
-                if found := re.search(f"{MARK}(.*){MARK}", line):
-                    return json.loads(unquote(found[1])), "\n".join(line for line in lines if "CONSOLE" in line)
+                if match := re.search(f"{MARK}(.*){MARK}", line):
+                    return json.loads(unquote(match[1])), "\n".join(line for line in lines if "CONSOLE" in line)
                 lines.append(line.rstrip("\n"))
         finally:
             deadline.cancel()
@@ -105,7 +103,7 @@ def page_of(browser: dict | None, above: str = "", lang: str = "en") -> str:
 
 
 def write_hostile_run(folder: Path) -> Path:
-    """Six test rows: the student is better on r0 (where it answers the gold), worse on r1, level on the others."""
+    """Six test rows: the student is better on r0 (where it answers the gold), worse on r1, equal on the others."""
     prompts = [f"plain {SCRIPT}", IMAGE, TEMPLATE, ESCAPE + BELL, OVERRIDE, f"{FORMULA}\n한국어"]
     rows, predictions = [], []
     for n, prompt in enumerate(prompts):
@@ -146,15 +144,15 @@ def write_hostile_run(folder: Path) -> Path:
 
 STEPS = """
 await until(() => one(".canvas [role=row]"));
-out.start = [seen(), part("grid").ariaRowCount, all(".canvas [role=row]").length];
+out.start = [status(), part("grid").ariaRowCount, all(".canvas [role=row]").length];
 out.shown = all(".canvas [role=row]").map((row) => row.textContent).join(" ");
 out.heads = all(".list [role=columnheader]").map((cell) => cell.textContent); out.columns = part("grid").ariaColCount;
 out.answers = all(".canvas [role=row]").map((row) => [...row.children].slice(3, 5).map((cell) => cell.textContent));
 out.better = all(".canvas [role=row]").map((row) => row.firstChild.textContent);
 out.lang = one(".canvas bdi[lang=ko]").textContent;
 set("search", "HYPERlink("); out.search = ids();
-set("search", "ｙｅｓ"); out.folded = seen();
-set("search", "no such row"); out.none = [seen(), part("nothing").hidden];
+set("search", "ｙｅｓ"); out.folded = status();
+set("search", "no such row"); out.none = [status(), part("nothing").hidden];
 set("search", "");
 out.options = [...part("outcome").options].map((option) => option.text);
 set("outcome", "l"); out.losses = ids(); set("outcome", "w"); out.wins = ids(); set("outcome", "");
@@ -174,7 +172,7 @@ all(".canvas [role=row]")[0].click(); out.first = part("body").textContent; part
 
 one("[value=training]").click(); await pause();
 out.trainingHeads = all(".list [role=columnheader]").map((cell) => cell.textContent);
-out.training = [seen(), part("student").closest("label").hidden, ids()];
+out.training = [status(), part("student").closest("label").hidden, ids()];
 set("order", "weight-down"); out.weights = all(".canvas [role=row]").map((row) => row.lastChild.textContent);
 key("Enter"); out.stages = part("body").textContent; part("close").click();
 
@@ -187,44 +185,44 @@ out.wide = document.documentElement.scrollWidth > innerWidth;
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory) -> dict:
+def out(tmp_path_factory) -> dict:
     run = write_hostile_run(tmp_path_factory.mktemp("hostile"))
-    found, console = in_browser(run, page_of(browser_data(read_results(run), run)), STEPS)
-    return {**found, "console": console}
+    values, console = in_browser(run, page_of(browser_data(read_results(run), run)), STEPS)
+    return {**values, "console": console}
 
 
-def test_the_page_runs_without_a_word_in_the_console(seen):
-    assert (seen["console"], seen.get("failed")) == ("", None)
+def test_the_page_runs_without_console_messages(out):
+    assert (out["console"], out.get("failed")) == ("", None)
 
 
-def test_hostile_rows_stay_text(seen):
-    assert seen["hacked"] is None
-    assert seen["elements"] == 1  # the page's own style
-    assert seen["scripts"] == 5  # words, rows, the page's, and two of this test
-    assert seen["loaded"] == []
+def test_hostile_rows_stay_text(out):
+    assert out["hacked"] is None
+    assert out["elements"] == 1  # the page's own style
+    assert out["scripts"] == 5  # words, rows, the page's, and two of this test
+    assert out["loaded"] == []
     for text in (SCRIPT, IMAGE, TEMPLATE, FORMULA, "␛[31mred␛[0m␇", "user⟨U+202E⟩gnp.exe⟨U+2066⟩"):
-        assert text in seen["shown"]
-    assert "\u001b" not in seen["shown"] and "\u202e" not in seen["shown"]
-    assert seen["lang"] == f"{FORMULA}\n한국어"
+        assert text in out["shown"]
+    assert "\u001b" not in out["shown"] and "\u202e" not in out["shown"]
+    assert out["lang"] == f"{FORMULA}\n한국어"
 
 
-def test_rows_are_searched_and_filtered(seen):
-    assert seen["start"] == ["Rows shown: 6 of 6", "7", 6]
-    assert len(seen["search"]) == 1 and FORMULA in seen["search"][0]
-    assert seen["folded"] == "Rows shown: 6 of 6"  # full-width letters find plain ones
-    assert seen["none"] == ["Rows shown: 0 of 6", False]
-    assert seen["options"] == ["All", "Student better (1)", "Teacher better (1)", "Equal (4)"]
-    assert seen["better"] == ["Student better", "Teacher better", *["Equal"] * 4]
-    assert (len(seen["losses"]), seen["losses"][0]) == (1, IMAGE)
-    assert (len(seen["wins"]), seen["wins"][0]) == (1, f"plain {SCRIPT}")
-    assert len(seen["sfs"]) == 2  # r0 and r1, at 0.3 and 0.4 nats against 0.5
-    assert len(seen["subdomain"]) == 2
-    assert seen["found"] == seen["wins"]
-    assert seen["anchor"][1:] == ["Student's lower (SFS) (6)", "Teacher's lower or equal (TFS) (0)"]
+def test_rows_are_searched_and_filtered(out):
+    assert out["start"] == ["Rows shown: 6 of 6", "7", 6]
+    assert len(out["search"]) == 1 and FORMULA in out["search"][0]
+    assert out["folded"] == "Rows shown: 6 of 6"  # full-width letters find plain ones
+    assert out["none"] == ["Rows shown: 0 of 6", False]
+    assert out["options"] == ["All", "Student better (1)", "Teacher better (1)", "Equal (4)"]
+    assert out["better"] == ["Student better", "Teacher better", *["Equal"] * 4]
+    assert (len(out["losses"]), out["losses"][0]) == (1, IMAGE)
+    assert (len(out["wins"]), out["wins"][0]) == (1, f"plain {SCRIPT}")
+    assert len(out["sfs"]) == 2  # r0 and r1, at 0.3 and 0.4 nats against 0.5
+    assert len(out["subdomain"]) == 2
+    assert out["found"] == out["wins"]
+    assert out["anchor"][1:] == ["Student's lower (SFS) (6)", "Teacher's lower or equal (TFS) (0)"]
 
 
-def test_the_list_shows_both_answers_side_by_side(seen):
-    assert seen["heads"] == [
+def test_the_list_shows_both_answers_side_by_side(out):
+    assert out["heads"] == [
         "Better",
         "Prompt",
         "Gold answer",
@@ -232,45 +230,45 @@ def test_the_list_shows_both_answers_side_by_side(seen):
         "Teacher's answer",
         "Loss difference",
     ]
-    assert seen["columns"] == "6"
-    assert seen["answers"][:3] == [
+    assert out["columns"] == "6"
+    assert out["answers"][:3] == [
         ["yes", SCRIPT],
         [SCRIPT, "yes"],
         ["yes", "yes"],
     ]  # the student is right on r0, wrong on r1
-    assert seen["trainingHeads"] == ["Better", "Prompt", "Gold answer", "Loss: anchor / checkpoint", "Mean weight"]
+    assert out["trainingHeads"] == ["Better", "Prompt", "Gold answer", "Loss: anchor / checkpoint", "Mean weight"]
 
 
 @pytest.mark.parametrize("lang", ["en", "ko", "ja"])
 def test_code_is_set_in_a_monospaced_font_in_every_language(tmp_path, lang):
     steps = "out.fonts = [one('code'), one('p')].map((element) => getComputedStyle(element).fontFamily);"
-    found, _ = in_browser(tmp_path, page_of(None, "<p>text <code>checkpoint-360</code></p>", lang), steps)
-    assert found["fonts"][0].endswith("monospace") and found["fonts"][1].endswith("sans-serif")
+    out, _ = in_browser(tmp_path, page_of(None, "<p>text <code>checkpoint-360</code></p>", lang), steps)
+    assert out["fonts"][0].endswith("monospace") and out["fonts"][1].endswith("sans-serif")
 
 
-def test_rows_are_sorted(seen):
-    assert seen["order"][0].startswith(FORMULA) and seen["order"][-1].startswith("plain")  # +0.3 nats to -0.2
-    assert seen["sure"][0].startswith("plain") and seen["sure"][-1].startswith(FORMULA)
-    assert seen["weights"] == ["0.750", "0.500", "0.250"]
+def test_rows_are_sorted(out):
+    assert out["order"][0].startswith(FORMULA) and out["order"][-1].startswith("plain")  # +0.3 nats to -0.2
+    assert out["sure"][0].startswith("plain") and out["sure"][-1].startswith(FORMULA)
+    assert out["weights"] == ["0.750", "0.500", "0.250"]
 
 
-def test_a_row_opens_to_its_whole_story(seen):
-    assert seen["active"] == "row-2"
-    opened, place, text = seen["open"]
-    assert (opened, place) == (True, "3 / 6")
+def test_a_row_opens_with_its_details(out):
+    assert out["active"] == "row-2"
+    opened, position, text = out["open"]
+    assert (opened, position) == (True, "3 / 6")
     assert TEMPLATE in text and f"(unreadable) {IMAGE}" in text and "SCD+AW, seed 0yes1.0000.5000.200" in text
-    assert seen["next"][0] == "4 / 6" and seen["next"][1].startswith("␛")
-    assert seen["closed"] == [False, True]
-    assert seen["end"] == ["6 / 6", True]
-    assert "Found slice" in seen["first"] and SCRIPT in seen["first"]
+    assert out["next"][0] == "4 / 6" and out["next"][1].startswith("␛")
+    assert out["closed"] == [False, True]
+    assert out["end"] == ["6 / 6", True]
+    assert "Found slice" in out["first"] and SCRIPT in out["first"]
 
 
-def test_training_rows_have_their_own_view(seen):
-    assert seen["training"] == ["Rows shown: 3 of 3", True, ["train 0", "train 1", "train 2"]]
-    assert IMAGE in seen["stages"] and "0.9000.3000.750" in seen["stages"]
+def test_training_rows_have_their_own_view(out):
+    assert out["training"] == ["Rows shown: 3 of 3", True, ["train 0", "train 1", "train 2"]]
+    assert IMAGE in out["stages"] and "0.9000.3000.750" in out["stages"]
 
 
-def test_only_rows_in_sight_are_in_the_document(tmp_path):
+def test_only_visible_rows_are_in_the_document(tmp_path):
     rows = 50_000
     table = {
         "ids": [f"r{n}" for n in range(rows)],
@@ -282,7 +280,7 @@ def test_only_rows_in_sight_are_in_the_document(tmp_path):
     answers = {"answer": table["gold"], "unread": {}, "score": 1, "nll": 0.5, "confidence": None, "found": {}}
     letters = {"outcome": "t" * rows, "side": "t" * rows}
     models = {name: {**answers, **letters} for name in ("teacher", MAIN)}
-    source = Source(rows, lambda places: {**table, "models": models})
+    source = RowSource(rows, lambda indices: {**table, "models": models})
     payload, length, shown = pack({"test": source}, {"models": list(models), "main": MAIN})
     about = {"payload": payload, "length": length, "left_out": 0, "models": list(models), "main": MAIN}
     page = page_of({**about, "test": {"rows": rows, "shown": shown["test"]}, "training": None})
@@ -300,14 +298,14 @@ def test_only_rows_in_sight_are_in_the_document(tmp_path):
     key("End"); await pause(); out.last = ids().at(-1);
     set("search", "number 49999"); out.search = ids();
     """
-    found, console = in_browser(tmp_path, page, steps)
-    assert (console, found.get("failed")) == ("", None)
-    assert found["rows"] == "50001"
-    assert found["most"] < 400
-    tops = [int(top) for top in found["tops"]]
+    out, console = in_browser(tmp_path, page, steps)
+    assert (console, out.get("failed")) == ("", None)
+    assert out["rows"] == "50001"
+    assert out["most"] < 400
+    tops = [int(top) for top in out["tops"]]
     assert all(abs(top / rows - share) < 0.001 for top, share in zip(tops, (0, 0.25, 0.5, 1, 0.1), strict=True))
-    assert found["last"] == "row number 49999"
-    assert found["search"] == ["row number 49999"]
+    assert out["last"] == "row number 49999"
+    assert out["search"] == ["row number 49999"]
 
 
 def test_tables_sort_and_filter(tmp_path):
@@ -338,15 +336,15 @@ def test_tables_sort_and_filter(tmp_path):
     type("ALPHA"); out.alpha = [names(), one(".filter output").textContent];
     type("two alpha"); out.both = names(); type(""); out.all = names();
     """
-    found, console = in_browser(tmp_path, page_of(None, above), steps)
-    assert (console, found.get("failed")) == ("", None)
-    assert found["buttons"] == [True, True, False]
-    assert found["down"] == ["dbeac", [None, "descending", None]]  # data-value comes before text, unknown last
-    assert found["up"] == ["aebdc", [None, "ascending", None]]
-    assert found["name"] == ["abcde", ["ascending", None, None]]
-    assert found["label"] == "Find"
-    assert found["alpha"] == ["ad", "2 / 5"]
-    assert (found["both"], found["all"]) == ("d", "abcde")
+    out, console = in_browser(tmp_path, page_of(None, above), steps)
+    assert (console, out.get("failed")) == ("", None)
+    assert out["buttons"] == [True, True, False]
+    assert out["down"] == ["dbeac", [None, "descending", None]]  # data-value comes before text, unknown last
+    assert out["up"] == ["aebdc", [None, "ascending", None]]
+    assert out["name"] == ["abcde", ["ascending", None, None]]
+    assert out["label"] == "Find"
+    assert out["alpha"] == ["ad", "2 / 5"]
+    assert (out["both"], out["all"]) == ("d", "abcde")
 
 
 @pytest.mark.parametrize(
@@ -356,11 +354,11 @@ def test_tables_sort_and_filter(tmp_path):
         ("", True, "The rows in this page are damaged"),
     ],
 )
-def test_rows_that_cannot_be_unpacked_are_said(tmp_path, before, damage, sentence):
+def test_rows_that_cannot_be_unpacked_are_reported(tmp_path, before, damage, sentence):
     run = write_hostile_run(tmp_path)
     browser = browser_data(read_results(run), run)
     if damage:
         browser["payload"] = browser["payload"][: len(browser["payload"]) // 8 * 4]
-    found, console = in_browser(tmp_path, page_of(browser), "await until(seen); out.said = seen();", before)
-    assert found["said"].startswith(sentence)
+    out, console = in_browser(tmp_path, page_of(browser), "await until(status); out.status = status();", before)
+    assert out["status"].startswith(sentence)
     assert damage or console == ""

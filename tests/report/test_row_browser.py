@@ -1,5 +1,4 @@
-"""What the report's browser for rows is given: columns, the main student's training rows, and a budget of bytes that
-holds."""
+"""Data of the row browser: columns, the main student's training rows, and the budget of bytes."""
 
 import base64
 import gzip
@@ -17,13 +16,13 @@ from tutelage.report.row_browser import (
     LONGEST,
     MODELS,
     SHORTEST,
-    Source,
+    RowSource,
     browser_data,
-    evenly,
     one_line,
     pack,
     page_script,
-    prompt_text,
+    prompt_with_roles,
+    sample,
     script_hash,
 )
 from tutelage.utils.files import write_jsonl
@@ -57,7 +56,7 @@ def row(id: str, split: str = "test", **more: object) -> dict:
 
 
 def write_run(folder: Path, predictions: list[dict], rows: list[dict], weights: list[dict] = ()) -> Path:
-    models = dict.fromkeys(found["model"] for found in predictions)
+    models = dict.fromkeys(line["model"] for line in predictions)
     scores = {
         "task": "classification",
         "metric": "accuracy",
@@ -101,8 +100,8 @@ def run(tmp_path) -> Path:
 
 
 def data_of(run: Path) -> tuple[dict, dict]:
-    found = browser_data(read_results(run), run)
-    return found, unpacked(found["payload"])
+    browser = browser_data(read_results(run), run)
+    return browser, unpacked(browser["payload"])
 
 
 def test_rows_become_columns_in_the_order_of_the_data(run):
@@ -123,7 +122,7 @@ def test_rows_become_columns_in_the_order_of_the_data(run):
     assert (about["test"], about["length"], about["left_out"]) == ({"rows": 4, "shown": 4}, None, 0)
 
 
-def test_outcomes_are_told_by_the_exact_values(run):
+def test_outcomes_come_from_exact_values(run):
     student = data_of(run)[1]["test"]["models"][MAIN]
     assert student["outcome"] == "wlt-"
     assert student["side"] == "stt-"  # 1.0000001 is below 1.0000002, and equal losses are the teacher's
@@ -159,7 +158,7 @@ def test_found_slices_are_marked_row_by_row(run):
     assert models["teacher"]["found"] == {}
 
 
-def test_models_stand_in_the_order_of_the_report(tmp_path):
+def test_models_are_in_the_order_of_the_report(tmp_path):
     others = [f"td/seed-{n}" for n in range(15)]
     names = ["student", *others, MAIN, "anchor", "teacher"]
     run = write_run(tmp_path, [line("a", name, "cough", 1.0, 0.1) for name in names], [row("a")])
@@ -215,17 +214,17 @@ def test_answers_are_one_line(answer, expected):
 
 def test_a_chat_is_read_with_its_roles():
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
-    assert prompt_text(chat) == "system: Be brief.\n\nuser: Why?"
+    assert prompt_with_roles(chat) == "system: Be brief.\n\nuser: Why?"
 
 
 # --- the budget ---
 
 
-def source(rows: int, length: int) -> Source:
+def source(rows: int, length: int) -> RowSource:
     """Rows of random letters, which gzip cannot shrink to less than 5 / 8."""
     letters = np.random.default_rng(1).integers(97, 123, (rows, length), dtype=np.uint8)
     prompts = [line.tobytes().decode() for line in letters]
-    return Source(rows, lambda places: {"ids": list(places), "prompt": [prompts[place] for place in places]})
+    return RowSource(rows, lambda indices: {"ids": list(indices), "prompt": [prompts[index] for index in indices]})
 
 
 def test_what_fits_is_left_alone():
@@ -263,7 +262,7 @@ def test_training_rows_are_left_out_before_test_rows():
     assert 0.85 * budget < len(payload) <= budget
     ids = data["training"]["ids"]
     assert ids == sorted(ids) and len(set(ids)) == shown["training"]
-    assert ids == evenly(2_000, shown["training"])  # the same rows in every page
+    assert ids == sample(2_000, shown["training"])  # the same rows in every page
 
 
 def test_test_rows_keep_most_of_the_budget():
@@ -272,16 +271,16 @@ def test_test_rows_keep_most_of_the_budget():
     assert 3 < shown["test"] / shown["training"] < 5
 
 
-def test_rows_are_left_out_evenly():
-    places = np.array(evenly(10_000, 1_000))
-    counts = np.histogram(places, bins=10, range=(0, 10_000))[0]
+def test_rows_are_sampled_at_random():
+    indices = np.array(sample(10_000, 1_000))
+    counts = np.histogram(indices, bins=10, range=(0, 10_000))[0]
     assert counts.min() > 60  # 100 expected in each tenth, standard deviation 9.5
 
 
 # --- the script ---
 
 
-def test_the_policy_names_exactly_the_script_that_is_there():
+def test_the_policy_allows_exactly_the_script_of_the_page():
     element = str(page_script())
     text = re.fullmatch(r"<script>(.*)</script>", element, re.DOTALL)[1]
     assert "</script" not in text and "<!--" not in text

@@ -1,4 +1,4 @@
-"""The report page in Korean and Japanese: nothing is left untranslated, and what comes from data stays inert."""
+"""The report page in Korean and Japanese: every message is translated, and text from data stays escaped."""
 
 import ast
 import html
@@ -24,9 +24,9 @@ TAG = re.compile(r"</?[a-z][^<>]*>")
 
 @cache
 def messages() -> dict[str, str]:
-    """Every message a page can show, and a template it stands in; of a plural the form for many."""
+    """Every message of the page, with a file it stands in; of a plural the plural form."""
     environment = page.page_environment()
-    found = {}
+    sources = {}
     for path in [
         page.TEMPLATES / "report.html.jinja",
         *sorted(CATALOGS.glob("*.jinja")),
@@ -35,7 +35,7 @@ def messages() -> dict[str, str]:
         for line, function, message in environment.extract_translations(path.read_text(encoding="utf-8")):
             forms = [form for form in message if form] if isinstance(message, tuple) else [message]
             assert forms[-1], f"{path.name}:{line}: {function} needs its message as a literal"
-            found[forms[-1]] = path.name
+            sources[forms[-1]] = path.name
     for module, function in ((page, "translate"), (format, "translate")):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
             if (
@@ -43,8 +43,8 @@ def messages() -> dict[str, str]:
                 and ast.unparse(node.func) == function
                 and isinstance(node.args[0], ast.Constant)
             ):
-                found[node.args[0].value] = module.__name__
-    return found | dict.fromkeys([*page.NAMES.values(), *page.METRICS.values(), *page.TERMS.values()], "page.py")
+                sources[node.args[0].value] = module.__name__
+    return sources | dict.fromkeys([*page.NAMES.values(), *page.METRICS.values(), *page.TERMS.values()], "page.py")
 
 
 @cache
@@ -65,19 +65,19 @@ def placeholders(message: str) -> set[str]:
 @pytest.mark.parametrize("lang", TRANSLATED)
 def test_every_message_is_translated_and_no_translation_is_dead(lang):
     assert len(messages()) > 100
-    assert {message: place for message, place in messages().items() if message not in catalog(lang)} == {}
+    assert {message: source for message, source in messages().items() if message not in catalog(lang)} == {}
     assert set(catalog(lang)) - set(messages()) == set()
 
 
 @pytest.mark.parametrize("lang", TRANSLATED)
-def test_a_translation_has_the_places_and_the_mark_up_of_its_message(lang):
-    for message, said in catalog(lang).items():
-        assert placeholders(said) == placeholders(message), said
-        assert Counter(TAG.findall(said)) == Counter(TAG.findall(message)), said
+def test_a_translation_has_the_placeholders_and_the_markup_of_its_message(lang):
+    for message, translation in catalog(lang).items():
+        assert placeholders(translation) == placeholders(message), translation
+        assert Counter(TAG.findall(translation)) == Counter(TAG.findall(message)), translation
         values = {name: 1 for name in re.findall(r"%\((\w+)\)", message)}
-        assert said % values and message % values
-        assert '"' not in TAG.sub("", message + said), f"{said}: ends an attribute"
-        assert said.strip() == said and message.strip() == message
+        assert translation % values and message % values
+        assert '"' not in TAG.sub("", message + translation), f"{translation}: ends an attribute"
+        assert translation.strip() == translation and message.strip() == message
 
 
 @pytest.mark.parametrize("lang", ["fr", "KO", "ko-KR", "", "../../../etc/passwd"])
@@ -93,8 +93,8 @@ def test_the_page_says_its_language_and_its_headings_are_in_it(translated):
     lang, shown = translated
     assert ("html", {"lang": lang}) in shown.tags
     headings = [
-        html.unescape(TAG.sub("", found))
-        for found in re.findall(r"<(?:h2|h3|summary)\b.*?>(.*?)</", shown.source, re.S)
+        html.unescape(TAG.sub("", heading))
+        for heading in re.findall(r"<(?:h2|h3|summary)\b.*?>(.*?)</", shown.source, re.S)
     ]
     assert len(headings) > 8
     for heading in headings:
@@ -150,15 +150,15 @@ def test_marked_up_values_stay_marked_up():
     assert environment.from_string(source).render() == "학생 모델의 점수는 <i>&lt;0.5&gt;</i>입니다."
 
 
-def test_one_and_many():
+def test_plurals():
     one, many = "%(num)s checkpoint, measured on validation.", "%(num)s checkpoints, measured on validation."
     source = f'{{{{ ngettext("{one}", "{many}", n) }}}}'
-    said = {
+    texts = {
         lang: [page.page_environment(lang=lang).from_string(source).render(n=n) for n in (1, 4)]
         for lang in ("en", "ko")
     }
-    assert said["en"] == ["1 checkpoint, measured on validation.", "4 checkpoints, measured on validation."]
-    assert said["ko"] == [f"체크포인트 {n}개를 검증 데이터로 측정했습니다." for n in (1, 4)]
+    assert texts["en"] == ["1 checkpoint, measured on validation.", "4 checkpoints, measured on validation."]
+    assert texts["ko"] == [f"체크포인트 {n}개를 검증 데이터로 측정했습니다." for n in (1, 4)]
 
 
 def test_names_and_durations_in_each_language():
@@ -176,14 +176,14 @@ def test_names_and_durations_in_each_language():
         "ko": ["3분 2초", "8.4초", "1시간 3분", "SCD+AW, 시드 0", "교사 모델", "개체명 F1", "68%", "my own"],
         "ja": ["3 分 2 秒", "8.4 秒", "1 時間 3 分", "SCD+AW、シード 0", "教師モデル", "固有表現F1", "68%", "my own"],
     }.items():
-        say = translator(lang)
-        said = [format.duration(seconds, say) for seconds in (182, 8.44, 3780)]
-        said += [page.model_name(name, say) for name in ("scd-aw/seed-0", "teacher")]
+        translate = translator(lang)
+        texts = [format.duration(seconds, translate) for seconds in (182, 8.44, 3780)]
+        texts += [page.model_name(name, translate) for name in ("scd-aw/seed-0", "teacher")]
         assert [
-            *said,
-            page.metric_name("entity_f1", say),
-            format.percent(0.684, say),
-            page.metric_name("my_own", say),
+            *texts,
+            page.metric_name("entity_f1", translate),
+            format.percent(0.684, translate),
+            page.metric_name("my_own", translate),
         ] == expected
 
 

@@ -10,7 +10,6 @@ from tutelage.utils.format import (
     duration,
     escape_markdown,
     file_size,
-    markdown_table,
     number,
     p_value,
     parameter_count,
@@ -95,7 +94,3 @@ def test_markdown_of_data_is_text():
 
 def test_a_code_block_cannot_be_closed_by_its_text():
     assert code_block("a\n```\nb", "yaml") == ["````yaml", "a\n```\nb", "````"]
-
-
-def test_a_markdown_table_aligns_numbers_right():
-    assert markdown_table(["a", "b"], [["x", "1"]]) == ["| a | b |", "| --- | ---: |", "| x | 1 |"]

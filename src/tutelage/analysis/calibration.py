@@ -68,11 +68,11 @@ class Calibration(CalibrationSource):
     bins: list[ReliabilityBin]
 
 
-def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = BINS, seed: int = 0) -> Calibration:
+def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = BINS) -> Calibration:
     """Calibration of a model from its confidences.
 
-    confidence: [rows] in [0, 1]. correct: [rows] booleans, whether the whole answer is right. seed: of the draws behind
-    `ece_by_chance`. Raises ValueError for other values or shapes, or without rows.
+    confidence: [rows] in [0, 1]. correct: [rows] booleans, whether the whole answer is right. Raises ValueError for
+    other values or shapes, or without rows.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -84,11 +84,12 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = BINS
             f" found {confidence}, {correct}"
         )
     bin_index = np.minimum((confidence * bins).astype(int), bins - 1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     by_chance = [
         expected_calibration_error(confidence, rng.random(len(confidence)) < confidence, bin_index)
         for _ in range(_CHANCE_DRAWS)
     ]
+    occupied = [(index, bin_index == index) for index in np.unique(bin_index).tolist()]
     return {
         "from": "confidence",
         "rows": len(confidence),
@@ -98,7 +99,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, *, bins: int = BINS
         "ece_by_chance": float(np.quantile(by_chance, 0.95)),
         "brier": float(((confidence - correct) ** 2).mean()),
         "auroc": float(roc_auc_score(correct, confidence)) if 0 < correct.sum() < len(correct) else None,
-        "bins": _bins(confidence, correct, bin_index, bins),
+        "bins": [_bin(index, bins, confidence[inside], correct[inside]) for index, inside in occupied],
     }
 
 
@@ -107,21 +108,15 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bin_
     return float(np.abs(np.bincount(bin_index, correct - confidence)).sum() / len(confidence))
 
 
-def _bins(confidence: np.ndarray, correct: np.ndarray, bin_index: np.ndarray, bins: int) -> list[ReliabilityBin]:
-    """The bins that hold rows, ascending."""
-    made = []
-    for index in np.unique(bin_index).tolist():
-        inside = bin_index == index
-        made.append(
-            ReliabilityBin(
-                low=index / bins,
-                high=(index + 1) / bins,
-                rows=int(inside.sum()),
-                confidence=float(confidence[inside].mean()),
-                accuracy=wilson_interval(int(correct[inside].sum()), int(inside.sum())).as_record(),
-            )
-        )
-    return made
+def _bin(index: int, bins: int, confidence: np.ndarray, correct: np.ndarray) -> ReliabilityBin:
+    """A bin from the values of the rows in it."""
+    return {
+        "low": index / bins,
+        "high": (index + 1) / bins,
+        "rows": len(correct),
+        "confidence": float(confidence.mean()),
+        "accuracy": wilson_interval(int(correct.sum()), len(correct)).as_record(),
+    }
 
 
 # --- cascades ---
@@ -162,7 +157,6 @@ def cascades(
     costs: Mapping[str, float | None],
     *,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Cascade]:
     """The cascade of each student and the teacher, by student.
 
@@ -172,7 +166,7 @@ def cascades(
     order = {name: np.argsort(confidences[name], kind="stable") for name in students}
     scores = {name: _cascade_scores(student, teacher, order[name]) for name, student in students.items()}
     differences = np.concatenate(list(scores.values())) - teacher
-    draws = np.split(resampled_means(differences.T.astype(np.float32), resamples, seed), len(students), axis=1)
+    draws = np.split(resampled_means(differences.T.astype(np.float32), resamples), len(students), axis=1)
     made: dict[str, Cascade] = {}
     for (name, student), student_draws in zip(students.items(), draws, strict=True):
         against_teacher = [
@@ -193,32 +187,26 @@ def _points(
     scores: np.ndarray, against_teacher: Sequence[Interval], ranked: np.ndarray, cost: float | None, oracle: np.ndarray
 ) -> list[CascadePoint]:
     """scores, against_teacher: of each fraction. ranked: [rows] confidences, ascending. oracle: as `_oracle_scores`."""
-    points, rows = [], len(ranked)
+    points: list[CascadePoint] = []
+    rows = len(ranked)
     for fraction, score, interval in zip(FRACTIONS, scores.tolist(), against_teacher, strict=True):
-        passed_on = _passed_on(fraction, rows)
-        points.append(
-            CascadePoint(
-                share=passed_on / rows,
-                threshold=float(ranked[passed_on]) if passed_on < rows else None,
-                score=score,
-                against_teacher=interval.as_record(),
-                cost=None if cost is None else cost + passed_on / rows,
-                perfect=float(oracle[passed_on]),
-            )
-        )
+        passed_on = round(fraction * rows)
+        points.append({
+            "share": passed_on / rows,
+            "threshold": float(ranked[passed_on]) if passed_on < rows else None,
+            "score": score,
+            "against_teacher": interval.as_record(),
+            "cost": None if cost is None else cost + passed_on / rows,
+            "perfect": float(oracle[passed_on]),
+        })  # fmt: skip
     return points
-
-
-def _passed_on(fraction: float, rows: int) -> int:
-    """Number of rows that go to the teacher."""
-    return round(fraction * rows)
 
 
 def _cascade_scores(student: np.ndarray, teacher: np.ndarray, order: np.ndarray) -> np.ndarray:
     """[fractions, rows] scores of the cascade that passes on the first rows of the order."""
     scores = np.tile(student, (len(FRACTIONS), 1))
     for line, fraction in zip(scores, FRACTIONS, strict=True):
-        to_teacher = order[: _passed_on(fraction, len(order))]
+        to_teacher = order[: round(fraction * len(order))]
         line[to_teacher] = teacher[to_teacher]
     return scores
 

@@ -73,8 +73,7 @@ class Estimate:
     row_error: float
     """Standard error of the value due to the choice of test rows. More seeds do not reduce it."""
     seed_deviation: float | None
-    """Standard deviation of one seed's value about the mean of all possible seeds, on these rows. None with one
-    seed."""
+    """Standard deviation of one seed's value about the mean of all seeds, on these rows. None with one seed."""
     seed_noise: float
     """What that deviation would be from rows alone, without any seed effect; 0 with one seed."""
     trajectories: int
@@ -82,11 +81,9 @@ class Estimate:
     trajectory_error: float
     """Standard error due to the trajectories; 0 for one."""
     both_error: float
-    """The part of `trajectory_error` that the seeds' part contains as well: it differs with every seed under every
-    trajectory."""
+    """The part of `trajectory_error` that differs with every seed under every trajectory, as the seeds' part does."""
     error: float
-    """Standard error of the value: error^2 = row_error^2 + seed_deviation^2 / seeds + trajectory_error^2 -
-    both_error^2."""
+    """Of the value: error^2 = row_error^2 + seed_deviation^2 / seeds + trajectory_error^2 - both_error^2."""
     freedom: float
     """Degrees of freedom of `error`."""
 
@@ -169,13 +166,9 @@ def _checked(tables: dict[str, ArrayLike], statistic: ScalarStatistic | None) ->
     if any(len(shape) != dimensions for shape in shapes.values()):
         raise ValueError(f"scores must be {form}, one seed included; found shapes {shapes}")
     if any(0 in shape for shape in shapes.values()):
-        raise ValueError(
-            f"there must be at least one seed and one row: a mean over nothing has no value; found shapes {shapes}"
-        )
+        raise ValueError(f"a mean over nothing has no value: give at least one seed and one row; found shapes {shapes}")
     if len({shape[1] for shape in shapes.values()}) != 1:
-        raise ValueError(
-            f"a paired comparison needs the same rows in the same order for every method; found shapes {shapes}"
-        )
+        raise ValueError(f"a paired comparison needs the same rows in the same order; found shapes {shapes}")
     for name, table in arrays.items():
         bad = np.argwhere(~np.isfinite(table))
         if len(bad):

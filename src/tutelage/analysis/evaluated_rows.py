@@ -76,10 +76,8 @@ def read_evaluated(folder: Path) -> EvaluatedRows:
         )
     evaluated = predictions["teacher"].keys()
     for name in [name for name, lines in predictions.items() if not evaluated <= lines.keys()]:
-        notes.append(
-            f"{name} is left out: it was evaluated on other rows than the teacher; `tutelage evaluate RECIPE`"
-            " evaluates it again"
-        )
+        why = "it was evaluated on other rows than the teacher; `tutelage evaluate RECIPE` evaluates it again"
+        notes.append(f"{name} is left out: {why}")
         del predictions[name]
     rows = {row["id"]: row for row in read_jsonl(folder / "prepare" / "rows.jsonl") if row["split"] == "test"}
     kept = [id for id in rows if id in evaluated and all(_finite(lines[id]) for lines in predictions.values())]

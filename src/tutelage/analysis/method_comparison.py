@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,15 +15,14 @@ from numpy.typing import ArrayLike
 from tutelage.analysis.crossed_intervals import Estimate, Grid, contrast
 from tutelage.analysis.significance import Scores, as_run_scores, wilson_interval
 from tutelage.method.risk_split import SMALLEST_GAP
-from tutelage.records import Interval
+from tutelage.records import Interval, IntervalRecord
 
 # --- gap closed ---
 
 
 @dataclass(frozen=True, slots=True)
 class GapClosed:
-    """Fraction of the gap between plain fine-tuning and the teacher that a student closes: 0 none, 1 all; above 1 the
-    student is better than the teacher."""
+    """Fraction of the gap from plain fine-tuning to the teacher that a student closes; above 1 it beats the teacher."""
 
     fraction: float | None
     """(student - sft) / (teacher - sft). None unless the teacher is ahead by at least `SMALLEST_GAP`."""
@@ -99,17 +99,10 @@ def two_by_two(
 
     Arguments as in `significance.paired_difference`; all three effects come from the same rows and seeds.
     """
-    scores = as_run_scores(
-        best_constant=best_constant,
-        best_adaptive=best_adaptive,
-        scheduled_constant=scheduled_constant,
-        scheduled_adaptive=scheduled_adaptive,
-    )
-    effects = [
-        contrast(scores, weights, grid)
-        for weights in ((-0.5, -0.5, 0.5, 0.5), (-0.5, 0.5, -0.5, 0.5), (1.0, -1.0, -1.0, 1.0))
-    ]
-    return TwoByTwo(*effects)
+    cells = {"best_constant": best_constant, "best_adaptive": best_adaptive}
+    scores = as_run_scores(**cells, scheduled_constant=scheduled_constant, scheduled_adaptive=scheduled_adaptive)
+    contrasts = ((-0.5, -0.5, 0.5, 0.5), (-0.5, 0.5, -0.5, 0.5), (1.0, -1.0, -1.0, 1.0))
+    return TwoByTwo(*(contrast(scores, weights, grid) for weights in contrasts))
 
 
 # --- over data sets, and from validation to test ---
@@ -130,8 +123,7 @@ def mean_ranks(scores: ArrayLike) -> np.ndarray:
     return rankdata(-rounded, axis=0).mean(axis=1)
 
 
-@dataclass(frozen=True, slots=True)
-class PredictionTable:
+class PredictionTable(TypedDict):
     """Cells (data set x method x seed) by what validation predicts and what test shows: the student wins, or not."""
 
     true_wins: int
@@ -142,7 +134,7 @@ class PredictionTable:
     """Not predicted to win, but won."""
     true_losses: int
     """Not predicted to win, and did not."""
-    accuracy: Interval
+    accuracy: IntervalRecord
     """Fraction of cells predicted right, in [0, 1], with Wilson's 95 % interval."""
 
 
@@ -162,6 +154,10 @@ def prediction_table(advantage: ArrayLike, deficit: ArrayLike, won: ArrayLike) -
             f" found shapes {gain.shape}, {loss.shape}, {wins.shape}"
         )
     predicted = gain > loss
-    pairs = ((predicted, wins), (predicted, ~wins), (~predicted, wins), (~predicted, ~wins))
-    counts = [int((first & second).sum()) for first, second in pairs]
-    return PredictionTable(*counts, wilson_interval(counts[0] + counts[3], len(gain)))
+    return {
+        "true_wins": int((predicted & wins).sum()),
+        "false_wins": int((predicted & ~wins).sum()),
+        "false_losses": int((~predicted & wins).sum()),
+        "true_losses": int((~predicted & ~wins).sum()),
+        "accuracy": wilson_interval(int((predicted == wins).sum()), len(gain)).as_record(),
+    }

@@ -6,6 +6,7 @@ price?
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
@@ -34,6 +35,8 @@ class MethodPair(NamedTuple):
 class EffectRecord(TypedDict):
     """A measure of both methods, mean over rows and seeds."""
 
+    rows: NotRequired[int]
+    """Their number, of a record about some of the rows."""
     plain: float
     changed: float
     difference: float
@@ -42,12 +45,6 @@ class EffectRecord(TypedDict):
     high: float
     """Ends of the 95 % interval, over rows alone if there is one seed."""
     p_value: float
-
-
-class SideRecord(EffectRecord):
-    """The same on some of the rows."""
-
-    rows: int
 
 
 class ChangedRows(TypedDict):
@@ -72,27 +69,23 @@ class MethodEffect(TypedDict):
     """Rows by the anchor's score. `kept`: the plain student lost what the anchor had, the changed one did not; `lost`:
     the reverse; `gained` and `missed`: the same if the anchor was no better than the worse of the two. Absent without
     an anchor, as is `nll_where`."""
-    nll_where: NotRequired[dict[Literal["sfs", "tfs"], SideRecord]]
+    nll_where: NotRequired[dict[Literal["sfs", "tfs"], EffectRecord]]
     """`nll` on the rows on which the anchor's loss is below the teacher's (`sfs`), and on the others (`tfs`)."""
 
 
 def comparable_pairs(methods: Sequence[str]) -> list[MethodPair]:
-    """Pairs of these methods that differ in their weighting alone, or in their schedule alone; variants must have equal
-    settings."""
+    """Pairs of these methods, with equal settings, that differ in weighting alone or in schedule alone."""
     known = [name for name in methods if split_variant(name)[0] in method_names()]
-    pairs = []
-    for plain in known:
-        for changed in known:
-            if split_variant(plain)[1] != split_variant(changed)[1]:
-                continue
-            effect = _single_change(find_method(plain), find_method(changed))
-            if effect:
-                pairs.append(MethodPair(effect, plain, changed))
-    return pairs
+    return [
+        MethodPair(effect, plain, changed)
+        for plain, changed in itertools.product(known, known)
+        if split_variant(plain)[1] == split_variant(changed)[1]
+        and (effect := _single_change(find_method(plain), find_method(changed)))
+    ]
 
 
 def _single_change(plain: Method, changed: Method) -> Effect | None:
-    """The part that `changed` adds to `plain`; None if it is not exactly one."""
+    """The component (schedule or weighting) that `changed` adds to `plain`; None unless only that one differs."""
     if plain.divergence != changed.divergence or plain.answers != changed.answers:
         return None
     if "none" in (plain.schedule, changed.schedule):
@@ -115,14 +108,8 @@ def effect_of(
     scores, losses = (
         [np.stack([getattr(answers[seed][side], measure) for seed in seeds]) for side in (0, 1)] for measure in MEASURES
     )
-    effect: MethodEffect = {
-        "effect": pair.effect,
-        "plain": pair.plain,
-        "changed": pair.changed,
-        "seeds": seeds,
-        "score": _compared(*scores),
-        "nll": _compared(*losses),
-    }
+    by_measure = {"score": _compared(*scores), "nll": _compared(*losses)}
+    effect: MethodEffect = {**pair._asdict(), "seeds": seeds, **by_measure}
     if anchor is not None:
         effect["rows"] = _changed_rows(*scores, anchor.score, ids)
         favoured = anchor.nll < teacher.nll
@@ -138,28 +125,17 @@ def _compared(plain: np.ndarray, changed: np.ndarray) -> EffectRecord:
     """Means of two tables [seeds, rows], and their difference."""
     difference = paired_difference(changed, plain, resamples=RESAMPLES)
     value, low, high = difference.interval
-    return {
-        "plain": float(plain.mean()),
-        "changed": float(changed.mean()),
-        "difference": value,
-        "low": low,
-        "high": high,
-        "p_value": difference.p_value,
-    }
+    means = {"plain": float(plain.mean()), "changed": float(changed.mean())}
+    return {**means, "difference": value, "low": low, "high": high, "p_value": difference.p_value}
 
 
 def _changed_rows(
     plain: np.ndarray, changed: np.ndarray, anchor: np.ndarray, ids: Sequence[str]
 ) -> dict[Literal["kept", "lost", "gained", "missed"], ChangedRows]:
     """Rows that two students [seeds, rows] answer differently, by the anchor's score [rows]."""
-    better, worse = changed > plain, changed < plain
-    anchor_had = anchor > np.minimum(plain, changed)
-    kinds = {
-        "kept": better & anchor_had,
-        "lost": worse & anchor_had,
-        "gained": better & ~anchor_had,
-        "missed": worse & ~anchor_had,
-    }
+    better, worse, anchor_had = changed > plain, changed < plain, anchor > np.minimum(plain, changed)
+    kinds = {"kept": better & anchor_had, "lost": worse & anchor_had}
+    kinds |= {"gained": better & ~anchor_had, "missed": worse & ~anchor_had}
     records = {}
     for kind, inside in kinds.items():
         seeds_of_row = inside.sum(axis=0)

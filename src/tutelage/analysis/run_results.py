@@ -15,14 +15,15 @@ import numpy as np
 
 from tutelage.analysis.calibration import Calibration, Cascade
 from tutelage.analysis.method_effects import MethodEffect
-from tutelage.analysis.slice_discovery import DiscoveredSlice, TriedCandidate
-from tutelage.analysis.slices import Measure, SliceRecord
+from tutelage.analysis.slice_discovery import Discovery
+from tutelage.analysis.slices import Measure, SlicedComparison, SliceRecord
 from tutelage.analysis.training_dynamics import TrainingDynamics
 from tutelage.errors import DataError
 from tutelage.method.risk_split import interval
 from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
+from tutelage.run.live_reader import recipe_of
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
 
@@ -42,15 +43,11 @@ class PartitionRecord(TypedDict):
     slices: int
 
 
-class PairRecord(TypedDict):
-    """A student, or the anchor, against the teacher on all rows and on every slice."""
+class PairRecord(SlicedComparison, Discovery):
+    """A student, or the anchor, against the teacher on all rows and on every slice, given and discovered."""
 
     student: str
     teacher: str
-    whole: SliceRecord
-    slices: list[SliceRecord]
-    found: list[DiscoveredSlice]
-    tried: list[TriedCandidate]
 
 
 class SlicesFile(TypedDict, total=False):
@@ -164,17 +161,17 @@ class Results:
     folder: Path
     recipe: dict[str, Any]
     """recipe.yaml as nested dicts; not validated, since it may come from another version."""
-    recipe_text: str
     scores: ScoresFile
-    predictions: dict[str, dict[str, dict[str, Any]]]
-    """model: id: line of predictions.jsonl, keys as in `records.Prediction`."""
-    taught: TeacherCheckpoints | dict[str, Any]
-    """teach/checkpoints.json; empty before `teach` has finished."""
     students: list[StudentRecords]
-    rows: dict[str, dict[str, Any]]
-    """Rows of the evaluated split by id, keys as in `records.Example`."""
     manifests: dict[str, Manifest]
     """By folder, in the order in which they were finished."""
+    recipe_text: str = ""
+    predictions: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """model: id: line of predictions.jsonl, keys as in `records.Prediction`."""
+    taught: TeacherCheckpoints | dict[str, Any] = field(default_factory=dict)
+    """teach/checkpoints.json; empty before `teach` has finished."""
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Rows of the evaluated split by id, keys as in `records.Example`."""
     slices: SlicesFile = field(default_factory=SlicesFile)
     summary: SummaryFile = field(default_factory=SummaryFile)
 
@@ -218,8 +215,7 @@ class Results:
         return shared, [np.array([table[id][key] for id in shared], dtype=np.float64) for table in tables]
 
     def lead(self, model: str, other: str) -> Interval | None:
-        """Mean row score of a model minus another's, with a paired bootstrap 95 % interval; None without shared
-        rows."""
+        """Mean row score of a model minus another's with a paired bootstrap 95 % interval; None without shared rows."""
         ids, (scores, other_scores) = self.paired("score", model, other)
         if not ids:
             return None
@@ -229,7 +225,7 @@ class Results:
 
 def read_results(folder: Path) -> Results:
     """Read the artifacts of a run folder. Raises DataError for a file that is there and cannot be read."""
-    recipe, text = _recipe(folder / "recipe.yaml")
+    recipe = folder / "recipe.yaml"
     scores = _json(folder / "evaluate" / "scores.json") or {}
     predictions: dict[str, dict[str, dict[str, Any]]] = {}
     for row in read_lines(folder / "evaluate" / "predictions.jsonl"):
@@ -237,8 +233,8 @@ def read_results(folder: Path) -> Results:
     rows = read_lines(folder / "prepare" / "rows.jsonl")
     return Results(
         folder=folder,
-        recipe=recipe,
-        recipe_text=text,
+        recipe=translate_nested(recipe_of(folder)),
+        recipe_text=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         scores=scores,
         predictions=predictions,
         taught=_json(folder / "teach" / "checkpoints.json") or {},
@@ -287,18 +283,6 @@ def read_manifests(folder: Path) -> dict[str, Manifest]:
         if isinstance(manifest, dict) and is_finite(manifest.get("seconds")) and name != "report"
     }
     return dict(sorted(finished.items(), key=lambda item: str(item[1].get("finished", ""))))
-
-
-def _recipe(path: Path) -> tuple[dict[str, Any], str]:
-    import yaml
-
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    try:
-        # The C loader reads a recipe of 150 lines in 2 ms instead of 20.
-        recipe = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML ({error}): run `tutelage run RECIPE` again, which writes it") from error
-    return (translate_nested(recipe) if isinstance(recipe, dict) else {}), text
 
 
 def _json(path: Path) -> Any:

@@ -33,8 +33,7 @@ class RunSummary:
     """Of that student, on the test set."""
     teacher_score: Interval | None
     gap_closed: float | None
-    """Fraction of the gap between plain fine-tuning and the teacher that the student closes; below 0 if it is worse
-    than plain fine-tuning."""
+    """Fraction of the gap from plain fine-tuning to the teacher that the student closes; below 0 if it is worse."""
     date: str
     """When a stage was last finished, local time in ISO 8601 to the minute; empty before the first."""
     state: RunState
@@ -50,17 +49,7 @@ def summarise_run(folder: Path) -> RunSummary:
         recipe, state = recipe_of(folder), None
     except DataError as error:
         recipe, state = {}, RunState("broken", str(error))
-    results = Results(
-        folder=folder,
-        recipe=recipe,
-        recipe_text="",
-        scores=scores if isinstance(scores, dict) else {},
-        predictions={},
-        taught={},
-        students=students,
-        rows={},
-        manifests=manifests,
-    )
+    results = Results(folder, recipe, scores if isinstance(scores, dict) else {}, students, manifests)
     best = results.main or (students[0].name if len(students) == 1 else "")
     score, teacher, plain = (results.score(name) for name in (best, "teacher", "anchor"))
     dates = [str(manifest.get("finished", "")) for manifest in manifests.values() if isinstance(manifest, dict)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -41,6 +41,7 @@ _EXACT_SIGNS = 12
 
 Scores = ArrayLike | RunScores
 """A table, or the scores made of one."""
+TestName = Literal["crossed_t", "mcnemar_exact", "randomisation"]
 
 
 # --- one and two methods ---
@@ -51,9 +52,8 @@ class Difference(Estimate):
     """First minus second, in the unit of the score."""
 
     p_value: float
-    """Two-sided, in [0, 1]. With several seeds it is about other seeds and other rows; with one seed about other
-    rows."""
-    test: Literal["crossed_t", "mcnemar_exact", "randomisation"]
+    """Two-sided, in [0, 1]. About other seeds and other rows; with one seed about other rows alone."""
+    test: TestName
 
 
 def score_estimate(
@@ -98,14 +98,15 @@ def paired_difference(
     """
     scores = as_run_scores(statistic, resamples, seed, first=first, second=second)
     estimate = contrast(scores, [1.0, -1.0], grid)
+    values = {field.name: getattr(estimate, field.name) for field in fields(estimate)}
     if not estimate.rows_only:
-        return _difference(estimate, estimate.p_value_two_sided(), "crossed_t")
+        return Difference(**values, p_value=estimate.p_value_two_sided(), test="crossed_t")
     (first_rows, second_rows), statistic = (part.table[0] for part in scores), scores[0].statistic
     if statistic is None and np.isin(first_rows, (0, 1)).all() and np.isin(second_rows, (0, 1)).all():
         p_value = mcnemar_exact(int((first_rows > second_rows).sum()), int((first_rows < second_rows).sum()))
-        return _difference(estimate, p_value, "mcnemar_exact")
+        return Difference(**values, p_value=p_value, test="mcnemar_exact")
     p_value = randomisation_test(first_rows, second_rows, statistic, resamples=resamples, seed=seed)
-    return _difference(estimate, p_value, "randomisation")
+    return Difference(**values, p_value=p_value, test="randomisation")
 
 
 def as_run_scores(
@@ -115,13 +116,6 @@ def as_run_scores(
     if all(isinstance(given, RunScores) for given in scores.values()):
         return list(scores.values())
     return score_runs(scores, statistic, resamples=resamples, seed=seed)
-
-
-def _difference(
-    estimate: Estimate, p_value: float, test: Literal["crossed_t", "mcnemar_exact", "randomisation"]
-) -> Difference:
-    values = {field.name: getattr(estimate, field.name) for field in fields(estimate)}
-    return Difference(**values, p_value=p_value, test=test)
 
 
 # --- tests ---
@@ -233,9 +227,7 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     from scipy.stats import binomtest
 
     if not 0 <= successes <= trials or not trials:
-        raise ValueError(
-            f"successes must lie between 0 and the number of trials, at least 1; found {successes} of {trials}"
-        )
+        raise ValueError(f"successes must be from 0 to trials, and trials at least 1; found {successes} of {trials}")
     ends = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return Interval(successes / trials, float(ends.low), float(ends.high))
 
@@ -259,28 +251,26 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def holm_levels(p_values: ArrayLike, alpha: float = ALPHA) -> np.ndarray:
+def holm_levels(p_values: ArrayLike) -> np.ndarray:
     """[tests] the level that Holm's method compares each p-value with, as long as all smaller ones are below theirs.
 
     Equal p-values have the level of the first of them: none of them is rejected before that one is.
     """
     given = np.asarray(p_values, dtype=np.float64)
-    return alpha / (given[None] >= given[:, None]).sum(axis=1)
+    return ALPHA / (given[None] >= given[:, None]).sum(axis=1)
 
 
 # --- seeds ---
 
 
-@dataclass(frozen=True, slots=True)
-class SeedsNeeded:
+class SeedsNeeded(TypedDict):
     """How many seeds would make a difference significant, if it and its variances stay the same."""
 
     verdict: Literal["settled", "more_seeds", "rows_too_few", "seed_variance_unknown"]
     """`settled`: it is significant. `rows_too_few`: no number of seeds up to 1,000 is enough on these rows, under these
     teacher trajectories. `seed_variance_unknown`: one seed says nothing about it."""
     total: int | None
-    """Smallest number of seeds in total (under every trajectory), the present number if `settled`; None for the other
-    verdicts."""
+    """Smallest number of seeds (under every trajectory) with `more_seeds`, the present one if `settled`; else None."""
     more: int | None
     """`total` less the present number of seeds; 0 if `settled`."""
 
@@ -294,15 +284,15 @@ def seeds_needed(difference: Estimate, significant: bool, level: float = ALPHA) 
     enough. A forecast from variances that few seeds estimate badly: a guide to what to run next, not a promise.
     """
     if significant:
-        return SeedsNeeded("settled", difference.seeds, 0)
+        return {"verdict": "settled", "total": difference.seeds, "more": 0}
     if difference.seed_deviation is None:
-        return SeedsNeeded("seed_variance_unknown", None, None)
+        return {"verdict": "seed_variance_unknown", "total": None, "more": None}
     from scipy.special import stdtrit
 
     totals = np.arange(difference.seeds + 1, MOST_SEEDS + 1)
     error, freedom = difference.with_seeds(totals)
     enough = np.flatnonzero(stdtrit(freedom, 1 - level / 2) * error < abs(difference.interval.value))
     if not len(enough):
-        return SeedsNeeded("rows_too_few", None, None)
+        return {"verdict": "rows_too_few", "total": None, "more": None}
     total = int(totals[enough[0]])
-    return SeedsNeeded("more_seeds", total, total - difference.seeds)
+    return {"verdict": "more_seeds", "total": total, "more": total - difference.seeds}

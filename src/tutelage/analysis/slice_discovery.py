@@ -12,7 +12,7 @@ attached particles (Chinese, Japanese, Korean). scikit-learn is loaded when a fu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -44,7 +44,7 @@ class Condition(NamedTuple):
     """False: the rows where it does not hold."""
 
     def __str__(self) -> str:
-        """In words."""
+        """The condition as a phrase for reports, `at least 80 characters`."""
         if self.what == "contains":
             return f"{'contains' if self.holds else 'without'} {self.value!r}"
         if self.what == "characters":
@@ -71,8 +71,6 @@ class Prompts(NamedTuple):
     terms: Any
     """Sparse [rows, conditions] 0/1, by column."""
     conditions: list[Condition]
-    topics: np.ndarray
-    """[rows, k] TF-IDF of the terms in few dimensions."""
     clusters: list[SliceCandidate]
     """Groups of similar prompts."""
 
@@ -134,14 +132,14 @@ class _HeldCandidate(NamedTuple):
 # --- prompts ---
 
 
-def halves(rows: int, seed: int = 0) -> np.ndarray:
+def halves(rows: int) -> np.ndarray:
     """[rows] whether a row is in the half that is searched: a seeded choice of half of them."""
     searched = np.zeros(rows, dtype=bool)
-    searched[np.random.default_rng(seed).permutation(rows)[: rows // 2]] = True
+    searched[np.random.default_rng(0).permutation(rows)[: rows // 2]] = True
     return searched
 
 
-def read_prompts(texts: Sequence[str], known: Mapping[str, Sequence[str | None]], seed: int = 0) -> Prompts:
+def read_prompts(texts: Sequence[str], known: Mapping[str, Sequence[str | None]]) -> Prompts:
     """Prompts ready for any number of searches.
 
     texts: [rows], at least `FEWEST_ROWS`. known: [rows] values by key (`language`). Terms in fewer rows than a slice
@@ -150,18 +148,16 @@ def read_prompts(texts: Sequence[str], known: Mapping[str, Sequence[str | None]]
     """
     from scipy.sparse import csc_matrix, hstack
 
-    searched = halves(len(texts), seed)
+    searched = halves(len(texts))
     fitted = np.flatnonzero(searched)[:_FITTED_ROWS]
     least = _least_rows(len(fitted))
     words, names = _word_columns(texts, fitted, least)
-    conditions, columns = [Condition("contains", term) for term in names], []
-    for condition, column in _known_columns(texts, known, fitted, least):
-        conditions.append(condition)
-        columns.append(column.astype(np.float32))
-    terms = hstack([words, *(csc_matrix(column[:, None]) for column in columns)]).tocsc()
-    topics = _topics(words, fitted, seed)
-    clusters = _clusters(words, topics, searched, names, seed)
-    return Prompts(searched, terms, conditions, topics, clusters)
+    columns = _known_columns(texts, known, fitted, least)
+    conditions = [*(Condition("contains", term) for term in names), *columns]
+    sparse = (csc_matrix(column[:, None].astype(np.float32)) for column in columns.values())
+    terms = hstack([words, *sparse]).tocsc()
+    clusters = _clusters(words, _topics(words, fitted), fitted, names)
+    return Prompts(searched, terms, conditions, clusters)
 
 
 def terms_of(text: str) -> set[str]:
@@ -199,7 +195,7 @@ def _word_columns(texts: Sequence[str], fitted: np.ndarray, least: int) -> tuple
 
 def _known_columns(
     texts: Sequence[str], known: Mapping[str, Sequence[str | None]], fitted: np.ndarray, least: int
-) -> Iterator[tuple[Condition, np.ndarray]]:
+) -> dict[Condition, np.ndarray]:
     """[rows] columns of what is known besides the words: length, and each value of the rows' keys."""
     lengths = np.array([len(text) for text in texts])
     columns = {
@@ -209,12 +205,11 @@ def _known_columns(
     for key, values in known.items():
         named = np.array([str(value) for value in values])
         columns |= {Condition(key, value): named == value for value in np.unique(named).tolist()}
-    for condition, column in columns.items():
-        if least <= column[fitted].sum() <= len(fitted) - least:
-            yield condition, column
+    most = len(fitted) - least
+    return {condition: column for condition, column in columns.items() if least <= column[fitted].sum() <= most}
 
 
-def _topics(words: Any, fitted: np.ndarray, seed: int) -> np.ndarray:
+def _topics(words: Any, fitted: np.ndarray) -> np.ndarray:
     """[rows, k] TF-IDF in at most 30 dimensions, fitted on the searched half."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfTransformer
@@ -223,21 +218,21 @@ def _topics(words: Any, fitted: np.ndarray, seed: int) -> np.ndarray:
     if size < 2:
         return np.zeros((words.shape[0], 0))
     tfidf = TfidfTransformer().fit(words[fitted])
-    svd = TruncatedSVD(size, random_state=seed).fit(tfidf.transform(words[fitted]))
+    svd = TruncatedSVD(size, random_state=0).fit(tfidf.transform(words[fitted]))
     return svd.transform(tfidf.transform(words))
 
 
-def _clusters(
-    words: Any, topics: np.ndarray, searched: np.ndarray, names: Sequence[str], seed: int
-) -> list[SliceCandidate]:
-    """Groups of similar prompts, named by the terms that are more frequent in them than elsewhere."""
+def _clusters(words: Any, topics: np.ndarray, fitted: np.ndarray, names: Sequence[str]) -> list[SliceCandidate]:
+    """Groups of similar prompts, named by the terms that are more frequent in them than elsewhere.
+
+    topics: as of `_topics`. fitted: indices of the rows that groups and names are made from.
+    """
     from sklearn.cluster import MiniBatchKMeans
 
-    fitted = np.flatnonzero(searched)[:_FITTED_ROWS]
     number = min(12, len(fitted) // 50)
     if topics.shape[1] < 2 or number < 2:
         return []
-    means = MiniBatchKMeans(n_clusters=number, n_init=3, random_state=seed).fit(topics[fitted])
+    means = MiniBatchKMeans(n_clusters=number, n_init=3, random_state=0).fit(topics[fitted])
     groups = means.predict(topics)
     overall = np.asarray(words[fitted].mean(axis=0)).ravel()
     clusters = []
@@ -252,15 +247,12 @@ def _clusters(
 # --- search ---
 
 
-def search(student: Answers, teacher: Answers, prompts: Prompts, *, resamples: int = 1000, seed: int = 0) -> Discovery:
+def search(student: Answers, teacher: Answers, prompts: Prompts, *, resamples: int = 1000) -> Discovery:
     """Slices on which a student's difference from its teacher is not what it is elsewhere."""
     testing = np.flatnonzero(~prompts.searched)
-    candidates = [
-        (by, candidate) for by in MEASURES for candidate in _candidates(_differences(student, teacher, by), prompts)
-    ]
-    tests = [
-        _test(_differences(student, teacher, by), candidate.inside, prompts.searched) for by, candidate in candidates
-    ]
+    differences: dict[Measure, np.ndarray] = {by: getattr(student, by) - getattr(teacher, by) for by in MEASURES}
+    candidates = [(by, candidate) for by in MEASURES for candidate in _candidates(differences[by], prompts)]
+    tests = [_test(differences[by], candidate.inside, prompts.searched) for by, candidate in candidates]
     adjusted = holm([p_value for _, _, p_value in tests]).tolist() if tests else []
     held_candidates, tried = [], []
     for (by, candidate), (before, after, p_value), p_holm in zip(candidates, tests, adjusted, strict=True):
@@ -275,7 +267,7 @@ def search(student: Answers, teacher: Answers, prompts: Prompts, *, resamples: i
         Slice("found", held.candidate.name, np.flatnonzero(held.candidate.inside[testing])) for held in held_candidates
     ]
     answers = {"student": student.at(testing)}
-    measured = measure_slices(answers, teacher.at(testing), slices, resamples=resamples, seed=seed)["student"]["slices"]
+    measured = measure_slices(answers, teacher.at(testing), slices, resamples=resamples)["student"]["slices"]
     found = [_discovered(line, held, prompts) for line, held in zip(measured, held_candidates, strict=True)]
     return {"found": found, "tried": tried}
 
@@ -376,16 +368,8 @@ def _discovered(line: SliceRecord, held: _HeldCandidate, prompts: Prompts) -> Di
         "how": candidate.how,
         "by": held.by,
         "rule": [ConditionRecord(**part._asdict()) for part in candidate.rule],
-        "searched": {
-            "rows": int(candidate.inside[prompts.searched].sum()),
-            "against_rest": held.in_searched_half,
-        },
+        "searched": {"rows": int(candidate.inside[prompts.searched].sum()), "against_rest": held.in_searched_half},
     }
-
-
-def _differences(student: Answers, teacher: Answers, by: Measure) -> np.ndarray:
-    """[rows] student - teacher."""
-    return getattr(student, by) - getattr(teacher, by)
 
 
 def _column(prompts: Prompts, column: int) -> np.ndarray:

@@ -76,24 +76,20 @@ class RestRecord(TypedDict):
     difference: float
     low: float
     high: float
-    """Ends of the 95 % interval."""
+    """Ends of the 95 % percentile interval of a paired bootstrap over rows."""
     p_value: float | None
     """That the slice's rows are any rows; None for a slice that is not tested."""
     p_holm: float | None
     """Corrected over the slices of the student."""
 
 
-class MeasureRecord(TypedDict):
-    """Two models on a slice by one measure (`score`: higher is better; `nll`: nats a token, lower is better)."""
+class MeasureRecord(RestRecord):
+    """Two models on a slice by one measure; the difference is student - teacher, its p-value that on these rows the
+    models are exchangeable."""
 
     student: float
     teacher: float
     """Means over the rows."""
-    difference: float
-    """student - teacher."""
-    low: float
-    high: float
-    """Ends of the 95 % percentile interval of a paired bootstrap over rows."""
     wins: int
     losses: int
     ties: int
@@ -103,10 +99,6 @@ class MeasureRecord(TypedDict):
     """Fractions of the slice's rows in SFS (student strictly better) and TFS."""
     advantage: IntervalRecord
     deficit: IntervalRecord
-    p_value: float | None
-    """That the models are exchangeable on these rows; None for a slice that is not tested."""
-    p_holm: float | None
-    """Corrected over the slices of the student."""
     contribution: float | None
     """share x difference; those of a disjoint partition add up to the whole's difference. None if not disjoint."""
     against_rest: RestRecord | None
@@ -170,7 +162,7 @@ def by_amount(key: str, amounts: Sequence[float], *, tested: bool = True, parts:
 
 
 def measure_slices(
-    students: Mapping[str, Answers], teacher: Answers, slices: Sequence[Slice], *, resamples: int = 1000, seed: int = 0
+    students: Mapping[str, Answers], teacher: Answers, slices: Sequence[Slice], *, resamples: int = 1000
 ) -> dict[str, SlicedComparison]:
     """Every student against the teacher on all rows (`whole`) and on each slice (`slices`, in order).
 
@@ -182,7 +174,7 @@ def measure_slices(
         split_risk(student.nll, teacher.nll)
     gains = np.concatenate([_gains(student, teacher) for student in students.values()], axis=1)
     slice_gains = [_slice_gains(part, gains, list(students)) for part in with_whole]
-    sums = _resampled_sums(len(gains), with_whole, slice_gains, resamples, seed)
+    sums = _resampled_sums(len(gains), with_whole, slice_gains, resamples)
     compared: dict[str, SlicedComparison] = {}
     for number, (name, student) in enumerate(students.items()):
         columns = [*range(4 * number, 4 * number + 4), -1]
@@ -221,15 +213,14 @@ def _slice_gains(part: Slice, gains: np.ndarray, names: Sequence[str]) -> np.nda
 
 
 def _resampled_sums(
-    rows: int, slices: Sequence[Slice], slice_gains: Sequence[np.ndarray], resamples: int, seed: int
+    rows: int, slices: Sequence[Slice], slice_gains: Sequence[np.ndarray], resamples: int
 ) -> list[np.ndarray]:
-    """For each slice [resamples, columns + 1]: sums of its gains over the drawn rows, and how many of its rows were
-    drawn.
+    """For each slice [resamples, columns + 1]: sums of its gains over the drawn rows, and the number of its drawn rows.
 
     All slices and students share the resamples. float32, since only intervals are made of these sums.
     """
     chunks: list[list[np.ndarray]] = [[] for _ in slices]
-    for counts in resampled_counts(rows, resamples, seed, np.float32):
+    for counts in resampled_counts(rows, resamples, dtype=np.float32):
         for part, gains, part_chunks in zip(slices, slice_gains, chunks, strict=True):
             inside = counts[:, part.indices]
             part_chunks.append(np.concatenate([inside @ gains, inside.sum(axis=1, keepdims=True)], axis=1))
@@ -271,10 +262,10 @@ def _two_models(
     interval = percentile_interval(difference, sign * (deficit - advantage))
     wins, losses = (int((side * sign * (ours - theirs) < 0).sum()) for side in (1.0, -1.0))
     risks = (split.risk_student, split.risk_teacher)
-    means = [1.0 - risk for risk in risks] if measure == "score" else risks
+    student_mean, teacher_mean = (1.0 - risk if measure == "score" else risk for risk in risks)
     return {
-        "student": means[0],
-        "teacher": means[1],
+        "student": student_mean,
+        "teacher": teacher_mean,
         "difference": difference,
         "low": interval.low,
         "high": interval.high,

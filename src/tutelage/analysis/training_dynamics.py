@@ -85,8 +85,7 @@ class StageChange(TypedDict):
 
 
 class ForgottenRows(TypedDict):
-    """Rows whose loss after the kept stage is above the lowest that an earlier stage reached, by more than the
-    threshold."""
+    """Rows whose loss after the kept stage exceeds the lowest of an earlier stage by more than the threshold."""
 
     stage: int
     count: int
@@ -197,23 +196,14 @@ def _weights_by_slice(
     slices = []
     for field, key in (("subdomain", "subdomain"), ("language", "language"), ("answer", "label")):
         values = [(rows.get(id) or {}).get(field) for id in ids]
-        if _repeats(values):
+        if len(set(values)) <= max(2, len(values) // 5):  # shared values, as labels are, and not texts of each row
             slices += by_value(key, values)
     weights = {str(stage): np.array([line["weight"] for line in lines]) for stage, lines in by_stage.items()}
+    means = [{stage: float(table[part.indices].mean()) for stage, table in weights.items()} for part in slices]
     return [
-        SliceWeights(
-            key=part.key,
-            value=part.value,
-            rows=len(part.indices),
-            by_stage={stage: float(table[part.indices].mean()) for stage, table in weights.items()},
-        )
-        for part in slices
+        {"key": part.key, "value": part.value, "rows": len(part.indices), "by_stage": by_stage}
+        for part, by_stage in zip(slices, means, strict=True)
     ]
-
-
-def _repeats(values: Sequence[str | None]) -> bool:
-    """Whether rows share values, as with labels, instead of having texts of their own."""
-    return len(set(values)) <= max(2, len(values) // 5)
 
 
 # --- validation rows by stage ---
@@ -229,20 +219,15 @@ def rows_by_stage(lines: Iterable[Mapping[str, Any]], kept: int | None) -> RowsB
     for line in lines:
         by_stage.setdefault(line["stage"], {})[line["id"]] = line
     numbers = sorted(by_stage)
-    if not numbers:
-        return None
-    ids = [id for id in by_stage[numbers[0]] if all(_has_loss(by_stage[number].get(id)) for number in numbers)]
+    first_ids = by_stage[numbers[0]] if numbers else ()
+    ids = [id for id in first_ids if all(_has_loss(by_stage[number].get(id)) for number in numbers)]
     if not ids:
         return None
     nll = np.array([[by_stage[number][id]["nll"] for id in ids] for number in numbers])
     scores = [[by_stage[number][id]["score"] for id in ids] for number in numbers]
     kept_index = numbers.index(kept) if kept in numbers else len(numbers) - 1
-    return {
-        "rows": len(ids),
-        "threshold": CHANGED,
-        "stages": _changes(numbers, nll, scores),
-        "forgotten": _forgotten(ids, nll[: kept_index + 1], numbers[kept_index]),
-    }
+    forgotten = _forgotten(ids, nll[: kept_index + 1], numbers[kept_index])
+    return {"rows": len(ids), "threshold": CHANGED, "stages": _changes(numbers, nll, scores), "forgotten": forgotten}
 
 
 def _has_loss(line: Mapping[str, Any] | None) -> bool:

@@ -42,10 +42,10 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[section.key=value]...", help="Values that override the recipe's, such as distill.num_stages=2."
+        metavar="section.key=value", help="Values that override the recipe's, such as distill.num_stages=2."
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Delete the finished results and rebuild them.")]
+Force = Annotated[bool, typer.Option("--force", help="Delete and rebuild finished results of these stages.")]
 
 
 def _load(recipe: Path | str, overrides: Sequence[str] | None) -> LoadedRecipe:
@@ -74,14 +74,16 @@ def _go(run_folder: RunFolder, stages: list[str]) -> None:
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="File of rows, or folder with train, validation and test files.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="File of rows, or folder with train, validation and test files.")
+    ],
     teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the teacher.")] = None,
     student: Annotated[str | None, typer.Option(help="Hub id or folder of the student.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Recipe file to write. Default: NAME.yaml in this folder.")
     ] = None,
 ) -> None:
-    """Write a commented recipe for your data. Task, columns, language, lengths and batch size are guessed from it."""
+    """Write a commented recipe for your data. Guesses task, columns, language, lengths and batch size."""
     from tutelage.cli.init import initialise
 
     sketch = initialise(data, teacher, student, output)
@@ -102,7 +104,7 @@ def doctor(
             "--timing-run",
             min=8,
             metavar="ROWS",
-            help="Train both models for a few steps on so many rows, to predict time, memory and disk.",
+            help="Train both models for a few steps on this many rows, to predict time, memory and disk.",
         ),
     ] = None,
     probe: Annotated[int | None, typer.Option(min=8, hidden=True)] = None,
@@ -110,8 +112,8 @@ def doctor(
 ) -> None:
     """Run preflight checks before training.
 
-    They show what would fail, what to look at, and whether distillation is likely to pay off. Exit code 0 if all checks
-    pass, 1 if there is something to look at, 2 if the run would fail.
+    They report errors, warnings, and whether distillation is likely to pay off. Exit code 0: all checks passed; 1: at
+    least one warning; 2: the run would fail.
     """
     from tutelage.doctor import examine_file, exit_code, show, to_json
 
@@ -148,16 +150,16 @@ def _show(run_folder: RunFolder) -> None:
 def compare(
     recipes: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE... [section.key=value]...", help="Recipe files, then overriding values."),
+        typer.Argument(metavar="RECIPE|section.key=value", help="Recipe files, then values that override theirs."),
     ],
     methods: Annotated[
         str, typer.Option(help="Methods to compare, separated by commas.")
     ] = "sft,td,td-aw,scd,scd-aw,ccd",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method (0, 1, ...).")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method; 3 means 0, 1, 2.")] = 3,
     teacher_seeds: Annotated[int, typer.Option(min=1, help="Number of teacher fine-tuning runs per recipe.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Number of students trained in parallel on this machine.")] = 1,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Search for the learning rate first, as the recipe's `tune` section says.")
+        bool, typer.Option("--tune", help="First search for the learning rate, as the recipe's `tune` section says.")
     ] = False,
     executor: Annotated[
         Literal["local", "ray"], typer.Option(help="Train on this machine, or on a running Ray cluster.")
@@ -172,7 +174,7 @@ def compare(
 ) -> None:
     """Compare methods on the same data, teacher, steps and seeds.
 
-    Continues where it stopped. Exit code 1 if students failed; the same command tries them again.
+    The same command continues an interrupted comparison and retries failed students. Exit code 1 if students failed.
     """
     from tutelage.compare.cell_table import CellState
     from tutelage.compare.experiment import run_comparison
@@ -197,7 +199,9 @@ def compare(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Folder for data, models and runs.")] = Path("runs/demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder for data, models and runs.")] = Path(
+        "runs/demo"
+    ),
     task: Annotated[
         list[str] | None, typer.Option(help="classification, ner or qa; may be given more than once.")
     ] = None,
@@ -246,7 +250,7 @@ run_commands.add_to(app)
 
 @app.command("show")
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Print the resolved recipe. Each value with its origin: default, file or override."""
+    """Print the recipe with all defaults. Each value is shown with its origin: default, file or override."""
     from tutelage.recipe.load import show_rows
     from tutelage.utils.console import print_table
 
@@ -259,8 +263,8 @@ def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def shrink(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of the model to prune.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the smaller model; must not exist yet.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of the model to prune.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the smaller model; must not exist yet.")],
     layers: Annotated[int, typer.Option(help="Number of layers to keep: evenly spaced, first and last included.")],
 ) -> None:
     """Make a student from a model by removing layers. It keeps the model's tokenizer."""
@@ -271,12 +275,14 @@ def shrink(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a distilled student (the one with tutelage.json).")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder of a distilled student (it holds tutelage.json).")
+    ],
     input: Annotated[str, typer.Option("--input", help="File of rows, or - for JSON lines on standard input.")],
     output: Annotated[
         Path | None, typer.Option("--output", help="File for the answers. Default: standard output.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows decoded at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.")] = 16,
 ) -> None:
     """Answer new rows with a distilled student.
 

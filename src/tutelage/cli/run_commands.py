@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def diagnose(run: RunPath) -> None:
-    """Compare each student with its teacher, slice by slice. Writes RUN/diagnose: slices, calibration, a cascade."""
+    """Compare each student with its teacher, slice by slice. Writes slices, calibration and cascade to RUN/diagnose."""
     from tutelage.stages import diagnose
 
     diagnose.run_stage(run)
@@ -50,10 +50,10 @@ def clean(run: RunPath, yes: Annotated[bool, typer.Option("--yes", help="Delete 
 
 
 def explain(
-    id: Annotated[str, typer.Argument(help="The row's id.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="The row's id.")],
     run: Annotated[Path, typer.Option("--run", help="The run folder.")],
 ) -> None:
-    """Show what a run knows about one row. Losses by checkpoint, weights by stage, and the answer of every model."""
+    """Show all results for one row. Prints losses by checkpoint, weights by stage, and every model's answer."""
     from tutelage.cli.explain import explain
 
     explain(run, id)
@@ -80,7 +80,9 @@ def push(
 
 
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder with runs, at any depth.")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder that is searched for runs, subfolders included.")
+    ] = Path("runs"),
     format: Annotated[
         Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Format of the printed table.")
     ] = "table",

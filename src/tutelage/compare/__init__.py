@@ -1,2 +1,1 @@
-"""`tutelage compare`: methods x seeds x teachers on shared stages, their summary, table and page. Imports stages and
-below."""
+"""`tutelage compare`: methods x seeds x teachers on shared stages, their summary and page. Imports stages and below."""

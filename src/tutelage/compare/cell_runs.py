@@ -51,12 +51,9 @@ def validation_rows(outcome: Outcome) -> list[ResultRow]:
     if outcome.error is not None:
         return [{"status": "failed", "error": outcome.error, "seconds": round(outcome.seconds, 3)}]
     student = Path(outcome.cell.run) / "distill" / outcome.cell.student
-    seconds, values = read_json(student / MANIFEST)["seconds"], validation_of_kept_stage(student)
-    return [
-        {"status": "done", "seconds": seconds, "split": "validation", "metric": metric, "value": value}
-        for metric, value in values.items()
-        if value is not None
-    ]
+    shared = {"status": "done", "seconds": read_json(student / MANIFEST)["seconds"], "split": "validation"}
+    values = validation_of_kept_stage(student)
+    return [{**shared, "metric": metric, "value": value} for metric, value in values.items() if value is not None]
 
 
 def all_rows(outcome: Outcome) -> list[ResultRow]:
@@ -65,11 +62,8 @@ def all_rows(outcome: Outcome) -> list[ResultRow]:
     if outcome.error is not None:
         return rows
     scores = read_json(Path(outcome.cell.run) / "evaluate" / outcome.cell.student / "scores.json")
-    seconds = rows[0]["seconds"]
-    return rows + [
-        {"status": "done", "seconds": seconds, "split": "test", "metric": metric, **interval}
-        for metric, interval in scores.items()
-    ]
+    shared = {"status": "done", "seconds": rows[0]["seconds"], "split": "test"}
+    return rows + [{**shared, "metric": metric, **interval} for metric, interval in scores.items()]
 
 
 # --- all cells ---

@@ -58,8 +58,7 @@ class CellEntry:
 
 
 def decide_state(expected: Expected, record: CellRecord | None, *, has_predictions: bool = True) -> CellState:
-    """The rules at the top of this module. has_predictions: whether the files that a done cell's scores are from
-    exist."""
+    """By the rules at the top of this module. has_predictions: whether the files of a done cell's scores exist."""
     if record is None:
         return CellState.MISSING
     if expected is not UNCHECKED and record.inputs != expected:
@@ -107,14 +106,15 @@ class CellTable:
         others: Mapping[Cell, str | None] | None = None,
         has_predictions: Callable[[Cell], bool] = lambda cell: True,
     ) -> None:
-        """records: of results.jsonl. planned, others: as in `ExpectedFingerprints`. has_predictions: asked of cells
-        recorded as done; by default all have."""
+        """planned, others: as in `ExpectedFingerprints`. has_predictions: asked of cells recorded as done."""
         self._planned = dict(planned or {})
         fingerprints = ExpectedFingerprints(self._planned, others)
-        self.entries = [
-            _entry(cell, cell in self._planned, fingerprints.of(cell), records.get(cell), has_predictions)
-            for cell in dict.fromkeys([*self._planned, *records])
-        ]
+        self.entries: list[CellEntry] = []
+        for cell in dict.fromkeys([*self._planned, *records]):
+            expected, record = fingerprints.of(cell), records.get(cell)
+            done = record is not None and not record.failed
+            state = decide_state(expected, record, has_predictions=not done or has_predictions(cell))
+            self.entries.append(CellEntry(cell, cell in self._planned, expected, record, state))
 
     def planned(self) -> list[CellEntry]:
         """The cells that the command asks for."""
@@ -130,16 +130,15 @@ class CellTable:
         Recipes and methods are in the order of the plan, then others alphabetically: the order in which cells ended
         differs from one comparison to the next.
         """
-        recipes, methods = (
-            {name: index for index, name in enumerate(dict.fromkeys(names))}
-            for names in ([cell.recipe for cell in self._planned], [cell.method for cell in self._planned])
-        )
+        recipes, methods = ([getattr(cell, field) for cell in self._planned] for field in ("recipe", "method"))
+
+        def position(name: str, names: list[str]) -> tuple[int, str]:
+            return names.index(name) if name in names else len(names), name
 
         def order(entry: CellEntry) -> tuple[Any, ...]:
             cell = entry.cell
-            recipe = recipes.get(cell.recipe, len(recipes)), cell.recipe
-            method = methods.get(cell.method, len(methods)), cell.method
-            return (*recipe, *method, cell.teacher_seed, cell.seed, cell.run, cell.options)
+            names = position(cell.recipe, recipes), position(cell.method, methods)
+            return (*names, cell.teacher_seed, cell.seed, cell.run, cell.options)
 
         return sorted((entry for entry in self.entries if entry.state in states), key=order)
 
@@ -150,7 +149,7 @@ class CellTable:
         numbers would be averaged under one name.
         """
         entries = self.in_state(CellState.DONE, CellState.FAILED)
-        if ambiguous := [*_two_run_folders(entries), *_two_options(entries)]:
+        if ambiguous := _ambiguous(entries):
             title = "results.jsonl has two results under one name, which would be averaged:"
             raise UserError(
                 f"{problems(title, ambiguous)}\nGive each recipe a `name` of its own, or name another folder with"
@@ -159,31 +158,12 @@ class CellTable:
         return entries
 
 
-def _entry(
-    cell: Cell,
-    planned: bool,
-    expected: Expected,
-    record: CellRecord | None,
-    has_predictions: Callable[[Cell], bool],
-) -> CellEntry:
-    done = record is not None and not record.failed
-    state = decide_state(expected, record, has_predictions=not done or has_predictions(cell))
-    return CellEntry(cell, planned, expected, record, state)
-
-
-def _two_run_folders(entries: Iterable[CellEntry]) -> list[str]:
-    runs: dict[tuple[str, int], dict[str, None]] = {}
-    for entry in entries:
-        runs.setdefault((entry.cell.recipe, entry.cell.teacher_seed), {})[entry.cell.run] = None
-    return [
-        f"recipe {recipe}, teacher seed {seed}: run folders {' and '.join(folders)}"
-        for (recipe, seed), folders in runs.items()
-        if len(folders) > 1
-    ]
-
-
-def _two_options(entries: Iterable[CellEntry]) -> list[str]:
-    options: dict[Cell, dict[str, None]] = {}
-    for entry in entries:
-        options.setdefault(replace(entry.cell, options=""), {})[entry.cell.options] = None
-    return [f"{cell}: options {' and '.join(map(repr, sets))}" for cell, sets in options.items() if len(sets) > 1]
+def _ambiguous(entries: Iterable[CellEntry]) -> list[str]:
+    """Names that stand for several run folders or sets of options, with these."""
+    folders: dict[str, dict[str, None]] = {}
+    options: dict[str, dict[str, None]] = {}
+    for cell in (entry.cell for entry in entries):
+        folders.setdefault(f"recipe {cell.recipe}, teacher seed {cell.teacher_seed}: run folders", {})[cell.run] = None
+        options.setdefault(f"{replace(cell, options='')}: options", {})[repr(cell.options)] = None
+    names = [*folders.items(), *options.items()]
+    return [f"{name} {' and '.join(values)}" for name, values in names if len(values) > 1]

@@ -48,6 +48,17 @@ class Cell:
         return f"{self.recipe} teacher-{self.teacher_seed} {self.name} seed-{self.seed}"
 
 
+class CellFields(TypedDict):
+    """The fields of a `Cell` in a JSON file."""
+
+    recipe: str
+    run: str
+    method: str
+    seed: int
+    teacher_seed: int
+    options: str
+
+
 class ResultRow(TypedDict, total=False):
     """One line of results.jsonl, without the fields of its cell. A failed cell has one line, with an `error`."""
 

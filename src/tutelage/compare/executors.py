@@ -24,8 +24,7 @@ from tutelage.compare.cells import Cell
 from tutelage.errors import UserError
 
 CellTask = Callable[[Cell], object]
-"""Trains and scores a cell; what it prints goes to the cell's log. Called in another process, so it must be
-picklable."""
+"""Trains and scores a cell; what it prints goes to the cell's log. Picklable: it is called in another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,7 @@ class LocalExecutor:
 
     @property
     def threads(self) -> int:
-        """Torch threads of a cell. Divides this process's own, which are fewer than the machine's if processors are
-        shared."""
+        """Torch threads of a cell: of this process's own, which are fewer than the machine's if it is shared."""
         import torch
 
         return max(1, torch.get_num_threads() // self.jobs)
@@ -113,12 +111,9 @@ class _Process:
                 return Outcome(self.cell, seconds, self.pipe.recv())
         if code:
             ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            why = (
-                " (most often by a lack of memory: use fewer --jobs, or a smaller batch)"
-                if code == -signal.SIGKILL
-                else ""
-            )
-            return Outcome(self.cell, seconds, f"the cell's process was {ended}{why}; its log is {self.log}")
+            if code == -signal.SIGKILL:
+                ended += " (most often by a lack of memory: use fewer --jobs, or a smaller batch)"
+            return Outcome(self.cell, seconds, f"the cell's process was {ended}; its log is {self.log}")
         return Outcome(self.cell, seconds)
 
     def stop(self) -> None:
@@ -127,8 +122,7 @@ class _Process:
 
 
 def _run(task: CellTask, cell: Cell, pipe: Connection, log: Path, threads: int, device: str | None) -> None:
-    """In the cell's process: run the task and log what it prints. An error is sent back as one line; the log has the
-    traceback."""
+    """In the cell's process: run the task, log what it prints, and send back an error as one line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the comparison, which stops its cells
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     print_to(log)
@@ -164,8 +158,7 @@ def print_to(log: Path) -> None:
 
 
 def run_task(task: CellTask, cell: Cell) -> str | None:
-    """Run a cell in this process. Returns None if it succeeds, otherwise its error as one line; the traceback is
-    printed."""
+    """Run a cell in this process. Returns None, or its error as one line, after printing the traceback."""
     try:
         task(cell)
     except BaseException as error:

@@ -26,7 +26,8 @@ def search_learning_rates(plan: ComparisonPlan, runs: Sequence[RunFolder]) -> tu
     for run in own:
         teacher_stages(run, list(dict.fromkeys([*plan.methods, run.recipe.tune.method])))
     shared = _best_rates(plan, [(run, [run.recipe.tune.method]) for run in own])
-    tuned = [_with_rate(run, shared[run.recipe.name][run.recipe.tune.method]) for run in runs]
+    chosen = [shared[run.recipe.name][run.recipe.tune.method] for run in runs]
+    tuned = [replace(run, recipe=with_learning_rate(run.recipe, rate)) for run, rate in zip(runs, chosen, strict=True)]
     per_method = [run for run in _first_of_recipe(tuned) if run.recipe.tune.per_method]
     for run in per_method:
         anchor_stages(run, list(plan.methods))
@@ -71,7 +72,3 @@ def _announce(run: RunFolder, tuned: TunedMethod) -> float:
     if len(rates) > 1 and tuned.best in (min(rates), max(rates)):
         run.screen.warn(f"{tuned.best:g} is the end of tune.grid: a rate beyond it may be better; widen the grid")
     return tuned.best
-
-
-def _with_rate(run: RunFolder, rate: float) -> RunFolder:
-    return replace(run, recipe=with_learning_rate(run.recipe, rate))

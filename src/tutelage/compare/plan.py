@@ -22,7 +22,7 @@ class ComparisonPlan:
     methods: Sequence[str]
     seeds: Sequence[int]
     teacher_seeds: int
-    """Number of teacher trajectories of a recipe: its own `teacher_seed` and the seeds after it."""
+    """Number of teacher fine-tuning runs per recipe, with its `teacher_seed` and the seeds after it."""
     jobs: int
     """Cells at a time, of the local executor."""
     folder: Path
@@ -46,8 +46,7 @@ def make_plan(
     executor: Literal["local", "ray"] = "local",
     force: bool = False,
 ) -> ComparisonPlan:
-    """A checked plan. methods: names separated by commas; seeds, teacher_seeds: how many. Raises ConfigError with every
-    reason why this cannot be compared."""
+    """A checked plan. methods: names separated by commas; seeds, teacher_seeds: how many. Raises ConfigError."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
     refusals = [
         *_recipe_refusals(recipes, names, seeds),
@@ -111,6 +110,6 @@ def with_teacher_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def with_learning_rate(recipe: Recipe, rate: float) -> Recipe:
-    """The recipe with another learning rate of its students."""
+    """A copy of the recipe with this learning rate for the students."""
     distill = recipe.distill.model_copy(update={"trainer": recipe.distill.trainer | {"learning_rate": rate}})
     return recipe.model_copy(update={"distill": distill})

@@ -34,8 +34,7 @@ VISIBLE_SECONDS = 5.0
 ANSWER_SECONDS = 120.0
 """A node that has not checked the folders by then is refused: its mount may hang."""
 LOCK_SECONDS = 150.0
-"""How long a cell that is tried again waits for its former process: a node that lost the cluster keeps it for about
-60 s."""
+"""How long a cell that is tried again waits for its former process, which a lost node keeps for about 60 s."""
 RESOURCE_CHECK_SECONDS = 60.0
 """If no cell has ended for this long, check that a node is left that can run one."""
 

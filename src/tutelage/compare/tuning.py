@@ -1,5 +1,4 @@
-"""The learning rates that are tried, what validation says of them, and the best one. Reads tune.jsonl, needs no
-model."""
+"""The learning rates to try, what validation says of them, and the best one. Reads tune.jsonl, needs no model."""
 
 from __future__ import annotations
 
@@ -25,19 +24,16 @@ class TunedMethod:
     seeds: int
     """Number of students trained with each rate."""
     validation: dict[float, dict[str, float]]
-    """By learning rate, mean `score` and `nll` of the kept students on validation; rates with which a student failed
-    are left out."""
+    """By learning rate, mean `score` and `nll` of its kept students on validation, unless one of them failed."""
     best: float | None
-    """The rate with the best score or loss, as `distill.select_by` says, the smaller one of equals; None if all
-    failed."""
+    """Best by score or loss, as `distill.select_by` says, the smaller one of equals; None if all failed."""
 
 
 def tuning_cells(recipe: Recipe, methods: Sequence[str]) -> list[Cell]:
     """Every method with every rate of the grid, with `tune.seeds` seeds each."""
-    combinations = itertools.product(methods, range(recipe.tune.seeds), recipe.tune.grid)
     return [
         Cell(recipe.name, recipe.output_dir, method, seed, recipe.teacher_seed, learning_rate_option(rate))
-        for method, seed, rate in combinations
+        for method, seed, rate in itertools.product(methods, range(recipe.tune.seeds), recipe.tune.grid)
     ]
 
 

@@ -96,7 +96,8 @@ def _stall(winner: Candidate, previous: Candidate | None, best: str) -> str | No
 
 
 def by_function(rule: Callable[..., str], candidates: Sequence[Candidate], **state: Any) -> Choice:
-    """The choice of a user's function. state: stage, num_stages, best and previous, as for `nearest`.
+    """The checkpoint that a user's schedule function returns. state: stage, num_stages, best and previous, as for
+    `nearest`.
 
     Raises ModelError if it does not return the name of a checkpoint.
     """

@@ -28,8 +28,7 @@ RESERVED = {
     "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
     "seed": "set the recipe's `seed`, or `distill.seeds` for the students",
     "data_seed": "set the recipe's `seed`, or `distill.seeds` for the students",
-    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`, for the teacher"
-    " `teach.trainer.num_train_epochs`",
+    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`, or `teach.trainer.num_train_epochs`",
     "auto_find_batch_size": "every method gets the same steps: set `per_device_train_batch_size`",
     "dataloader_drop_last": "every training row is used; leave it out",
     "remove_unused_columns": "the rows hold only what the model needs; leave it out",
@@ -258,7 +257,7 @@ def refusal(mapping: str, name: str) -> str | None:
     """Why a training argument is not accepted in this mapping (`teach.trainer`, ...), and what to use instead."""
     if name == "num_train_epochs" and mapping != "teach.trainer":
         return (
-            "distillation lasts num_stages x epochs_per_stage: set these in `distill`, for the teacher"
+            "students are trained for num_stages x epochs_per_stage: set these in `distill`, for the teacher"
             " teach.trainer.num_train_epochs"
         )
     return next((hint for pattern, hint in RESERVED.items() if fnmatch(name, pattern)), None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.analysis.calibration import Calibration, cascades, reliability
+from tutelage.analysis.calibration import cascades, reliability
 from tutelage.analysis.evaluated_rows import EvaluatedRows, check_evaluated, parameter_count, read_evaluated
 from tutelage.analysis.method_effects import MethodEffect, comparable_pairs, effect_of
 from tutelage.analysis.run_results import (
@@ -26,7 +26,6 @@ from tutelage.analysis.run_results import (
     PairSummary,
     PartitionRecord,
     RowRecord,
-    SliceName,
     SlicesFile,
     SummaryFile,
 )
@@ -38,7 +37,6 @@ from tutelage.analysis.slices import (
     Answers,
     MeasureRecord,
     Slice,
-    SliceRecord,
     by_amount,
     by_value,
     measure_slices,
@@ -140,10 +138,7 @@ def _entity_slices(evaluated: EvaluatedRows, gold: Sequence[Sequence[Sequence[st
     slices = []
     for entity_type, _ in frequent:
         indices = np.array([index for index, types in enumerate(types_of_row) if entity_type in types])
-        scores = {
-            name: np.array([_f1(model_counts[index][entity_type]) for index in indices])
-            for name, model_counts in counts.items()
-        }
+        scores = {name: np.array([_f1(rows[index][entity_type]) for index in indices]) for name, rows in counts.items()}
         slices.append(Slice("entity_type", entity_type, indices, disjoint=False, scores=scores))
     without = np.array([index for index, types in enumerate(types_of_row) if not types], dtype=int)
     return slices + ([Slice("entity_type", None, without, disjoint=False)] if len(without) else [])
@@ -159,33 +154,21 @@ def compare(evaluated: EvaluatedRows, slices: Sequence[Slice], prompts: Prompts 
     teacher, pairs = evaluated.answers["teacher"], []
     measured = measure_slices(evaluated.students, teacher, slices, resamples=RESAMPLES)
     for name, student in evaluated.students.items():
-        discovery = Discovery(found=[], tried=[])
+        discovery: Discovery = {"found": [], "tried": []}
         if prompts is not None:
             discovery = search(student, teacher, prompts, resamples=RESAMPLES)
-        pairs.append(PairRecord(student=name, teacher="teacher", **measured[name], **discovery))
+        pairs.append({"student": name, "teacher": "teacher", **measured[name], **discovery})
     return pairs
 
 
 def _slices_file(evaluated: EvaluatedRows, slices: Sequence[Slice], pairs: list[PairRecord]) -> SlicesFile:
-    length_unit = "tokens" if evaluated.tokens else "characters"
-    units = {
-        "answer_length": length_unit,
-        "prompt_length": length_unit,
-        "teacher_loss": "nats a token",
-        "teacher_certainty": "probability",
-    }
-    partitions = []
-    for key in dict.fromkeys(part.key for part in slices):
-        parts = [part for part in slices if part.key == key]
-        partitions.append(
-            PartitionRecord(
-                key=key,
-                unit=units.get(key),
-                disjoint=all(part.disjoint for part in parts),
-                tested=all(part.tested for part in parts),
-                slices=len(parts),
-            )
-        )
+    units = dict.fromkeys(("answer_length", "prompt_length"), "tokens" if evaluated.tokens else "characters")
+    units |= {"teacher_loss": "nats a token", "teacher_certainty": "probability"}
+    counts, first_of_key = Counter(part.key for part in slices), {part.key: part for part in reversed(slices)}
+    partitions: list[PartitionRecord] = [
+        {"key": key, "unit": units.get(key), "disjoint": part.disjoint, "tested": part.tested, "slices": counts[key]}
+        for key, part in ((key, first_of_key[key]) for key in counts)  # all parts of a key are of one kind
+    ]
     rows = len(evaluated.rows)
     return {"rows": rows, "split": "test", "resamples": RESAMPLES, "partitions": partitions, "pairs": pairs}
 
@@ -204,21 +187,22 @@ def row_records(
                 values_of_row[index][part.key] = part.value
             elif part.value is not None:
                 values_of_row[index].setdefault(part.key, []).append(part.value)
-    found_of_row: list[dict[str, list[str]]] = [{} for _ in evaluated.rows]
+    discovered_of_row: list[dict[str, list[str]]] = [{} for _ in evaluated.rows]
     for pair in pairs:
-        for found in pair["found"]:
-            for index in np.flatnonzero(rows_inside(found, prompts)).tolist():
-                found_of_row[index].setdefault(pair["student"], []).append(found["name"])
+        for discovered in pair["found"]:
+            for index in np.flatnonzero(rows_inside(discovered, prompts)).tolist():
+                discovered_of_row[index].setdefault(pair["student"], []).append(discovered["name"])
     confidences = {name: evaluated.confidence(name) for name in evaluated.answers}
     for index, row in enumerate(evaluated.rows):
         half = None if prompts is None else "searched" if prompts.searched[index] else "judged"
         models = {name: _model_on_row(name, index, evaluated.answers, confidences[name]) for name in evaluated.answers}
-        yield RowRecord(id=row["id"], half=half, slices=values_of_row[index], found=found_of_row[index], models=models)
+        values, discovered = values_of_row[index], discovered_of_row[index]
+        yield {"id": row["id"], "half": half, "slices": values, "found": discovered, "models": models}
 
 
 def _model_on_row(name: str, index: int, answers: Mapping[str, Answers], confidence: np.ndarray | None) -> ModelOnRow:
     model, teacher = answers[name], answers["teacher"]
-    record = ModelOnRow(score=float(model.score[index]), nll=float(model.nll[index]))
+    record: ModelOnRow = {"score": float(model.score[index]), "nll": float(model.nll[index])}
     if confidence is not None:
         record["confidence"] = float(confidence[index])
     if name != "teacher":
@@ -234,11 +218,16 @@ def _model_on_row(name: str, index: int, answers: Mapping[str, Answers], confide
 def summarise(folder: Path, evaluated: EvaluatedRows, pairs: Sequence[PairRecord]) -> SummaryFile:
     """summary.json: what is not about slices, and the slices with significant differences."""
     models = [name for name in evaluated.answers if name != "student"]
-    without = [name for name in models if evaluated.confidence(name) is None]
+    confidences = {name: evaluated.confidence(name) for name in models}
+    without = [name for name in models if confidences[name] is None]
+    calibration = {
+        name: None if confidence is None else reliability(confidence, evaluated.answers[name].score >= 1.0)
+        for name, confidence in confidences.items()
+    }
     return {
         "rows": len(evaluated.rows),
         "notes": evaluated.notes + ([_confidence_note(without)] if without else []),
-        "calibration": {name: _calibration(evaluated, name) for name in models},
+        "calibration": calibration,
         "pairs": {pair["student"]: _pair_summary(pair) for pair in pairs},
         "cascades": _cascades(folder, evaluated),
         "effects": _effects(evaluated),
@@ -255,33 +244,20 @@ def _confidence_note(models: Sequence[str]) -> str:
 
 
 def _pair_summary(pair: PairRecord) -> PairSummary:
-    summary: PairSummary = {
-        "whole": pair["whole"],
-        "found": [found["name"] for found in pair["found"]],
-        "student_ahead": {},
-        "teacher_ahead": {},
-    }
+    names = [discovered["name"] for discovered in pair["found"]]
+    summary: PairSummary = {"whole": pair["whole"], "found": names, "student_ahead": {}, "teacher_ahead": {}}
     for measure in MEASURES:
         sign = 1 if measure == "score" else -1
         lines = [line for line in pair["slices"] if _is_significant(line[measure])]
         lines.sort(key=lambda line: -abs(line[measure]["difference"]))
         for side, direction in (("student_ahead", sign), ("teacher_ahead", -sign)):
-            summary[side][measure] = [
-                SliceName(key=line["key"], value=line["value"])
-                for line in lines
-                if direction * line[measure]["difference"] > 0
-            ]
+            ahead = [line for line in lines if direction * line[measure]["difference"] > 0]
+            summary[side][measure] = [{"key": line["key"], "value": line["value"]} for line in ahead]
     return summary
 
 
 def _is_significant(record: MeasureRecord) -> bool:
     return record["p_holm"] is not None and record["p_holm"] <= ALPHA
-
-
-def _calibration(evaluated: EvaluatedRows, name: str) -> Calibration | None:
-    """None if the model's confidences were not recorded."""
-    confidence = evaluated.confidence(name)
-    return None if confidence is None else reliability(confidence, evaluated.answers[name].score >= 1.0)
 
 
 def _cascades(folder: Path, evaluated: EvaluatedRows) -> dict[str, CascadeRecord]:
@@ -291,13 +267,10 @@ def _cascades(folder: Path, evaluated: EvaluatedRows) -> dict[str, CascadeRecord
     if not known:
         return {}
     scores = {name: evaluated.students[name].score for name in known}
-    teacher_size = parameter_count(folder, "teacher")
-    sizes = {name: parameter_count(folder, name) for name in known}
+    teacher_size, sizes = parameter_count(folder, "teacher"), {name: parameter_count(folder, name) for name in known}
     costs = {name: size / teacher_size if size and teacher_size else None for name, size in sizes.items()}
     made = cascades(scores, evaluated.answers["teacher"].score, known, costs, resamples=RESAMPLES)
-    return {
-        name: CascadeRecord(signal="confidence", student_cost=costs[name], **cascade) for name, cascade in made.items()
-    }
+    return {name: {"signal": "confidence", "student_cost": costs[name], **made[name]} for name in made}
 
 
 def _effects(evaluated: EvaluatedRows) -> list[MethodEffect]:
@@ -338,19 +311,17 @@ def show(folder: Path) -> None:
 def _whole_cells(pair: PairRecord) -> list[str]:
     score, nll = pair["whole"]["score"], pair["whole"]["nll"]
     values = [f"{score['student']:.3f}", f"{score['teacher']:.3f}", _span(score)]
-    counts = [str(score["wins"]), str(score["losses"])]
     nats = [_span(nll), f"{nll['advantage']['value']:.3f}", f"{nll['deficit']['value']:.3f}"]
-    return [pair["student"], *values, *counts, *nats]
+    return [pair["student"], *values, str(score["wins"]), str(score["losses"]), *nats]
 
 
 def _slice_cells(pair: PairRecord) -> list[list[str]]:
     significant = [line for line in pair["slices"] if any(_is_significant(line[measure]) for measure in MEASURES)]
-    named: list[tuple[str, SliceRecord]] = [
-        (f"{line['key']} {line['value'] if line['value'] is not None else '(none)'}", line) for line in significant
-    ]
-    named += [(f"discovered: {line['name']}", line) for line in pair["found"]]
+    names = [f"{line['key']} {'(none)' if line['value'] is None else line['value']}" for line in significant]
+    names += [f"discovered: {line['name']}" for line in pair["found"]]
+    lines = zip(names, [*significant, *pair["found"]], strict=True)
     return [
-        [pair["student"], name, str(line["rows"]), _span(line["score"]), _span(line["nll"])] for name, line in named
+        [pair["student"], name, str(line["rows"]), _span(line["score"]), _span(line["nll"])] for name, line in lines
     ]
 
 

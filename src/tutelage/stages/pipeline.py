@@ -11,9 +11,9 @@ from tutelage.utils.files import write_text
 
 STAGES: dict[str, str] = {
     "prepare": "Read, check and render the rows; loads no model.",
-    "teach": "Fine-tune the teacher and keep its checkpoints, or use yours. Finds the best one on validation.",
-    "anchor": "Fine-tune the student without a teacher: the anchor. Adaptive weights compare the teacher with it.",
-    "cache": "Run every teacher checkpoint once over the training examples.",
+    "teach": "Fine-tune the teacher and keep its checkpoints, or use yours. Selects the best on validation.",
+    "anchor": "Fine-tune the student without a teacher: the anchor. Adaptive weights use its losses.",
+    "cache": "Store the hidden states of every checkpoint. Distillation reads them in place of the teacher.",
     "cross_fit": "Compute out-of-fold losses, for methods ccd-aw and *-aw-cf.",
     "distill": "Train the students, stage by stage. Each stage follows one teacher checkpoint.",
     "evaluate": "Score every model on the test set.",

@@ -44,8 +44,8 @@ class SaveAt(TrainerCallback):
     """Saves after chosen optimizer steps, and marks each saved folder as complete."""
 
     def __init__(self, steps: Sequence[int], began: float | None = None) -> None:
-        """steps: counted from 1. began: start on the monotonic clock, moved back by the training time before an
-        interruption; default: now."""
+        """steps: after which to save, counted from 1. began: `time.monotonic()` at the start, less the seconds trained
+        before an interruption; default: now."""
         self.steps, self.began = set(steps), time.monotonic() if began is None else began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -93,7 +93,7 @@ class OnStep(TrainerCallback):
         self.report = report
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A resumed run starts at its resume checkpoint."""
+        """Report the start; a resumed run starts at its resume checkpoint."""
         self.report(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

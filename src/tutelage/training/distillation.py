@@ -36,7 +36,7 @@ from tutelage.utils.files import read_json, write_json
 
 
 class Distillation:
-    """One student on its way through the stages, and the folder that records it."""
+    """Training of one student through all stages, recorded in `folder`."""
 
     def __init__(self, plan: DistillationPlan, folder: Path, setup: StudentSetup) -> None:
         """folder: for the records, and for what an interrupted distillation continues from."""

@@ -172,8 +172,8 @@ class Probe:
         targets = self.source.targets(checkpoint, batch)
         if targets.top_k(0, 1) is not None:
             raise ModelError(
-                "SCD's choice compares full distributions, and this teacher's cache holds top-k entries only (its"
-                " logits are not a function of the final hidden state alone). Use a schedule that does not compare:"
+                "SCD compares full distributions, and this teacher's cache holds top-k entries only, because its logits"
+                " are not a function of the final hidden state alone. Use a schedule that does not compare:"
                 " distill.methods=[cd-aw] or [td-aw]"
             )
         return targets
@@ -182,7 +182,7 @@ class Probe:
 def _check_head(head: Head, hidden: Tensor, logits: Tensor) -> None:
     if (error := head_error(head, hidden, logits)) > FAITHFUL_NATS:
         raise ModelError(
-            f"the student's logits are not a function of the final hidden state alone ({error:.2g} nats off), so its"
-            " distance to a checkpoint cannot be measured. Use a schedule that does not compare:"
-            " distill.methods=[cd-aw] or [td-aw]"
+            f"the student's logits are not a function of its final hidden state alone ({error:.2g} nats off), so its KL"
+            " to a checkpoint cannot be measured. Use a schedule that does not compare: distill.methods=[cd-aw] or"
+            " [td-aw]"
         )

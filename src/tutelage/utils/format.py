@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from tutelage.records import Interval
@@ -141,8 +141,3 @@ def code_block(text: str, language: str) -> list[str]:
     """Lines of a fenced block of code, with a fence longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return [f"{fence}{language}", visible(text, lines=True).rstrip("\n"), fence]
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, all columns but the first aligned right. Cells are Markdown: escape text from data."""
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]

@@ -1,2 +1,1 @@
-"""summary.json of a comparison: made from results.jsonl and the run folders, shown as a table and as a page. Needs no
-model, imports no torch."""
+"""summary.json of a comparison, from results.jsonl and run folders; its table and page. No model, no torch."""

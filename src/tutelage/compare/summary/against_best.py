@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from tutelage.analysis.significance import (
-    ALPHA,
-    Difference,
-    SeedsNeeded,
-    holm,
-    holm_levels,
-    paired_difference,
-    seeds_needed,
-)
+from tutelage.analysis import significance
+from tutelage.analysis.significance import ALPHA, Difference, SeedsNeeded, holm, holm_levels, paired_difference
 from tutelage.analysis.slices import Measure
 from tutelage.compare.summary.scores import RecipeScores
 
@@ -71,8 +64,8 @@ def _corrected(differences: Mapping[str, Difference]) -> dict[str, tuple[float |
 
 
 def _tested(difference: Difference, p_holm: float | None, level: float) -> TestedDifference:
-    significant = p_holm is not None and p_holm <= ALPHA and not difference.rows_only
-    return TestedDifference(difference, p_holm, seeds_needed(difference, significant, level))
+    is_significant = p_holm is not None and p_holm <= ALPHA and not difference.rows_only
+    return TestedDifference(difference, p_holm, significance.seeds_needed(difference, is_significant, level))
 
 
 def _best_on_validation(recipe: RecipeScores, measure: Measure) -> str | None:
@@ -83,10 +76,7 @@ def _best_on_validation(recipe: RecipeScores, measure: Measure) -> str | None:
     """
     means = {method: recipe.validation_means(method) for method in recipe.methods}
     candidates = [method for method in recipe.methods if "nll" in means[method]]
-    in_common = {
-        method: _in_common(recipe, method, [other for other in recipe.methods if other != method])
-        for method in candidates
-    }
+    in_common = {method: _in_common(recipe, method) for method in candidates}
     most = max(in_common.values(), default=None)
 
     def quality(method: str) -> tuple[float, float]:
@@ -96,9 +86,10 @@ def _best_on_validation(recipe: RecipeScores, measure: Measure) -> str | None:
     return max((method for method in candidates if in_common[method] == most), key=quality, default=None)
 
 
-def _in_common(recipe: RecipeScores, method: str, others: Sequence[str]) -> tuple[int, int]:
-    """(seeds, teacher seeds) that a method has in common with another, each summed over the others. Seeds count
-    first."""
-    pairs = [recipe.under_teachers(recipe.keys(method, other), method, other) for other in others]
+def _in_common(recipe: RecipeScores, method: str) -> tuple[int, int]:
+    """(seeds, teacher seeds) that a method has in common with another, each summed over the others."""
+    pairs = [
+        recipe.under_teachers(recipe.keys(method, other), method, other) for other in recipe.methods if other != method
+    ]
     seeds = sum(len({seed for _, seed in keys}) for keys in pairs)
     return seeds, sum(len({teacher_seed for teacher_seed, _ in keys}) for keys in pairs)

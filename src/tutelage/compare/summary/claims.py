@@ -8,20 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tutelage.analysis.crossed_intervals import ROUNDING
+from tutelage.analysis.method_comparison import PredictionTable
+from tutelage.analysis.significance import ALPHA, SeedsNeeded
 from tutelage.analysis.slices import Measure
-from tutelage.compare.summary.recipe_section import (
-    AgainstBestSummary,
-    IntervalSummary,
-    MethodSummary,
-    RecipeSummary,
-    SeedsNeededSummary,
-)
-from tutelage.compare.summary.student_section import PredictionSummary, StudentSummary
+from tutelage.compare.summary.recipe_section import AgainstBestSummary, IntervalSummary, MethodSummary, RecipeSummary
+from tutelage.compare.summary.student_section import StudentSummary
 from tutelage.records import Interval
-
-ALPHA = 0.05
-ROUNDING = 1e-12
-"""Differences below this are rounding."""
 
 # --- methods against each other ---
 
@@ -43,7 +36,7 @@ class PairClaim:
     difference: Interval | None = None
     p: float | None = None
     """After Holm's correction."""
-    seeds_needed: SeedsNeededSummary | None = None
+    seeds_needed: SeedsNeeded | None = None
 
     @property
     def same(self) -> bool:
@@ -101,17 +94,12 @@ class Standing:
 
 def standing(methods: Mapping[str, MethodSummary], measure: Measure, chosen: str | None) -> Standing:
     """methods: at least one. chosen: by validation; None if it says nothing."""
-    ranks = {name: rank_of(method, measure) for name, method in methods.items()}
+    ranks = {name: method[f"{measure}_rank"] for name, method in methods.items()}
     order = sorted(methods, key=ranks.__getitem__)
     chosen = chosen or order[0]
-    pairs = {name: _pair(_against_best(methods[name], measure), measure) for name in order if name != chosen}
+    pairs = {name: _pair(methods[name].get(f"{measure}_against_best"), measure) for name in order if name != chosen}
     not_significant = {name: pair for name, pair in pairs.items() if pair.verdict == "not_significant"}
     return Standing(chosen, ranks[chosen], order, pairs, _state(list(pairs.values())), _seeds(not_significant))
-
-
-def rank_of(method: MethodSummary, measure: Measure) -> float:
-    """From 1, by score or by loss."""
-    return method["score_rank"] if measure == "score" else method["nll_rank"]
 
 
 def _state(pairs: Sequence[PairClaim]) -> State:
@@ -124,23 +112,17 @@ def _state(pairs: Sequence[PairClaim]) -> State:
     return "ahead_of_all" if behind == len(pairs) else "ahead_of_some" if behind else "ahead_of_none"
 
 
-def _against_best(method: MethodSummary, measure: Measure) -> AgainstBestSummary | None:
-    return method.get("score_against_best") if measure == "score" else method.get("nll_against_best")
-
-
 def _pair(against: AgainstBestSummary | None, measure: Measure) -> PairClaim:
     if against is None:
         return PairClaim("no_common_run", rows_only=True)
     difference, rows_only, p = interval(against["difference"]), against["difference"]["rows_only"], against["p_holm"]
     if p is None:
         return PairClaim("one_run", rows_only, difference)
-    verdict: PairVerdict
-    if p >= ALPHA or not excludes_zero(difference):
+    verdict: PairVerdict = "ahead" if gain(difference, measure).value > 0 else "behind"
+    if p >= ALPHA or not (difference.low > 0 or difference.high < 0):
         verdict = "not_significant"
     elif rows_only:
         verdict = "differs_here"
-    else:
-        verdict = "ahead" if gain(difference, measure).value > 0 else "behind"
     return PairClaim(verdict, rows_only, difference, p, against["seeds_needed"])
 
 
@@ -227,7 +209,7 @@ class PredictionClaim:
     verdict: Literal["better", "worse", "not_significant"]
 
 
-def prediction_claim(table: PredictionSummary) -> PredictionClaim:
+def prediction_claim(table: PredictionTable) -> PredictionClaim:
     """table: with at least one student."""
     wins, right = table["true_wins"] + table["false_losses"], table["true_wins"] + table["true_losses"]
     students = wins + table["false_wins"] + table["true_losses"]
@@ -240,13 +222,8 @@ def prediction_claim(table: PredictionSummary) -> PredictionClaim:
 
 
 def interval(numbers: IntervalSummary | Mapping[str, Any]) -> Interval:
-    """Of a summary's numbers; what is None there is NaN."""
+    """The interval from numbers of summary.json; None becomes NaN."""
     return Interval(*(math.nan if numbers[key] is None else float(numbers[key]) for key in ("value", "low", "high")))
-
-
-def excludes_zero(difference: Interval) -> bool:
-    """Whether 0 lies outside."""
-    return difference.low > 0 or difference.high < 0
 
 
 def gain(difference: Interval, measure: Measure) -> Interval:

@@ -14,17 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.analysis.slices import MEASURES, Measure
-from tutelage.compare.summary.claims import (
-    Standing,
-    against_teacher,
-    effect_verdict,
-    interval,
-    prediction_claim,
-    rank_of,
-    standing,
-)
+from tutelage.compare.summary import claims
+from tutelage.compare.summary.claims import Standing, TeacherClaim, interval
 from tutelage.compare.summary.recipe_section import Effects, IntervalSummary, MethodSummary, RecipeSummary
-from tutelage.compare.summary.student_section import StudentSummary
+from tutelage.compare.summary.student_section import StudentSummary, beats_teacher
 from tutelage.compare.summary.summarise import Summary
 from tutelage.compare.summary.table import run_count
 from tutelage.records import Interval
@@ -59,7 +52,7 @@ def write_page(summary: Summary, path: Path, title: str | None = None) -> None:
         cells=summary["cells"],
         ranks=_mean_ranks(summary["mean_ranks"]) if len(recipes) > 1 else [],
         predictions={
-            measure: {"claim": prediction_claim(table), "table": table}
+            measure: {"claim": claims.prediction_claim(table), "table": table}
             for measure, table in summary["validation_foretells_test"].items()
         },
         identity_error=max((cell["identity_error"] for cell in summary["cells"]), default=None),
@@ -95,8 +88,7 @@ def gap_ends(gap_closed: Interval) -> str:
 
 
 def _first_line(error: str | None) -> str:
-    lines = (error or "").strip().splitlines()
-    return lines[0] if lines else "no message"
+    return next(iter((error or "").strip().splitlines()), "no message")
 
 
 # --- one recipe ---
@@ -113,8 +105,8 @@ class RecipeView:
     base: dict[str, dict[Measure, Interval]]
     standings: dict[Measure, Standing]
     """Empty without methods; so are the next three."""
-    teacher_claims: dict[Measure, Any]
-    """Of the chosen method, `claims.TeacherClaim`."""
+    teacher_claims: dict[Measure, TeacherClaim]
+    """Of the chosen method."""
     chosen_rows: dict[Measure, dict[str, Any]]
     rows: dict[Measure, list[dict[str, Any]]]
     """Lines of the tables of methods, best on test first."""
@@ -128,7 +120,7 @@ class RecipeView:
 def _recipe_view(recipe: RecipeSummary, cells: Sequence[StudentSummary]) -> RecipeView:
     methods = recipe["methods"]
     students = [cell for cell in cells if cell["recipe"] == recipe["name"]]
-    standings = {m: standing(methods, m, recipe["best"][m]) for m in MEASURES} if methods else {}
+    standings = {m: claims.standing(methods, m, recipe["best"][m]) for m in MEASURES} if methods else {}
     rows = {name: _method_row(name, numbers, standings) for name, numbers in methods.items()}
     gaps = (numbers["gap_closed"] for numbers in methods.values())
     return RecipeView(
@@ -137,7 +129,7 @@ def _recipe_view(recipe: RecipeSummary, cells: Sequence[StudentSummary]) -> Reci
         teacher_seeds=max((numbers["trajectories"] for numbers in methods.values()), default=1),
         base={name: {m: interval(numbers[m]) for m in MEASURES} for name, numbers in recipe["base"].items()},
         standings=standings,
-        teacher_claims={m: against_teacher(recipe, stand.chosen, m, students) for m, stand in standings.items()},
+        teacher_claims={m: claims.against_teacher(recipe, stand.chosen, m, students) for m, stand in standings.items()},
         chosen_rows={m: rows[stand.chosen] for m, stand in standings.items()},
         rows={m: [rows[name] for name in stand.order] for m, stand in standings.items()},
         plots={m: _interval_plot(recipe, m) for m in MEASURES},
@@ -166,7 +158,7 @@ def _interval_plot(recipe: RecipeSummary, measure: Measure) -> dict[str, Any]:
     Lines are keyed by their index, as a method may be named like a base model.
     """
     methods = recipe["methods"]
-    order = sorted(methods, key=lambda name: rank_of(methods[name], measure))
+    order = sorted(methods, key=lambda name: methods[name][f"{measure}_rank"])
     chosen = recipe["best"][measure] or next(iter(order), None)
     models: list[tuple[str, str, IntervalSummary]] = [
         (name, name, recipe["base"][name][measure]) for name in ("teacher", "anchor") if name in recipe["base"]
@@ -188,7 +180,7 @@ def _effects(recipe: RecipeSummary, effects: Effects, measure: Measure) -> dict[
             name: {
                 "interval": interval(effect),
                 "rows_only": effect["rows_only"],
-                "verdict": effect_verdict(interval(effect), measure),
+                "verdict": claims.effect_verdict(interval(effect), measure),
             }
             for name, effect in effects.items()
         },
@@ -217,13 +209,12 @@ def _split(students: Sequence[StudentSummary]) -> dict[str, Any]:
 def _mean_split(name: str, students: Sequence[StudentSummary]) -> dict[str, Any]:
     keys = ("sfs_mass", "tfs_mass", "advantage", "deficit", "difference")
     means = {key: math.fsum(student["test"][key] for student in students) / len(students) for key in keys}
-    wins = {measure: sum(_won(students, measure)) for measure in MEASURES}
+    wins = {measure: sum(beats_teacher(students, measure)) for measure in MEASURES}
     return {"name": name, "students": len(students), **means, "wins": wins}
 
 
 def _outcome_chart(students: Sequence[StudentSummary], split: str, measure: Measure, most: float) -> dict[str, Any]:
-    """Every student at its deficit (across) and advantage (upward) on a split, marked if it won on test by a
-    measure."""
+    """Every student at its deficit (across) and advantage (upward) on a split; marked: it won on test by a measure."""
     several_teachers = len({student["teacher_seed"] for student in students}) > 1
     names = [
         f"{student['method']}, seed {student['seed']}"
@@ -231,16 +222,10 @@ def _outcome_chart(students: Sequence[StudentSummary], split: str, measure: Meas
         for student in students
     ]
     deficits, advantages = ([student[split][side] for student in students] for side in ("deficit", "advantage"))
-    won = _won(students, measure)
+    won = beats_teacher(students, measure)
     chart = linear_scatter(deficits, advantages, won, names, most=most, height=SCATTER_HEIGHT)
     above = [advantage > deficit for advantage, deficit in zip(advantages, deficits, strict=True)]
     return {"split": split, "students": len(students), "won": sum(won), "above": sum(above), **chart}
-
-
-def _won(students: Sequence[StudentSummary], measure: Measure) -> list[bool]:
-    if measure == "score":
-        return [student["beats_teacher_in_score"] for student in students]
-    return [student["beats_teacher_in_nll"] for student in students]
 
 
 def _mean_ranks(ranks: Mapping[Measure, Mapping[str, float]]) -> list[dict[str, Any]]:

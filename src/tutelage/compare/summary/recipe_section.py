@@ -6,17 +6,17 @@ docs/artifacts.md says how each number is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 from tutelage.analysis.crossed_intervals import Estimate
 from tutelage.analysis.method_comparison import gap_closed_interval, mean_ranks, two_by_two
-from tutelage.analysis.significance import score_estimate
+from tutelage.analysis.significance import SeedsNeeded, TestName, score_estimate
 from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.summary.against_best import SIGNS, TestedDifference, compare_with_best
 from tutelage.compare.summary.scores import RecipeScores, RunKey
+from tutelage.records import IntervalRecord
 
 BaseModel = Literal["teacher", "anchor"]
 BASELINE = "sft"
@@ -27,12 +27,9 @@ TWO_BY_TWO = ("td", "td-aw", "scd", "scd-aw")
 # --- keys of summary.json ---
 
 
-class IntervalSummary(TypedDict):
+class IntervalSummary(IntervalRecord):
     """A mean over training runs with its 95 % interval."""
 
-    value: float
-    low: float
-    high: float
     rows_only: bool
     """One training run: the interval is about other test rows alone."""
 
@@ -41,16 +38,7 @@ GapClosedSummary = TypedDict(
     "GapClosedSummary",
     {"share": float | None, "low": float | None, "high": float | None, "from": Literal["sft", "anchor"]},
 )
-"""Fraction of the gap from `from` to the teacher that a method closes. `share` is None if there is no gap, the ends if
-they are unbounded."""
-
-
-class SeedsNeededSummary(TypedDict):
-    """How many seeds would make a difference significant."""
-
-    verdict: Literal["settled", "more_seeds", "rows_too_few", "seed_variance_unknown"]
-    total: int | None
-    more: int | None
+"""Fraction of the gap from `from` to the teacher that a method closes. None: no gap, or an unbounded end."""
 
 
 class AgainstBestSummary(TypedDict):
@@ -58,11 +46,11 @@ class AgainstBestSummary(TypedDict):
 
     best: str
     difference: IntervalSummary
-    test: Literal["crossed_t", "mcnemar_exact", "randomisation"]
+    test: TestName
     p_value: float
     p_holm: float | None
     """None if the method has one training run in common with the best, and others have several."""
-    seeds_needed: SeedsNeededSummary
+    seeds_needed: SeedsNeeded
 
 
 class BaseSummary(TypedDict):
@@ -72,7 +60,7 @@ class BaseSummary(TypedDict):
     nll: IntervalSummary
 
 
-class MethodSummary(TypedDict):
+class MethodSummary(BaseSummary):
     """A method on the test rows."""
 
     trainings: int
@@ -81,8 +69,6 @@ class MethodSummary(TypedDict):
     """Number of different seeds among them."""
     trajectories: int
     """Number of different teacher seeds among them."""
-    score: IntervalSummary
-    nll: IntervalSummary
     gap_closed: GapClosedSummary | None
     """None for the baseline."""
     validation: dict[str, float]
@@ -149,11 +135,8 @@ class _ByMeasure(NamedTuple):
 
 def _by_measure(recipe: RecipeScores, measure: Measure) -> _ByMeasure:
     keys = {method: recipe.keys(method) for method in recipe.methods}
-    estimates = {
-        method: score_estimate(recipe.student_sample(measure, method, keys[method]), grid=keys[method])
-        for method in recipe.methods
-    }
-    intervals = {method: _clipped(estimate, measure) for method, estimate in estimates.items()}
+    samples = {method: recipe.student_sample(measure, method, keys[method]) for method in recipe.methods}
+    intervals = {m: _clipped(score_estimate(sample, grid=keys[m]), measure) for m, sample in samples.items()}
     ranks = mean_ranks([[SIGNS[measure] * interval["value"]] for interval in intervals.values()]).tolist()
     best, differences = compare_with_best(recipe, measure)
     return _ByMeasure(
@@ -205,25 +188,14 @@ def _two_by_two(recipe: RecipeScores) -> dict[Measure, Effects]:
         return {}
     samples = {measure: [recipe.student_sample(measure, method, keys) for method in TWO_BY_TWO] for measure in MEASURES}
     effects = {measure: two_by_two(*samples[measure], grid=keys) for measure in MEASURES}
-    return {
-        measure: {
-            "schedule": _interval(effect.schedule),
-            "weighting": _interval(effect.weighting),
-            "interaction": _interval(effect.interaction),
-        }
-        for measure, effect in effects.items()
-    }
+    parts = ("schedule", "weighting", "interaction")
+    return {m: {part: _interval(getattr(effect, part)) for part in parts} for m, effect in effects.items()}
 
 
 def _against_best(best: str, tested: TestedDifference) -> AgainstBestSummary:
-    return {
-        "best": best,
-        "difference": _interval(tested.difference),
-        "test": tested.difference.test,
-        "p_value": tested.difference.p_value,
-        "p_holm": tested.p_holm,
-        "seeds_needed": asdict(tested.seeds_needed),
-    }
+    difference, p_holm, seeds = tested
+    p_values = {"test": difference.test, "p_value": difference.p_value, "p_holm": p_holm}
+    return {"best": best, "difference": _interval(difference), **p_values, "seeds_needed": seeds}
 
 
 def _interval(estimate: Estimate) -> IntervalSummary:

@@ -1,6 +1,6 @@
 """Scores and losses of every model of a comparison on the test rows, read from the run folders.
 
-What results.jsonl says of a cell is checked against the cell's files. Needs no model.
+Checks the entries of results.jsonl against the files of each cell. Loads no model.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ class RecipeScores:
     """One recipe's models: students of its cells, and teacher and anchor of its runs, one run per teacher seed."""
 
     def __init__(self, name: str, records: Mapping[Cell, CellRecord]) -> None:
-        """records: of the cells that are done, at least one. Raises StaleArtifactError if the run folders contradict
-        them."""
+        """records: of the done cells, at least one. Raises StaleArtifactError if the run folders contradict them."""
         self.name, self.records = name, records
         self.runs = {cell.teacher_seed: cell.run for cell in records}
         self.task, self.examples = _task_and_test_rows(Path(next(iter(self.runs.values()))))
@@ -81,8 +80,7 @@ class RecipeScores:
         self._check_against_files()
 
     def keys(self, *methods: str) -> list[RunKey]:
-        """The training runs that all of the methods have, in order. A run without a teacher belongs to every teacher
-        seed."""
+        """The training runs that all methods have, in order. One without a teacher belongs to every teacher seed."""
         by_seed = [self._without_teacher[name] for name in methods if name in self._without_teacher]
         by_key = [self.cells[name] for name in methods if name not in self._without_teacher]
         candidates = by_key[0] if by_key else [(0, seed) for seed in by_seed[0]]
@@ -119,8 +117,7 @@ class RecipeScores:
         return stack([self.models[run, model].samples[measure] for run in runs])
 
     def under_teachers(self, keys: Sequence[RunKey], *methods: str) -> list[RunKey]:
-        """The keys of some methods' training runs; if none of the methods has a teacher, once for every teacher
-        seed."""
+        """The keys of some methods' training runs; once for every teacher seed if none of them has a teacher."""
         if set(methods) <= self._without_teacher.keys():
             return [(teacher_seed, seed) for teacher_seed in self.runs for _, seed in keys]
         return list(keys)

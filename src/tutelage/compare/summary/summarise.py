@@ -10,29 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from tutelage.analysis.method_comparison import mean_ranks
+from tutelage.analysis.method_comparison import PredictionTable, mean_ranks
 from tutelage.analysis.slices import Measure
 from tutelage.compare.cell_table import UNCHECKED, CellEntry, CellState, CellTable
-from tutelage.compare.cells import RESULTS, ResultsFile
+from tutelage.compare.cells import RESULTS, Cell, CellFields, CellRecord, ResultsFile
 from tutelage.compare.summary.against_best import SIGNS
 from tutelage.compare.summary.recipe_section import RecipeSummary, summarise_recipe
 from tutelage.compare.summary.scores import RecipeScores
-from tutelage.compare.summary.student_section import PredictionSummary, StudentSummary, prediction, summarise_student
+from tutelage.compare.summary.student_section import StudentSummary, prediction, summarise_student
 from tutelage.compare.tuning import TUNED, read_tuned
 from tutelage.utils.files import write_json
 
 SUMMARY = "summary.json"
-
-
-class CellFields(TypedDict):
-    """The fields of a cell, see `cells.Cell`."""
-
-    recipe: str
-    run: str
-    method: str
-    seed: int
-    teacher_seed: int
-    options: str
 
 
 class FailedSummary(CellFields):
@@ -77,7 +66,7 @@ class Summary(TypedDict):
     mean_ranks: dict[Measure, dict[str, float]]
     """Over recipes, of the methods that all of them have; empty without recipes."""
     cells: list[StudentSummary]
-    validation_foretells_test: dict[Measure, PredictionSummary]
+    validation_foretells_test: dict[Measure, PredictionTable]
     """Whether validation predicts that a student beats its teacher on test; empty without students."""
 
 
@@ -90,7 +79,11 @@ def write_summary(folder: Path, table: CellTable | None = None) -> Summary:
     """
     table = table or CellTable(ResultsFile(folder / RESULTS).records())
     counted = table.counted()
-    recipes = _recipe_scores([entry for entry in counted if entry.state is CellState.DONE])
+    records: dict[str, dict[Cell, CellRecord]] = {}
+    for entry in counted:
+        if entry.state is CellState.DONE:
+            records.setdefault(entry.cell.recipe, {})[entry.cell] = entry.record
+    recipes = [RecipeScores(name, of_recipe) for name, of_recipe in records.items()]
     sections = [summarise_recipe(recipe) for recipe in recipes]
     students = [summarise_student(recipe, cell) for recipe in recipes for cell in recipe.records]
     summary: Summary = {
@@ -108,23 +101,12 @@ def write_summary(folder: Path, table: CellTable | None = None) -> Summary:
     return summary
 
 
-def _recipe_scores(done: Sequence[CellEntry]) -> list[RecipeScores]:
-    names = dict.fromkeys(entry.cell.recipe for entry in done)
-    return [
-        RecipeScores(name, {entry.cell: entry.record for entry in done if entry.cell.recipe == name}) for name in names
-    ]
-
-
 def _tuning(path: Path) -> list[TuningSummary]:
-    return [
-        {
-            "recipe": tuned.recipe,
-            "method": tuned.method,
-            "chosen": tuned.best,
-            "rates": [{"learning_rate": rate, **means} for rate, means in sorted(tuned.validation.items())],
-        }
-        for tuned in (read_tuned(path) if path.is_file() else [])
-    ]
+    sections: list[TuningSummary] = []
+    for tuned in read_tuned(path) if path.is_file() else ():
+        rates = [{"learning_rate": rate, **means} for rate, means in sorted(tuned.validation.items())]
+        sections.append({"recipe": tuned.recipe, "method": tuned.method, "chosen": tuned.best, "rates": rates})
+    return sections
 
 
 def _stale(entry: CellEntry) -> StaleSummary:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tutelage.analysis.slices import MEASURES
-from tutelage.compare.cells import Cell
+from tutelage.compare.cells import Cell, CellFields
 from tutelage.compare.summary.recipe_section import (
     AgainstBestSummary,
     BaseSummary,
@@ -19,7 +19,7 @@ from tutelage.compare.summary.recipe_section import (
     MethodSummary,
     RecipeSummary,
 )
-from tutelage.compare.summary.summarise import CellFields, Summary
+from tutelage.compare.summary.summarise import Summary
 from tutelage.utils.console import print_table, visible
 
 NOTE = (
@@ -178,8 +178,7 @@ def numbers(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 
 def _flat(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a base model or a method, those of nested sections with both keys joined; of its differences from
-    the best p alone."""
+    """The numbers of a base model or a method, nested keys joined; of its differences from the best p alone."""
     flat = {key: model.get(key) for key in ("trainings", "seeds", "trajectories")}
     for measure in MEASURES:
         against = model.get(f"{measure}_against_best", {})

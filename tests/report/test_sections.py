@@ -23,7 +23,7 @@ MAIN = "scd-aw/seed-0"
 
 def measured(difference: float, *, p_holm: float | None = None, rest: float | None = None, **more: object) -> dict:
     """One measure of a slice; rest: its corrected p-value against the other rows."""
-    found = {"student": 0.5 + difference, "teacher": 0.5, "difference": difference, "low": difference - 0.1}
+    record = {"student": 0.5 + difference, "teacher": 0.5, "difference": difference, "low": difference - 0.1}
     against = {
         "difference": difference,
         "low": difference - 0.2,
@@ -31,7 +31,7 @@ def measured(difference: float, *, p_holm: float | None = None, rest: float | No
         "p_value": 0.5,
         "p_holm": rest,
     }
-    found |= {
+    record |= {
         "high": difference + 0.1,
         "wins": 7,
         "losses": 3,
@@ -39,7 +39,7 @@ def measured(difference: float, *, p_holm: float | None = None, rest: float | No
         "p_holm": p_holm,
         "against_rest": against,
     }
-    return found | more
+    return record | more
 
 
 def one_slice(key: str, value: str | None, score: dict, nll: dict, **more: object) -> dict:
@@ -133,14 +133,14 @@ def test_size_speed_and_cost(run):
     assert "Cost per call 0.25 teacher calls" in text
 
 
-def test_the_verdict_tells_size_and_speed_beside_the_teachers(run):
+def test_the_verdict_compares_size_and_speed_with_the_teacher(run):
     write_models(run)
     verdict = page_of(run).text.partition("Size, speed and cost")[0]
     assert "4.0 times fewer parameters than its teacher: a call costs 0.25 of a teacher call" in verdict
     assert "It answered the test rows 2.0 times as fast as its teacher" in verdict
 
 
-def test_the_verdict_is_silent_on_what_did_not_get_smaller_or_faster(run):
+def test_the_verdict_claims_no_gain_in_size_or_speed_without_one(run):
     write_models(run)
     write(run / "evaluate" / MAIN / "manifest.json", {"seconds": 9.0, "answering": 0.2})
     save_file({"w": np.zeros(4000, np.float32)}, run / "distill" / MAIN / "model.safetensors")
@@ -168,11 +168,13 @@ def test_slices_are_sorted_and_marked(run):
     )
     page = page_of(run)
     text = page.text[page.text.rindex("Slices SCD+AW") :]
-    places = [text.index(value) for value in (INJECTION, "3–17", "teacher's loss (none)", "language ja")]
-    assert places == sorted(places)
+    positions = [text.index(value) for value in (INJECTION, "3–17", "teacher's loss (none)", "language ja")]
+    assert positions == sorted(positions)
     assert "on 4 slices of the test rows. After Holm's correction over the 3 tested slices" in text
-    assert "significantly better on 1 and significantly worse on 1 ." in text
-    assert "1 slice differs significantly from the other rows." in text
+    assert (
+        "significantly better on 1 and significantly worse on 1 . 1 slice differs significantly from the other rows."
+        in text
+    )
     assert "+0.250 [+0.150, +0.350] −0.100 7 / 3 better in score and loss" in text
     assert "−0.200 [−0.300, −0.100] +0.300 7 / 3 worse in loss worse than elsewhere in loss" in text
     assert "Prompt length: quartiles (tokens)." in text
@@ -181,7 +183,7 @@ def test_slices_are_sorted_and_marked(run):
     assert values[:4] == ["1234", "0.25", "-0.1", "4"]
 
 
-def test_where_the_student_mostly_loses_the_losses_come_first(run):
+def test_slices_start_with_the_losses_if_the_student_mostly_loses(run):
     worse = [
         one_slice("label", name, measured(-gap, p_holm=0.01), measured(0.1))
         for name, gap in (("bad", 0.1), ("worst", 0.4))
@@ -228,7 +230,7 @@ def test_intervals_of_slices_are_drawn_whole_or_marked_as_cut(run):
     assert page_of(run).source.count('class="cut ') == 1
 
 
-def test_a_slice_on_which_both_are_level_leans_to_nobody(run):
+def test_a_slice_without_a_difference_has_a_neutral_mark(run):
     write_diagnosis(run, [one_slice("label", "even", measured(0.0), measured(0.0))])
     slices = page_of(run).source.partition('id="slices"')[2]
     drawn = re.search(r'<td class="balance">(.*?)</td>', slices, re.DOTALL)[1]
@@ -261,14 +263,14 @@ def test_found_slices_have_their_rule_in_words(run):
     assert "Significant after Holm's correction: none of 10" in page_of(run).text
 
 
-def test_without_a_diagnosis_of_the_main_student_known_slices_stand(run):
+def test_known_slices_are_shown_without_a_diagnosis_of_the_main_student(run):
     write_diagnosis(run, [])
     path = run / "diagnose" / "slices.json"
     path.write_text(path.read_text(encoding="utf-8").replace(MAIN, "td/seed-0"), encoding="utf-8")
     assert "By language" in page_of(run).text
 
 
-def test_weights_by_slice_and_at_both_ends(run):
+def test_weights_by_slice_and_rows_with_extreme_weights(run):
     lines = [
         {"id": f"t{n}", "stage": stage, "checkpoint": "c", "anchor_nll": 0.1 * n, "teacher_nll": 0.5, "weight": weight}
         for stage, weights in ((3, [0.99] * 10), (4, [0.5, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.55]))
@@ -294,13 +296,13 @@ def test_weights_by_slice_and_at_both_ends(run):
     text = page_of(run).text
     assert "language ko 7 0.300 0.400 0.200" in text
     ends = text[text.index("Training rows with the highest") : text.rindex("Learning curves")]
-    assert [place for place in range(10) if f"ask {place} " in ends] == [1, 2, 3, 4, 5, 6, 7, 8]  # not 0.5 and 0.55
-    order = [ends.index(f"ask {place} ") for place in (8, 7, 6, 5, 4, 3, 2, 1)]
+    assert [n for n in range(10) if f"ask {n} " in ends] == [1, 2, 3, 4, 5, 6, 7, 8]  # not 0.5 and 0.55
+    order = [ends.index(f"ask {n} ") for n in (8, 7, 6, 5, 4, 3, 2, 1)]
     assert order == sorted(order) and "gold 8 0.8000 0.5000 0.900" in ends
     assert ends.index("Lowest weights") < ends.index("ask 4 ")
 
 
-def test_constant_weights_have_no_ends(run):
+def test_constant_weights_have_no_extreme_rows(run):
     (run / "distill" / MAIN / "weights.jsonl").unlink()
     path = run / "distill/td/seed-0/weights.jsonl"
     lines = [json.loads(line) | {"anchor_nll": None} for line in path.open(encoding="utf-8")]
@@ -316,7 +318,7 @@ def test_learning_curves(run):
     assert "4, kept" in text
 
 
-def test_curves_are_places_on_a_logarithmic_axis():
+def test_curves_are_drawn_on_a_logarithmic_axis():
     chart = curves({"ce": [(0, 1.0), (50, 10.0), (100, 100.0)]}, [50], height=100, most=10)
     points = [tuple(map(float, point.split(","))) for point in chart["lines"]["ce"].split()]
     assert [x for x, _ in points] == [0, 50, 100]
@@ -341,7 +343,7 @@ def test_calibration(run):
 
 
 @pytest.mark.parametrize("record", [None, {"from": "gold", "rows": 40, "accuracy": 0.8}])
-def test_without_confidences_calibration_and_cascade_are_absent_and_said_to_be(run, record):
+def test_without_confidences_calibration_and_cascade_are_missing_with_a_reason(run, record):
     by_prompt = cascade(0.5, 0.5) | {"signal": "prompts"}
     write_diagnosis(run, [], calibration={MAIN: record, "teacher": record}, cascades={MAIN: by_prompt})
     page = page_of(run)
@@ -349,7 +351,7 @@ def test_without_confidences_calibration_and_cascade_are_absent_and_said_to_be(r
     assert page.text.count("evaluate recorded no confidences. tutelage evaluate RECIPE --force scores") == 1
 
 
-def test_a_mark_of_the_reliability_diagram_lies_where_it_should():
+def test_positions_of_marks_in_a_reliability_diagram():
     bins = [
         {"rows": 4, "confidence": 1.0, "accuracy": {"value": 1.0, "low": 0.5, "high": 1.0}},
         {"rows": 1, "confidence": 0.5, "accuracy": {"value": 0.0, "low": 0.0, "high": 0.5}},
@@ -412,7 +414,7 @@ def test_a_cascade_of_unknown_cost(run):
     assert "teacher calls" not in text and "cost per row" not in text and "50 %" in text
 
 
-def test_marks_of_a_cascade_that_are_neighbours_do_not_hide_each_others_numbers():
+def test_texts_of_close_cascade_marks_do_not_overlap():
     first, *rest = cascade(0.5, None)["points"]
     points = [first, {**first, "share": 0.1}, *rest]
     sides = [
@@ -452,7 +454,7 @@ def test_effects(run):
 @pytest.mark.parametrize(
     "name", ["diagnose/summary.json", "teach/log.jsonl", f"distill/{MAIN}/log.jsonl", "recipe.yaml"]
 )
-def test_the_page_is_made_again_when_what_it_shows_changes(run, name):
+def test_the_page_is_stale_when_its_inputs_change(run, name):
     write_logs(run)
     write_diagnosis(run, [])
     before = inputs(run)
