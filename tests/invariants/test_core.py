@@ -294,7 +294,7 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(tmp_path, kill_at):
 
 
 @pytest.mark.parametrize("kill_at", [(1, 1), (2, 1), (2, 9)])
-def test_seconds_count_what_an_interrupted_process_left_and_not_what_was_lost(tmp_path, monkeypatch, kill_at):
+def test_seconds_include_interrupted_work_that_was_not_lost(tmp_path, monkeypatch, kill_at):
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     for module in (callbacks, distillation):
         monkeypatch.setattr(module, "time", clock)
@@ -323,7 +323,7 @@ def test_seconds_count_what_an_interrupted_process_left_and_not_what_was_lost(tm
     assert [record["seconds"] for record in again] == [11.0 + (saved > 0 and number == stage) for number in (1, 2, 3)]
 
 
-def test_a_training_that_goes_on_drops_what_its_log_has_beyond_the_restart_point(tmp_path):
+def test_a_resumed_run_drops_log_records_after_its_resume_checkpoint(tmp_path):
     path, state = tmp_path / "log.jsonl", SimpleNamespace(is_world_process_zero=True, global_step=2)
     lines = [{"stage": 1, "step": 3}, {"stage": 2, "step": 2}, {"stage": 2, "step": 3}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": 2, "st')
@@ -331,7 +331,7 @@ def test_a_training_that_goes_on_drops_what_its_log_has_beyond_the_restart_point
     assert list(read_jsonl(path)) == lines[:2]
 
 
-def test_losses_of_validation_rows_are_kept_by_stage_and_a_stage_done_again_replaces_its_own(tmp_path):
+def test_validation_losses_are_recorded_by_stage_and_a_repeated_stage_replaces_its_own(tmp_path):
     rows = encoded(10)
     _, records = make_job(tmp_path / "run", None, rows, method="sft").run()
     path = tmp_path / "run" / "validation_rows.jsonl"
@@ -371,7 +371,7 @@ def test_sft_needs_no_teacher_and_methods_differ(tmp_path):
     assert not torch.equal(heads["sft"], heads["td"]) and not torch.equal(heads["td"], heads["scd-aw"])
 
 
-def test_stages_without_restart_are_one_training(tmp_path):
+def test_stages_without_reset_are_one_training_run(tmp_path):
     """Whole-batch steps have no order: four stages of one step, each with a new trainer, are one stage of four."""
     rows = encoded()
     trainer = {"per_device_train_batch_size": len(rows), "learning_rate": 0.01, "use_cpu": True, "warmup_steps": 0.5}
@@ -392,7 +392,7 @@ def test_stages_without_restart_are_one_training(tmp_path):
     assert (found["restarts"] - found["whole"]).abs().max() > 1e-3
 
 
-def test_stages_without_restart_go_on_after_a_kill(tmp_path):
+def test_stages_without_reset_continue_after_a_kill(tmp_path):
     rows = encoded()
     plan = {"method": "sft", "num_stages": 3, "epochs_per_stage": 1.0, "stage_reset": False, "keep": "last"}
     whole = weights_of(make_job(tmp_path / "whole", None, rows, **plan).run()[0])
@@ -404,7 +404,7 @@ def test_stages_without_restart_go_on_after_a_kill(tmp_path):
         torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_best_stage_is_kept_and_the_scaffolding_goes(tmp_path):
+def test_the_best_stage_is_kept_and_temporary_folders_are_removed(tmp_path):
     rows = encoded()
     source = cached(tmp_path / "cache", teachers(), rows)
     job = make_job(tmp_path / "run", source, rows, keep="best", keep_stages=False)

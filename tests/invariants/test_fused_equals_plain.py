@@ -59,7 +59,7 @@ def test_targets_without_a_closed_form_are_differentiated_chunk_by_chunk(monkeyp
     assert_fused_equals_plain(tiny_model(seed=1), *loss_inputs("jsd", 2.0))
 
 
-def test_a_model_that_changes_its_logits_behind_the_head_is_found_out():
+def test_a_model_that_changes_its_logits_after_the_head_is_detected():
     model = tiny_model(seed=1)
     plain = type(model).forward
 
@@ -109,7 +109,7 @@ def test_float16_keeps_the_gradients_that_a_scaler_would_keep():
         assert torch.cosine_similarity(found.flatten(), expected[name].flatten(), dim=0) > 0.999
 
 
-def test_the_head_is_itself_again_afterwards():
+def test_the_head_is_restored_afterwards():
     model, (batch, inputs) = tiny_model(seed=1), loss_inputs()
     before = model(batch["input_ids"]).logits
     losses_and_gradients(model, batch, inputs, fused=True)
@@ -131,7 +131,7 @@ def test_a_weight_that_head_and_embedding_share_gets_one_gradient():
     assert_fused_equals_plain(model, batch, inputs)
 
 
-def test_an_embedding_that_somebody_hooked_is_left_alone():
+def test_a_hooked_embedding_is_not_replaced():
     model, (batch, inputs) = tiny_model(seed=1, tie_word_embeddings=True), loss_inputs()
     model.get_input_embeddings().register_forward_hook(lambda *_: None)
     assert counted(model, batch, inputs) == 1

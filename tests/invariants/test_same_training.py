@@ -32,7 +32,7 @@ def losses(model, rows):
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd"])
-def test_a_training_ends_at_the_same_losses_with_everything_off_and_on(tmp_path, divergence):
+def test_a_training_run_ends_at_the_same_losses_with_all_accelerations_off_and_on(tmp_path, divergence):
     rows, models = encoded(12), teachers()
     live = LiveTeacher(list(models), models.get, rows, VOCABULARY, PAD)
     plain = losses(trained(tmp_path / "plain", live, rows, fused=False, divergence=divergence), rows)

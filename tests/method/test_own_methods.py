@@ -68,7 +68,7 @@ def test_a_method_can_name_every_divergence_and_no_other():
     assert names == {"none", *DIVERGENCES}
 
 
-def test_functions_of_every_part(tmp_path, command, monkeypatch):
+def test_functions_as_components(tmp_path, command, monkeypatch):
     seen = []
 
     def last(candidates, *, stage, num_stages, best, previous):
@@ -98,7 +98,7 @@ def test_functions_of_every_part(tmp_path, command, monkeypatch):
         (2, lambda anchor, teacher: anchor[:1] * 0, "one per row"),
     ],
 )
-def test_what_a_function_may_not_return_is_said(tmp_path, command, monkeypatch, part, given, words):
+def test_wrong_results_of_functions_are_reported(tmp_path, command, monkeypatch, part, given, words):
     parts = ["best", "forward_kl", "constant", "a test"]
     parts[part] = given
     monkeypatch.setitem(METHODS, "mine", Method(*parts))

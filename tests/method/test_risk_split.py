@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tutelage.method.risk_split import gap_closed, interval, perfect_gate, split_risk
+from tutelage.method.risk_split import gap_closed, interval, oracle_risk, split_risk
 
 # Five rows. gain = l(T) - l(S) = 0.3, 0.1, -0.2, 0.0, -0.6: SFS holds rows 1 and 2, TFS rows 3 to 5 (row 4 is a tie).
 STUDENT = [0.2, 0.4, 0.5, 0.7, 1.2]
@@ -78,7 +78,7 @@ def test_interval_in_several_batches(monkeypatch):
     assert -0.3 <= found.difference.low <= 0.08 <= found.difference.high <= 0.6
 
 
-@pytest.mark.parametrize("call", [split_risk, interval, perfect_gate])
+@pytest.mark.parametrize("call", [split_risk, interval, oracle_risk])
 @pytest.mark.parametrize(
     ("left", "right", "message"),
     [
@@ -121,6 +121,6 @@ def test_gap_closed_refuses_nan():
         gap_closed(0.7, float("nan"), 0.7)
 
 
-def test_perfect_gate_by_hand():
+def test_oracle_risk_by_hand():
     # min per row = 0.2, 0.4, 0.3, 0.7, 0.6: 2.2 / 5
-    assert perfect_gate(STUDENT, TEACHER) == pytest.approx(0.44)
+    assert oracle_risk(STUDENT, TEACHER) == pytest.approx(0.44)

@@ -27,7 +27,7 @@ def test_t_grows_at_least_linearly_and_faster_while_the_divergence_falls():
     assert between.share == 1.0
 
 
-def test_a_divergence_that_jumps_from_next_to_nothing_does_no_harm():
+def test_a_divergence_that_jumps_from_almost_zero_is_harmless():
     between = Interpolation()
     between.update(1e-9, step=1, steps=100)
     between.update(1.0, step=2, steps=100)

@@ -49,7 +49,7 @@ def test_a_method_may_bring_settings_and_a_name_wins_over_them(tmp_path):
         assert varied(recipe, f"{name}+stage_reset=true").distill.stage_reset
 
 
-def test_a_wrong_variant_is_said_before_anything_runs(tmp_path, command):
+def test_a_wrong_variant_is_reported_before_anything_runs(tmp_path, command):
     assert command("compare", make_project(tmp_path), "--methods", "td,td+kd_ration=1") == 2
     assert "did you mean `kd_ratio`" in command.err and not (tmp_path / "run").exists()
     assert command("run", make_project(tmp_path), "distill.methods=[tdd+kd_ratio=1]") == 2

@@ -21,7 +21,7 @@ def test_weights_where_a_loss_is_zero():
 
 
 @pytest.mark.parametrize("wrong", [-0.1, math.nan, math.inf])
-def test_losses_that_cannot_be_are_refused(wrong):
+def test_invalid_losses_are_refused(wrong):
     with pytest.raises(ValueError, match="teacher losses"):
         adaptive_weight(np.array([1.0]), np.array([wrong]))
 
@@ -48,7 +48,7 @@ def test_the_older_checkpoint_wins_a_tie():
     assert choose((Candidate("c1", 0.5, 0.5), Candidate("c2", 0.25, 0.75), BEST)).chosen == "c1"
 
 
-def test_a_stall_is_told_with_its_numbers_and_the_way_out():
+def test_a_stall_is_reported_with_numbers_and_remedy():
     far = Candidate("c1", 0.2, 0.4), Candidate("c2", 0.1, 0.9), Candidate("c3", 0.0, 1.5)
     choice = choose(far, stage=2, previous=Candidate("c1", 0.2, 0.5))
     assert choice.chosen == "c1"
@@ -83,7 +83,7 @@ def test_in_order_spreads_checkpoints_over_stages_and_ends_with_the_newest(count
     assert chosen == expected
 
 
-def test_random_is_the_same_each_time_it_is_asked():
+def test_random_is_the_same_on_every_call():
     names = ["a", "b", "c", "d"]
     draw = [fixed("random", names, stage=s, num_stages=8, best="d", seed=3).chosen for s in range(1, 9)]
     assert draw == [fixed("random", names, stage=s, num_stages=8, best="d", seed=3).chosen for s in range(1, 9)]

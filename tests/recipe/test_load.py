@@ -35,7 +35,7 @@ def test_dates_times_and_leading_zeros_stay_text(recipe_file):
     assert loaded.recipe.task.labels == ["2024-01-01", "12:30", "010", "x"]
 
 
-def test_a_section_with_nothing_under_it_takes_its_defaults(recipe_file):
+def test_an_empty_section_takes_its_defaults(recipe_file):
     recipe = load_recipe(recipe_file("teach:\ndistill:\n  schedule:\n  trainer:\n")).recipe
     assert recipe.teach.num_checkpoints == 4
     assert recipe.distill.trainer == {}
@@ -108,10 +108,10 @@ def test_an_override_that_yaml_cannot_read_is_shown_in_quotes(complaints):
 
 def test_an_override_inside_a_list_says_to_write_it_whole(complaints):
     line = only(complaints("distill: {methods: [td]}\n", ["distill.methods.0=scd"]))
-    assert 'distill.methods is ["td"], not a mapping; write distill.methods=... whole' in line
+    assert 'distill.methods is ["td"], not a mapping; set distill.methods=... as a whole' in line
 
 
-def test_a_wrong_value_given_as_an_override_is_placed_there(complaints):
+def test_a_wrong_override_is_reported_as_one(complaints):
     line = only(complaints(overrides=["cache.top_k=0"]))
     assert line == "override: cache.top_k: found 0, want a whole number above 0"
 
@@ -182,7 +182,7 @@ def test_show_has_value_origin_and_help(recipe_file):
         for key, *rest in show_rows(load_recipe(recipe_file("distill: {kd_ratio: 1}\n"), ["trainer.bf16=true"]))
     }
     assert rows["distill.kd_ratio"][:2] == [1.0, "bank.yaml:8"]
-    assert rows["distill.kd_ratio"][2].startswith("Constant weighting: loss = (1 - kd_ratio) CE")
+    assert rows["distill.kd_ratio"][2].startswith("Constant weights: loss = (1 - kd_ratio) CE")
     assert rows["trainer.bf16"][:2] == [True, "override"]
     assert rows["trainer.learning_rate"][:2] == [5e-5, "default"]
     assert all(help for _, _, help in rows.values())
@@ -192,18 +192,18 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_recipe_of_ours_loads(path):
+def test_all_recipes_of_the_project_load(path):
     assert load_recipe(path).recipe.name
 
 
-def test_a_run_folder_stands_for_its_recipe_wherever_it_lies_now(recipe_file, tmp_path):
+def test_a_moved_run_folder_can_be_given_as_a_recipe(recipe_file, tmp_path):
     run = tmp_path / "moved"
     (run / "prepare").mkdir(parents=True)
     (run / "recipe.yaml").write_text(dump_recipe(load_recipe(recipe_file()).recipe), encoding="utf-8")
     assert load_recipe(run).recipe.output_dir == str(run)
 
 
-def test_a_folder_with_a_recipe_that_is_no_run_keeps_its_own_output_dir(recipe_file, tmp_path):
+def test_a_folder_with_a_recipe_that_is_not_a_run_keeps_its_output_dir(recipe_file, tmp_path):
     given = load_recipe(recipe_file()).recipe
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "recipe.yaml").write_text(dump_recipe(given), encoding="utf-8")

@@ -19,19 +19,19 @@ ROOT = Path(__file__).parents[2]
 # --- files that cannot be judged key by key ---
 
 
-def test_a_missing_file_names_its_neighbour(recipe_file):
+def test_a_missing_file_suggests_a_similar_name(recipe_file):
     path = recipe_file()
     with pytest.raises(ConfigError, match=r"no such recipe file. Did you mean .*bank\.yaml"):
         load_recipe(path.with_name("bnak.yaml"))
 
 
 def test_a_folder_is_not_a_recipe(tmp_path):
-    with pytest.raises(ConfigError, match=r"without recipe.yaml; name a recipe file.*, or the folder of a run"):
+    with pytest.raises(ConfigError, match=r"without recipe.yaml; give a recipe file.* or a run folder"):
         load_recipe(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
-def test_an_empty_file_gets_a_start(complaints, text):
+def test_an_empty_file_gets_an_example(complaints, text):
     lines = complaints(text=text)
     assert lines[0].startswith("bank.yaml:1: the recipe is empty")
     assert {line.split(":")[0].strip() for line in lines[1:]} >= {"task", "data", "teacher", "student"}
@@ -45,11 +45,11 @@ def test_a_list_is_not_a_recipe(complaints):
     ("more", "line"),
     [("teach:\n\tnum_checkpoints: 2\n", 9), ("data2: {a: [1\n", 9), ("name: a: b\n", 8), ("name: \x07\n", 1)],
 )
-def test_broken_yaml_is_placed(complaints, more, line):
+def test_invalid_yaml_is_reported_with_its_line(complaints, more, line):
     assert only(complaints(more)).startswith(f"bank.yaml:{line}: not valid YAML: ")
 
 
-def test_yaml_that_holds_itself_is_refused(complaints):
+def test_recursive_yaml_is_refused(complaints):
     assert "bank.yaml:8: nested deeper than 20 levels" in only(complaints("teach: &a {trainer: *a}\n"))
 
 
@@ -87,7 +87,7 @@ def test_a_key_written_twice_names_both_lines(complaints):
         ("3: x", "bank.yaml:8: 3: unknown key"),
     ],
 )
-def test_an_unknown_key_is_told_where_to_go(complaints, more, expected):
+def test_an_unknown_key_gets_a_suggestion(complaints, more, expected):
     assert expected in only(complaints(more))
 
 
@@ -146,27 +146,27 @@ def test_a_misspelt_required_key_is_one_problem(complaints):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["data.train=null"], "data.dataset: no training rows; set data.dataset (a folder or hub id) or data.train"),
-        (["task.type=ner", "task.decoding=labels"], "task.decoding: `labels` picks one answer of a closed set"),
+        (["data.train=null"], "data.dataset: no training rows; set data.dataset (a folder or Hub id) or data.train"),
+        (["task.type=ner", "task.decoding=labels"], "task.decoding: `labels` chooses one answer of a closed set"),
         (["data.system=Hi"], "data.system: a system message needs a chat prompt; set data.chat_template: true"),
         (
             ["task.metric=acuracy"],
-            "task.metric: no score of classification is called 'acuracy'; did you mean accuracy?",
+            "task.metric: classification has no metric 'acuracy'; did you mean accuracy?",
         ),
-        (["task.type=ner", "task.metric=accuracy"], "task.metric: no score of ner is called 'accuracy'"),
+        (["task.type=ner", "task.metric=accuracy"], "task.metric: ner has no metric 'accuracy'"),
         (
             ["distill.methods=scd_aw"],
-            "distill.methods: no method is called 'scd_aw'; did you mean scd-aw? There are: sft, td",
+            "distill.methods: no method is called 'scd_aw'; did you mean scd-aw? Available: sft, td",
         ),
         (["distill.methods=[]"], "distill.methods: empty; leave it out for ['scd-aw']"),
-        (["distill.methods=[td, td]"], "distill.methods: td is there 2 times; write it once"),
+        (["distill.methods=[td, td]"], "distill.methods: td is listed 2 times; write it once"),
         (["distill.seeds=[]"], "distill.seeds: empty; leave it out for [0]"),
-        (["distill.seeds=[1, 2, 1]"], "distill.seeds: 1 is there 2 times; write it once"),
-        (["seed=-1"], "seed: -1 cannot seed a random generator"),
-        (["teach.checkpoints=[]"], "teach.checkpoints: names no checkpoint"),
+        (["distill.seeds=[1, 2, 1]"], "distill.seeds: 1 is listed 2 times; write it once"),
+        (["seed=-1"], "seed: -1 is not a valid seed"),
+        (["teach.checkpoints=[]"], "teach.checkpoints: lists no checkpoint"),
         (
             ["teach.checkpoints=mine", "teach.trainer.num_train_epochs=2"],
-            "teach.trainer: has no effect: nothing is trained, because teach.checkpoints names a model of yours",
+            "teach.trainer: has no effect: nothing is trained, because teach.checkpoints gives your own model",
         ),
         (
             ["anchor.model_name_or_path=mine", "anchor.trainer.learning_rate=1e-4"],
@@ -174,7 +174,7 @@ def test_a_misspelt_required_key_is_one_problem(complaints):
         ),
     ],
 )
-def test_values_that_do_not_go_together(complaints, overrides, expected):
+def test_conflicting_values(complaints, overrides, expected):
     assert expected in only(complaints(overrides=overrides))
 
 
@@ -193,7 +193,7 @@ def test_values_that_do_not_go_together(complaints, overrides, expected):
         ],
     ],
 )
-def test_values_that_do_go_together(recipe_file, overrides):
+def test_values_without_conflict(recipe_file, overrides):
     assert check(load_recipe(recipe_file(), overrides).recipe) == []
 
 
@@ -203,12 +203,12 @@ def test_values_that_do_go_together(recipe_file, overrides):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("trainer.warmup_ratio=0.1", "write warmup_steps: 0.1 (a value below 1 is a share of the steps)"),
-        ("trainer.evaluation_strategy=epoch", "validation takes place after each stage"),
-        ("trainer.eval_steps=10", "validation takes place after each stage"),
+        ("trainer.warmup_ratio=0.1", "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)"),
+        ("trainer.evaluation_strategy=epoch", "validation runs after each stage"),
+        ("trainer.eval_steps=10", "validation runs after each stage"),
         ("trainer.save_steps=10", "set `teach.num_checkpoints`"),
         ("trainer.output_dir=x", "set the recipe's own `output_dir`"),
-        ("teach.trainer.seed=1", "teach.trainer.seed: not taken here; set the recipe's `seed`, or `distill.seeds`"),
+        ("teach.trainer.seed=1", "teach.trainer.seed: not accepted here; set the recipe's `seed`, or `distill.seeds`"),
         ("trainer.max_steps=10", "set `distill.num_stages` and `distill.epochs_per_stage`"),
         ("trainer.group_by_length=true", "write train_sampling_strategy: group_by_length"),
         ("trainer.num_train_epochs=1", "students are trained for num_stages x epochs_per_stage"),
@@ -223,7 +223,7 @@ def test_values_that_do_go_together(recipe_file, overrides):
         ("trainer.gradient_accumulation_steps=true", "found true, want a whole number"),
     ],
 )
-def test_a_training_argument_that_is_not_taken(complaints, override, expected):
+def test_a_training_argument_that_is_not_accepted(complaints, override, expected):
     assert expected in only(complaints(overrides=[override]))
 
 
@@ -232,10 +232,10 @@ def test_a_training_argument_that_is_not_taken(complaints, override, expected):
 )
 def test_reserved_names_are_refused_everywhere(complaints, name):
     lines = complaints(overrides=[f"{place}trainer.{name}=1" for place in ("", "teach.", "anchor.", "distill.")])
-    assert sum("not taken here; " in line for line in lines) == 4
+    assert sum("not accepted here; " in line for line in lines) == 4
 
 
-def test_training_arguments_that_are_taken(recipe_file):
+def test_training_arguments_that_are_accepted(recipe_file):
     taken = [
         "teach.trainer.num_train_epochs=3",
         "trainer.train_sampling_strategy=group_by_length",

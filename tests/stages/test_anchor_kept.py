@@ -35,7 +35,7 @@ def validation_loss(anchor):
 
 
 @pytest.mark.parametrize(("wrong", "place"), [(False, 1), (True, 0)])
-def test_the_point_with_the_lowest_loss_is_the_anchor(tmp_path, command, wrong, place):
+def test_the_checkpoint_with_the_lowest_loss_is_the_anchor(tmp_path, command, wrong, place):
     kept = anchor_of(tmp_path / "kept", command, wrong=wrong, anchor={"keep": "loss"})
     seen = json.loads((kept / "validation.json").read_text())
     losses = [point["nll"] for point in seen["checkpoints"]]
@@ -50,7 +50,7 @@ def test_the_point_with_the_lowest_loss_is_the_anchor(tmp_path, command, wrong, 
     assert all(tensor.equal(same[1][name]) for name, tensor in same[0].items()) == (place == 1)
 
 
-def test_adapters_are_chosen_too_and_a_restart_does_not_train_again(tmp_path, command, monkeypatch):
+def test_adapters_are_selected_too_and_a_resumed_stage_does_not_train_again(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path, student={"lora": {"r": 2}}, anchor={"keep": "score"})
     assert command("prepare", recipe) == 0
     exam = RunModels.exam
@@ -65,7 +65,7 @@ def test_adapters_are_chosen_too_and_a_restart_does_not_train_again(tmp_path, co
     assert (tmp_path / "run/anchor/model.safetensors").is_file()
 
 
-def test_a_choice_without_a_training_is_refused(tmp_path, command):
+def test_keep_without_a_fine_tuning_run_is_refused(tmp_path, command):
     recipe = make_project(tmp_path, anchor={"keep": "loss", "model_name_or_path": str(tmp_path / "models" / "student")})
     assert command("anchor", recipe) != 0
     assert "anchor.keep: has no effect" in command.err and "anchor.model_name_or_path" in command.err

@@ -17,7 +17,7 @@ def written(folder, rows, losses):
     return SimpleNamespace(folder=folder)
 
 
-def test_losses_come_in_the_order_of_the_training_rows_and_what_follows_is_left(tmp_path):
+def test_losses_come_in_the_order_of_the_training_rows_without_other_splits(tmp_path):
     rows = encoded(4)
     space = written(tmp_path, [*rows, *encoded(2, "validation")], np.array([0.5, 1.0, 1.5, 2.0, 9.0, 9.0]))
     assert of_anchor(space, "train", rows).tolist() == [0.5, 1.0, 1.5, 2.0]

@@ -48,7 +48,7 @@ def test_no_row_is_read_by_a_model_that_was_trained_on_it(tmp_path, command, mon
     assert not list((tmp_path / "run/cross_fit").glob("fold-*"))
 
 
-def test_weights_are_made_of_the_losses_out_of_sample(tmp_path, command):
+def test_weights_come_from_the_out_of_fold_losses(tmp_path, command):
     assert command("run", make_project(tmp_path), "distill.methods=[scd-aw-cf]") == 0
     losses = {line["id"]: line for line in read_jsonl(tmp_path / "run/cross_fit/sample_loss.jsonl")}
     for line in read_jsonl(tmp_path / "run/distill/scd-aw-cf/seed-0/weights.jsonl"):
@@ -57,7 +57,7 @@ def test_weights_are_made_of_the_losses_out_of_sample(tmp_path, command):
         assert line["weight"] == pytest.approx(adaptive_weight(np.array([mine]), np.array([theirs]))[0])
 
 
-def test_the_teachers_losses_may_stay_those_of_its_training(tmp_path, command):
+def test_the_teachers_losses_may_be_those_of_its_own_training_rows(tmp_path, command):
     assert (
         command(
             "run", make_project(tmp_path), "distill.methods=[td-aw-cf]", "cross_fit.teacher=false", "cross_fit.folds=3"

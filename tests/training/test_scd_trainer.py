@@ -80,7 +80,7 @@ def test_processes_of_a_launcher_do_not_write_one_folder(finished, tmp_path, mon
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_an_anchor_of_ones_own_and_adapters(finished, tmp_path):
+def test_a_given_anchor_and_adapters(finished, tmp_path):
     trainer = SCDTrainer(
         model=str(finished / "models/student"),
         teacher_checkpoints=sorted((finished / "run/teach").glob("checkpoint-*")),

@@ -19,7 +19,7 @@ from tutelage.doctor.stall import predict_stall, recorded_stalls
 from tutelage.errors import Kind, UserError
 from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
-from tutelage.method.risk_split import SMALLEST_GAP, Split, interval, perfect_gate, split_risk
+from tutelage.method.risk_split import SMALLEST_GAP, Split, interval, oracle_risk, split_risk
 from tutelage.method.weighting import adaptive_weight
 from tutelage.recipe.schema import Recipe
 from tutelage.records import Interval, SampleLoss
@@ -125,7 +125,7 @@ def _headroom(pair: PairedLosses, scores: Scores | None) -> Check:
     numbers = {
         "anchor_nll": float(pair.anchor.mean()),
         "teacher_nll": float(pair.teacher.mean()),
-        "gate_nll": perfect_gate(pair.anchor, pair.teacher),
+        "gate_nll": oracle_risk(pair.anchor, pair.teacher),
         "rows": len(pair.anchor),
         "score": dict(zip(old_keys, scores, strict=True)) if scores else None,
     }

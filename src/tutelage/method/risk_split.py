@@ -110,7 +110,7 @@ def gap_closed(sft: float, teacher: float, student: float) -> float | None:
     return None if gap < SMALLEST_GAP else (student - sft) / gap
 
 
-def perfect_gate(anchor: ArrayLike, teacher: ArrayLike) -> float:
+def oracle_risk(anchor: ArrayLike, teacher: ArrayLike) -> float:
     """Mean of min(l(A), l(T)): the risk of an oracle router that asks the better of anchor and teacher on every row.
 
     A bound for a student that matches the teacher where the teacher is better, and the anchor elsewhere. Never above

@@ -1,1 +1,1 @@
-"""The recipe: its schema, its YAML with line numbers, and the checks across fields. Imports utils and method."""
+"""The recipe: schema, YAML with line numbers, checks across fields, keys of earlier versions. Imports method, utils."""

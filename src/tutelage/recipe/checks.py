@@ -1,7 +1,7 @@
-"""What can be wrong with a recipe's values: the messages about each, and the checks across fields.
+"""Messages about wrong values in a recipe, and checks across fields.
 
-Owns the training arguments too: which are refused, and their names and types as transformers' source has them, so that
-a typo is reported without importing it.
+Also covers the training arguments: which are refused, and the names and types of the others. Those are read from the
+source of transformers, so that a typo is reported without importing it.
 """
 
 from __future__ import annotations
@@ -31,53 +31,53 @@ RESERVED = {
     "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`, or `teach.trainer.num_train_epochs`",
     "auto_find_batch_size": "every method gets the same steps: set `per_device_train_batch_size`",
     "dataloader_drop_last": "every training row is used; leave it out",
-    "remove_unused_columns": "the rows are already as the model needs them; leave it out",
-    "label_smoothing_factor": "the loss is tutelage's own and has no label smoothing; leave it out",
-    "resume_from_checkpoint": "the same command continues a stopped run by itself; leave it out",
+    "remove_unused_columns": "the rows hold only what the model needs; leave it out",
+    "label_smoothing_factor": "the loss has no label smoothing; leave it out",
+    "resume_from_checkpoint": "the same command resumes an interrupted run; leave it out",
     "per_device_eval_batch_size": "set `evaluate.batch_size`",
     "load_best_model_at_end": "set `distill.keep`, and `teach.best_by` for the teacher",
     "metric_for_best_model": "set `task.metric`, `teach.best_by` and `distill.select_by`",
     "greater_is_better": "set `task.metric`, `teach.best_by` and `distill.select_by`",
-    "push_to_hub": "bring the finished student to the Hub with `tutelage push RUN OWNER/NAME`",
-    "hub_*": "bring the finished student to the Hub with `tutelage push RUN OWNER/NAME`",
-    "disable_tqdm": "progress is shown by tutelage; leave it out",
-    "log_level": "messages are tutelage's own; leave it out",
-    "save_*": "set `teach.num_checkpoints` for the teacher, `distill.save_steps` for restart points of the student",
-    "eval_*": "validation takes place after each stage and for each teacher checkpoint; leave it out",
-    "do_*": "each stage is a command of its own; leave it out",
-    "evaluation_strategy": "validation takes place after each stage and for each teacher checkpoint; leave it out",
-    "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a share of the steps)",
+    "push_to_hub": "upload the finished student with `tutelage push RUN OWNER/NAME`",
+    "hub_*": "upload the finished student with `tutelage push RUN OWNER/NAME`",
+    "disable_tqdm": "tutelage shows the progress; leave it out",
+    "log_level": "tutelage decides what is printed; leave it out",
+    "save_*": "set `teach.num_checkpoints` for the teacher, `distill.save_steps` for resume checkpoints of the student",
+    "eval_*": "validation runs after each stage and for each teacher checkpoint; leave it out",
+    "do_*": "each stage is a separate command; leave it out",
+    "evaluation_strategy": "validation runs after each stage and for each teacher checkpoint; leave it out",
+    "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)",
     "group_by_length": "write train_sampling_strategy: group_by_length",
     "no_cuda": "write use_cpu: true",
 }
-"""Names (or patterns) of training arguments that the library decides itself or that have a new name: what to use
+"""Training arguments (names or patterns) that the library sets itself or that have another name now, and what to use
 instead."""
 
 _TRAINED = ("teach", "anchor", "distill")
-"""Sections with a `trainer` of their own."""
+"""Sections that have a `trainer`."""
 
 
 class Conflict(NamedTuple):
-    """Values that are each right and do not go together."""
+    """Values that are valid by themselves but cannot be combined."""
 
     key: str
-    """Dotted key where it is best mended."""
+    """Dotted key that is best changed."""
     text: str
     also: tuple[str, ...] = ()
-    """Dotted keys it depends on besides; if one of them is wrong itself, this problem is not worth reporting yet."""
+    """Other dotted keys involved. While one of them has an invalid value, this conflict is not reported."""
 
 
-# --- what a message says ---
+# --- messages about single values ---
 
 
 def wrong(info: FieldInfo, value: Any) -> str:
-    """What to say about a value that its field does not take."""
+    """The message about a value that its field does not accept."""
     wanted = _wanted(info.annotation, info.metadata)
     hint = ""
     if near := get_close_matches(value, _choices(info.annotation), 1) if isinstance(value, str) else []:
         hint = f"; did you mean {near[0]}?"
     elif "text" in wanted:
-        hint = "; put text in quotes that YAML reads as something else (yes, no, null, 12, {x})"
+        hint = "; put text in quotes that YAML does not read as text (yes, no, null, 12, {x})"
     elif isinstance(value, str) and any(pattern.match(value) for pattern in NUMBERS.values()):
         hint = "; write it without quotes"
     return f"found {shown(value)}, want {wanted}{hint}"
@@ -112,26 +112,26 @@ def _wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def check(recipe: Recipe) -> list[str]:
-    """What cannot work although each value is right by itself, as `key: what, and what to do`; empty if all is well."""
+    """Conflicts between values that are valid by themselves, as `key: conflict, and what to do`."""
     return [f"{problem.key}: {problem.text}" for problem in cross_problems(recipe)]
 
 
 def cross_problems(recipe: Recipe) -> Iterator[Conflict]:
-    """What `check` words, with the keys that each problem depends on."""
+    """The conflicts that `check` reports, with the keys that each depends on."""
     yield from _task_problems(recipe)
     yield from _method_problems(recipe)
     yield from _given_model_problems(recipe)
     for section in ("", *_TRAINED):
-        place = f"{section}.trainer".lstrip(".")
+        mapping = f"{section}.trainer".lstrip(".")
         for name, value in (getattr(recipe, section) if section else recipe).trainer.items():
-            if text := _trainer_problem(place, name, value):
-                yield Conflict(f"{place}.{name}", text)
+            if text := _trainer_problem(mapping, name, value):
+                yield Conflict(f"{mapping}.{name}", text)
 
 
 def _task_problems(recipe: Recipe) -> Iterator[Conflict]:
     task, data = recipe.task, recipe.data
     if not (data.dataset or data.train):
-        hint = "no training rows; set data.dataset (a folder or hub id) or data.train (a file or files)"
+        hint = "no training rows; set data.dataset (a folder or Hub id) or data.train (one or more files)"
         yield Conflict("data.dataset", hint, ("data.train",))
     if data.system is not None and not data.chat_template:
         hint = (
@@ -139,12 +139,12 @@ def _task_problems(recipe: Recipe) -> Iterator[Conflict]:
         )
         yield Conflict("data.system", hint, ("data.chat_template",))
     if task.decoding == "labels" and task.type == "ner":
-        hint = "`labels` picks one answer of a closed set, and ner has none; write generate"
+        hint = "`labels` chooses one answer of a closed set, and ner has none; write generate"
         yield Conflict("task.decoding", hint, ("task.type",))
     if task.metric is not None:
         known = tuple(dict.fromkeys(known_metrics(task.type)))
         if task.metric not in known:
-            hint = f"no score of {task.type} is called {task.metric!r}; {_one_of(task.metric, known)}"
+            hint = f"{task.type} has no metric {task.metric!r}; {_one_of(task.metric, known)}"
             yield Conflict("task.metric", hint, ("task.type",))
 
 
@@ -153,7 +153,7 @@ def _method_problems(recipe: Recipe) -> Iterator[Conflict]:
         if not values:
             yield Conflict(key, f"empty; leave it out for {type(recipe.distill).model_fields[key[8:]].default}")
         for value in dict.fromkeys(v for v in values if values.count(v) > 1):
-            yield Conflict(key, f"{value} is there {values.count(value)} times; write it once")
+            yield Conflict(key, f"{value} is listed {values.count(value)} times; write it once")
     for name in dict.fromkeys(recipe.distill.methods):
         base, _ = split_variant(name)
         if base not in method_names():
@@ -164,18 +164,22 @@ def _method_problems(recipe: Recipe) -> Iterator[Conflict]:
     if (base := split_variant(recipe.tune.method)[0]) not in method_names():
         yield Conflict("tune.method", _unknown_method(base))
     elif find_method(recipe.tune.method).needs_anchor or find_method(recipe.tune.method).needs_cross_fit:
-        hint = f"{recipe.tune.method} weights by the anchor, trained with the very learning rate that is searched for"
-        yield Conflict("tune.method", f"{hint}; write td, or another method with constant weights")
+        yield Conflict(
+            "tune.method",
+            f"{recipe.tune.method} computes weights from the anchor, which is trained with the learning rate that is"
+            " to be found; write td, or another method with constant weights",
+        )
     if not recipe.tune.grid or min(recipe.tune.grid) <= 0:
         yield Conflict(
             "tune.grid", f"found {shown(recipe.tune.grid)}, want learning rates above 0, e.g. [2.0e-5, 1.0e-4]"
         )
     yield from _weighting_problems(recipe)
-    of_teacher = [recipe.teach.seed] if recipe.teach.seed is not None else []
-    for key, seeds in {"seed": [recipe.seed], "teach.seed": of_teacher, "distill.seeds": recipe.distill.seeds}.items():
+    teacher_seeds = [recipe.teach.seed] if recipe.teach.seed is not None else []
+    seeds_by_key = {"seed": [recipe.seed], "teach.seed": teacher_seeds, "distill.seeds": recipe.distill.seeds}
+    for key, seeds in seeds_by_key.items():
         for seed in seeds:
             if not 0 <= seed < 2**32:
-                yield Conflict(key, f"{seed} cannot seed a random generator; write a number from 0 to 4294967295")
+                yield Conflict(key, f"{seed} is not a valid seed; write a number from 0 to 4294967295")
 
 
 def _unknown_method(name: str) -> str:
@@ -188,48 +192,46 @@ def _weighting_problems(recipe: Recipe) -> Iterator[Conflict]:
     known = [find_method(name) for name in recipe.distill.methods if split_variant(name)[0] in method_names()]
     if recipe.teach.checkpoints and recipe.cross_fit.teacher and any(method.needs_cross_fit for method in known):
         hint = (
-            "your own teacher cannot be trained on folds, since its training settings are not known; write"
-            " cross_fit.teacher: false"
-            " (the student's losses are then out of sample, the checkpoints' are not)"
+            "your own teacher cannot be trained on folds, because its training settings are not known; write"
+            " cross_fit.teacher: false (then only the student's losses are out-of-fold)"
         )
         yield Conflict("cross_fit.teacher", hint, ("teach.checkpoints", "distill.methods"))
 
 
 def method_problems(recipe: Recipe, method: str, settings: Sequence[str]) -> Iterator[str]:
-    """Why a known method cannot be with these settings. recipe: as the method sees it. settings: those in its name,
-    `key=value`."""
-    parts = find_method(method)
+    """Problems of settings in the name of a known method. recipe: with these settings. settings: `key=value`."""
+    components = find_method(method)
     for setting in settings:
         key = setting.partition("=")[0]
-        if not parts.reads(new_name(f"distill.{key}").removeprefix("distill.")):
+        if not components.reads(new_name(f"distill.{key}").removeprefix("distill.")):
             yield f"{key} has no effect on {method}: it would be the same student under another name; leave it out"
 
 
 def budget(recipe: Recipe) -> dict[str, float]:
     """What decides how many steps a student is trained for, and on how many rows each."""
-    plan, given = recipe.distill, {"gradient_accumulation_steps": 1} | recipe.trainer_arguments("distill")
+    distill, given = recipe.distill, {"gradient_accumulation_steps": 1} | recipe.trainer_arguments("distill")
     rows = {name: given[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
-    return {"epochs in all": round(plan.num_stages * plan.epochs_per_stage, 9), **rows}
+    return {"epochs in total": round(distill.num_stages * distill.epochs_per_stage, 9), **rows}
 
 
 def _given_model_problems(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.teach.checkpoints is not None and not recipe.teach.checkpoints:
-        yield Conflict("teach.checkpoints", "names no checkpoint; name a folder, or leave it out to train the teacher")
+        yield Conflict("teach.checkpoints", "lists no checkpoint; name a folder, or leave it out to train the teacher")
     checkpoints, anchor = recipe.teach.checkpoints, recipe.anchor
-    unread = {
+    without_effect = {
         "teach.trainer": (recipe.teach.trainer, "teach.checkpoints", checkpoints),
         "anchor.trainer": (anchor.trainer, "anchor.model_name_or_path", anchor.model_name_or_path),
         "anchor.keep": (anchor.keep != "last", "anchor.model_name_or_path", anchor.model_name_or_path),
     }
-    for place, (is_set, key, value) in unread.items():
+    for trainer_key, (is_set, key, value) in without_effect.items():
         if value and is_set:
-            hint = f"has no effect: nothing is trained, because {key} names a model of yours; remove one of the two"
-            yield Conflict(place, hint, (key,))
+            hint = f"has no effect: nothing is trained, because {key} gives your own model; remove one of the two"
+            yield Conflict(trainer_key, hint, (key,))
 
 
 def _one_of(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, 1)
-    return (f"did you mean {near[0]}? " if near else "") + f"There are: {', '.join(known)}"
+    return (f"did you mean {near[0]}? " if near else "") + f"Available: {', '.join(known)}"
 
 
 # --- TrainingArguments ---
@@ -237,7 +239,7 @@ def _one_of(name: str, known: Iterable[str]) -> str:
 
 @cache
 def _trainer_arguments() -> dict[str, str]:
-    """Annotation of every field of transformers.TrainingArguments, out of its source: importing it takes seconds."""
+    """Annotation of every field of transformers.TrainingArguments, read from its source: importing it takes seconds."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         raise ConfigError("transformers is not installed in this Python; run: pip install tutelage")
@@ -247,25 +249,26 @@ def _trainer_arguments() -> dict[str, str]:
 
 
 def trainer_argument_names() -> frozenset[str]:
-    """Names of all fields of transformers.TrainingArguments, as installed; transformers is not imported."""
+    """Names of all fields of the installed transformers.TrainingArguments; transformers is not imported."""
     return frozenset(_trainer_arguments())
 
 
-def refusal(place: str, name: str) -> str | None:
-    """Why the library does not take this training argument here (`teach.trainer`, ...), and what to use instead."""
-    if name == "num_train_epochs" and place != "teach.trainer":
+def refusal(mapping: str, name: str) -> str | None:
+    """Why a training argument is not accepted in this mapping (`teach.trainer`, ...), and what to use instead."""
+    if name == "num_train_epochs" and mapping != "teach.trainer":
         return (
-            "students are trained for num_stages x epochs_per_stage: set these in `distill`; the teacher: teach.trainer"
+            "students are trained for num_stages x epochs_per_stage: set these in `distill`, for the teacher"
+            " teach.trainer.num_train_epochs"
         )
     return next((hint for pattern, hint in RESERVED.items() if fnmatch(name, pattern)), None)
 
 
-def _trainer_problem(place: str, name: str, value: Any) -> str | None:
-    if hint := refusal(place, name):
-        return f"not taken here; {hint}"
+def _trainer_problem(mapping: str, name: str, value: Any) -> str | None:
+    if hint := refusal(mapping, name):
+        return f"not accepted here; {hint}"
     if name not in trainer_argument_names():
         near = get_close_matches(name, trainer_argument_names() - RESERVED.keys(), 1)
-        hint = f"did you mean `{near[0]}`?" if near else "see the documentation of that class for its arguments"
+        hint = f"did you mean `{near[0]}`?" if near else "see the documentation of that class"
         return f"not an argument of transformers.TrainingArguments; {hint}"
     kinds = {"int": int, "float": float, "bool": bool}
     kind = kinds.get(_trainer_arguments()[name])

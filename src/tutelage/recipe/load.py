@@ -1,8 +1,7 @@
-"""The recipe: loaded and checked as a whole, every problem at once, flattened, and written back.
+"""Loading a recipe: read, override, validate with all problems at once; also flattening it and writing it back.
 
-Owns the walk over the schema and how pydantic's errors become messages; what a recipe may hold is declared in
-`recipe_schema.py`, the text is read by `recipe_yaml.py`, values are judged by `recipe_checks.py`. Nothing heavy is
-imported, so a typo is reported at once.
+This module walks the schema and turns pydantic's errors into problems. `schema.py` declares what a recipe may hold,
+`yaml_source.py` reads the text, `checks.py` checks values. Nothing heavy is imported, so a typo is reported at once.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class LoadedRecipe:
 
     recipe: Recipe
     origins: dict[str, str]
-    """By dotted key of every leaf: `default`, `override`, or file and line (`banking77.yaml:14`)."""
+    """Dotted key of every leaf -> `default`, `override`, or file and line (`banking77.yaml:14`)."""
     path: Path
     notes: tuple[str, ...] = ()
     """Warnings, one line each: keys that are given by their old names."""
@@ -57,8 +56,8 @@ class LoadedRecipe:
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe, set `section.key=value` overrides (values are YAML), and check everything.
 
-    `name` is the file's stem and `output_dir` runs/NAME unless given. An empty section counts as `{}`. ConfigError with
-    all problems at once, each as `file:line: key: what, and what to do`.
+    `name` defaults to the file's stem and `output_dir` to runs/NAME. An empty section counts as `{}`. Raises
+    ConfigError with all problems at once, each as `file:line: key: problem, and what to do`.
     """
     source = read(Path(path))
     source.problems += _both_names(overrides)
@@ -77,44 +76,51 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
             source.notes += variant_notes(method)
     origins = {}
     for keys, _, _ in _leaves(recipe):
-        known = _get(given, keys) is not _ABSENT
-        origins[dotted(keys)] = str(source.place(keys, source.path.name)) if known else "default"
+        is_given = _get(given, keys) is not _ABSENT
+        origins[dotted(keys)] = str(source.place(keys, source.path.name)) if is_given else "default"
     return LoadedRecipe(recipe, origins, source.path, tuple(source.notes))
 
 
 def varied(recipe: Recipe, method: str) -> Recipe:
-    """The recipe with the settings of a method and those that its name carries: `td+kd_ratio=0.7` sets
-    distill.kd_ratio.
+    """The recipe with the settings of a method and those in its name: `td+kd_ratio=0.7` sets distill.kd_ratio.
 
-    Raises ConfigError for settings that cannot be, that make no difference to the method, or that would change its
-    budget: steps and rows a step are the same for all methods of a run.
+    Raises ConfigError for invalid settings, for settings without effect on the method, and for settings that change its
+    budget: all methods of a run get the same number of steps, and of rows per step.
     """
     base, named = split_variant(method)
-    known = base in method_names()
-    source, found = RecipeSource(Path(method), {}), recipe
-    if settings := [*(find_method(base).settings if known else ()), *named]:
+    is_known = base in method_names()
+    source, variant = RecipeSource(Path(method), {}), recipe
+    if settings := [*(find_method(base).settings if is_known else ()), *named]:
         source.values = recipe.model_dump()
         for text in settings:
-            if "/" in text:
-                source.problems.append(
-                    _setting(f"{text!r}: the name of a variant is the name of a folder, and `/` cannot be in it")
-                )
             override(source, f"distill.{text}")
         source.problems += _both_names([f"distill.{text}" for text in named])
-        found = _validate(source)
-    if found is not None:
-        own, others = budget(found), budget(recipe)
-        source.problems += [
-            _setting(f"{own[name]:g} {name}, and the others have {others[name]:g}: every method gets the same steps")
-            for name in own if own[name] != others[name]
-        ]  # fmt: skip
-        if found.distill.methods != recipe.distill.methods or found.distill.seeds != recipe.distill.seeds:
-            source.problems.append(_setting("methods and seeds are those of the whole run; leave them out"))
-        if known:
-            source.problems += [_setting(text) for text in method_problems(found, base, named)]
+        variant = _validate(source)
+    source.problems += [
+        _setting(f"{text!r}: the name of a variant is the name of a folder and must not contain `/`")
+        for text in named
+        if "/" in text
+    ]
+    if variant is not None:
+        source.problems += _budget_problems(recipe, variant)
+        if is_known:
+            source.problems += [_setting(text) for text in method_problems(variant, base, named)]
     if source.problems:
         raise ConfigError(*source.problems, subject=f"the method {method!r}")
-    return found
+    return variant
+
+
+def _budget_problems(recipe: Recipe, variant: Recipe) -> list[Problem]:
+    """Problems of a variant whose students would not be comparable with those of the recipe."""
+    budgets = zip(budget(variant).items(), budget(recipe).values(), strict=True)
+    texts = [
+        f"{value:g} {name}, but the other methods have {other:g}: every method gets the same steps"
+        for (name, value), other in budgets
+        if value != other
+    ]
+    if (variant.distill.methods, variant.distill.seeds) != (recipe.distill.methods, recipe.distill.seeds):
+        texts.append("methods and seeds belong to the whole run; leave them out")
+    return [_setting(text) for text in texts]
 
 
 def _setting(text: str) -> Problem:
@@ -133,7 +139,7 @@ def _both_names(overrides: Sequence[str]) -> list[Problem]:
 
 
 def _fill_empty_sections(values: dict[str, Any]) -> None:
-    """`teach:` with nothing under it means the defaults; a field that may be null (lora) stays null."""
+    """An empty section (`teach:`) means its defaults; a field that may be null (lora) stays null."""
     for keys, info in _schema(Recipe):
         may_be_empty = _section_of(info) or get_origin(info.annotation) is dict
         if may_be_empty and NoneType not in get_args(info.annotation) and _get(values, keys) is None:
@@ -141,12 +147,28 @@ def _fill_empty_sections(values: dict[str, Any]) -> None:
 
 
 def _validate(source: RecipeSource) -> Recipe | None:
-    """The recipe, or None; problems are added to the source. What is wrong is mended to check the rest in the same
-    go."""
+    """The recipe, or None if it is invalid; problems are added to the source.
+
+    Invalid values are replaced to check the others in the same pass.
+    """
     try:
         recipe, errors = Recipe.model_validate(source.values, strict=True), []
     except ValidationError as error:
         recipe, errors = None, error.errors(include_url=False)
+    faults, meant = _faults(source, errors)
+    for keys, (kind, values) in faults.items():
+        source.report(kind, keys, **values)
+    checkable = recipe or _mended(source.values, faults.keys() | meant)
+    invalid = {dotted(keys) for keys in faults.keys() | meant}
+    for conflict in cross_problems(checkable) if checkable else ():
+        involved = (conflict.key, *conflict.also)
+        if not any(f"{key}.".startswith(f"{fault}.") for key in involved for fault in invalid):
+            source.report(Kind.VALUES_CONFLICT, tuple(conflict.key.split(".")), text=conflict.text)
+    return recipe
+
+
+def _faults(source: RecipeSource, errors: list[Any]) -> tuple[dict[Keys, tuple[Kind, dict[str, str]]], set[Keys]]:
+    """Kind and values of the problem at each key that pydantic reports, and the keys that misspelt ones stand for."""
     faults: dict[Keys, tuple[Kind, dict[str, str]]] = {}
     meant: set[Keys] = set()
     for error in errors:
@@ -159,28 +181,21 @@ def _validate(source: RecipeSource) -> Recipe | None:
             faults.setdefault(keys, (Kind.KEY_MISSING, {"example": example(keys)}))
         else:
             faults.setdefault(keys, (Kind.VALUE_INVALID, {"text": wrong(info, _get(source.values, keys))}))
-    for keys in meant:  # a required key that was misspelt is not missing as well
+    for keys in meant:  # a required key that is misspelt is not reported as missing as well
         if _get(source.values, keys) is _ABSENT:
             faults.pop(keys, None)
-    for keys, (kind, values) in faults.items():
-        source.report(kind, keys, **values)
-    whole = recipe or _mended(source.values, faults.keys() | meant)
-    bad = {dotted(keys) for keys in faults.keys() | meant}
-    for problem in cross_problems(whole) if whole else ():
-        if not any(f"{key}.".startswith(f"{fault}.") for key in (problem.key, *problem.also) for fault in bad):
-            source.report(Kind.VALUES_CONFLICT, tuple(problem.key.split(".")), text=problem.text)
-    return recipe
+    return faults, meant
 
 
 def _mended(values: dict[str, Any], faults: set[Keys]) -> Recipe | None:
-    """The recipe with wrong values left out, required ones replaced by an example."""
+    """The recipe without its invalid values; required ones are replaced by an example. None if that is invalid too."""
     mended = copy.deepcopy(values)
     for keys in faults:
-        inside = _get(mended, keys[:-1])
-        if isinstance(inside, dict):
-            inside.pop(keys[-1], None)
+        section = _get(mended, keys[:-1])
+        if isinstance(section, dict):
+            section.pop(keys[-1], None)
             if dotted(keys) in REQUIRED:
-                inside[keys[-1]] = copy.deepcopy(REQUIRED[dotted(keys)])
+                section[keys[-1]] = copy.deepcopy(REQUIRED[dotted(keys)])
     try:
         return Recipe.model_validate({"name": "-", "output_dir": "-"} | mended, strict=True)
     except ValidationError:
@@ -188,12 +203,12 @@ def _mended(values: dict[str, Any], faults: set[Keys]) -> Recipe | None:
 
 
 def _unknown(keys: Keys, section: type[Section]) -> tuple[str, Keys | None]:
-    """What to say about a key that its section lacks, and the key of the section that was probably meant."""
-    name, inside = str(keys[-1]), keys[:-1]
-    trainer = dotted((*inside, "trainer") if "trainer" in section.model_fields else ("trainer",))
+    """The message about an unknown key, and the key of the section that was probably meant."""
+    name, path = str(keys[-1]), keys[:-1]
+    trainer = dotted((*path, "trainer") if "trainer" in section.model_fields else ("trainer",))
     near = get_close_matches(name, section.model_fields, 1)
     elsewhere = [dotted(other) for other, _ in _schema(Recipe) if other[-1] == name]
-    meant = (*inside, near[0]) if near else None
+    meant = (*path, near[0]) if near else None
     hints = [f"did you mean `{near[0]}`?"] if near else []
     if elsewhere:
         hints.append(f"`{name}` is a key of another section: write {' or '.join(elsewhere)}")
@@ -202,8 +217,8 @@ def _unknown(keys: Keys, section: type[Section]) -> tuple[str, Keys | None]:
     elif name in trainer_argument_names():
         return f"unknown key; it is an argument of transformers.TrainingArguments: write {trainer}.{name}", None
     if not hints:
-        alike = get_close_matches(name, [other[-1] for other, _ in _schema(Recipe)], 1, 0.75)
-        hints = [f"did you mean {dotted(other)}?" for other, _ in _schema(Recipe) if other[-1] in alike]
+        similar = get_close_matches(name, [other[-1] for other, _ in _schema(Recipe)], 1, 0.75)
+        hints = [f"did you mean {dotted(other)}?" for other, _ in _schema(Recipe) if other[-1] in similar]
     return f"unknown key; {'; '.join(hints) or 'valid here: ' + ', '.join(section.model_fields)}", meant
 
 
@@ -233,7 +248,7 @@ def _schema(section: type[Section], prefix: Keys = ()) -> Iterator[tuple[Keys, F
 
 
 def _locate(loc: Keys) -> tuple[Keys, FieldInfo | None, type[Section]]:
-    """The field that an error of pydantic lies in, or None for a key that the section lacks; and the section."""
+    """Key, field and section of an error of pydantic; the field is None for an unknown key."""
     section, info = Recipe, None
     for depth, name in enumerate(loc, 1):
         info = section.model_fields.get(name)
@@ -256,7 +271,7 @@ def _leaves(section: Section, prefix: Keys = ()) -> Iterator[tuple[Keys, Any, st
             yield keys, value, info.description or ""
 
 
-# --- what others read of a recipe ---
+# --- other forms of a recipe ---
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -265,12 +280,12 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Every leaf by its dotted key ("distill.num_stages", "trainer.learning_rate"); values as JSON has them."""
+    """Dotted key of every leaf ("distill.num_stages", "trainer.learning_rate") -> value."""
     return {dotted(keys): value for keys, value, _ in _leaves(recipe) if value != {}}
 
 
 def show_rows(loaded: LoadedRecipe) -> list[tuple[str, Any, str, str]]:
-    """Key, value, origin and help of every leaf; `trainer` with the defaults that the recipe leaves alone."""
+    """Key, value, origin and help of every leaf; `trainer` includes the library's defaults."""
     full = loaded.recipe.model_copy(update={"trainer": loaded.recipe.trainer_arguments()})
     rows = ((dotted(keys), value, text) for keys, value, text in _leaves(full))
     return [(key, value, loaded.origins.get(key, "default"), text) for key, value, text in rows]

@@ -1,6 +1,6 @@
-"""A recipe's values before they are judged: read from YAML with their lines, overridden, and where each comes from.
+"""A recipe's values before validation: read from YAML with line numbers, overridden, under their present keys.
 
-Owns what YAML is read and written here, and the messages about text that holds no mapping of values at all.
+Defines which YAML is read and written, and reports text that is not a mapping of values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.recipe.renamed import EMPTIED, REMOVED, RENAMED, removal_text, rename_note
 
 Keys = tuple[Any, ...]
-"""Path of a value: ("distill", "trainer", "learning_rate"); an integer is a place in a list."""
+"""Path of a value: ("distill", "trainer", "learning_rate"); an integer is an index into a list."""
 
 REQUIRED = {
     "task": {"type": "classification"},
@@ -33,7 +33,7 @@ REQUIRED = {
 
 _OVERRIDE = re.compile(r"(?P<key>[^\W\d][\w-]*(?:\.[\w-]+)*)=(?P<value>.*\S.*)", re.DOTALL)
 _DEEPEST = 20
-"""Levels of nesting in a recipe; a YAML alias that holds itself has no end."""
+"""Most levels of nesting in a recipe; a YAML alias may contain itself."""
 
 
 # --- how keys and values are shown ---
@@ -63,12 +63,11 @@ def example(keys: Keys) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that differs from YAML 1.1 where that surprises: 1e-4 is a number; 12:30, 010 and 2024-01-01 are
-    text."""
+    """Safe YAML without some surprises of YAML 1.1: 1e-4 is a number; 12:30, 010 and 2024-01-01 are text."""
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes all text that `_Loader` or a YAML 1.1 reader would take for something else."""
+    """Quotes all text that `_Loader` or a YAML 1.1 reader would not read as text."""
 
 
 _CORE = "tag:yaml.org,2002:"
@@ -85,13 +84,13 @@ _Loader.yaml_implicit_resolvers = {
 for _kind, _pattern in NUMBERS.items():
     _Loader.add_implicit_resolver(_CORE + _kind, _pattern, list("-+.0123456789"))
     Dumper.add_implicit_resolver(_CORE + _kind, _pattern, list("-+.0123456789"))
-for _kind in ("binary", "omap", "pairs", "set", "timestamp"):  # a recipe holds what JSON can hold
+for _kind in ("binary", "omap", "pairs", "set", "timestamp"):  # a recipe holds only what JSON can hold
     _Loader.add_constructor(_CORE + _kind, _Loader.construct_undefined)
 
 
 @dataclass
 class RecipeSource:
-    """A recipe's values before they are judged, and where each comes from."""
+    """A recipe's values before validation, and where each comes from."""
 
     path: Path
     values: dict[str, Any]
@@ -116,9 +115,9 @@ class RecipeSource:
 
 
 def read(path: Path) -> RecipeSource:
-    """The file's values and lines; of a run folder, those of its recipe.yaml, with the folder where it lies now.
+    """The values and lines of a recipe file, or of the recipe.yaml in a run folder, whose output_dir is that folder.
 
-    ConfigError where there is nothing that could be judged key by key.
+    Raises ConfigError for a file that cannot be read, and for text that is not a mapping.
     """
     folder = path if (path / "recipe.yaml").is_file() else None
     path = folder / "recipe.yaml" if folder else path
@@ -131,17 +130,17 @@ def read(path: Path) -> RecipeSource:
     except FileNotFoundError:
         raise _unreadable(path, f"there is no such recipe file.{_files_nearby(path)}") from None
     except IsADirectoryError:
-        hint = "a folder without recipe.yaml; name a recipe file (YAML), or the folder of a run"
+        hint = "a folder without recipe.yaml; give a recipe file (YAML) or a run folder"
         raise _unreadable(path, hint) from None
     except OSError as error:
-        raise _unreadable(path, f"cannot be read ({error.strerror}); name a recipe file (YAML)") from None
+        raise _unreadable(path, f"cannot be read ({error.strerror}); give a recipe file (YAML)") from None
     except UnicodeDecodeError as error:
         raise _unreadable(path, f"not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise _yaml_error(path, error) from None
     if not values:
         least = "".join(f"\n  {example((key,))}" for key in REQUIRED if "." not in key)
-        raise _unreadable(path, f"the recipe is empty. The least it needs:{least}", 1, Kind.RECIPE_EMPTY)
+        raise _unreadable(path, f"the recipe is empty. It needs at least:{least}", 1, Kind.RECIPE_EMPTY)
     if not isinstance(values, dict):
         found = f"a recipe is a mapping of sections (`task:`, `data:`, ...); found {shown(values)}"
         raise _unreadable(path, found, 1, Kind.YAML_INVALID)
@@ -165,13 +164,13 @@ def _plain(value: Any) -> Any:
 
 
 def _note_lines(node: yaml.Node | None, keys: Keys, source: RecipeSource) -> None:
-    """Record the line of every key, and keys that are written twice."""
+    """Record the line of every key, and report keys that are written twice."""
     if len(keys) > _DEEPEST:
-        text, line = f"nested deeper than {_DEEPEST} levels; write it flatter", node.start_mark.line + 1
+        text, line = f"nested deeper than {_DEEPEST} levels", node.start_mark.line + 1
         raise _unreadable(source.path, text, line, Kind.YAML_INVALID)
     if isinstance(node, yaml.SequenceNode):
-        for place, item in enumerate(node.value):
-            _note_lines(item, (*keys, place), source)
+        for index, item in enumerate(node.value):
+            _note_lines(item, (*keys, index), source)
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         child, line = (*keys, str(key.value)), key.start_mark.line + 1
         if child in source.lines:
@@ -186,9 +185,9 @@ def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigError:
     what = getattr(error, "problem", None) or str(error).split("\n")[0]
     start, context = getattr(error, "context_mark", None), getattr(error, "context", None)
     since = (
-        f" ({context} that begins in line {start.line + 1})" if start and context and start.line != mark.line else ""
+        f" ({context} that starts in line {start.line + 1})" if start and context and start.line != mark.line else ""
     )
-    hint = "indent with spaces, close quotes and brackets, and put text that holds ': ' or begins with { or [ in quotes"
+    hint = "indent with spaces, close quotes and brackets, and quote text that contains ': ' or starts with { or ["
     line = mark.line + 1 if mark else 1
     return _unreadable(path, f"not valid YAML: {what}{since}; {hint}", line, Kind.YAML_INVALID)
 
@@ -197,9 +196,7 @@ def _files_nearby(path: Path) -> str:
     names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     near = get_close_matches(path.name, names, 1) or get_close_matches(path.stem, names, 1, 0.4)
     return (
-        f" Did you mean {path.parent / near[0]}?"
-        if near
-        else " Check the path; it is looked up from the current folder."
+        f" Did you mean {path.parent / near[0]}?" if near else " Check the path; it is relative to the current folder."
     )
 
 
@@ -207,7 +204,7 @@ def _files_nearby(path: Path) -> str:
 
 
 def override(source: RecipeSource, text: str) -> None:
-    """Set one value. A mapping replaces the one that is there; a dotted key sets a single entry."""
+    """Set one value. A mapping replaces the present one; a dotted key sets a single entry."""
     form = "write section.key=value without spaces around `=`, e.g. distill.num_stages=4 or 'teacher.lora={r: 8}'"
     match = _OVERRIDE.fullmatch(text)
     if not match:
@@ -222,16 +219,16 @@ def override(source: RecipeSource, text: str) -> None:
         quoted = f"{match['key']}={json.dumps(match['value'].strip(), ensure_ascii=False)}"
         _refuse(source, text, f"the value is not valid YAML; {form}; text goes in quotes: '{quoted}'")
         return
-    inner = source.values
+    section = source.values
     for depth, key in enumerate(keys[:-1], 1):
-        if inner.get(key) is None:
-            inner[key] = {}
-        inner = inner[key]
-        if not isinstance(inner, dict):
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
             parent = dotted(keys[:depth])
-            _refuse(source, text, f"{parent} is {shown(inner)}, not a mapping; write {parent}=... whole")
+            _refuse(source, text, f"{parent} is {shown(section)}, not a mapping; set {parent}=... as a whole")
             return
-    inner[keys[-1]] = value
+    section[keys[-1]] = value
     source.overridden.append(keys)
     use_present_names(source, overridden=keys)
 
@@ -244,39 +241,44 @@ def _refuse(source: RecipeSource, override: str, text: str) -> None:
 
 
 def use_present_names(source: RecipeSource, overridden: Keys | None = None) -> None:
-    """Move values that are given by an old name to the present one, and take out removed keys.
+    """Move values under an old key to the present one, and take out removed keys.
 
-    Adds a note for each, or a problem: for both names of a key in the file or in one override, and for a removed key
-    that had an effect. overridden: the key of an override that was just set; what it gives replaces the file's value.
+    Adds a note for each. Adds a problem for both names of a key in the file or in one override, and for a removed key
+    with an effect. overridden: the key of an override that was just set; its value replaces that of the file.
     """
     for old, new in RENAMED.items():
         section, old_keys = _section_with(source, old)
-        if section is None:
-            continue
-        new_keys = tuple(new.split("."))
-        value, place = section.pop(old_keys[-1]), source.place(old_keys)
-        if new_keys[-1] in section and overridden != old_keys:
-            source.problems.append(Problem(Kind.KEY_RENAMED, place=place, key=old, values={"new": new}))
-            continue
-        section[new_keys[-1]] = value
-        if old_keys in source.lines:
-            source.lines[new_keys] = source.lines[old_keys]
-        if overridden == old_keys:
-            source.overridden.append(new_keys)
-        _note(source, place, rename_note(old), overridden)
-    for key, removed in REMOVED.items():
+        if section is not None:
+            _rename(source, section, old_keys, tuple(new.split(".")), overridden)
+    for key in REMOVED:
         section, keys = _section_with(source, key)
-        if section is None:
-            continue
-        value, place = section.pop(keys[-1]), source.place(keys)
-        if value != removed.off:
-            source.problems.append(Problem(Kind.KEY_REMOVED, place=place, key=key, values={"text": removal_text(key)}))
-        else:
-            _note(source, place, f"{key} {removal_text(key)}", overridden)
+        if section is not None:
+            _remove(source, section, keys, overridden)
     for key in EMPTIED:
         section, keys = _section_with(source, key)
         if section is not None and not section[keys[-1]]:
             del section[keys[-1]]
+
+
+def _rename(source: RecipeSource, section: dict[str, Any], old: Keys, new: Keys, overridden: Keys | None) -> None:
+    value, place = section.pop(old[-1]), source.place(old)
+    if new[-1] in section and overridden != old:
+        source.problems.append(Problem(Kind.KEY_RENAMED, place=place, key=dotted(old), values={"new": dotted(new)}))
+        return
+    section[new[-1]] = value
+    if old in source.lines:
+        source.lines[new] = source.lines[old]
+    if overridden == old:
+        source.overridden.append(new)
+    _note(source, place, rename_note(dotted(old)), overridden)
+
+
+def _remove(source: RecipeSource, section: dict[str, Any], keys: Keys, overridden: Keys | None) -> None:
+    key, value, place = dotted(keys), section.pop(keys[-1]), source.place(keys)
+    if value == REMOVED[key].off:
+        _note(source, place, f"{key} {removal_text(key)}", overridden)
+    else:
+        source.problems.append(Problem(Kind.KEY_REMOVED, place=place, key=key, values={"text": removal_text(key)}))
 
 
 def _section_with(source: RecipeSource, key: str) -> tuple[dict[str, Any] | None, Keys]:
@@ -289,6 +291,6 @@ def _section_with(source: RecipeSource, key: str) -> tuple[dict[str, Any] | None
 
 
 def _note(source: RecipeSource, place: Place, text: str, overridden: Keys | None) -> None:
-    """Add a note, unless it is about a file that nobody edits: a run's own recipe.yaml."""
+    """Add a note, unless it is about the recipe.yaml that a run recorded: nobody edits that."""
     if overridden is not None or not source.recorded:
         source.notes.append(f"{place}: {text}")

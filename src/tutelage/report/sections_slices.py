@@ -14,7 +14,7 @@ from tutelage.analysis.significance import ALPHA
 from tutelage.analysis.slice_discovery import ConditionRecord, DiscoveredSlice
 from tutelage.analysis.slices import LEAST_ROWS, MEASURES, Measure, MeasureRecord, RestRecord, SliceRecord
 from tutelage.data.splits import prompt_text
-from tutelage.method.risk_split import Split, SplitInterval, interval, perfect_gate, split_risk
+from tutelage.method.risk_split import Split, SplitInterval, interval, oracle_risk, split_risk
 from tutelage.report.axes import Axis, decades
 from tutelage.report.charts import Scatter, scatter
 from tutelage.report.page import slice_value
@@ -110,7 +110,7 @@ def _oracle(results: Results, key: str) -> Oracle | None:
     ids, (anchor, teacher) = results.paired(key, "anchor", "teacher")
     if not ids:
         return None
-    best = perfect_gate(anchor, teacher) if key == "nll" else 1.0 - perfect_gate(1.0 - anchor, 1.0 - teacher)
+    best = oracle_risk(anchor, teacher) if key == "nll" else 1.0 - oracle_risk(1.0 - anchor, 1.0 - teacher)
     return Oracle(best, float(anchor.mean()), float(teacher.mean()))
 
 

@@ -1,13 +1,15 @@
-"""`SCDTrainer`: the method from Python, shaped as users of TRL expect. It runs the same parts as the command.
+"""`SCDTrainer`: distillation from Python, with an interface like TRL's trainers. It runs the same code as the command.
 
-trainer = SCDTrainer(model="student", teacher_checkpoints="runs/teacher", args=SCDConfig(output_dir="out"),
-train_dataset=rows) trainer.train()
+args = SCDConfig(output_dir="out")
+trainer = SCDTrainer(model="student", teacher_checkpoints="runs/teacher", args=args, train_dataset=rows)
+trainer.train()
 trainer.save_model()
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from tutelage.data.dataset import simple_examples
 from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import keys_of
 from tutelage.errors import ConfigError, ModelError
-from tutelage.method.methods import find_method
+from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
 from tutelage.models.adapters import merged
 from tutelage.models.evaluation import sample_losses
@@ -32,6 +34,7 @@ from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
+from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.distillation import Distillation
 from tutelage.training.finetuning import fine_tune, spaced_steps
@@ -42,15 +45,15 @@ from tutelage.training.trainer import training_arguments
 
 @dataclass
 class SCDConfig(TrainingArguments):
-    """Every TrainingArguments name, plus what the method adds; the added fields mean what the recipe's sections say.
+    """All TrainingArguments, and the settings of the method, which mean the same as in a recipe.
 
-    `num_train_epochs` is not used: training lasts `num_stages` x `epochs_per_stage`. Defaults are the paper's (batch 8,
-    AdamW betas (0.9, 0.95), clipping at 1.0, cosine with 10 % warm-up inside each stage).
+    `num_train_epochs` is not used: training lasts `num_stages` x `epochs_per_stage`. The defaults are the paper's:
+    batch size 8, AdamW betas (0.9, 0.95), gradient clipping at 1.0, a cosine schedule with 10 % warm-up in each stage.
     """
 
     method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
-    num_stages: int = field(default=4, metadata={"help": "N: stages; optimizer and schedule start anew in each."})
-    epochs_per_stage: float = field(default=2.0, metadata={"help": "T: passes over the rows in a stage."})
+    num_stages: int = field(default=4, metadata={"help": "N: stages of training, each with a checkpoint to follow."})
+    epochs_per_stage: float = field(default=2.0, metadata={"help": "T: passes over the rows in one stage."})
     stage_reset: bool = field(
         default=True, metadata={"help": "Optimizer and learning-rate schedule start anew in each stage."}
     )
@@ -63,13 +66,13 @@ class SCDConfig(TrainingArguments):
         default="reverse", metadata={"help": "`reverse`: KL(S || T_k), as published; `forward`: KL(T_k || S)."}
     )
     probe_rows: int | None = field(default=None, metadata={"help": "Training rows on which checkpoints are compared."})
-    fused_loss: bool = field(default=True, metadata={"help": "Output head and loss in one, chunk by chunk."})
+    fused_loss: bool = field(default=True, metadata={"help": "Compute output head and loss together, chunk by chunk."})
     keep: str = field(
         default="best", metadata={"help": "`best` stage by validation loss (needs eval_dataset), or `last`."}
     )
     keep_stages: bool = field(default=False, metadata={"help": "Keep the student at the start of each stage."})
     save_every_steps: int | None = field(
-        default=None, metadata={"help": "Steps between restart points inside a stage."}
+        default=None, metadata={"help": "Steps between resume checkpoints inside a stage."}
     )
     max_length: int = field(default=1024, metadata={"help": "Longest row in tokens; longer ones follow `too_long`."})
     too_long: Literal["error", "drop", "truncate_prompt"] = field(
@@ -80,18 +83,18 @@ class SCDConfig(TrainingArguments):
     cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
     cache_batch_size: int = field(default=16, metadata={"help": "Rows in one forward pass without gradients."})
     seed: int = field(
-        default=0, metadata={"help": "Seed of the anchor's and the student's training and of the probe rows."}
+        default=0, metadata={"help": "Seed of anchor, student and probe set."}
     )
     adam_beta2: float = field(default=TRAINER_DEFAULTS["adam_beta2"], metadata={"help": "AdamW's second beta."})
     lr_scheduler_type: str = field(
         default=TRAINER_DEFAULTS["lr_scheduler_type"], metadata={"help": "Schedule in a stage."}
     )
     warmup_steps: float = field(
-        default=TRAINER_DEFAULTS["warmup_steps"], metadata={"help": "Below 1: a share of the steps."}
+        default=TRAINER_DEFAULTS["warmup_steps"], metadata={"help": "A value below 1 is a fraction of the steps."}
     )
 
     def given(self) -> dict[str, Any]:
-        """TrainingArguments that differ from that class's defaults, as the recipe's `trainer` would hold them."""
+        """TrainingArguments that differ from that class's defaults, as a recipe's `trainer` would hold them."""
         plain = TrainingArguments(output_dir=self.output_dir)
         names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
         changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
@@ -103,14 +106,14 @@ class SCDConfig(TrainingArguments):
 class SCDTrainer:
     """Distils a student from a teacher's checkpoints (arXiv 2601.10114).
 
-    model: the student, a folder or hub id. teacher_checkpoints: a folder that holds `checkpoint-*`, or a list of
-    folders in training order; full weights or PEFT adapters. anchor: None (the student is fine-tuned first, with as
-    many steps), a folder, or a model. train_dataset, eval_dataset: rows (dicts, or a `datasets.Dataset`) of `prompt`
-    and `completion`, or `messages`.
-    processing_class: the student's tokenizer; default: the one in `model`. peft_config: a `peft.LoraConfig` to train
-    adapters.
-    teacher: name of the adapters' base model; default: what the adapters say. T* is the checkpoint with the smallest
-    loss on eval_dataset, or the last one without it.
+    model: the student, a folder or Hub id.
+    teacher_checkpoints: a folder with `checkpoint-*`, or a list of folders in training order; full weights or PEFT
+        adapters. T* is the one with the lowest loss on eval_dataset, or the last one without eval_dataset.
+    train_dataset, eval_dataset: dicts, or a `datasets.Dataset`, with `prompt` and `completion`, or with `messages`.
+    anchor: a folder or a model; None fine-tunes the student first, with as many steps as distillation gets.
+    processing_class: the student's tokenizer; default: the one in `model`.
+    peft_config: a `peft.LoraConfig` to train adapters.
+    teacher: base model of the adapters; default: the one that they name.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class SCDTrainer:
         peft_config: Any = None,
         teacher: str | None = None,
     ) -> None:
-        """Read and check everything that can be checked without loading weights."""
+        """Check everything that can be checked without loading weights."""
         self.args, self.anchor, self.folder = args, anchor, Path(args.output_dir)
         self.student = Model(model_name_or_path=str(model), lora=_lora(peft_config))
         folders: str | list[str]
@@ -144,14 +147,13 @@ class SCDTrainer:
         self.model: nn.Module | None = None
 
     def train(self) -> list[StageRecord]:
-        """Anchor, cache, stages; continues a killed run in the same output_dir. Returns the records of the stages.
+        """Train the anchor, build the cache, run the stages. Returns the records of the stages.
 
-        Raises StaleArtifactError if output_dir holds work of other settings.
+        Continues an interrupted run in the same output_dir. Raises StaleArtifactError if output_dir holds work with
+        other settings, ConfigError for a method that needs more than the teacher's checkpoints.
         """
         one_process()
-        args = self.args
-        plan = self._plan()
-        method = find_method(args.method)
+        args, plan, method = self.args, self._plan(), find_method(self.args.method)
         if method.answers == "teacher" or method.needs_cross_fit or method.settings:
             raise ConfigError(
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
@@ -159,14 +161,21 @@ class SCDTrainer:
         settings = {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
         work = Work(self.folder / "distill", self._inputs() | settings)
         anchor_nll = self._anchor_losses() if method.needs_anchor else None
-        self._cache()
+        self._build_cache()
         work.prepare()
+        setup = self._setup(method, anchor_nll)
+        kept, records = Distillation(plan, work.folder, setup).run()
+        self.model = merged(setup.load(kept, args.seed)).eval()
+        return records
+
+    def _setup(self, method: Method, anchor_nll: np.ndarray | None) -> StudentSetup:
+        """Rows, cached teacher and weights. anchor_nll: [rows] losses of the anchor, for methods that need it."""
         names = [folder.name for folder in self.checkpoints]
-        teacher = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(args.bf16))
+        teacher = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(self.args.bf16))
         weighting = None
         if anchor_nll is not None:
             weighting = AdaptiveWeighting(anchor_nll, teacher.nll, weighting_function(method.weighting))
-        setup = StudentSetup(
+        return StudentSetup(
             model=self.student,
             tokenizer=self.tokenizer,
             vocabulary=self.vocabulary,
@@ -176,9 +185,6 @@ class SCDTrainer:
             weighting=weighting,
             validate=lambda model: Validation(None, _mean(self._losses(model, self.eval_rows))),
         )
-        kept, records = Distillation(plan, work.folder, setup).run()
-        self.model = merged(setup.load(kept, args.seed)).eval()
-        return records
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write the student and its tokenizer, to `args.output_dir` if no folder is given."""
@@ -187,11 +193,10 @@ class SCDTrainer:
         save_student(self.model, self.tokenizer, Path(output_dir or self.args.output_dir))
 
     def _plan(self) -> DistillationPlan:
-        args = self.args
-        own = {name: getattr(args, name) for name in DistillationPlan.__dataclass_fields__ if hasattr(args, name)}
-        return DistillationPlan(
-            **own | {"save_steps": args.save_every_steps, "select_by": "loss", "trainer": args.given()}
-        )
+        names = DistillationPlan.__dataclass_fields__
+        settings = {name: getattr(self.args, name) for name in names if hasattr(self.args, name)}
+        settings |= {"save_steps": self.args.save_every_steps, "select_by": "loss", "trainer": self.args.given()}
+        return DistillationPlan(**settings)
 
     def _encode(self, dataset: Iterable[dict[str, Any]], split: str) -> list[EncodedRow]:
         return self.encoder.rows(simple_examples(dataset, split, chat_template=self.args.chat_template))[0]
@@ -209,7 +214,7 @@ class SCDTrainer:
         return sample_losses(model, rows, vocabulary=self.vocabulary, pad_id=pad, batch_size=size)
 
     def _anchor_losses(self) -> np.ndarray:
-        """[rows] losses of the anchor, which is fine-tuned here if none was given."""
+        """[rows] losses of the anchor in nats. It is fine-tuned first unless one was given."""
         if isinstance(self.anchor, nn.Module):
             return self._losses(self.anchor, self.rows)
         folder = self.folder / "anchor"
@@ -221,16 +226,14 @@ class SCDTrainer:
         if work.prepare():
             args = training_arguments(folder / "trainer", self.args.given(), seed=self.args.seed, epochs=self._epochs())
             model = load_trainable(self.student, None, self.args.seed)
-            saves = spaced_steps(args, len(self.rows), self.args.num_stages)[:-1]
-            log, pad = folder / "log.jsonl", pad_id_of(self.tokenizer)
             fine_tune(
                 model,
                 args,
                 self.rows,
-                save_at=saves,
-                log=log,
+                save_at=spaced_steps(args, len(self.rows), self.args.num_stages)[:-1],
+                log=folder / "log.jsonl",
                 vocabulary=self.vocabulary,
-                pad_id=pad,
+                pad_id=pad_id_of(self.tokenizer),
                 fused=self.args.fused_loss,
             )
             save_student(merged(model), self.tokenizer, folder)
@@ -240,7 +243,8 @@ class SCDTrainer:
     def _epochs(self) -> float:
         return self.args.num_stages * self.args.epochs_per_stage
 
-    def _cache(self) -> None:
+    def _build_cache(self) -> None:
+        """Read every teacher checkpoint once over the training rows, and its loss on the evaluation rows."""
         work = Work(self.folder / "cache", self._inputs() | {"dtype": self.args.cache_dtype})
         if not work.prepare():
             return
@@ -258,10 +262,7 @@ class SCDTrainer:
         work.finish(0.0)
 
     def _best(self) -> str:
-        """Name of T*: the smallest loss on eval_dataset (the earlier one of equals), or the last checkpoint without
-        it."""
-        from tutelage.teacher.hidden_store import HiddenStore
-
+        """Name of T*: the lowest loss on eval_dataset (of equals the earlier one), or the last one without it."""
         names = [folder.name for folder in self.checkpoints]
         losses = [HiddenStore(self.folder / "cache" / name).about["eval_nll"] for name in names]
         return names[-1] if losses[0] is None else names[int(np.argmin(losses))]
@@ -272,22 +273,23 @@ def _mean(losses: np.ndarray) -> float | None:
 
 
 def _lora(config: Any) -> Lora | None:
-    """The parts of a `peft.LoraConfig` that the recipe knows; others are refused, not dropped."""
+    """The settings of a `peft.LoraConfig` that a recipe has."""
     if config is None:
         return None
-    own = {name: getattr(config, name) for name in Lora.model_fields}
-    own["target_modules"] = own["target_modules"] or "all-linear"
-    if isinstance(own["target_modules"], set):
-        own["target_modules"] = sorted(own["target_modules"])
-    return Lora(**own)
+    settings = {name: getattr(config, name) for name in Lora.model_fields}
+    modules = settings["target_modules"] or "all-linear"
+    settings["target_modules"] = sorted(modules) if isinstance(modules, set) else modules
+    return Lora(**settings)
 
 
-def _base_of(where: str | list[str]) -> str:
-    """The model that checkpoints are checkpoints of: the adapters' base, or the first checkpoint itself."""
-    import json
+def _base_of(checkpoints: str | list[str]) -> str:
+    """The model that was fine-tuned: the base of adapters, or the first checkpoint itself.
 
-    folders = sorted(Path(where).glob("checkpoint-*")) if isinstance(where, str) else [Path(entry) for entry in where]
+    checkpoints: a folder with `checkpoint-*`, or a list of folders.
+    """
+    in_folder = isinstance(checkpoints, str)
+    folders = sorted(Path(checkpoints).glob("checkpoint-*")) if in_folder else [Path(folder) for folder in checkpoints]
     if not folders:
-        raise ModelError(f"no checkpoint-* folder in {where!r}: give a folder with some, or a list of folders")
+        raise ModelError(f"no checkpoint-* folder in {checkpoints!r}: give a folder with some, or a list of folders")
     adapter = folders[0] / "adapter_config.json"
     return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(folders[0])
