@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.data.encode import EncodedRow, pad_id_of
+from tutelage.data.collate import pad_id_of
+from tutelage.data.encode import EncodedRow
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting
 from tutelage.models.load import load_trainable, save_student
