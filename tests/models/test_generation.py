@@ -1,4 +1,4 @@
-"""Batched answers are the answers of one row alone: against a hand-written greedy loop and against `model.generate`."""
+"""Batched answers equal those of single rows: of a hand-written greedy loop, and of `model.generate`."""
 
 import json
 import logging
@@ -21,15 +21,15 @@ PROMPTS = [list(text.encode()) for text in ("a fever", "x", "left knee, three we
 
 
 def id_tokenizer():
-    """Decodes to the ids themselves: invalid bytes would all look alike, and different answers must not."""
+    """Decodes to the ids themselves: different invalid bytes would decode to the same text."""
     tokenizer = byte_tokenizer()
     tokenizer.decode = lambda ids, **_: " ".join(map(str, ids))
     return tokenizer
 
 
-def answered(*args, **how):
-    """The texts alone."""
-    return [answer.text for answer in generate_answers(*args, **how)]
+def answered(*args, **options):
+    """The texts of `generate_answers`."""
+    return [answer.text for answer in generate_answers(*args, **options)]
 
 
 @torch.no_grad()
@@ -74,12 +74,12 @@ DECODED = [
     ("bamba", RECURRENT),
     ("mamba", {}),
 ]
-"""Windows of 5 are shorter than prompt + answer; Bamba has recurrent and attention layers; Mamba returns no cache to go
-on from."""
+"""Windows of 5 are shorter than prompt and answer; Bamba has recurrent and attention layers; Mamba returns no usable
+cache."""
 
 
 def ends_often(model, prompts, steps=12):
-    """Ids that rows reach after different numbers of tokens: set as the model's own ends, and returned with the
+    """Sets ids that rows reach after different numbers of tokens as the model's ends; returns them and the
     tokenizer's."""
     free = [greedy_loop(model, prompt, steps) for prompt in prompts]
     ends = [free[0][1], free[1][3], free[2][6]]
@@ -88,7 +88,7 @@ def ends_often(model, prompts, steps=12):
 
 
 def by_generate(model, prompt, ends, steps=12):
-    """One row by transformers' own loop, unpadded; without its end."""
+    """One row by transformers' own loop, unpadded; without end-of-sequence."""
     config = GenerationConfig(do_sample=False, max_new_tokens=steps, eos_token_id=ends, pad_token_id=257)
     written = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=config
@@ -98,7 +98,7 @@ def by_generate(model, prompt, ends, steps=12):
 
 
 @pytest.mark.parametrize(("arch", "config"), DECODED)
-def test_every_row_is_what_generate_gives_for_it_alone_whatever_leaves_the_batch(arch, config):
+def test_every_row_equals_generate_on_it_alone_whichever_rows_leave_the_batch(arch, config):
     model = tiny_model(3, arch, **config)
     ends = ends_often(model, PROMPTS)
     expected = [by_generate(model, prompt, ends) for prompt in PROMPTS]
@@ -116,7 +116,7 @@ def forced(model, prompt, answer, vocabulary=258):
 
 
 def whole_answers(model, ends, steps):
-    """What each row writes, its end included where it came to one."""
+    """What each row writes, with end-of-sequence if it was reached."""
     answers = []
     for prompt in PROMPTS:
         ids = greedy_loop(model, prompt, steps, ends)
@@ -128,42 +128,42 @@ def whole_answers(model, ends, steps):
 
 
 @pytest.mark.parametrize(("arch", "config"), DECODED)
-def test_the_probability_of_an_answer_is_that_of_one_pass_over_it_whatever_leaves_the_batch(arch, config):
+def test_the_probability_of_an_answer_equals_that_of_one_pass_whichever_rows_leave_the_batch(arch, config):
     model = tiny_model(3, arch, **config)
     ends = ends_often(model, PROMPTS)
     answers = whole_answers(model, ends, steps=4)
     assert {answer[-1] in ends for answer in answers} == {True, False}, "some must end, and some must be cut off"
     expected = [forced(model, prompt, answer) for prompt, answer in zip(PROMPTS, answers, strict=True)]
     for batch_size in (1, 3, 5):
-        found = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=4, batch_size=batch_size)
-        assert [answer.log_prob for answer in found] == pytest.approx(expected, abs=1e-4)
-        assert [answer.confidence for answer in found] == pytest.approx(np.exp(expected), rel=1e-4)
+        batched = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=4, batch_size=batch_size)
+        assert [answer.log_prob for answer in batched] == pytest.approx(expected, abs=1e-4)
+        assert [answer.confidence for answer in batched] == pytest.approx(np.exp(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("vocab_size", [258, 300])
 def test_both_ways_of_decoding_give_an_answer_the_same_probability(monkeypatch, vocab_size):
     model = tiny_model(3, vocab_size=vocab_size, tie_word_embeddings=False)
     ends_often(model, PROMPTS)
-    with torch.no_grad():  # entries that only the model's matrix has must take no probability
+    with torch.no_grad():  # padding entries of the model's matrix must take no probability
         model.get_output_embeddings().weight[258:] = 9 * model.get_output_embeddings().weight[: vocab_size - 258]
-    own = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=5, batch_size=3)
+    greedy = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=5, batch_size=3)
     monkeypatch.setattr(generation, "cache_of", lambda output: None)
-    theirs = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=5, batch_size=3)
-    assert [answer.text for answer in theirs] == [answer.text for answer in own]
-    assert [answer.log_prob for answer in theirs] == pytest.approx([answer.log_prob for answer in own], abs=1e-4)
-    texts = [[int(word) for word in answer.text.split()] for answer in own]
-    cut = [place for place, ids in enumerate(texts) if len(ids) == 5]  # their tokens are all there is to multiply
+    generated = generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=5, batch_size=3)
+    assert [answer.text for answer in generated] == [answer.text for answer in greedy]
+    assert [answer.log_prob for answer in generated] == pytest.approx([answer.log_prob for answer in greedy], abs=1e-4)
+    texts = [[int(word) for word in answer.text.split()] for answer in greedy]
+    cut = [row for row, ids in enumerate(texts) if len(ids) == 5]  # without end-of-sequence
     assert cut and len(cut) < len(PROMPTS)
-    for place in cut:
-        assert own[place].log_prob == pytest.approx(forced(model, PROMPTS[place], texts[place]), abs=1e-4)
+    for row in cut:
+        assert greedy[row].log_prob == pytest.approx(forced(model, PROMPTS[row], texts[row]), abs=1e-4)
 
 
-def test_a_probability_is_never_above_one_and_none_where_there_is_no_number():
+def test_a_probability_is_at_most_one_and_none_for_nan():
     assert Answer("x", 0.0).confidence == 1.0 and Answer("x", -1000.0).confidence == 0.0
     assert Answer("x", math.nan).confidence is None
     model = tiny_model(3)
     with torch.no_grad():
-        model.lm_head.weight *= 100  # sure to the last digit
+        model.lm_head.weight *= 100  # probabilities round to 1
     assert all(
         answer.log_prob <= 0
         for answer in generate_answers(model, id_tokenizer(), PROMPTS, max_new_tokens=8, batch_size=5)
@@ -193,7 +193,7 @@ def test_rows_that_ended_leave_the_batch_and_only_new_tokens_are_read():
 
 
 @pytest.mark.parametrize("arch", ["llama", "mamba"])
-def test_entries_past_the_tokenizer_are_never_written(arch):
+def test_entries_beyond_the_tokenizer_are_never_written(arch):
     model = tiny_model(3, arch, vocab_size=300, tie_word_embeddings=False)
     expected = answered(model, id_tokenizer(), PROMPTS, max_new_tokens=6, batch_size=5)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_entries_past_the_tokenizer_are_never_written(arch):
     assert answered(model, id_tokenizer(), PROMPTS, max_new_tokens=6, batch_size=5) == expected
 
 
-def test_end_of_sequence_of_the_tokenizer_stops_a_row_and_what_comes_after_is_left_out():
+def test_the_tokenizers_end_of_sequence_ends_a_row():
     model = tiny_model(3)
     free = [greedy_loop(model, prompt, 8) for prompt in PROMPTS]
     end = free[0][2]
@@ -223,7 +223,7 @@ def test_every_end_of_the_generation_config_stops_a_row(listed):
     assert len(expected[2].split()) <= 3
 
 
-def test_the_models_own_sampling_settings_change_nothing_and_nothing_is_warned_about(caplog):
+def test_the_models_sampling_settings_are_ignored_without_warnings(caplog):
     model = tiny_model(3)
     expected = answered(model, id_tokenizer(), PROMPTS, max_new_tokens=8, batch_size=5)
     settings = {
@@ -240,8 +240,8 @@ def test_the_models_own_sampling_settings_change_nothing_and_nothing_is_warned_a
         "suppress_tokens": list(range(100, 228)),
         "max_length": 9,
     }
-    own = model.generation_config
-    own.update(**settings, min_new_tokens=3, no_repeat_ngram_size=1)
+    config = model.generation_config
+    config.update(**settings, min_new_tokens=3, no_repeat_ngram_size=1)
     transformers_log = logging.getLogger("transformers")
     transformers_log.addHandler(caplog.handler)
     try:
@@ -251,8 +251,8 @@ def test_the_models_own_sampling_settings_change_nothing_and_nothing_is_warned_a
     finally:
         transformers_log.removeHandler(caplog.handler)
     assert caplog.messages == []
-    assert model.generation_config is own
-    assert own.temperature == 5.0
+    assert model.generation_config is config
+    assert config.temperature == 5.0
 
 
 def test_answers_are_text_without_special_tokens_or_outer_spaces():
@@ -269,7 +269,7 @@ def test_answers_are_text_without_special_tokens_or_outer_spaces():
     assert answered(model, tokenizer, [[65]], max_new_tokens=9, batch_size=1) == ["a, b"]
 
 
-def test_training_modes_come_back_module_by_module():
+def test_training_modes_are_restored_module_by_module():
     model = tiny_model(3, "gpt2").train()
     model.transformer.h[0].eval()
     answered(model, id_tokenizer(), PROMPTS, max_new_tokens=1, batch_size=5)
@@ -285,9 +285,9 @@ def test_dropout_is_off_while_answering():
 
 
 def test_progress_adds_up_to_the_prompts():
-    model, seen = tiny_model(3), []
-    answered(model, id_tokenizer(), PROMPTS, max_new_tokens=1, batch_size=2, on_batch=seen.append)
-    assert seen == [2, 2, 1]
+    model, counts = tiny_model(3), []
+    answered(model, id_tokenizer(), PROMPTS, max_new_tokens=1, batch_size=2, on_batch=counts.append)
+    assert counts == [2, 2, 1]
 
 
 def test_no_prompts_no_answers():
@@ -301,7 +301,7 @@ def test_rows_without_tokens_are_named_together():
         answered(model, tokenizer, [[65], []], max_new_tokens=4, batch_size=2)
 
 
-def test_adapters_take_part_and_their_wrapper_is_left_as_it_was():
+def test_adapters_are_used_and_their_wrapper_is_not_changed():
     import peft
 
     plain = tiny_model(3)
@@ -315,7 +315,7 @@ def test_adapters_take_part_and_their_wrapper_is_left_as_it_was():
     assert answers == [text_of(greedy_loop(merged, prompt, 6)) for prompt in PROMPTS]
 
 
-def test_the_benchmark_compares_equal_answers_and_says_what_they_cost(tmp_path, monkeypatch):
+def test_the_benchmark_compares_equal_answers_and_their_costs(tmp_path, monkeypatch):
     monkeypatch.setattr(
         decode, "MODEL", Shape(hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, vocabulary=700)
     )

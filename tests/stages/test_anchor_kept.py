@@ -53,11 +53,11 @@ def test_the_checkpoint_with_the_lowest_loss_is_the_anchor(tmp_path, command, wr
 def test_adapters_are_selected_too_and_a_resumed_stage_does_not_train_again(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path, student={"lora": {"r": 2}}, anchor={"keep": "score"})
     assert command("prepare", recipe) == 0
-    exam = RunModels.exam
-    monkeypatch.setattr(RunModels, "exam", lambda models, split: 1 / 0)
+    eval_set = RunModels.eval_set
+    monkeypatch.setattr(RunModels, "eval_set", lambda models, split: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("anchor", recipe)
-    monkeypatch.setattr(RunModels, "exam", exam)
+    monkeypatch.setattr(RunModels, "eval_set", eval_set)
     monkeypatch.setattr(RunModels, "fine_tuned", lambda *_, **__: pytest.fail("trained again"))
     assert command("anchor", recipe) == 0
     found = json.loads((tmp_path / "run/anchor/validation.json").read_text())

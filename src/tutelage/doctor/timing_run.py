@@ -193,7 +193,7 @@ class TimingRun:
         examples = self.fitting.examples["validation"][:ANSWERED_ROWS]
         if not examples:
             return 0.0
-        _, seconds = _timed(lambda: self.evaluator.answers(model, self.evaluator.exam(examples)))
+        _, seconds = _timed(lambda: self.evaluator.answers(model, self.evaluator.eval_set(examples)))
         return seconds / len(examples)
 
     def _cache_seconds(self, model: nn.Module) -> float:

@@ -27,7 +27,7 @@ OnRows = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSet:
     """Examples ready for models to answer: rendered and tokenized once, however many models there are."""
 
     examples: Sequence[Example]
@@ -64,15 +64,15 @@ class Evaluator:
     """`generate` or `labels`, as task.decoding."""
     batch_size: int = 16
 
-    def exam(self, examples: Sequence[Example], rows: Sequence[EncodedRow] = ()) -> Exam:
+    def eval_set(self, examples: Sequence[Example], rows: Sequence[EncodedRow] = ()) -> EvalSet:
         """Examples ready for models to answer."""
         prompts = [array("i", self.encoder.prompt(example, self.max_new_tokens)) for example in examples]
         closed = self.decoding != "generate"
         labels = [list(example.labels or self.task.labels or []) if closed else [] for example in examples]
         encoded = {label: self.encoder.answer(label)[:-1] for label in {label for row in labels for label in row}}
-        return Exam(examples, rows, prompts, labels, [[encoded[label] for label in row] for row in labels])
+        return EvalSet(examples, rows, prompts, labels, [[encoded[label] for label in row] for row in labels])
 
-    def answers(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Answer]:
+    def answers(self, model: nn.Module, eval_set: EvalSet, on_rows: OnRows | None = None) -> list[Answer]:
         """Raw answers in the order of the examples: greedy text, or the most probable of the row's labels.
 
         The probability of a label is that of its text among all texts, not among the labels.
@@ -80,10 +80,11 @@ class Evaluator:
         batching = {"batch_size": self.batch_size, "on_batch": on_rows}
         tokenizer = self.encoder.tokenizer
         if self.decoding == "generate":
-            return generate_answers(model, tokenizer, exam.prompts, max_new_tokens=self.max_new_tokens, **batching)
-        winners = choose_labels(model, tokenizer, exam.prompts, exam.candidates, **batching)
+            return generate_answers(model, tokenizer, eval_set.prompts, max_new_tokens=self.max_new_tokens, **batching)
+        winners = choose_labels(model, tokenizer, eval_set.prompts, eval_set.candidates, **batching)
         return [
-            Answer(labels[winner.index], winner.log_prob) for labels, winner in zip(exam.labels, winners, strict=True)
+            Answer(labels[winner.index], winner.log_prob)
+            for labels, winner in zip(eval_set.labels, winners, strict=True)
         ]
 
     def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> np.ndarray:
@@ -105,12 +106,14 @@ class Evaluator:
             )
         return losses
 
-    def predict(self, name: str, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> list[Prediction]:
+    def predict(
+        self, name: str, model: nn.Module, eval_set: EvalSet, on_rows: OnRows | None = None
+    ) -> list[Prediction]:
         """Answer, parsed answer, score, loss and confidence of a model on every example. name: recorded with each."""
-        answers = self.answers(model, exam, on_rows)
-        losses = self.losses(model, exam.rows)
+        answers = self.answers(model, eval_set, on_rows)
+        losses = self.losses(model, eval_set.rows)
         predictions = []
-        for example, answer, loss in zip(exam.examples, answers, losses, strict=True):
+        for example, answer, loss in zip(eval_set.examples, answers, losses, strict=True):
             parsed = self.task.parse(answer.text, example)
             score, gold = self.task.score(parsed, example), self.task.gold(example)
             row = (example.id, name, example.split, gold, answer.text, parsed, score, float(loss))
@@ -127,13 +130,13 @@ class Evaluator:
         table |= {name: interval._asdict() for name, interval in bootstrap(losses, _mean_nll, resamples).items()}
         return table
 
-    def quick(self, model: nn.Module, exam: Exam, on_rows: OnRows | None = None) -> ValidationScores:
+    def validate(self, model: nn.Module, eval_set: EvalSet, on_rows: OnRows | None = None) -> ValidationScores:
         """Score over all examples, score of each, and losses; no intervals."""
-        answers = self.answers(model, exam, on_rows)
-        parsed = [self.task.parse(answer.text, example) for answer, example in zip(answers, exam.examples, strict=True)]
-        score = self.task.metrics(parsed, exam.examples, resamples=100)[self.task.metric].value
-        scores = [self.task.score(answer, example) for answer, example in zip(parsed, exam.examples, strict=True)]
-        return ValidationScores(score, scores, self.losses(model, exam.rows))
+        answers, examples = self.answers(model, eval_set, on_rows), eval_set.examples
+        parsed = [self.task.parse(answer.text, example) for answer, example in zip(answers, examples, strict=True)]
+        score = self.task.metrics(parsed, examples, resamples=100)[self.task.metric].value
+        scores = [self.task.score(answer, example) for answer, example in zip(parsed, examples, strict=True)]
+        return ValidationScores(score, scores, self.losses(model, eval_set.rows))
 
 
 def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -73,7 +73,7 @@ class Predictor:
         rows = iter(rows)
         while chunk := list(itertools.islice(rows, self.rows_ahead)):
             examples = [self._example(row, place) for row, place in chunk]
-            answers = self.evaluator.answers(self.model, self.evaluator.exam(examples))
+            answers = self.evaluator.answers(self.model, self.evaluator.eval_set(examples))
             for example, answer in zip(examples, answers, strict=True):
                 parsed = self.task.parse(answer.text, example)
                 yield {"id": example.id, "prediction": parsed, "raw": answer.text, "confidence": answer.confidence}

@@ -80,11 +80,11 @@ def _answers(run: RunFolder, models: RunModels) -> None:
     with run.work("teacher_answers", stage_inputs.teacher_answers(run)) as work:
         if work is None:
             return
-        exam, encoder = models.exam("train"), models.encoder
+        eval_set, encoder = models.eval_set("train"), models.encoder
         teacher = models.load(run.recipe.teacher, run.best_teacher)
-        with run.screen.progress("teacher's answers", len(exam.examples)) as advance:
-            answers = [answer.text for answer in models.evaluator.answers(teacher, exam, advance)]
-        rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(exam.rows, answers, strict=True))
+        with run.screen.progress("teacher's answers", len(eval_set.examples)) as advance:
+            answers = [answer.text for answer in models.evaluator.answers(teacher, eval_set, advance)]
+        rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(eval_set.rows, answers, strict=True))
         write_tokens(work.folder / "train.arrow", rows)
-        lines = zip(exam.examples, answers, strict=True)
+        lines = zip(eval_set.examples, answers, strict=True)
         write_jsonl(work.folder / "answers.jsonl", ({"id": example.id, "raw": text} for example, text in lines))

@@ -94,9 +94,9 @@ def _setup(run: RunFolder, models: RunModels, method: str) -> StudentSetup:
 
 
 def _validate(models: RunModels, model: nn.Module) -> Validation:
-    exam = models.exam("validation")
-    score, scores, losses = models.evaluator.quick(model, exam)
-    rows = zip(exam.examples, losses.tolist(), scores, strict=True)
+    eval_set = models.eval_set("validation")
+    score, scores, losses = models.evaluator.validate(model, eval_set)
+    rows = zip(eval_set.examples, losses.tolist(), scores, strict=True)
     return Validation(score, float(losses.mean()), [ValidationRow(example.id, *values) for example, *values in rows])
 
 

@@ -43,7 +43,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         everything += read_records(folder / "predictions.jsonl", Prediction)
     folder = run.folder / "evaluate"
     write_jsonl(folder / "predictions.jsonl", everything)
-    rows = len(models.exam("test").examples)
+    rows = len(models.eval_set("test").examples)
     result = {"task": run.recipe.task.type, "metric": run.task.metric, "split": "test", "rows": rows}
     write_json(folder / "scores.json", {**result, "models": scores})
 
@@ -55,17 +55,17 @@ def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:
     with run.work(f"evaluate/{model.name}", inputs, rebuild_stale=True) as work:
         if work is None:
             return
-        exam, held_out, network = models.exam("test"), models.encoded("validation"), model.load()
+        eval_set, held_out, network = models.eval_set("test"), models.encoded("validation"), model.load()
         began = time.perf_counter()
-        with run.screen.progress(f"score {model.name}", len(exam.examples)) as advance:
-            predictions = models.evaluator.predict(model.name, network, exam, advance)
+        with run.screen.progress(f"score {model.name}", len(eval_set.examples)) as advance:
+            predictions = models.evaluator.predict(model.name, network, eval_set, advance)
         work.about = {
             "answering": round(time.perf_counter() - began, 3)
         }  # without loading: what a comparison of speed is about
         losses = models.evaluator.losses(network, held_out)
         write_jsonl(work.folder / "predictions.jsonl", predictions)
         write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))
-        summary = models.evaluator.summary(predictions, exam.examples, run.recipe.evaluate.resamples)
+        summary = models.evaluator.summary(predictions, eval_set.examples, run.recipe.evaluate.resamples)
         write_json(work.folder / "scores.json", summary)
 
 

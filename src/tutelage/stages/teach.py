@@ -91,7 +91,7 @@ def _validate(models: RunModels, folder: Path, checkpoint: Path) -> CheckpointSc
         return read_json(saved)
     score, losses = models.score_checkpoint(models.run.recipe.teacher, checkpoint)
     score = {"name": score["name"], "folder": str(checkpoint), "score": score["score"], "nll": score["nll"]}
-    write_jsonl(saved.with_suffix(".jsonl"), loss_records(models.exam("validation").rows, losses))
+    write_jsonl(saved.with_suffix(".jsonl"), loss_records(models.eval_set("validation").rows, losses))
     write_json(saved, score)
     return score
 

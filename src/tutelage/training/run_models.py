@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from tutelage.data.collate import pad_id_of
 from tutelage.data.encode import EncodedRow, Encoder, make_encoder
 from tutelage.data.token_store import TokenStore
-from tutelage.models.evaluation import Evaluator, Exam
+from tutelage.models.evaluation import EvalSet, Evaluator
 from tutelage.models.load import device, load_model, load_tokenizer, load_trainable
 from tutelage.recipe.schema import Model
 from tutelage.records import Example
@@ -33,7 +33,7 @@ class RunModels:
     def __init__(self, run: RunFolder) -> None:
         """Nothing is loaded yet."""
         self.run = run
-        self._exams: dict[str, Exam] = {}
+        self._eval_sets: dict[str, EvalSet] = {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -83,19 +83,19 @@ class RunModels:
             recipe.evaluate.batch_size,
         )
 
-    def exam(self, split: str) -> Exam:
+    def eval_set(self, split: str) -> EvalSet:
         """Prepared rows of a split, ready for any number of models to answer."""
-        if split not in self._exams:
+        if split not in self._eval_sets:
             lines = read_jsonl(self.run.folder / "prepare" / "rows.jsonl")
             examples = [Example(**line) for line in lines if line["split"] == split]
-            self._exams[split] = self.evaluator.exam(examples, self.encoded(split))
-        return self._exams[split]
+            self._eval_sets[split] = self.evaluator.eval_set(examples, self.encoded(split))
+        return self._eval_sets[split]
 
     def score_checkpoint(self, section: Model, checkpoint: Path) -> tuple[CheckpointScore, np.ndarray]:
         """A checkpoint of this model on the validation rows: its score, and [rows] losses in nats per answer token."""
-        exam = self.exam("validation")
-        with self.run.screen.progress(f"validate {checkpoint.name}", len(exam.examples)) as advance:
-            score, _, losses = self.evaluator.quick(self.load(section, checkpoint), exam, advance)
+        eval_set = self.eval_set("validation")
+        with self.run.screen.progress(f"validate {checkpoint.name}", len(eval_set.examples)) as advance:
+            score, _, losses = self.evaluator.validate(self.load(section, checkpoint), eval_set, advance)
         return {"name": checkpoint.name, "score": score, "nll": float(losses.mean())}, losses
 
     def say_scores(self, stage: str, checkpoints: Sequence[CheckpointScore], outcome: str) -> None:
