@@ -9,7 +9,6 @@ trainer.save_model()
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,9 +81,7 @@ class SCDConfig(TrainingArguments):
     chat_template: bool = field(default=False, metadata={"help": "Render prompts with the tokenizer's chat template."})
     cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
     cache_batch_size: int = field(default=16, metadata={"help": "Rows in one forward pass without gradients."})
-    seed: int = field(
-        default=0, metadata={"help": "Seed of anchor, student and probe set."}
-    )
+    seed: int = field(default=0, metadata={"help": "Seed of anchor, student and probe set."})
     adam_beta2: float = field(default=TRAINER_DEFAULTS["adam_beta2"], metadata={"help": "AdamW's second beta."})
     lr_scheduler_type: str = field(
         default=TRAINER_DEFAULTS["lr_scheduler_type"], metadata={"help": "Schedule in a stage."}
@@ -287,9 +284,11 @@ def _base_of(checkpoints: str | list[str]) -> str:
 
     checkpoints: a folder with `checkpoint-*`, or a list of folders.
     """
-    in_folder = isinstance(checkpoints, str)
-    folders = sorted(Path(checkpoints).glob("checkpoint-*")) if in_folder else [Path(folder) for folder in checkpoints]
+    if isinstance(checkpoints, str):
+        folders = sorted(Path(checkpoints).glob("checkpoint-*"))
+    else:
+        folders = [Path(folder) for folder in checkpoints]
     if not folders:
         raise ModelError(f"no checkpoint-* folder in {checkpoints!r}: give a folder with some, or a list of folders")
     adapter = folders[0] / "adapter_config.json"
-    return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(folders[0])
+    return read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else str(folders[0])
