@@ -40,6 +40,7 @@ from tutelage.training.finetuning import fine_tune, spaced_steps
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.stage_records import StageRecord, Validation
 from tutelage.training.trainer import training_arguments
+from tutelage.utils.files import read_json
 
 
 @dataclass
