@@ -63,34 +63,45 @@ class TeacherCheckpoints(TypedDict):
     """Oldest first."""
 
 
-class ScheduleCandidate(TypedDict):
-    """A checkpoint that the schedule could choose, with divergences in nats per answer token on the probe set."""
+class CandidateRecord(TypedDict):
+    """A checkpoint as it was compared at the start of a stage; see `schedule.Candidate`."""
 
     checkpoint: str
     kl_best: float
-    """KL(T* || T_k)."""
+    """KL(T* || T_k) in nats per answer token of the probe set."""
     kl_student: float
     """KL(S || T_k), or the reverse if the recipe asks for it."""
     total: float
 
 
-class StageRecord(TypedDict, total=False):
-    """A stage in distill/METHOD/seed-K/stages.json."""
+class ChoiceRecord(TypedDict):
+    """The checkpoint of a stage, and why it was chosen."""
+
+    chosen: str | None
+    """Name of the checkpoint; None for a method without a teacher."""
+    candidates: list[CandidateRecord]
+    """Empty for schedules that do not compare the student with the checkpoints."""
+    reason: str
+    stall: str | None
+
+
+class ValidationRecord(TypedDict):
+    """The student after a stage, on the validation rows."""
+
+    score: float | None
+    nll: float | None
+
+
+class StageRecord(ChoiceRecord):
+    """One stage in distill/METHOD/seed-K/stages.json."""
 
     stage: int
-    """From 1."""
-    chosen: str | None
-    """The checkpoint that was followed; None without a teacher."""
-    candidates: list[ScheduleCandidate]
-    """Empty for schedules that do not compare checkpoints."""
-    reason: str
-    """Why it was chosen, for showing."""
-    stall: str | None
-    """What was observed if the schedule stalled, for showing."""
-    taid: dict[str, float | None]
+    """Counted from 1."""
     seconds: float
-    validation: dict[str, float | None]
-    """`score` and `nll` of the student after the stage."""
+    """Choosing, training, validating and saving; of an interrupted stage only what was not lost."""
+    validation: ValidationRecord
+    taid: NotRequired[dict[str, float | None]]
+    """State of `taid.Interpolation` at the end of the stage."""
 
 
 class ScoresFile(TypedDict, total=False):

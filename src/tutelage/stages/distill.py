@@ -18,6 +18,7 @@ from tutelage.method.methods import find_method
 from tutelage.models.adapters import merged
 from tutelage.models.load import device, save_student
 from tutelage.run import stage_inputs
+from tutelage.run.artifacts import StageRecord
 from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import CachedTeacher
@@ -25,7 +26,7 @@ from tutelage.training import recorded_losses
 from tutelage.training.distillation import Distillation
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.run_models import RunModels
-from tutelage.training.stage_records import StageRecord, Validation, ValidationRow
+from tutelage.training.stage_records import Validation, ValidationRow
 
 
 def run_stage(run: RunFolder, models: RunModels) -> None:

@@ -18,11 +18,11 @@ from transformers import TrainingArguments
 from tutelage.errors import ModelError
 from tutelage.method.taid import Interpolation
 from tutelage.method.weighting import constant_weight
+from tutelage.run.artifacts import ChoiceRecord, StageRecord
 from tutelage.training import stage_records
 from tutelage.training.callbacks import Interpolate, JsonLog, OnStep, SaveAt, seconds_before
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.probe import CheckpointChooser
-from tutelage.training.stage_records import ChoiceRecord, StageRecord
 from tutelage.training.trainer import (
     DistillTrainer,
     Guidance,

@@ -16,8 +16,9 @@ from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting
 from tutelage.models.load import load_trainable, save_student
 from tutelage.recipe.schema import Model
+from tutelage.run.artifacts import StageRecord
 from tutelage.teacher.sources import TeacherSource
-from tutelage.training.stage_records import StageRecord, Validation
+from tutelage.training.stage_records import Validation
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from tutelage.method.divergences import forward_kl, reverse_kl
 from tutelage.method.mixed_loss import Targets
 from tutelage.method.schedule import Candidate
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_hidden, answer_states, head_error, head_of
+from tutelage.run.artifacts import ChoiceRecord, StageRecord
 from tutelage.teacher.sources import HiddenTargets, TeacherSource
 from tutelage.training.plan import DistillationPlan, StudentSetup
-from tutelage.training.stage_records import ChoiceRecord, StageRecord, choice_record, previous_candidate
+from tutelage.training.stage_records import choice_record, previous_candidate
 from tutelage.utils.files import write_json
 
 BATCH_ROWS = 16

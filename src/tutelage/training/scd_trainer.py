@@ -30,6 +30,7 @@ from tutelage.models.adapters import merged
 from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, save_student
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
+from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
@@ -38,7 +39,7 @@ from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.distillation import Distillation
 from tutelage.training.finetuning import fine_tune, spaced_steps
 from tutelage.training.plan import DistillationPlan, StudentSetup
-from tutelage.training.stage_records import StageRecord, Validation
+from tutelage.training.stage_records import Validation
 from tutelage.training.trainer import training_arguments
 from tutelage.utils.files import read_json
 

@@ -1,16 +1,17 @@
-"""What a distillation records: stages.json, validation_rows.jsonl and weights.jsonl, with the type of each record."""
+"""What a distillation records: stages.json, validation_rows.jsonl and weights.jsonl."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from tutelage.data.encode import EncodedRow
 from tutelage.method.schedule import Candidate, Choice
+from tutelage.run.artifacts import ChoiceRecord, StageRecord
 from tutelage.utils.files import read_json, read_jsonl, write_json, write_jsonl
 
 
@@ -32,45 +33,6 @@ class Validation:
     nll: float | None
     """Mean over the rows, nats; None without validation rows."""
     rows: Sequence[ValidationRow] = ()
-
-
-class CandidateRecord(TypedDict):
-    """A checkpoint as it was compared at the start of a stage; see `schedule.Candidate`."""
-
-    checkpoint: str
-    kl_best: float
-    kl_student: float
-    total: float
-
-
-class ChoiceRecord(TypedDict):
-    """The checkpoint of a stage, and why it was chosen."""
-
-    chosen: str | None
-    """Name of the checkpoint; None for a method without a teacher."""
-    candidates: list[CandidateRecord]
-    """Empty for schedules that do not compare the student with the checkpoints."""
-    reason: str
-    stall: str | None
-
-
-class ValidationRecord(TypedDict):
-    """The student after a stage, on the validation rows."""
-
-    score: float | None
-    nll: float | None
-
-
-class StageRecord(ChoiceRecord):
-    """One stage in stages.json."""
-
-    stage: int
-    """Counted from 1."""
-    seconds: float
-    """Choosing, training, validating and saving; of an interrupted stage only what was not lost."""
-    validation: ValidationRecord
-    taid: NotRequired[dict[str, float | None]]
-    """State of `taid.Interpolation` at the end of the stage."""
 
 
 class WeightRecord(TypedDict):
