@@ -82,9 +82,7 @@ class SCDConfig(TrainingArguments):
     chat_template: bool = field(default=False, metadata={"help": "Render prompts with the tokenizer's chat template."})
     cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
     cache_batch_size: int = field(default=16, metadata={"help": "Rows in one forward pass without gradients."})
-    seed: int = field(
-        default=0, metadata={"help": "Seed of anchor, student and probe set."}
-    )
+    seed: int = field(default=0, metadata={"help": "Seed of anchor, student and probe set."})
     adam_beta2: float = field(default=TRAINER_DEFAULTS["adam_beta2"], metadata={"help": "AdamW's second beta."})
     lr_scheduler_type: str = field(
         default=TRAINER_DEFAULTS["lr_scheduler_type"], metadata={"help": "Schedule in a stage."}
