@@ -1,4 +1,4 @@
-"""The fused head and loss against the plain form on one batch, in value and in every gradient."""
+"""Compares the fused head and loss with the plain form on one batch, in value and in every gradient."""
 
 import torch
 

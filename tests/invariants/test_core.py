@@ -1,4 +1,4 @@
-"""The equalities that hold the core together: padding, accumulation, cache, choices, weights, restart."""
+"""Invariants of the core: padding, accumulation, cached = live, choices, weights, killed = never killed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ARCHITECTURES = ("llama", "qwen2", "gpt2", "gemma2", "granite", "cohere")
 
 
 def plain_answer_logits(model, row: EncodedRow) -> torch.Tensor:
-    """[answer tokens, V] by the textbook: one unpadded row, all logits, shifted by hand."""
+    """[answer tokens, V] of one unpadded row: all logits, shifted by hand."""
     ids = torch.tensor([row.prompt + row.answer])
     with torch.no_grad():
         logits = model(ids).logits[0]
@@ -84,7 +84,7 @@ def test_sample_losses_are_token_means_in_the_order_of_the_rows():
 
 
 def gradient_of_one_step(folder: Path, batch_size: int, accumulation: int, guidance=None) -> torch.Tensor:
-    """Weights after one SGD step at learning rate 1, minus those before: the (negative) gradient, scale included."""
+    """Weights after one SGD step at learning rate 1 minus those before: the negative gradient."""
     model = tiny_model(0)
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     given = {
@@ -103,7 +103,7 @@ def gradient_of_one_step(folder: Path, batch_size: int, accumulation: int, guida
 
 
 def test_bfloat16_trains_without_a_gpu(tmp_path):
-    """As a recipe that says nothing of `use_cpu` asks for it, on a processor that is fast in bfloat16."""
+    """The default of a recipe without `use_cpu`, on a CPU that is fast in bfloat16."""
     losses = []
     for bf16 in (True, False):
         args = training_arguments(tmp_path / str(bf16), {"bf16": bf16, "max_steps": 1, "logging_steps": 1}, seed=0)
@@ -145,7 +145,7 @@ def test_cached_equals_live_in_loss_and_gradient(tmp_path, arch):
 
 
 def test_padded_vocabularies_are_cut_on_both_sides(tmp_path):
-    """Teacher with 40 rows of padding in its embedding, student with 6: Qwen2.5's case."""
+    """Embeddings with 40 rows of padding (teacher) and 6 (student), as in Qwen2.5."""
     rows = encoded()
     teacher = tiny_model(1, hidden=32, vocab_size=VOCABULARY + 40)
     stored = cached(tmp_path, {"checkpoint-1": teacher}, rows)
@@ -188,7 +188,7 @@ def test_a_store_is_refused_for_other_rows(tmp_path):
 
 
 class Killed(Exception):
-    """Stands for a kill: raised between two optimizer steps."""
+    """Simulates a kill between two optimizer steps."""
 
 
 def make_job(folder: Path, source, rows, *, kill_at: tuple[int, int] | None = None, **plan) -> Distillation:
@@ -304,7 +304,7 @@ def test_seconds_include_interrupted_work_that_was_not_lost(tmp_path, monkeypatc
         kill = job.setup.on_step
 
         def step(stage, done, total):
-            clock.now += 1.0  # also where a training begins, before its first step
+            clock.now += 1.0  # also called at the start, before the first step
             kill(stage, done, total)
 
         job.setup.on_step = step
@@ -352,7 +352,7 @@ def test_resuming_inside_a_stage_starts_at_the_saved_step(tmp_path):
     with pytest.raises(Killed):
         make_job(tmp_path / "run", source, rows, save_steps=2, kill_at=(1, 3)).run()
     half = tmp_path / "run" / "trainer-1" / "checkpoint-4"
-    half.mkdir()  # half written when killed: no mark in it
+    half.mkdir()  # incomplete when killed: not marked as complete
     seen = []
     job = make_job(tmp_path / "run", source, rows, save_steps=2)
     job.setup.on_step = lambda stage, done, total: seen.append((stage, done))
@@ -372,24 +372,24 @@ def test_sft_needs_no_teacher_and_methods_differ(tmp_path):
 
 
 def test_stages_without_reset_are_one_training_run(tmp_path):
-    """Whole-batch steps have no order: four stages of one step, each with a new trainer, are one stage of four."""
+    """With one batch per epoch, four stages of one step equal one stage of four steps."""
     rows = encoded()
     trainer = {"per_device_train_batch_size": len(rows), "learning_rate": 0.01, "use_cpu": True, "warmup_steps": 0.5}
     given = {"method": "sft", "keep": "last", "trainer": trainer}
     found = {}
     for name, plan in {
-        "whole": {"num_stages": 1, "epochs_per_stage": 4.0, "stage_reset": False},
-        "parts": {"num_stages": 4, "epochs_per_stage": 1.0, "stage_reset": False},
-        "plain": {"num_stages": 1, "epochs_per_stage": 4.0},
-        "restarts": {"num_stages": 2, "epochs_per_stage": 2.0},
+        "one stage": {"num_stages": 1, "epochs_per_stage": 4.0, "stage_reset": False},
+        "four stages": {"num_stages": 4, "epochs_per_stage": 1.0, "stage_reset": False},
+        "one stage, default": {"num_stages": 1, "epochs_per_stage": 4.0},
+        "two stages with reset": {"num_stages": 2, "epochs_per_stage": 2.0},
     }.items():
         job = make_job(tmp_path / name, None, rows, **given, **plan)
         found[name] = torch.cat([value.flatten() for value in weights_of(job.run()[0]).values()])
         job.clean()
         assert not list((tmp_path / name).glob("optimizer-*"))
-    torch.testing.assert_close(found["parts"], found["whole"], rtol=1e-5, atol=1e-6)
-    assert torch.equal(found["plain"], found["whole"])
-    assert (found["restarts"] - found["whole"]).abs().max() > 1e-3
+    torch.testing.assert_close(found["four stages"], found["one stage"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(found["one stage, default"], found["one stage"])
+    assert (found["two stages with reset"] - found["one stage"]).abs().max() > 1e-3
 
 
 def test_stages_without_reset_continue_after_a_kill(tmp_path):

@@ -1,5 +1,5 @@
-"""On a device of its own a run computes there, and ends as it does on the CPU. The device is a stand-in, see
-`elsewhere.py`."""
+"""A run on an accelerator computes there and gives the same result as on the CPU. The device is simulated, see
+`helpers/elsewhere.py`."""
 
 import json
 import os
@@ -19,7 +19,7 @@ METHODS = ["scd-aw", "ccd-aw", "taid", "akl", "cd-aw+temperature=2.0"]
 
 
 def python(*words):
-    """A Python process of its own, among the tests: the device stays for as long as its process."""
+    """A new Python process in the folder of the tests: the simulated device cannot be removed from a process."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, cwd=TESTS, env=environment, timeout=300
@@ -46,7 +46,7 @@ def test_a_run_on_another_device_ends_as_on_the_cpu(tmp_path, changes):
     assert done.returncode == 0, done.stderr
     computed, refused = map(int, re.search(r"away: (\d+) operations computed, (\d+) refused", done.stdout).groups())
     assert computed > 10_000
-    assert refused == 0  # the fused loss, refused, would give way to the plain one
+    assert refused == 0  # otherwise the plain loss would replace the fused one
     here, there = (
         json.loads((tmp_path / name / "run/evaluate/scores.json").read_text())["models"] for name in ("cpu", "away")
     )
@@ -63,7 +63,7 @@ def test_a_run_on_another_device_ends_as_on_the_cpu(tmp_path, changes):
     assert [line["prediction"] for line in answers[0]] == [line["prediction"] for line in answers[1]]
 
 
-def test_the_stand_in_refuses_what_a_gpu_refuses():
+def test_the_simulated_device_refuses_what_a_gpu_refuses():
     code = (
         "from helpers import elsewhere; import torch; elsewhere.install(); a = torch.ones(2, device='away')\n"
         "for wrong in (lambda: a + torch.ones(2), a.double):\n"

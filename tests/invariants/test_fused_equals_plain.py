@@ -1,4 +1,4 @@
-"""Head and loss in one agree with the plain form, in value and in every gradient."""
+"""The fused head and loss agree with the plain form in value and in every gradient."""
 
 import pytest
 import torch
@@ -88,13 +88,12 @@ def test_bfloat16_autocast_agrees_to_its_precision():
 
 
 def test_float16_keeps_the_gradients_that_a_scaler_would_keep():
-    """The fused gradients exist before `GradScaler` multiplies the loss: small ones must not be rounded to nothing
-    first."""
+    """The fused gradients are computed before `GradScaler` multiplies the loss: small ones must not be rounded to 0."""
     scale = 2.0**16
     model, (batch, inputs) = (
         tiny_model(seed=1),
         loss_inputs(denominator=1e6),
-    )  # a share of s_v - t_v is below float16's range
+    )  # scale x (s_v - t_v) is below float16's range
     _, exact, expected = losses_and_gradients(model, batch, inputs, fused=False)
     with torch.autocast("cpu", torch.float16):
         model.zero_grad()
@@ -117,7 +116,7 @@ def test_the_head_is_restored_afterwards():
 
 
 def counted(model, batch, inputs):
-    """Gradients of the size of the vocabulary that the embedding makes by itself in a backward pass."""
+    """Number of [V, H] gradients that the embedding creates itself in a backward pass."""
     with torch.profiler.profile() as profile:
         losses_and_gradients(model, batch, inputs, fused=True)
     return sum(event.count for event in profile.key_averages() if event.key == "aten::embedding_dense_backward")
@@ -144,7 +143,7 @@ def test_gradients_of_several_batches_add_up():
     for fused in (False, True):
         model.zero_grad()
         job = HeadLoss(model, keep=True, fused=fused)
-        for scale in (1.0, 3.0):  # as a gradient scaler multiplies the loss
+        for scale in (1.0, 3.0):  # a gradient scaler multiplies the loss
             (job(model, batch, inputs).total * scale).backward()
         gradients[fused] = [parameter.grad.clone() for parameter in model.parameters()]
     for found, expected in zip(gradients[True], gradients[False], strict=True):

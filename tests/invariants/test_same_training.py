@@ -1,5 +1,4 @@
-"""A training with everything that makes it faster ends where the plain one ends; what it fetches in advance is what it
-needs."""
+"""A training run with all accelerations gives the same losses as the plain one; prefetched data are what is read."""
 
 import os
 import pickle
@@ -36,7 +35,7 @@ def test_a_training_run_ends_at_the_same_losses_with_all_accelerations_off_and_o
     rows, models = encoded(12), teachers()
     live = LiveTeacher(list(models), models.get, rows, VOCABULARY, PAD)
     plain = losses(trained(tmp_path / "plain", live, rows, fused=False, divergence=divergence), rows)
-    assert np.abs(plain - losses(tiny_model(5, tie_word_embeddings=True), rows)).max() > 0.1  # it has learnt something
+    assert np.abs(plain - losses(tiny_model(5, tie_word_embeddings=True), rows)).max() > 0.1  # it has learned something
     store = cached(tmp_path / "cache", models, rows)
     fast = losses(trained(tmp_path / "fast", store, rows, divergence=divergence), rows)
     np.testing.assert_allclose(fast, plain, rtol=1e-5)
@@ -69,7 +68,7 @@ def test_what_is_fetched_is_what_is_read(tmp_path, monkeypatch):
         "preadv",
         lambda file, buffers, offset: read.append((offset, len(buffers[0]))) or preadv(file, buffers, offset),
     )
-    hidden = pickle.loads(pickle.dumps(store._stores["checkpoint-1"]))  # as it goes to a process that loads data
+    hidden = pickle.loads(pickle.dumps(store._stores["checkpoint-1"]))  # as it is sent to a data-loading process
     hidden.will_read([7, 0, 11])
     expected = hidden.positions("states", [7, 0, 11])
     assert asked == read and len(asked) == 3

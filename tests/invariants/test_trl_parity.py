@@ -1,4 +1,4 @@
-"""Our losses against TRL's on the same inputs. TRL is a development extra; without it nothing here runs."""
+"""The losses agree with TRL's on the same inputs. Skipped without TRL, which is a development dependency."""
 
 import os
 from types import SimpleNamespace
@@ -74,8 +74,8 @@ def test_the_top_k_loss_is_that_of_trl_with_a_tail_bucket():
 
 @each_divergence
 def test_a_batch_has_the_loss_of_a_gkd_step(name):
-    """The whole way: padding, shift, answer positions and end-of-sequence. GKD averages over tokens and we over
-    samples, so the answers are equally long; it has no gold term, so every weight is 1."""
+    """From padded batch to loss. GKD averages over tokens, `mixed_loss` over examples, so all answers are equally long;
+    GKD has no gold term, so every weight is 1."""
     student, teacher = tiny_model(0, hidden=16), tiny_model(1, hidden=32)
     rows = [
         EncodedRow(str(n), "train", list(range(10, 10 + length)), [70 + n, 71, 256])

@@ -48,7 +48,7 @@ def test_adaptive_kl_weighs_by_where_the_student_is_off():
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_equal_distributions_have_no_divergence_whatever_the_shift(name):
     logits = torch.randn(4, 9)
-    assert DIVERGENCES[name](logits + 3.0, logits).abs().max() < 1e-6  # softmax does not see a shift
+    assert DIVERGENCES[name](logits + 3.0, logits).abs().max() < 1e-6  # softmax ignores a shift
     assert DIVERGENCES[name](torch.randn(4, 9), logits).min() > 0
 
 
@@ -68,7 +68,7 @@ def test_top_k_with_all_entries_is_the_whole_and_with_few_a_lower_bound_that_see
     few = forward_kl_top_k(student, ids, log_probs)
     assert torch.all(few <= whole + 1e-6)
     assert forward_kl_top_k(teacher, ids, log_probs).abs().max() < 1e-5
-    wrong_tail = teacher.clone()  # right ratios inside the top 3, much of the mass moved out of them
+    wrong_tail = teacher.clone()  # right ratios within the top 3, but much of their mass moved out
     wrong_tail.scatter_(1, ids, teacher.gather(1, ids) - 4)
     assert forward_kl_top_k(wrong_tail, ids, log_probs).min() > 0.1
 
@@ -94,7 +94,7 @@ def batch(seed=0, vocabulary=13):
 
 
 def by_definition(student, teacher, gold, mask, weight):
-    """The formula of DESIGN, sample by sample."""
+    """The formula of the mixed loss, example by example."""
     total, place = 0.0, 0
     for row, w in zip(mask, weight, strict=True):
         n = int(row.sum())

@@ -1,4 +1,4 @@
-"""Methods of the user's own, and methods that train on the teacher's answers, go the same way as the others."""
+"""Methods of the user's own, and methods that train on the teacher's answers."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_seqkd_trains_on_the_teachers_answers(tmp_path, command):
     for row, known, line in zip(rows, gold, answers, strict=True):
         assert row.prompt == known.prompt
         assert bytes(row.answer[:-1]).decode(errors="replace").strip() == line["raw"]
-    assert not (tmp_path / "run/cache").exists()  # nothing of the teacher but its answers is needed
+    assert not (tmp_path / "run/cache").exists()  # only the teacher's answers are needed
 
 
 def test_taid_goes_through_all_stages(tmp_path, command):

@@ -1,4 +1,4 @@
-"""TAID's target moves as its authors say, the fused loss follows it, and a resumed run continues with it."""
+"""TAID's target moves as published, the fused loss uses it, and a resumed run continues with it."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_t_grows_at_least_linearly_and_faster_while_the_divergence_falls():
     assert between.momentum == pytest.approx(0.005)
     assert between.share == pytest.approx(0.4 + 5e-4 * 0.50125 * 0.6, abs=1e-8)
     between.update(1.0, step=5_000, steps=10_000)
-    assert between.share == pytest.approx(0.7)  # halfway, by the line
+    assert between.share == pytest.approx(0.7)  # halfway on the line
     between.update(1.0, step=10_000, steps=10_000)
     assert between.share == 1.0
 

@@ -1,4 +1,4 @@
-"""Methods with settings of their own: `scd+schedule.advance=true` is a student beside that of `scd`."""
+"""Methods with settings in their name: `scd+schedule.advance=true` is another student than `scd`."""
 
 from __future__ import annotations
 

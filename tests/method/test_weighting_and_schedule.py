@@ -1,4 +1,4 @@
-"""Adaptive weights and choices of checkpoints against numbers worked out by hand."""
+"""Adaptive weights and choices of checkpoints against numbers computed by hand."""
 
 import math
 

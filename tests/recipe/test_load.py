@@ -1,5 +1,4 @@
-"""Recipes: what is read, where each value comes from, and what others read of them. Mistakes are in
-test_recipe_mistakes.py."""
+"""Recipes: reading, origins of values, dump and flatten. Mistakes are in test_recipe_mistakes.py."""
 
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tutelage.recipe.schema import Recipe
 ROOT = Path(__file__).parents[2]
 
 
-# --- what is read ---
+# --- reading ---
 
 
 def test_name_and_folder_come_from_the_file(recipe_file):
@@ -116,7 +115,7 @@ def test_a_wrong_override_is_reported_as_one(complaints):
     assert line == "override: cache.top_k: found 0, want a whole number above 0"
 
 
-# --- what others read of a recipe ---
+# --- dump, flatten, show ---
 
 
 def test_a_dumped_recipe_loads_back_equal(recipe_file, tmp_path):

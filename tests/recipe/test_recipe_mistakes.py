@@ -1,4 +1,4 @@
-"""Every mistake in a recipe is named with its place and the way out, all of them at once."""
+"""All mistakes in a recipe are reported together, each with file, line and remedy."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from tutelage.recipe.yaml_source import REQUIRED
 ROOT = Path(__file__).parents[2]
 
 
-# --- files that cannot be judged key by key ---
+# --- files that are not a mapping of values ---
 
 
 def test_a_missing_file_suggests_a_similar_name(recipe_file):
@@ -140,7 +140,7 @@ def test_a_misspelt_required_key_is_one_problem(complaints):
     assert "did you mean `train`?" in only(complaints(text=GOOD.replace("train:", "trian:")))
 
 
-# --- values that do not go together ---
+# --- conflicting values ---
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_names_are_those_of_the_installed_class():
     assert trainer_argument_names() == {field.name for field in fields(TrainingArguments) if field.init}
 
 
-# --- all at once, and at once ---
+# --- all problems together, quickly ---
 
 
 def test_all_problems_are_reported_together(complaints):

@@ -1,4 +1,4 @@
-"""Keys that were renamed work under their old names for one version; removed keys and methods get one clear line."""
+"""Renamed keys work under their old names for one version; removed keys and methods get one clear line."""
 
 import json
 
@@ -166,7 +166,7 @@ def test_recorded_values_are_translated():
         "distill": {"schedule": {"student_kl": "forward"}, "stage_reset": False},
         "data": None,
     }
-    assert nested["distill"]["restart"] is False  # the argument is left alone
+    assert nested["distill"]["restart"] is False  # the argument is not changed
 
 
 def test_a_folder_recorded_with_old_names_is_up_to_date(tmp_path):
@@ -179,7 +179,7 @@ def test_a_folder_recorded_with_old_names_is_up_to_date(tmp_path):
     Work(folder, old).finish(1.0)
     work = Work(folder, new)
     assert not work.changed() and not work.prepare()
-    # Later stages were recorded with the fingerprint of the old names, so it stays.
+    # Later stages have recorded the fingerprint of the old names, so it must not change.
     assert fingerprint(folder, new) == work.fingerprint() == digest(old)
     assert Work(folder, new | {"distill.stage_reset": True}).changed() == ["distill.stage_reset: false -> true"]
 
@@ -201,7 +201,7 @@ def test_a_run_of_an_earlier_version_is_not_trained_again(tmp_path, command):
     results.write_text(text)
     before = [path.read_text() for path in manifests]
     for path in (tmp_path / "run/evaluate").glob("td*/seed-0/manifest.json"):
-        path.unlink()  # scores are made again, of the same students
+        path.unlink()  # these scores are computed again, for the same students
     assert command("compare", recipe, "--methods", "td,td+restart=false", "--seeds", 1) == 0, command.err
     assert "2 cells, 2 of them up to date" in command.err
     assert "method td+restart=false: distill.restart is now distill.stage_reset" in command.err

@@ -1,4 +1,4 @@
-"""`anchor.keep`: plain fine-tuning is chosen on validation as distilled students are, and only when asked for."""
+"""`anchor.keep`: a checkpoint of plain fine-tuning is selected on validation, only if the recipe asks for it."""
 
 import json
 
@@ -18,8 +18,7 @@ def command(monkeypatch, capsys):
 
 
 def anchor_of(folder, command, *, wrong=False, **changes):
-    """The anchor's folder of a new project; two points of its training are looked at. wrong: all labels to train on
-    are."""
+    """The anchor's folder of a new project with two checkpoints. wrong: whether all training labels are wrong."""
     recipe = make_project(
         folder, trainer={"learning_rate": 0.01}, distill={"epochs_per_stage": 20.0 if wrong else 1.0}, **changes
     )
@@ -42,10 +41,10 @@ def test_the_checkpoint_with_the_lowest_loss_is_the_anchor(tmp_path, command, wr
     assert np.argmin(losses) == place and seen["best"] == seen["checkpoints"][place]["name"]
     assert validation_loss(kept) == pytest.approx(losses[place], abs=1e-6)
     assert f"kept is {seen['best']}" in command.err and not (kept / "trainer").exists()
-    # The training is the same: its end is the anchor of a recipe that asks for nothing.
+    # The fine-tuning run is the same: its end is the anchor of a recipe without `keep`.
     last = anchor_of(tmp_path / "last", command, wrong=wrong)
     assert validation_loss(last) == pytest.approx(losses[-1], abs=1e-6) and not (last / "validation.json").exists()
-    assert "anchor.keep" not in json.loads((last / "manifest.json").read_text())["inputs"]  # older anchors stay fresh
+    assert "anchor.keep" not in json.loads((last / "manifest.json").read_text())["inputs"]  # older anchors stay up to date
     same = [load_file(folder / "model.safetensors") for folder in (kept, last)]
     assert all(tensor.equal(same[1][name]) for name, tensor in same[0].items()) == (place == 1)
 

@@ -1,4 +1,4 @@
-"""The anchor's losses are read for the rows they were measured on, or refused."""
+"""The anchor's losses are read only for the rows they were measured on."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Losses out of sample come from models that have not seen the row, and weights are made of them."""
+"""Out-of-fold losses come from models that were not trained on the row, and weights are computed from them."""
 
 from __future__ import annotations
 

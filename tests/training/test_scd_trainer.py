@@ -1,4 +1,4 @@
-"""`SCDTrainer`: the README's example as it stands, and the same student as the command with the same settings."""
+"""`SCDTrainer`: the README's example, and the same student as the command with the same settings."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_given_anchor_and_adapters(finished, tmp_path):
 
 
 def test_the_readme_example_runs(finished, tmp_path, monkeypatch, capsys):
-    """As printed, with the two folders it names put in place."""
+    """As printed, with the two folders that it names."""
     code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
     assert len(code.strip().splitlines()) <= 25
     (tmp_path / "models").mkdir()

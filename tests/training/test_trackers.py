@@ -1,5 +1,4 @@
-"""Trackers of experiments: `report_to` goes through to transformers, and trackers get what log.jsonl gets, by the same
-names."""
+"""Experiment trackers: `report_to` is passed to transformers, and trackers get the same values as log.jsonl."""
 
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
