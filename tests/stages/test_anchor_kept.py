@@ -44,7 +44,8 @@ def test_the_checkpoint_with_the_lowest_loss_is_the_anchor(tmp_path, command, wr
     # The fine-tuning run is the same: its end is the anchor of a recipe without `keep`.
     last = anchor_of(tmp_path / "last", command, wrong=wrong)
     assert validation_loss(last) == pytest.approx(losses[-1], abs=1e-6) and not (last / "validation.json").exists()
-    assert "anchor.keep" not in json.loads((last / "manifest.json").read_text())["inputs"]  # older anchors stay up to date
+    # Anchors of versions without this option stay up to date.
+    assert "anchor.keep" not in json.loads((last / "manifest.json").read_text())["inputs"]
     same = [load_file(folder / "model.safetensors") for folder in (kept, last)]
     assert all(tensor.equal(same[1][name]) for name, tensor in same[0].items()) == (place == 1)
 
