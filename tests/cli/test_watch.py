@@ -22,7 +22,7 @@ from tutelage.run.manifest import locked
 BEGAN = time.time() - 3600
 
 
-def frame(run: Path, width: int = 120, **options: object) -> str:
+def frame(run: Path, width: int = 300, **options: object) -> str:
     screen = Console(file=io.StringIO(), width=width, highlight=False, **options)
     screen.print(draw(take_snapshot(run)))
     return screen.file.getvalue()
