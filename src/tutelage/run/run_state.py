@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from tutelage.run.live_reader import DEPTHS, begun, newest_change, read_or_none, worker
 from tutelage.run.manifest import MANIFEST, digest
+from tutelage.utils import integrity
 from tutelage.utils.console import visible
 
 QUIET_SECONDS = 120
@@ -87,8 +88,10 @@ def _broken(run: Path, manifests: Manifests) -> str | None:
         for pattern in REQUIRED_FILES.get(name.split("/")[0], ()):
             if not any((run / name).glob(pattern)):
                 return f"{name} has no {pattern}"
+        if path := integrity.resized(run / name):
+            return f"{path.relative_to(run)} is missing or has another size than it was written with"
     scores = run / "evaluate/scores.json"
-    return "evaluate/scores.json cannot be read" if scores.is_file() and read_or_none(scores) is None else None
+    return "evaluate/scores.json cannot be read" if scores.exists() and read_or_none(scores) is None else None
 
 
 def _stale(manifests: Manifests) -> str | None:

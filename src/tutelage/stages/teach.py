@@ -90,10 +90,20 @@ def _validate(models: RunModels, folder: Path, checkpoint: Path) -> CheckpointSc
     if saved.is_file():
         return read_json(saved)
     score, losses = models.score_checkpoint(models.run.recipe.teacher, checkpoint)
-    score = {"name": score["name"], "folder": str(checkpoint), "score": score["score"], "nll": score["nll"]}
+    score = {
+        "name": score["name"],
+        "folder": _relative(models.run.folder, checkpoint),
+        "score": score["score"],
+        "nll": score["nll"],
+    }
     write_jsonl(saved.with_suffix(".jsonl"), loss_records(models.eval_set("validation").rows, losses))
     write_json(saved, score)
     return score
+
+
+def _relative(run: Path, checkpoint: Path) -> str:
+    """The folder as checkpoints.json has it: relative to the run if it lies in it, so that the run can be moved."""
+    return checkpoint.relative_to(run).as_posix() if checkpoint.parent.parent == run else str(checkpoint)
 
 
 def _remove_resume_files(folders: Sequence[Path]) -> None:
