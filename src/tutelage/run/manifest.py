@@ -80,6 +80,11 @@ def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
     return digest(inputs)
 
 
+def finished_inputs(folder: Path) -> dict[str, Any]:
+    """The inputs that a finished folder was made from; empty if it is not finished."""
+    return _inputs_in(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+
+
 def _inputs_in(record: Path) -> dict[str, Any]:
     """The inputs in a manifest or started.json."""
     content = integrity.read_sealed(record)

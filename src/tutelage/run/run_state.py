@@ -85,11 +85,14 @@ def _broken(run: Path, manifests: Manifests) -> str | None:
     for name, manifest in manifests.items():
         if not isinstance(manifest, dict):
             return f"{name}/{MANIFEST} cannot be read"
+        if path := integrity.resized(run / name):
+            return f"{path.relative_to(run)} is missing or has another size than it was written with"
         for pattern in REQUIRED_FILES.get(name.split("/")[0], ()):
             if not any((run / name).glob(pattern)):
                 return f"{name} has no {pattern}"
-        if path := integrity.resized(run / name):
-            return f"{path.relative_to(run)} is missing or has another size than it was written with"
+        for key in manifest.get("inputs") or {}:
+            if key.startswith("stage ") and integrity.lost(run / key.removeprefix("stage ")):
+                return f"{key.removeprefix('stage ')}/{MANIFEST} is missing"
     scores = run / "evaluate/scores.json"
     return "evaluate/scores.json cannot be read" if scores.exists() and read_or_none(scores) is None else None
 

@@ -31,10 +31,10 @@ CANDIDATES_PER_CHECKPOINT = 4
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
     recipe = run.recipe
-    given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
     with run.work("teach", stage_inputs.teach(run)) as work:
         if work is None:
             return
+        given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         work.seconds_before = seconds_before(work.folder)
         folders = given or _train(run, models, work.folder)
         checkpoints = [_validate(models, work.folder, folder) for folder in folders]

@@ -166,10 +166,15 @@ def check_run(run: Path, patterns: Iterable[str]) -> None:
                 check_not_lost(run / key.removeprefix("stage "))
 
 
+def lost(folder: Path) -> bool:
+    """Whether a folder has files but no record of what they were made from."""
+    without = folder.is_dir() and not any((folder / name).exists() for name in SEALED)
+    return without and any(not entry.name.endswith(".part") for entry in folder.iterdir())
+
+
 def check_not_lost(folder: Path) -> None:
-    """Raises DamagedArtifactError for a folder with files but without a record of what they were made from."""
-    lost = folder.is_dir() and not any((folder / name).exists() for name in SEALED)
-    if lost and any(not entry.name.endswith(".part") for entry in folder.iterdir()):
+    """Raises DamagedArtifactError for a folder that is `lost`."""
+    if lost(folder):
         raise damaged(folder / MANIFEST, "no such file", "the record of the folder's files")
 
 
