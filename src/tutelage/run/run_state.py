@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tutelage.errors import DamagedArtifactError
 from tutelage.run.live_reader import DEPTHS, begun, newest_change, read_or_none, worker
 from tutelage.run.manifest import MANIFEST, digest
 from tutelage.utils import integrity
@@ -94,7 +95,10 @@ def _broken(run: Path, manifests: Manifests) -> str | None:
             if key.startswith("stage ") and integrity.lost(run / key.removeprefix("stage ")):
                 return f"{key.removeprefix('stage ')}/{MANIFEST} is missing"
     scores = run / "evaluate/scores.json"
-    return "evaluate/scores.json cannot be read" if scores.exists() and read_or_none(scores) is None else None
+    try:
+        return "evaluate/scores.json cannot be read" if scores.exists() and read_or_none(scores) is None else None
+    except DamagedArtifactError as error:
+        return str(error)
 
 
 def _stale(manifests: Manifests) -> str | None:

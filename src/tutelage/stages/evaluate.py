@@ -43,7 +43,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         scores[model.name] = read_json(folder / "scores.json")
         everything += read_records(folder / "predictions.jsonl", Prediction)
     folder = run.folder / "evaluate"
-    rows = len(models.eval_set("test").examples)
+    rows = run.prepared["lengths"]["test"]["rows"]
     result = {"task": run.recipe.task.type, "metric": run.task.metric, "split": "test", "rows": rows}
     with rewriting(folder, "predictions.jsonl", "scores.json"):
         write_jsonl(folder / "predictions.jsonl", everything)

@@ -129,9 +129,11 @@ def _read_sealed(path: Path, inode: int, size: int, written: int) -> dict[str, A
 def check(path: Path) -> None:
     """Raises DamagedArtifactError if a file is not as its folder's manifest records it, or is missing.
 
-    Files that no manifest lists pass, also missing ones.
+    Files that no manifest lists pass, also missing ones, and manifests themselves: `read_sealed` checks those.
     """
-    if _fault(path) and (fault := _fault(path)):  # twice: a process may just have replaced both file and record
+    if (
+        path.name not in SEALED and _fault(path) and (fault := _fault(path))
+    ):  # twice: a process may just have replaced both file and record
         raise damaged(path, *fault)
 
 
