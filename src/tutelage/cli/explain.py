@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from tutelage.errors import DataError
 from tutelage.records import BASE_MODELS
 from tutelage.report.page import words
-from tutelage.run.live_reader import dig, is_run, read_or_none
+from tutelage.run.live_reader import dig, read_or_none
+from tutelage.run.manifest import is_run
 from tutelage.utils.console import print_table, visible
 from tutelage.utils.files import read_jsonl
 from tutelage.utils.format import number, percent

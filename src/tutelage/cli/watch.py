@@ -22,8 +22,8 @@ from rich.text import Text
 from tutelage.errors import DamagedArtifactError, DataError
 from tutelage.recipe.schema import Recipe
 from tutelage.records import BASE_MODELS
-from tutelage.run.live_reader import begun, dig, is_run, newest_change, read_log, read_or_none, recipe_of, written
-from tutelage.run.manifest import STARTED
+from tutelage.run.live_reader import begun, dig, newest_change, read_log, read_or_none, recipe_of, written
+from tutelage.run.manifest import STARTED, is_run
 from tutelage.run.run_state import RunState, manifests_by_folder, state_of
 from tutelage.stages import STAGES
 from tutelage.utils.console import visible

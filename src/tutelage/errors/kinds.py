@@ -50,6 +50,7 @@ class Kind(StrEnum):
     FILE_PARTS_MISSING = "file_parts_missing"
     FILE_TYPE_UNKNOWN = "file_type_unknown"
     FILE_EXISTS = "file_exists"
+    FOREIGN_FILES = "foreign_files"
     FILE_EMPTY = "file_empty"
     ENCODING_NOT_UTF8 = "encoding_not_utf8"
     JSON_INVALID = "json_invalid"

@@ -194,6 +194,9 @@ _FILES: dict[Kind, Text] = {
         " (a spreadsheet: save as CSV UTF-8)"
     ),
     Kind.FILE_EXISTS: "{path} already exists and would be overwritten; give another --output, or delete it first",
+    Kind.FOREIGN_FILES: (
+        "{folder} {found}. Tutelage deletes and overwrites nothing but its own files: {remedy}, and try again"
+    ),
     Kind.FILE_EMPTY: "the file is empty: it has no rows",
     Kind.ENCODING_NOT_UTF8: _encoding,
     Kind.JSON_INVALID: "invalid JSON ({reason}, column {column})",

@@ -11,6 +11,7 @@ from torch import nn
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.models.adapters import first_line, has_adapters, load_adapter, with_lora
 from tutelage.recipe.schema import Model
+from tutelage.utils.files import replacing
 from tutelage.utils.integrity import MODEL_FILES, check_folder
 
 # --- loading ---
@@ -105,8 +106,9 @@ def save_student(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     config.eos_token_id = config.eos_token_id or tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    with replacing(folder) as draft:
+        model.save_pretrained(str(draft))
+        tokenizer.save_pretrained(str(draft))
 
 
 # --- configs and vocabularies ---

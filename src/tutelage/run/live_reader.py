@@ -27,12 +27,6 @@ DEPTHS = ("*", "*/*", "*/*/*")
 """Glob patterns of the folders in a run that a manifest can end: cache, evaluate/anchor, distill/METHOD/seed-K."""
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run folder: `prepare` has begun in it, or it holds scores."""
-    names = (f"prepare/{STARTED}", f"prepare/{MANIFEST}", "evaluate/scores.json")
-    return any((folder / name).exists() for name in names)
-
-
 def read_or_none(path: Path) -> Any:
     """The value in a JSON file; None if the file is missing or cannot be read now (it may be half written).
 

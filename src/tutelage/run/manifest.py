@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,9 +27,10 @@ from tutelage.errors import ConfigError, DamagedArtifactError, RunLockedError, S
 from tutelage.recipe.renamed import translate_flat
 from tutelage.run.artifacts import Manifest
 from tutelage.run.checkpoints import RESUME_ONLY
+from tutelage.run.own_files import clear, foreign_files, refusal, refuse_foreign
 from tutelage.utils import integrity
 from tutelage.utils.disk import full_disk_as_user_error
-from tutelage.utils.files import write_json
+from tutelage.utils.files import discard, discard_remains, write_json
 from tutelage.utils.integrity import CHECKSUMS, MANIFEST, STARTED
 
 NOT_RECORDED = (
@@ -130,17 +131,25 @@ class Work:
     """What `prepare` decided, for the user."""
     seconds_before: float = 0.0
     """Seconds of training by interrupted processes that this one does not have to repeat."""
+    restart_only: Callable[[Path], Iterable[Path]] = lambda folder: ()
+    """What in the folder only a restart needs; deleted once the result is finished."""
+    aside: Path | None = None
+    """Where the folder goes to be deleted, see `files.discard`."""
 
     def prepare(self) -> bool:
         """True if there is work to do. Clears the folder if it must be rebuilt.
 
         Raises StaleArtifactError if the folder holds a result, finished or begun, of other inputs, and neither
-        `force` nor `rebuild_stale` is set.
+        `force` nor `rebuild_stale` is set; DataError if it is not the tool's own, or would be deleted and holds files
+        that are not.
         """
         self.inputs = _plain(self.inputs)
         finished = (self.folder / MANIFEST).exists()
         record = self._record()
-        nothing_yet = not finished and record.is_file() and len(list(self.folder.iterdir())) == 1
+        if not record.exists():
+            found = f"has no {MANIFEST} that says what its files were made from:"
+            refuse_foreign(self.folder, lambda name: False, found=found)
+        nothing_yet = not finished and record.is_file() and not any(foreign_files(self.folder, STARTED.__eq__))
         if self.force or nothing_yet:
             self._clear()
         elif changed := self._changed_or_damaged():
@@ -150,6 +159,8 @@ class Work:
             self.notes.append(f"{self.folder.name} is rebuilt: {changed[0]}{' ...' if len(changed) > 1 else ''}")
             self._clear()
         elif record.exists():
+            if finished:  # its process may have been killed before it had tidied up
+                self.tidy()
             return not finished
         write_json(self.folder / STARTED, {"inputs": self.inputs})
         return True
@@ -162,7 +173,6 @@ class Work:
     def _changed_or_damaged(self) -> list[str]:
         """`changed`; with `rebuild_stale` also what is damaged, which is then rebuilt. Otherwise that is an error."""
         try:
-            integrity.check_not_lost(self.folder)
             if changed := self.changed():
                 return changed
             if self.rebuild_stale:
@@ -192,14 +202,20 @@ class Work:
             "seconds": spent,
             "finished": now,
             "versions": versions(),
-            "files": integrity.records_of(self.folder, NOT_RECORDED),
+            "files": integrity.records_of(self.folder, NOT_RECORDED, self.restart_only(self.folder)),
             **self.about,
         }
         write_json(self.folder / MANIFEST, manifest)
-        (self.folder / STARTED).unlink(missing_ok=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete what a finished result does not need, unless it holds files that are not the tool's own."""
+        for path in [*self.restart_only(self.folder), self.folder / STARTED]:
+            if not any(foreign_files(self.folder, within=path)):
+                discard(path)
 
     def _clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        clear(self.folder, self.aside)
 
 
 @contextmanager
@@ -244,15 +260,26 @@ def one_process() -> None:
         )
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder: `prepare` has begun in it, or it holds scores."""
+    names = (f"prepare/{STARTED}", f"prepare/{MANIFEST}", "evaluate/scores.json")
+    return any((folder / name).exists() for name in names)
+
+
 @contextmanager
-def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Iterator[None]:
-    """Hold a folder for this process.
+def locked(
+    folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME", is_own: Callable[[Path], bool] = is_run
+) -> Iterator[None]:
+    """Hold a folder for this process, and delete what killed processes left half written or half deleted in it.
 
-    Raises RunLockedError if another one has it, DiskFullError if its disk runs full, ConfigError as in `one_process`.
+    Raises RunLockedError if another one has it, DiskFullError if its disk runs full, ConfigError as in `one_process`,
+    DataError for a folder that is neither new nor the tool's own.
 
-    elsewhere: the setting that names another folder.
+    elsewhere: the setting that names another folder. is_own: whether the folder was written by an earlier command.
     """
     one_process()
+    if not is_own(folder):
+        _refuse_place(folder, f"name a folder of its own, {elsewhere}")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(folder / ".lock"))
     try:
@@ -265,6 +292,18 @@ def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Ite
         ) from None
     try:
         with full_disk_as_user_error(folder):
+            discard_remains(folder)
             yield
     finally:
         lock.release()
+
+
+def _refuse_place(folder: Path, remedy: str) -> None:
+    """Raises DataError unless a folder is new or empty, and no folder that people work in."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise refusal(folder, "is no folder", remedy)
+    for place in (Path.cwd(), Path(os.path.expanduser("~"))):
+        if folder.resolve() in (place.resolve(), *place.resolve().parents):
+            raise refusal(folder, f"is {place} or holds it", remedy)
+    if first := next(foreign_files(folder, re.compile(r"(compare/)?(\.lock|logs/.+)").fullmatch), None):
+        raise refusal(folder, f"is no run folder, and holds {first}", remedy)

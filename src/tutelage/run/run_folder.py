@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -63,12 +63,26 @@ class RunFolder:
         return {k: v for k, v in flat.items() if any(k == s or k.startswith(s + ".") for s in sections)}
 
     @contextmanager
-    def work(self, name: str, inputs: dict[str, Any], *, rebuild_stale: bool = False) -> Iterator[Work | None]:
+    def work(
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        *,
+        rebuild_stale: bool = False,
+        restart_only: Callable[[Path], Iterable[Path]] = lambda folder: (),
+    ) -> Iterator[Work | None]:
         """Work in a folder of the run: None if its result is up to date, else its record, which is finished on leaving.
 
-        Raises StaleArtifactError if the folder holds a result of other inputs and nothing allows to rebuild it.
+        restart_only: see `Work`. Raises what `Work.prepare` raises.
         """
-        work = Work(self.folder / name, inputs, force=self.force, rebuild_stale=rebuild_stale or self.rebuild)
+        work = Work(
+            self.folder / name,
+            inputs,
+            force=self.force,
+            rebuild_stale=rebuild_stale or self.rebuild,
+            restart_only=restart_only,
+            aside=self.folder,
+        )
         began = time.monotonic()
         if not work.prepare():
             self.screen.say(f"{name}: up to date")

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tutelage.method.taid import Interpolation
+from tutelage.utils.files import sync_tree, write_json, write_text
 
 WHOLE = "whole"
 """File in a complete resume checkpoint; it holds the seconds of training up to there."""
@@ -53,9 +54,10 @@ class SaveAt(TrainerCallback):
         control.should_save = state.global_step in self.steps
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint: everything in it is written."""
-        seconds = time.monotonic() - self.began
-        (checkpoint_folder(args, state.global_step) / WHOLE).write_text(f"{seconds:.3f}", encoding="utf-8")
+        """Mark the checkpoint: the disk has everything in it."""
+        folder, seconds = checkpoint_folder(args, state.global_step), time.monotonic() - self.began
+        sync_tree(folder)
+        write_text(folder / WHOLE, f"{seconds:.3f}")
 
 
 class JsonLog(TrainerCallback):
@@ -71,9 +73,7 @@ class JsonLog(TrainerCallback):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and not self._is_later(json.loads(line), state)]
-        draft = self.path.with_name(self.path.name + ".part")
-        draft.write_text("".join(kept), encoding="utf-8")
-        draft.replace(self.path)
+        write_text(self.path, "".join(kept))
 
     def _is_later(self, record: dict[str, Any], state: Any) -> bool:
         return self.fixed.items() <= record.items() and record["step"] > state.global_step
@@ -130,4 +130,4 @@ class Interpolate(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save t beside the other files of the resume checkpoint."""
         saved = checkpoint_folder(args, state.global_step) / self.NAME
-        saved.write_text(json.dumps(self.interpolation.state()), encoding="utf-8")
+        write_json(saved, self.interpolation.state())

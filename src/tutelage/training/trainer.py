@@ -31,6 +31,7 @@ from tutelage.models.load import device
 from tutelage.teacher.sources import TeacherSource
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
 from tutelage.training.fused_loss import HeadLoss, LossInputs
+from tutelage.utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,8 @@ def steps_of(args: TrainingArguments, rows: int) -> int:
 def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
     """Save the optimizer's state for the next segment. The file appears under its name only when it is complete."""
     if trainer.args.should_save:
-        draft = path.with_suffix(".part")
-        torch.save(trainer.optimizer.state_dict(), draft)
-        draft.replace(path)
+        with replacing(path) as draft:
+            torch.save(trainer.optimizer.state_dict(), draft)
 
 
 def train(trainer: DistillTrainer) -> None:

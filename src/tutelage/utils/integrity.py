@@ -74,18 +74,11 @@ def _of_samples(file: BinaryIO, size: int) -> Any:
     return total
 
 
-def records_of(folder: Path, left_out: Iterable[str]) -> dict[str, FileRecord]:
-    """Records of all files of a folder, by their path in it. left_out: patterns of names of files and folders."""
-    return {path.relative_to(folder).as_posix(): file_record(path) for path in _files(folder, (*left_out, *SEALED))}
-
-
-def _files(folder: Path, left_out: tuple[str, ...]) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if not any(fnmatch(path.name, pattern) for pattern in left_out):
-            if path.is_dir():
-                yield from _files(path, left_out)
-            else:
-                yield path
+def records_of(folder: Path, names: Iterable[str], paths: Iterable[Path]) -> dict[str, FileRecord]:
+    """Records of the files of a folder by their path in it, but those of these names (patterns) or in these paths."""
+    left_out = {path for pattern in (*names, *SEALED) for path in folder.rglob(pattern)} | set(paths)
+    kept = (path for path in sorted(folder.rglob("*")) if left_out.isdisjoint((path, *path.parents)))
+    return {path.relative_to(folder).as_posix(): file_record(path) for path in kept if path.is_file()}
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
@@ -131,9 +124,10 @@ def check(path: Path) -> None:
 
     Files that no manifest lists pass, also missing ones, and manifests themselves: `read_sealed` checks those.
     """
-    if (
-        path.name not in SEALED and _fault(path) and (fault := _fault(path))
-    ):  # twice: a process may just have replaced both file and record
+    if path.name in SEALED:
+        return
+    # Asked twice: a process may just have replaced both file and record.
+    if _fault(path) and (fault := _fault(path)):
         raise damaged(path, *fault)
 
 
