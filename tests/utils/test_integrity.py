@@ -20,7 +20,7 @@ def folder(tmp_path) -> Path:
     work.prepare()
     write_jsonl(work.folder / "sample_loss.jsonl", ROWS)
     write_json(work.folder / "validation/one.json", {"best": 1})
-    for name in ("optimizer.pt", "README.md", "trainer/checkpoint-1/model.safetensors"):
+    for name in ("optimizer-1.pt", "README.md", "trainer/checkpoint-1/model.safetensors"):
         (work.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (work.folder / name).write_bytes(b"x")
     work.finish(0.0)
@@ -102,6 +102,7 @@ def test_a_folder_that_lost_its_manifest_is_not_taken_for_unfinished_work(folder
 
 def test_what_is_cheap_is_rebuilt_when_it_is_damaged(folder):
     flip(folder / "sample_loss.jsonl")
+    (folder / "README.md").unlink()  # a card that was written by hand is never deleted
     work = Work(folder, {"seed": 0}, rebuild_stale=True)
     assert work.prepare() and "sample_loss.jsonl is damaged" in work.notes[0]
 
