@@ -180,8 +180,10 @@ class HiddenStore:
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
-            with reading(self._path(number), ValueError):
+            try:
                 self._shards[number] = Shard(self._path(number))
+            except (OSError, ValueError) as error:
+                raise damaged(self._path(number), error) from error
         return self._shards[number]
 
     def _path(self, number: int) -> Path:
