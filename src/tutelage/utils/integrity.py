@@ -263,13 +263,16 @@ def damaged(
 def _again(path: Path) -> str:
     """How the file is made again."""
     if path.name == "recipe.yaml":
-        return "`tutelage run RECIPE`, with the recipe of this run, writes it again"
+        return (
+            f"`tutelage run RECIPE output_dir={path.parent}`, with the recipe that you gave, writes it again; that recipe,"
+            " or section.key=value, is also where to change values"
+        )
     stage = next((folder for folder in path.parents if folder.name in COMMANDS), None)
     if stage is None:
         return "Restore it, or delete it and repeat the command that wrote it"
     command = f"`tutelage {COMMANDS[stage.name]} RECIPE`"
     finished = (folder for folder in path.parents if any((folder / name).exists() for name in (MANIFEST, STARTED)))
     owner = next((folder for folder in finished if stage in (folder, *folder.parents)), path.parent)
-    if (owner / CHECKSUMS).exists():
+    if owner.name == "evaluate":  # what joins the scored models has no manifest, and is written in every run
         return f"{command} writes it again"
     return f"Delete {owner}, and {command} makes it again"
