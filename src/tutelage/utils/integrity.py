@@ -264,8 +264,8 @@ def _again(path: Path) -> str:
     """How the file is made again."""
     if path.name == "recipe.yaml":
         return (
-            f"`tutelage run RECIPE output_dir={path.parent}`, with the recipe that you gave, writes it again; that recipe,"
-            " or section.key=value, is also where to change values"
+            f"`tutelage run RECIPE output_dir={path.parent}`, with the recipe that you gave, writes it again; change"
+            " values in that recipe, or by section.key=value"
         )
     stage = next((folder for folder in path.parents if folder.name in COMMANDS), None)
     if stage is None:
