@@ -165,7 +165,7 @@ def check_run(run: Path, patterns: Iterable[str]) -> None:
 def lost(folder: Path) -> bool:
     """Whether a folder has files but no record of what they were made from."""
     without = folder.is_dir() and not any((folder / name).exists() for name in SEALED)
-    return without and any(not entry.name.endswith(".part") for entry in folder.iterdir())
+    return without and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def check_not_lost(folder: Path) -> None:
@@ -179,7 +179,7 @@ def sealed_folders(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for depth in range(DEEPEST):
         for name in (MANIFEST, CHECKSUMS):
             for path in sorted(run.glob("*/" * depth + name)):
-                if not path.relative_to(run).as_posix().startswith("."):
+                if not any(part.startswith(".") for part in path.relative_to(run).parts):
                     yield path.parent, read_sealed(path)
 
 
