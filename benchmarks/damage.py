@@ -153,7 +153,8 @@ def unreadable(path: Path) -> Iterator[None]:
     opened, at = io.open, path.absolute()
 
     def guarded(file: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(file, str | os.PathLike) and Path(file).absolute() == at and "r" in (args[0] if args else "r"):
+        reads = isinstance(file, str | os.PathLike) and "r" in (args[0] if args else "r")
+        if reads and Path(file).absolute() == at and at.exists() and not at.stat().st_mode & 0o777:
             raise PermissionError(13, "Permission denied", str(file))
         return opened(file, *args, **kwargs)
 
@@ -229,7 +230,8 @@ class Bench:
 
     def _named(self, file: str, text: str) -> bool:
         joined = "".join(text.split())  # tables break long paths
-        return any(f"{file}{rest}" in joined for rest in ("is", ",line", "cannot"))
+        folder, _, name = file.rpartition("/")
+        return any(f"{file}{rest}" in joined for rest in ("is", ",line", "cannot")) or f"{folder}hasno{name}" in joined
 
     def _sound_result(self, command: str) -> Result:
         if command not in self._sound_results:
