@@ -15,6 +15,7 @@ from typing import Any
 
 from tutelage.cli.list_runs import run_folders
 from tutelage.errors import DataError
+from tutelage.run.artifacts import checkpoint_folder
 from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.live_reader import dig, read_or_none, recipe_of
 from tutelage.run.manifest import is_run, locked
@@ -140,10 +141,10 @@ def _named_by(recipe: Any, path: Path) -> Iterator[str]:
 
 def _missing_checkpoint(run: Path) -> str | None:
     """Why the teacher's cache could not be rebuilt: a checkpoint that it was read from is gone."""
+    own = bool(dig(recipe_of(run), "teach", "checkpoints"))
     records = dig(read_or_none(run / "teach/checkpoints.json"), "checkpoints") or []
     checkpoints = [record for record in records if isinstance(record, dict)]
     for checkpoint in checkpoints:
-        folders = (Path(str(checkpoint.get("folder"))), run / "teach" / str(checkpoint.get("name")))
-        if not any(folder.is_dir() and any(folder.glob("*.safetensors")) for folder in folders):
+        if not any(checkpoint_folder(run, checkpoint, own).glob("*.safetensors")):
             return f"{checkpoint.get('name')}, which it was built from, is gone"
     return None if checkpoints else "teach/checkpoints.json, the list of what it was built from, is gone"

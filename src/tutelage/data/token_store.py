@@ -15,10 +15,12 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tutelage.data.encode import EncodedRow
 from tutelage.utils.files import replacing
+from tutelage.utils.integrity import reading
 
 BATCH_ROWS = 64
 """Rows read at a time: random access to a row reads a few kilobytes more than the row."""
@@ -46,13 +48,15 @@ class TokenStore(Sequence[EncodedRow]):
     """The rows of one split, read from disk on demand."""
 
     def __init__(self, path: Path, split: str) -> None:
-        """Open what `write_tokens` wrote."""
+        """Open what `write_tokens` wrote. Raises DamagedArtifactError if it is not as it was written."""
         self.split = split
-        arrays = load_file(str(_index_of(path)))
-        self.keys, self.prompt_lengths, self.answer_lengths = (
-            arrays[name].numpy() for name in ("keys", "prompts", "answers")
-        )
-        self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+        with reading(_index_of(path), SafetensorError, KeyError):
+            arrays = load_file(str(_index_of(path)))
+            self.keys, self.prompt_lengths, self.answer_lengths = (
+                arrays[name].numpy() for name in ("keys", "prompts", "answers")
+            )
+        with reading(path, pa.ArrowInvalid):
+            self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
         self._held: tuple[int, pa.RecordBatch] | None = None
 
     def __len__(self) -> int:

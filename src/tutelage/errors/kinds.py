@@ -17,6 +17,7 @@ class Kind(StrEnum):
     DATA = "data"
     MODEL = "model"
     STALE_ARTIFACT = "stale_artifact"
+    ARTIFACT_DAMAGED = "artifact_damaged"
     RUN_LOCKED = "run_locked"
     DISK_FULL = "disk_full"
 

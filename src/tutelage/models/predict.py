@@ -20,6 +20,7 @@ from tutelage.recipe.schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.tasks import make_task
 from tutelage.utils.files import read_json, write_jsonl
+from tutelage.utils.integrity import present
 
 CHUNK_BATCHES = 8
 """Batches read ahead from a file, so that rows of like length are decoded together. Standard input is answered batch by
@@ -50,7 +51,7 @@ class Predictor:
 
         Raises ModelError if `distill` did not write the folder.
         """
-        if not (folder / "tutelage.json").is_file():
+        if not present(folder / "tutelage.json"):
             raise ModelError(
                 f"{folder} has no tutelage.json: name the folder of a distilled student, RUN/distill/METHOD/seed-K"
             )

@@ -33,6 +33,7 @@ from tutelage.run.own_files import by_hand, card_mark
 from tutelage.utils import format
 from tutelage.utils.console import print_table, visible
 from tutelage.utils.files import write_text
+from tutelage.utils.integrity import check_all
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -273,6 +274,7 @@ def push(
     """
     _check_repository_name(repo)
     finished = find_student(run, student)
+    check_all(finished.folder)
     files = _files(finished, repo)
     card, _ = _parse_card(files["README.md"].decode(), finished.folder / "README.md")
     if not private and card.get("license_name") == LICENSE["license_name"]:

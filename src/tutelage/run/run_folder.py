@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tutelage.recipe.load import flatten, varied
 from tutelage.recipe.schema import Recipe
-from tutelage.run.artifacts import PreparedData, TeacherCheckpoints
+from tutelage.run.artifacts import PreparedData, TeacherCheckpoints, checkpoint_folder
 from tutelage.run.manifest import Work
 from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
@@ -111,7 +111,13 @@ class RunFolder:
         return read_json(self.folder / "teach" / "checkpoints.json")
 
     @property
+    def checkpoint_folders(self) -> dict[str, Path]:
+        """Folder of each teacher checkpoint by name, oldest first: in this run, or the user's own."""
+        own = bool(self.recipe.teach.checkpoints)
+        records = self.teacher_checkpoints["checkpoints"]
+        return {record["name"]: checkpoint_folder(self.folder, record, own) for record in records}
+
+    @property
     def best_teacher(self) -> Path:
         """Folder of T*, the teacher checkpoint that is best on validation."""
-        teacher = self.teacher_checkpoints
-        return Path(next(c["folder"] for c in teacher["checkpoints"] if c["name"] == teacher["best"]))
+        return self.checkpoint_folders[self.teacher_checkpoints["best"]]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tutelage.data.encode import EncodedRow, Subset
@@ -30,6 +31,7 @@ from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import steps_of, training_arguments
 from tutelage.utils.files import discard, replacing, write_jsonl
+from tutelage.utils.integrity import reading
 
 Losses = dict[str, np.ndarray]
 """By model, `anchor` or the name of a checkpoint: [rows] losses in nats per answer token."""
@@ -88,7 +90,8 @@ def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, n
     next fold."""
     saved = folder / "row_losses.safetensors"
     if saved.is_file():
-        return load_file(str(saved))
+        with reading(saved, SafetensorError):
+            return load_file(str(saved))
     recipe = run.recipe
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
     student = _FineTuning(recipe.student, ("distill", "anchor"), recipe.seed, epochs, [1.0])

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable
 
 from tutelage.recipe.load import dump_recipe
-from tutelage.run.manifest import MANIFEST
+from tutelage.run.manifest import MANIFEST, rewriting
 from tutelage.run.own_files import refuse_foreign
 from tutelage.run.run_folder import RunFolder
 from tutelage.utils.files import write_text
@@ -35,4 +35,5 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
 
                 models = RunModels(run)
             stage.run_stage(run, models)
-        write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+        with rewriting(run.folder, "recipe.yaml"):
+            write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))

@@ -31,10 +31,10 @@ CANDIDATES_PER_CHECKPOINT = 4
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
     recipe = run.recipe
-    given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
     with run.work("teach", stage_inputs.teach(run), restart_only=_restart_only) as work:
         if work is None:
             return
+        given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         work.seconds_before = seconds_before(work.folder)
         folders = given or _train(run, models, work.folder)
         checkpoints = [_validate(models, work.folder, folder) for folder in folders]
@@ -88,10 +88,20 @@ def _validate(models: RunModels, folder: Path, checkpoint: Path) -> CheckpointSc
     if saved.is_file():
         return read_json(saved)
     score, losses = models.score_checkpoint(models.run.recipe.teacher, checkpoint)
-    score = {"name": score["name"], "folder": str(checkpoint), "score": score["score"], "nll": score["nll"]}
+    score = {
+        "name": score["name"],
+        "folder": _relative(models.run.folder, checkpoint),
+        "score": score["score"],
+        "nll": score["nll"],
+    }
     write_jsonl(saved.with_suffix(".jsonl"), loss_records(models.eval_set("validation").rows, losses))
     write_json(saved, score)
     return score
+
+
+def _relative(run: Path, checkpoint: Path) -> str:
+    """The folder as checkpoints.json has it: relative to the run if it lies in it, so that the run can be moved."""
+    return checkpoint.relative_to(run).as_posix() if checkpoint.parent.parent == run else str(checkpoint)
 
 
 def _restart_only(folder: Path) -> Iterator[Path]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tutelage.method.taid import Interpolation
-from tutelage.utils.files import sync_tree, write_json, write_text
+from tutelage.utils.files import read_json, sync_tree, write_json, write_text
+from tutelage.utils.integrity import reading
 
 WHOLE = "whole"
 """File in a complete resume checkpoint; it holds the seconds of training up to there."""
@@ -38,7 +39,10 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 def seconds_before(folder: Path) -> float:
     """Seconds of training up to the resume checkpoint that a run in this folder continues from; 0 without one."""
     checkpoint = last_whole_checkpoint(folder)
-    return float((checkpoint / WHOLE).read_text(encoding="utf-8") or 0) if checkpoint else 0.0
+    if checkpoint is None:
+        return 0.0
+    with reading(checkpoint / WHOLE, ValueError):
+        return float((checkpoint / WHOLE).read_text(encoding="utf-8") or 0)
 
 
 class SaveAt(TrainerCallback):
@@ -69,10 +73,11 @@ class JsonLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the records that an interrupted run wrote after its resume checkpoint; they are logged again."""
-        if not state.is_world_process_zero or not self.path.is_file():
+        if not state.is_world_process_zero or not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and not self._is_later(json.loads(line), state)]
+        with reading(self.path, ValueError, KeyError, TypeError):
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and not self._is_later(json.loads(line), state)]
         write_text(self.path, "".join(kept))
 
     def _is_later(self, record: dict[str, Any], state: Any) -> bool:
@@ -119,7 +124,7 @@ class Interpolate(TrainerCallback):
         """A resumed run continues with the saved t."""
         saved = checkpoint_folder(args, state.global_step) / self.NAME
         if state.global_step and saved.is_file():
-            self.interpolation = Interpolation(**json.loads(saved.read_text(encoding="utf-8")))
+            self.interpolation = Interpolation(**read_json(saved))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Update t from the divergence of this step."""

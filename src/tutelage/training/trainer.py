@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from tutelage.teacher.sources import TeacherSource
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
 from tutelage.training.fused_loss import HeadLoss, LossInputs
 from tutelage.utils.files import replacing
+from tutelage.utils.integrity import reading
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class DistillTrainer(Trainer):
 
     def _continue(self, scheduler: LambdaLR, segment: ScheduleSegment) -> None:
         """Load the optimizer's state of the segment before, and set the learning rates of this segment's start."""
-        before = torch.load(segment.optimizer, map_location=self.args.device, weights_only=True)
+        with reading(segment.optimizer, RuntimeError, EOFError, UnpicklingError):
+            before = torch.load(segment.optimizer, map_location=self.args.device, weights_only=True)
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": before["state"]})
         scheduler.last_epoch = segment.done
         factors = [factor(segment.done) for factor in scheduler.lr_lambdas]

@@ -18,6 +18,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from tutelage.utils import integrity
+
 _REMAINS = re.compile(r"\..+\.(part|deleting-[0-9a-f]{8})", re.DOTALL)
 
 
@@ -84,7 +86,8 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all."""
+    """Write indented JSON, whole or not at all; manifests with a checksum of their content."""
+    value = integrity.seal(value) if path.name in integrity.SEALED else value
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -100,16 +103,17 @@ def write_jsonl(path: Path, records: Iterable[Any], *, new: bool = False) -> Non
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a JSON file. Raises DamagedArtifactError if it is not as its run recorded it, or is no JSON."""
+    if path.name in integrity.SEALED:
+        return integrity.read_sealed(path)
+    with integrity.reading(path, ValueError):
+        return json.loads(path.read_bytes())
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+    """The objects of a JSON-lines file, in order. Raises as `read_json`."""
+    with integrity.reading(path, ValueError), path.open(encoding="utf-8") as file:
+        yield from (json.loads(line) for line in file if line.strip())
 
 
 def read_records(path: Path, kind: type) -> list[Any]:
