@@ -13,7 +13,6 @@ everything, so this needs Linux.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -28,8 +27,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -334,8 +335,8 @@ def warm_up(folder: Path, methods: Sequence[str]) -> None:
     torch.set_num_threads(1)
     recipe = make_project(folder, methods)
     for command in stage_commands(recipe, methods):
-        sys.argv = ["tutelage", *command.words]
-        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        quiet = (redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()))
+        with suppress(SystemExit), quiet[0], quiet[1], patch.object(sys, "argv", ["tutelage", *command.words]):
             tutelage()
 
 
