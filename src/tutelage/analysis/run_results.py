@@ -18,8 +18,8 @@ from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.slice_discovery import Discovery
 from tutelage.analysis.slices import Measure, SlicedComparison, SliceRecord
 from tutelage.analysis.training_dynamics import TrainingDynamics
+from tutelage.analysis.worth import score_lead
 from tutelage.errors import DataError
-from tutelage.method.risk_split import interval
 from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
@@ -219,8 +219,7 @@ class Results:
         ids, (scores, other_scores) = self.paired("score", model, other)
         if not ids:
             return None
-        lag = interval(1.0 - scores, 1.0 - other_scores).difference
-        return Interval(0.0 - lag.value, 0.0 - lag.high, 0.0 - lag.low)  # 0.0 - x: never a negative zero
+        return score_lead(scores, other_scores)
 
 
 def read_results(folder: Path) -> Results:

@@ -1,0 +1,193 @@
+"""Whether a run is worth going on with: what the teacher learned, and what is left for the student to gain from it.
+
+Both are judged on the validation rows, by files that `teach` and `anchor` leave. Files of earlier versions lack some of
+them; nothing is judged then. docs/checks.md explains the two rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tutelage.errors import Kind, Problem, StaleArtifactError
+from tutelage.method.methods import find_method
+from tutelage.method.risk_split import interval
+from tutelage.recipe.schema import row_metric
+from tutelage.records import Interval
+from tutelage.run import stage_inputs
+from tutelage.run.artifacts import TeacherCheckpoints
+from tutelage.run.run_folder import RunFolder
+from tutelage.utils.bootstrap import widened
+from tutelage.utils.files import read_json, read_jsonl
+from tutelage.utils.format import metric_words
+
+LITTLE = 0.25
+"""Fraction of the way from the baseline to a perfect score that a teacher worth following has surely gone."""
+HALF = 0.5
+"""The same for a teacher that does not exceed the baseline on the rows at hand: these must be very few to excuse it."""
+SMALL_GAIN, SMALLEST_GAIN = 0.1, 0.02
+"""A gain in score that an interval has to rule out; the second where the teacher is clearly ahead in loss."""
+SMALL_LEAD = 0.1
+"""Fraction of the anchor's loss by which a teacher must be ahead to be worth following."""
+SMALLEST_LEAD = 0.01
+"""A lead in nats per token that no score shows."""
+
+
+def learned_nothing(score: Interval, baseline: float) -> bool:
+    """Whether a score is 0, or not above the baseline as far as its interval can say.
+
+    score: higher is better, in [0, 1]. An interval that holds the baseline may do so because the rows are few: it only
+    counts if it also rules out a score that is clearly above.
+    """
+    if score.value <= 0:
+        return True
+    clearly_above = baseline + (LITTLE if score.value > baseline else HALF) * (1 - baseline)
+    return score.low <= baseline and score.high < clearly_above
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSkill:
+    """T* on the validation rows, next to answers that read no prompt."""
+
+    score: Interval
+    baseline: float
+    source: Literal["majority", "chance"]
+    rows: int
+    unreadable: float
+    """Fraction of the rows whose answer could not be parsed."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the teacher has learned nothing, as far as the rows can say."""
+        return learned_nothing(self.score, self.baseline)
+
+
+def teacher_skill(folder: Path) -> TeacherSkill | None:
+    """What T* of a run folder has learned; None if that was not recorded."""
+    path = folder / "teach" / "checkpoints.json"
+    taught: TeacherCheckpoints | dict[str, Any] = read_json(path) if path.is_file() else {}
+    best = next((c for c in taught.get("checkpoints", ()) if c["name"] == taught["best"]), {})
+    if "baseline" not in taught or "low" not in best:
+        return None
+    baseline, score = taught["baseline"], Interval(best["score"], best["low"], best["high"])
+    return TeacherSkill(score, baseline["score"], baseline["source"], baseline["rows"], best["unreadable"])
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """T* minus the anchor on the validation rows, paired by row."""
+
+    anchor: float
+    """Mean of the rows' own scores."""
+    teacher: float
+    oracle: float
+    """Mean of the better score of the two, row by row."""
+    score: Interval
+    """teacher - anchor."""
+    loss: Interval
+    """Loss of the anchor minus the teacher's: above 0 the teacher is ahead. Nats per token."""
+    anchor_loss: float
+    rows: int
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the anchor equals the teacher, as far as the rows can say."""
+        lead = max(SMALL_LEAD * self.anchor_loss, SMALLEST_LEAD)
+        ahead_in_loss = self.loss.low > 0 and self.loss.value >= lead
+        return self.score.low <= 0 and self.score.high < (SMALLEST_GAIN if ahead_in_loss else SMALL_GAIN)
+
+
+def gain(folder: Path) -> Gain | None:
+    """What the student of a run folder can gain from T*; None if the scores of both were not recorded."""
+    path = folder / "teach" / "checkpoints.json"
+    if not path.is_file():
+        return None
+    teacher = _validation_rows(folder / "teach" / "validation" / f"{read_json(path)['best']}.jsonl")
+    anchor = _validation_rows(folder / "anchor" / "sample_loss.jsonl")
+    ids = sorted(teacher.keys() & anchor.keys())
+    if not ids:
+        return None
+    scores, losses = (
+        [np.array([rows[id][key] for id in ids]) for rows in (teacher, anchor)] for key in ("score", "nll")
+    )
+    return Gain(
+        anchor=float(scores[1].mean()),
+        teacher=float(scores[0].mean()),
+        oracle=float(np.maximum(*scores).mean()),
+        score=score_lead(*scores),
+        loss=interval(losses[1], losses[0]).difference,
+        anchor_loss=float(losses[1].mean()),
+        rows=len(ids),
+    )
+
+
+def _validation_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines of validation rows that have a score, by id."""
+    lines = read_jsonl(path) if path.is_file() else ()
+    return {line["id"]: line for line in lines if line["split"] == "validation" and "score" in line}
+
+
+# --- whether to stop ---
+
+
+def reason_to_stop(run: RunFolder, *, by_anchor: bool = True) -> Problem | None:
+    """What finished, up-to-date stages say against distilling; None if nothing does, or no method has a teacher.
+
+    by_anchor: whether to ask the anchor, too.
+    """
+    methods = [find_method(name) for name in run.recipe.distill.methods]
+    if all(method.schedule == "none" and method.answers == "gold" for method in methods) or not _is_fresh(run, "teach"):
+        return None
+    skill = teacher_skill(run.folder)
+    if skill is None:
+        return None
+    causes = _causes(run, skill)
+    if skill.nothing:
+        numbers = {name: getattr(skill, name) for name in ("score", "baseline", "source", "rows")}
+        values = {"metric": metric_words(run.task.metric), **numbers, **causes}
+        return Problem(Kind.TEACHER_LEARNED_NOTHING, values=values)
+    left = gain(run.folder) if by_anchor and _is_fresh(run, "anchor") else None
+    if left is None or not left.nothing:
+        return None
+    numbers = {name: getattr(left, name) for name in ("anchor", "teacher", "score", "loss", "rows")}
+    metric, folder = metric_words(row_metric(run.task.metric)), str(run.folder / "anchor")
+    return Problem(Kind.NOTHING_TO_GAIN, values={"metric": metric, "folder": folder, **numbers, **causes})
+
+
+def _is_fresh(run: RunFolder, stage: str) -> bool:
+    try:
+        stage_inputs.upstream(run, stage)
+    except StaleArtifactError:
+        return False
+    return True
+
+
+def _causes(run: RunFolder, skill: TeacherSkill) -> dict[str, Any]:
+    """What of the recipe most often keeps a teacher from learning."""
+    recipe, given = run.recipe, run.recipe.trainer_arguments("teach")
+    return {
+        "template": recipe.data.template,
+        "own": recipe.teach.checkpoints is not None,
+        "learning_rate": given.get("learning_rate", 5e-5),
+        "epochs": given.get("num_train_epochs", 3),
+        "longest": max(lengths["longest_answer"] for lengths in run.prepared["lengths"].values()),
+        "generated": run.prepared["max_new_tokens"],
+        "unreadable": skill.unreadable,
+    }
+
+
+# --- paired scores ---
+
+
+def score_lead(scores: np.ndarray, other: np.ndarray) -> Interval:
+    """Mean of [rows] scores minus another model's on the same rows, with a paired bootstrap 95 % interval.
+
+    Scores lie in [0, 1]. Rows that all differ alike (none at all, as a rule) give the interval of
+    `utils.bootstrap.widened`.
+    """
+    lag = interval(1.0 - scores, 1.0 - other).difference
+    lead = Interval(0.0 - lag.value, 0.0 - lag.high, 0.0 - lag.low)  # 0.0 - x: never a negative zero
+    return widened(lead, len(scores), low=-1.0)
