@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tutelage.analysis.worth import Gain, learned_nothing, score_lead
+from tutelage.analysis.worth import Gain, learned_nothing
+from tutelage.method.risk_split import score_lead
 from tutelage.records import Interval
 from tutelage.utils.bootstrap import wilson_interval
 

@@ -18,8 +18,8 @@ from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.slice_discovery import Discovery
 from tutelage.analysis.slices import Measure, SlicedComparison, SliceRecord
 from tutelage.analysis.training_dynamics import TrainingDynamics
-from tutelage.analysis.worth import score_lead
 from tutelage.errors import DataError
+from tutelage.method.risk_split import score_lead
 from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
@@ -172,6 +172,8 @@ class Results:
     """teach/checkpoints.json; empty before `teach` has finished."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Rows of the evaluated split by id, keys as in `records.Example`."""
+    training_answers: list[str] = field(default_factory=list)
+    """Gold answers of the training rows."""
     slices: SlicesFile = field(default_factory=SlicesFile)
     summary: SummaryFile = field(default_factory=SummaryFile)
 
@@ -239,6 +241,7 @@ def read_results(folder: Path) -> Results:
         taught=_json(folder / "teach" / "checkpoints.json") or {},
         students=[_student(path.parent) for path in sorted(folder.glob("distill/*/*/stages.json"))],
         rows={row["id"]: row for row in rows if row["split"] == scores.get("split", "test")},
+        training_answers=[row["answer"] for row in rows if row["split"] == "train"],
         manifests=read_manifests(folder),
         slices=_json(folder / "diagnose" / "slices.json") or {},
         summary=_json(folder / "diagnose" / "summary.json") or {},

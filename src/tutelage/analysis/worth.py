@@ -1,26 +1,28 @@
 """Whether a run is worth going on with: what the teacher learned, and what is left for the student to gain from it.
 
-Both are judged on the validation rows, by files that `teach` and `anchor` leave. Files of earlier versions lack some of
-them; nothing is judged then. docs/checks.md explains the two rules.
+Both are judged on the validation rows, by files that `teach` and `anchor` leave; once there are test rows with answers,
+every model is judged on these. Files of earlier versions lack some numbers; nothing is judged then. docs/checks.md
+explains the rules.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from tutelage.analysis.run_results import Results
 from tutelage.errors import Kind, Problem, StaleArtifactError
 from tutelage.method.methods import find_method
-from tutelage.method.risk_split import interval
-from tutelage.recipe.schema import row_metric
-from tutelage.records import Interval
+from tutelage.method.risk_split import interval, score_lead
+from tutelage.recipe.schema import Task, row_metric
+from tutelage.records import Example, Interval
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import TeacherCheckpoints
 from tutelage.run.run_folder import RunFolder
-from tutelage.utils.bootstrap import widened
+from tutelage.tasks import make_task
 from tutelage.utils.files import read_json, read_jsonl
 from tutelage.utils.format import metric_words
 
@@ -28,6 +30,8 @@ LITTLE = 0.25
 """Fraction of the way from the baseline to a perfect score that a teacher worth following has surely gone."""
 HALF = 0.5
 """The same for a teacher that does not exceed the baseline on the rows at hand: these must be very few to excuse it."""
+MANY_UNREADABLE = 0.2
+"""Fraction of invalid answers from which a model is not praised."""
 SMALL_GAIN, SMALLEST_GAIN = 0.1, 0.02
 """A gain in score that an interval has to rule out; the second where the teacher is clearly ahead in loss."""
 SMALL_LEAD = 0.1
@@ -49,8 +53,8 @@ def learned_nothing(score: Interval, baseline: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherSkill:
-    """T* on the validation rows, next to answers that read no prompt."""
+class Skill:
+    """A model's score, next to that of answers that read no prompt."""
 
     score: Interval
     baseline: float
@@ -61,19 +65,48 @@ class TeacherSkill:
 
     @property
     def nothing(self) -> bool:
-        """Whether the teacher has learned nothing, as far as the rows can say."""
+        """Whether the model has learned nothing, as far as the rows can say."""
         return learned_nothing(self.score, self.baseline)
 
+    @property
+    def mostly_unreadable(self) -> bool:
+        """Whether so many answers are invalid that no score speaks for the model."""
+        return self.unreadable >= MANY_UNREADABLE
 
-def teacher_skill(folder: Path) -> TeacherSkill | None:
-    """What T* of a run folder has learned; None if that was not recorded."""
+    @property
+    def surely_something(self) -> bool:
+        """Whether the interval lies above the baseline, and answers can be read."""
+        return self.score.low > self.baseline and not self.mostly_unreadable
+
+
+def teacher_skill(folder: Path) -> Skill | None:
+    """T* of a run folder on the validation rows; None if that was not recorded."""
     path = folder / "teach" / "checkpoints.json"
     taught: TeacherCheckpoints | dict[str, Any] = read_json(path) if path.is_file() else {}
     best = next((c for c in taught.get("checkpoints", ()) if c["name"] == taught["best"]), {})
     if "baseline" not in taught or "low" not in best:
         return None
     baseline, score = taught["baseline"], Interval(best["score"], best["low"], best["high"])
-    return TeacherSkill(score, baseline["score"], baseline["source"], baseline["rows"], best["unreadable"])
+    return Skill(score, baseline["score"], baseline["source"], baseline["rows"], best["unreadable"])
+
+
+def test_skill(results: Results, model: str) -> Skill | None:
+    """A model of a run on the test rows; None without its answers, or if the run's task cannot be read."""
+    lines, score = results.predictions.get(model, {}), results.score(model)
+    names = {field.name for field in fields(Example)}
+    rows = [Example(**{key: row[key] for key in names & row.keys()}) for row in results.rows.values()]
+    path = results.folder / "prepare" / "data.json"
+    if not (lines and rows and score and results.training_answers and path.is_file()):
+        return None
+    prepared = read_json(path)
+    try:
+        section = Task(**results.recipe["task"])
+        task = make_task(section, prepared["labels"], choice=prepared.get("choice", False))
+        baseline = task.baseline(results.training_answers, rows)
+    except (KeyError, TypeError, ValueError):  # a recipe of another version
+        return None
+    unreadable = sum(line["prediction"] is None for line in lines.values()) / len(lines)
+    return Skill(score, *baseline, rows=len(rows), unreadable=unreadable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +198,7 @@ def _is_fresh(run: RunFolder, stage: str) -> bool:
     return True
 
 
-def _causes(run: RunFolder, skill: TeacherSkill) -> dict[str, Any]:
+def _causes(run: RunFolder, skill: Skill) -> dict[str, Any]:
     """What of the recipe most often keeps a teacher from learning."""
     recipe, given = run.recipe, run.recipe.trainer_arguments("teach")
     return {
@@ -177,17 +210,3 @@ def _causes(run: RunFolder, skill: TeacherSkill) -> dict[str, Any]:
         "generated": run.prepared["max_new_tokens"],
         "unreadable": skill.unreadable,
     }
-
-
-# --- paired scores ---
-
-
-def score_lead(scores: np.ndarray, other: np.ndarray) -> Interval:
-    """Mean of [rows] scores minus another model's on the same rows, with a paired bootstrap 95 % interval.
-
-    Scores lie in [0, 1]. Rows that all differ alike (none at all, as a rule) give the interval of
-    `utils.bootstrap.widened`.
-    """
-    lag = interval(1.0 - scores, 1.0 - other).difference
-    lead = Interval(0.0 - lag.value, 0.0 - lag.high, 0.0 - lag.low)  # 0.0 - x: never a negative zero
-    return widened(lead, len(scores), low=-1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tutelage.errors.kinds import Kind
@@ -48,4 +48,9 @@ def _span(interval: tuple[float, float, float], sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-TEXTS = {Kind.TEACHER_LEARNED_NOTHING: _nothing_learned, Kind.NOTHING_TO_GAIN: _nothing_to_gain}
+TEXTS: dict[Kind, str | Callable[[Values], str]] = {
+    Kind.TEACHER_LEARNED_NOTHING: _nothing_learned,
+    Kind.NOTHING_TO_GAIN: _nothing_to_gain,
+    Kind.STUDENT_NOT_USABLE: ("{student} is not uploaded: {doubt}. To upload it all the same, add --anyway"),
+}
+"""By kind, as in `wording.TEXTS`."""

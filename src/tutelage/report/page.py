@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.recipe.schema import row_metric
 from tutelage.report.translations import install, join_sentences, translator
 from tutelage.utils.console import visible
 from tutelage.utils.format import (
@@ -78,7 +79,7 @@ def page_environment(more: Sequence[Callable[..., Any]] = (), lang: str = "en") 
     )
     install(environment, lang)
     translate = translator(lang)
-    plain = (number, signed, span, signed_span, role, lower_is_better, ticked, capital, *more)
+    plain = (number, signed, span, signed_span, role, row_metric, lower_is_better, ticked, capital, *more)
     translated = (percent, duration, model_name, metric_name, term, words)
     environment.filters.update({function.__name__: function for function in plain})
     environment.filters.update({function.__name__: partial(function, translate=translate) for function in translated})
