@@ -90,20 +90,18 @@ def teacher_skill(folder: Path) -> Skill | None:
     return Skill(score, baseline["score"], baseline["source"], baseline["rows"], best["unreadable"])
 
 
-def test_skill(results: Results, model: str) -> Skill | None:
-    """A model of a run on the test rows; None without its answers, or if the run's task cannot be read."""
+def skill_on_test(results: Results, model: str) -> Skill | None:
+    """A model of a run on the test rows; None without its answers, or if task and rows cannot be read."""
     lines, score = results.predictions.get(model, {}), results.score(model)
-    names = {field.name for field in fields(Example)}
-    rows = [Example(**{key: row[key] for key in names & row.keys()}) for row in results.rows.values()]
     path = results.folder / "prepare" / "data.json"
-    if not (lines and rows and score and results.training_answers and path.is_file()):
+    if not (lines and results.rows and score and results.training_answers and path.is_file()):
         return None
-    prepared = read_json(path)
+    prepared, names = read_json(path), {field.name for field in fields(Example)}
     try:
-        section = Task(**results.recipe["task"])
-        task = make_task(section, prepared["labels"], choice=prepared.get("choice", False))
+        rows = [Example(**{key: row[key] for key in names & row.keys()}) for row in results.rows.values()]
+        task = make_task(Task(**results.recipe["task"]), prepared["labels"], choice=prepared.get("choice", False))
         baseline = task.baseline(results.training_answers, rows)
-    except (KeyError, TypeError, ValueError):  # a recipe of another version
+    except (KeyError, TypeError, ValueError):  # a run of another version
         return None
     unreadable = sum(line["prediction"] is None for line in lines.values()) / len(lines)
     return Skill(score, *baseline, rows=len(rows), unreadable=unreadable)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.analysis.slices import LEAST_ROWS, SliceRecord
-from tutelage.analysis.worth import test_skill
+from tutelage.analysis.worth import skill_on_test
 from tutelage.errors import Kind, Problem, UserError
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import gap_closed
@@ -133,7 +133,7 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
     names = [name for name in tables.get(student.name, {}) if "/" not in name]
     chosen = [results.score(name) for name in ("anchor", "teacher", student.name)]
     slices = slices_against_teacher(student)
-    teacher = test_skill(results, "teacher")
+    teacher = skill_on_test(results, "teacher")
     return {
         "models": list(scored),
         "scores": [
@@ -153,7 +153,7 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
 
 def doubts(student: FinishedStudent) -> str | None:
     """Why the student may not be worth using; None if its test scores raise no doubt, or are missing."""
-    skill, metric = test_skill(student.results, student.name), metric_name(student.results.scores.get("metric"))
+    skill, metric = skill_on_test(student.results, student.name), metric_name(student.results.scores.get("metric"))
     if skill is None or skill.surely_something:
         return None
     if skill.mostly_unreadable:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.run_results import Results
-from tutelage.analysis.worth import Skill, test_skill
+from tutelage.analysis.worth import Skill, skill_on_test
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
 from tutelage.report.charts import IntervalPlot, interval_plot
@@ -55,7 +55,7 @@ def verdict(results: Results) -> Verdict | None:
     scores = {name: results.score(name) for name in names}
     pairs = {"over_anchor": (main, "anchor"), "over_teacher": (main, "teacher"), "gap": ("teacher", "anchor")}
     leads = {key: results.lead(*pair) if set(pair) <= scores.keys() else None for key, pair in pairs.items()}
-    found = {name: test_skill(results, name) for name in names if name != "anchor"}
+    found = {name: skill_on_test(results, name) for name in names if name != "anchor"}
     skills = {name: skill for name, skill in found.items() if skill}
     whole = len(names) == 3
     closed = gap_closed(scores["anchor"].value, scores["teacher"].value, scores[main].value) if whole else None
