@@ -88,7 +88,7 @@ class Command:
         from tutelage.cli.main import MAY_STOP, main
 
         self.monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, words)])
-        if words[0] in ("run", "compare", *MAY_STOP) and not self.may_stop:
+        if words[0].replace("-", "_") in ("run", "compare", *MAY_STOP) and not self.may_stop:
             sys.argv.append("--anyway")
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:

@@ -125,6 +125,8 @@ class Work:
         elif record.is_file():
             changed = self.changed()
             if not changed:
+                if not finished:
+                    record.touch()  # when the process that works now began
                 return not finished
             if not self.rebuild_stale:
                 what = "a result" if finished else "unfinished work"

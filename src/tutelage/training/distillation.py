@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,6 @@ class Distillation:
             records.append(self._stage(stage, model, records))
             stage_records.write_stages(self.folder, records)
             self.setup.on_stage(records[-1])
-        self._write_weights(records)
         last = self.plan.keep == "last"
         return self.end(len(records) if last else stage_records.best_stage(records, self.plan.select_by)), records
 
@@ -142,13 +142,14 @@ class Distillation:
         if plan.stage_reset:
             _refuse_warmup_only(args, steps)
         every, interpolate = plan.save_steps or steps, self._interpolate(stage, steps, records)
+        guidance = self._guidance(checkpoint, interpolate)
         trainer = DistillTrainer(
             model,
             args,
             setup.rows,
             vocabulary=setup.vocabulary,
             pad_id=setup.pad_id,
-            guidance=self._guidance(checkpoint, interpolate),
+            guidance=guidance,
             fused=plan.fused_loss,
             callbacks=[
                 SaveAt(range(every, steps, every), began),
@@ -158,6 +159,7 @@ class Distillation:
             segment=self._segment(stage, steps),
         )
         train(trainer)
+        self._write_weights(stage, guidance)
         if not plan.stage_reset:
             save_optimizer(trainer, self._optimizer(stage))
         return interpolate.interpolation if interpolate else None
@@ -183,22 +185,16 @@ class Distillation:
             return None
         return ScheduleSegment(steps * (stage - 1), steps * self.plan.num_stages, self._optimizer(stage - 1))
 
-    def _write_weights(self, records: list[StageRecord]) -> None:
-        """weights.jsonl: for every stage with a teacher, the losses and the weight of every row."""
-        rows, teacher, weighting = self.setup.rows, self.setup.teacher, self.setup.weighting
-        anchor_nll = weighting.anchor if weighting else None
-        teacher_nll = weighting.teacher if weighting else teacher and teacher.nll
-        stage_records.write_weights(
-            self.folder,
-            (
-                line
-                for record in records
-                if (name := record["chosen"]) is not None
-                for line in stage_records.weight_records(
-                    rows, record["stage"], name, anchor_nll, teacher_nll(name), self.weights(name)
-                )
-            ),
-        )
+    def _write_weights(self, stage: int, guidance: Guidance | None) -> None:
+        """weights.jsonl: the weight of every row as the trainer of this stage had it, and the losses behind it."""
+        records: Iterable[stage_records.WeightRecord] = ()
+        if guidance is not None:
+            weighting, name = self.setup.weighting, guidance.checkpoint
+            anchor_nll = weighting.anchor if weighting else None
+            teacher_nll = (weighting.teacher if weighting else guidance.source.nll)(name)
+            rows = self.setup.rows
+            records = stage_records.weight_records(rows, stage, name, anchor_nll, teacher_nll, guidance.weight)
+        stage_records.write_weights(self.folder, stage, records)
 
 
 def _refuse_warmup_only(args: TrainingArguments, steps: int) -> None:
