@@ -13,7 +13,7 @@ Values = Mapping[str, Any]
 def _nothing_learned(v: Values) -> str:
     guess = {"majority": "the most common answer of the training rows", "chance": "a random answer"}[v["source"]]
     return (
-        f"the teacher has learned nothing: {v['metric']} {_span(v['score'])} on {v['rows']:,} validation rows, and"
+        f"the teacher has learned nothing: {v['metric']} {_span(v['score'])} on {v['rows']:,} validation rows;"
         f" {guess} has {v['baseline']:.3f}. No student can learn from it.\n{_causes(v)}"
     )
 
