@@ -7,6 +7,7 @@ explains the rules.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -170,27 +171,28 @@ def reason_to_stop(run: RunFolder, *, by_anchor: bool = True) -> Problem | None:
     by_anchor: whether to ask the anchor, too.
     """
     methods = [find_method(name) for name in run.recipe.distill.methods]
-    if all(method.schedule == "none" and method.answers == "gold" for method in methods) or not _is_fresh(run, "teach"):
-        return None
     skill = teacher_skill(run.folder)
-    if skill is None:
+    if skill is None or all(method.schedule == "none" and method.answers == "gold" for method in methods):
         return None
-    causes = _causes(run, skill)
+    metric = run.task.metric
     if skill.nothing:
-        numbers = {name: getattr(skill, name) for name in ("score", "baseline", "source", "rows")}
-        values = {"metric": metric_words(run.task.metric), **numbers, **causes}
-        return Problem(Kind.TEACHER_LEARNED_NOTHING, values=values)
-    left = gain(run.folder) if by_anchor and _is_fresh(run, "anchor") else None
-    if left is None or not left.nothing:
+        kind, found, names, stages = Kind.TEACHER_LEARNED_NOTHING, skill, ("score", "baseline", "source"), ["teach"]
+    else:
+        left = gain(run.folder) if by_anchor else None
+        if left is None or not left.nothing:
+            return None
+        kind, found, names = Kind.NOTHING_TO_GAIN, left, ("anchor", "teacher", "score", "loss")
+        metric, stages = row_metric(metric), ["teach", "anchor"]
+    if not _are_fresh(run, stages):
         return None
-    numbers = {name: getattr(left, name) for name in ("anchor", "teacher", "score", "loss", "rows")}
-    metric, folder = metric_words(row_metric(run.task.metric)), str(run.folder / "anchor")
-    return Problem(Kind.NOTHING_TO_GAIN, values={"metric": metric, "folder": folder, **numbers, **causes})
+    numbers = {name: getattr(found, name) for name in (*names, "rows")}
+    about = {"metric": metric_words(metric), "folder": str(run.folder / "anchor")}
+    return Problem(kind, values=about | numbers | _causes(run, skill))
 
 
-def _is_fresh(run: RunFolder, stage: str) -> bool:
+def _are_fresh(run: RunFolder, stages: Sequence[str]) -> bool:
     try:
-        stage_inputs.upstream(run, stage)
+        stage_inputs.upstream(run, *stages)
     except StaleArtifactError:
         return False
     return True

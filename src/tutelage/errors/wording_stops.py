@@ -21,8 +21,8 @@ def _nothing_learned(v: Values) -> str:
 def _nothing_to_gain(v: Values) -> str:
     return (
         f"there is nothing to gain: on {v['rows']:,} validation rows the teacher has {v['metric']} {v['teacher']:.3f}"
-        f" and plain fine-tuning {v['anchor']:.3f}, {_span(v['score'], '+')} apart, and is {_span(v['loss'], '+')} nats"
-        " ahead in loss. Distillation can add little.\n"
+        f" and plain fine-tuning {v['anchor']:.3f} (difference {_span(v['score'], '+')}; lead in loss"
+        f" {_span(v['loss'], '+')} nats). Distillation can add little.\n"
         f"  plain fine-tuning may be all you need: its student is {v['folder']}\n{_causes(v)}"
     )
 
