@@ -8,6 +8,7 @@ import pytest
 
 from helpers.project import Command, color_rows, make_project, write_rows
 from tutelage.utils.files import read_json, read_jsonl, write_json, write_jsonl
+from tutelage.utils.integrity import file_record
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,13 @@ def command(monkeypatch, capsys):
     return made
 
 
+def record(run: Path, stage: str) -> None:
+    """Record the files of a stage again, as they are now."""
+    manifest = read_json(run / stage / "manifest.json")
+    manifest["files"] = {name: file_record(run / stage / name) for name in manifest["files"]}
+    write_json(run / stage / "manifest.json", manifest)
+
+
 def a_good_teacher(run: Path, anchor_score: float) -> None:
     """As if the teacher were right on all validation rows, and the anchor on this fraction of them."""
     taught = read_json(run / "teach/checkpoints.json")
@@ -57,6 +65,8 @@ def a_good_teacher(run: Path, anchor_score: float) -> None:
         lines = list(read_jsonl(run / path))
         right = {line["id"] for line in lines[-60:][: int(60 * score)]}
         write_jsonl(run / path, ({**line, "score": float(line["id"] in right), "nll": 0.1} for line in lines))
+    for stage in ("teach", "anchor"):
+        record(run, stage)
 
 
 def test_a_teacher_that_learned_nothing_stops_the_run(tmp_path, command):
@@ -92,6 +102,7 @@ def test_a_run_of_an_earlier_version_is_not_judged(project, command):
     taught = read_json(path)
     del taught["baseline"]
     write_json(path, taught)
+    record(project.parent / "run", "teach")
     assert command("cache", project) == 0
 
 

@@ -195,6 +195,9 @@ _FILES: dict[Kind, Text] = {
         " (a spreadsheet: save as CSV UTF-8)"
     ),
     Kind.FILE_EXISTS: "{path} already exists and would be overwritten; give another --output, or delete it first",
+    Kind.FOREIGN_FILES: (
+        "{folder} {found}. Tutelage deletes and overwrites nothing but its own files: {remedy}, and try again"
+    ),
     Kind.FILE_EMPTY: "the file is empty: it has no rows",
     Kind.ENCODING_NOT_UTF8: _encoding,
     Kind.JSON_INVALID: "invalid JSON ({reason}, column {column})",
@@ -383,6 +386,7 @@ TEXTS: dict[Kind, Text] = {
         "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
         " student's tokenizer_config.json to {teacher!r}"
     ),
+    Kind.ARTIFACT_DAMAGED: "{path} is damaged: expected {expected}, found {found}. {again}",
     Kind.DISK_TOO_SMALL: lambda v: (
         f"the cache needs up to {v['needed'] / 1e9:,.1f} GB and {v['folder']} has {v['free'] / 1e9:,.1f} GB free. Use a"
         " larger disk (output_dir=...), fewer checkpoints (teach.num_checkpoints=...) or cache.dtype=bfloat16"

@@ -8,7 +8,6 @@ score on the latter.
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from tutelage.utils.files import write_json, write_jsonl
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
     recipe, given = run.recipe, run.recipe.anchor.model_name_or_path
-    with run.work("anchor", stage_inputs.anchor(run)) as work:
+    with run.work("anchor", stage_inputs.anchor(run), restart_only=lambda folder: [folder / "trainer"]) as work:
         if work is None:
             return
         work.seconds_before = seconds_before(work.folder / "trainer")
@@ -43,7 +42,6 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             validated = models.evaluator.validate(model, validation, advance)
         records = itertools.chain(loss_records(train, losses), validation_records(validation.rows, validated))
         write_jsonl(work.folder / "sample_loss.jsonl", records)
-        shutil.rmtree(work.folder / "trainer", ignore_errors=True)
 
 
 def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from tutelage.analysis.worth import reason_to_stop
 from tutelage.errors import RunStoppedError
 from tutelage.recipe.load import dump_recipe
+from tutelage.run.manifest import MANIFEST, rewriting
+from tutelage.run.own_files import refuse_foreign
 from tutelage.run.run_folder import RunFolder
 from tutelage.utils.files import write_text
 
@@ -29,7 +31,10 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
     found the folder to be this recipe's own. Raises what the stages raise, a UserError where the user can mend it;
     RunStoppedError between stages that are not worth going on with.
     """
-    models, name = None, None
+    models, names = None, list(names)
+    if run.force:  # before anything is deleted
+        for manifest in (path for name in names for path in (run.folder / name).glob(f"**/{MANIFEST}")):
+            refuse_foreign(manifest.parent)
     for name in names:
         if name in NEED_A_TEACHER:
             stop_if_hopeless(run, by_anchor=name != "anchor")
@@ -42,11 +47,12 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
 
                 models = RunModels(run)
             stage.run_stage(run, models)
-        write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+        with rewriting(run.folder, "recipe.yaml"):
+            write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
         if name == "anchor":
             _show_payoff(run, models)
-    if name in ("teach", "anchor"):
-        stop_if_hopeless(run, by_anchor=name == "anchor")
+    if (last := names[-1]) in ("teach", "anchor"):
+        stop_if_hopeless(run, by_anchor=last == "anchor")
 
 
 def stop_if_hopeless(run: RunFolder, *, by_anchor: bool = True) -> None:
