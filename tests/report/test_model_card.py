@@ -129,7 +129,7 @@ def test_slices_on_which_it_loses_are_listed(tmp_path):
     assert re.search(
         r"\| subdomain: night \| 40 \| 0\.500 \| 1\.000 \| −0\.500 \[−0\.\d+, −0\.\d+\] \| < 0\.001 \|", text
     )
-    assert "subdomain: day" not in text and "mean score is significantly lower than its teacher's" in text
+    assert "subdomain: day" not in text and "its accuracy is significantly lower than its teacher's" in text
     assert "SECRET ROW" not in text
 
 

@@ -109,7 +109,9 @@ class Distillation:
         else:
             choice = self._choose(stage, model, records)
             write_json(folder / "choice.json", choice)
-        interpolation = self._train(stage, model, choice["chosen"], records, began)
+        guidance = self._train(stage, model, choice["chosen"], records, began)
+        self._write_weights(stage, guidance)
+        interpolate = guidance.interpolate if guidance else None
         with self.setup.autocast():
             validation = self.setup.validate(model)
         self.setup.save(model, self.end(stage))
@@ -117,7 +119,7 @@ class Distillation:
         return {
             "stage": stage,
             **choice,
-            **({"taid": interpolation.state()} if interpolation else {}),
+            **({"taid": interpolate.interpolation.state()} if interpolate else {}),
             "seconds": round(time.monotonic() - began, 3),
             "validation": {"score": validation.score, "nll": validation.nll},
         }
@@ -127,8 +129,8 @@ class Distillation:
 
     def _train(
         self, stage: int, model: nn.Module, checkpoint: str | None, records: list[StageRecord], began: float
-    ) -> Interpolation | None:
-        """Train the model for a stage. began: as in `SaveAt`. Returns TAID's state at the end, for method `taid`."""
+    ) -> Guidance | None:
+        """Train the model for a stage. began: as in `SaveAt`. Returns the trainer's guidance; None for gold only."""
         plan, setup = self.plan, self.setup
         # A seed for every stage: with the same one each stage would see the rows in the same order.
         seed = plan.seed * 1000 + stage
@@ -154,10 +156,9 @@ class Distillation:
             segment=self._segment(stage, steps),
         )
         train(trainer)
-        self._write_weights(stage, guidance)
         if not plan.stage_reset:
             save_optimizer(trainer, self._optimizer(stage))
-        return interpolate.interpolation if interpolate else None
+        return guidance
 
     def _guidance(self, checkpoint: str | None, interpolate: Interpolate | None) -> Guidance | None:
         """The teacher in a stage that follows this checkpoint; None for gold only."""
