@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from tutelage.errors import wording_stops
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
 
@@ -379,6 +380,7 @@ TEXTS: dict[Kind, Text] = {
     **_FILES,
     **_COLUMNS,
     **_ANSWERS,
+    **wording_stops.TEXTS,
     Kind.VOCABULARIES_DIFFER: _different_vocabularies,
     Kind.END_OF_SEQUENCE_DIFFERS: (
         "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
