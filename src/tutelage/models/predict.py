@@ -37,7 +37,7 @@ def predict_file(folder: Path, source: str, output: Path | None, batch_size: int
     answer = Predictor(folder, batch_size, read_ahead=1 if source == "-" else CHUNK_BATCHES)
     sink = output.open("w", encoding="utf-8") if output else sys.stdout
     try:
-        for line in answer(_rows(source)):
+        for line in answer(_rows(source, answer.data.encoding)):
             sink.write(json.dumps(line, ensure_ascii=False) + "\n")
             sink.flush()
     finally:
@@ -90,9 +90,9 @@ class Predictor:
         )
 
 
-def _rows(source: str) -> Iterator[PlacedRow]:
+def _rows(source: str, encoding: str | None) -> Iterator[PlacedRow]:
     if source != "-":
-        yield from read_rows([source])
+        yield from read_rows([source], encoding)
         return
     for number, line in enumerate(sys.stdin, start=1):
         if not line.strip():

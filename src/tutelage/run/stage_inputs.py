@@ -24,6 +24,7 @@ STUDENT_TRAINING = (
 )
 """Settings that the plain fine-tuning of the student depends on."""
 OFF: dict[str, Any] = {
+    **dict.fromkeys(("data.encoding", "data.offsets", "data.choice_answer", "data.join_tokens")),
     "anchor.keep": "last",
     "distill.start": "student",
     "distill.stage_reset": True,
@@ -40,7 +41,11 @@ def prepare(run: RunFolder) -> Inputs:
         f"{role} model": folder_fingerprint(model.model_name_or_path, model.revision)
         for role, model in (("teacher", run.recipe.teacher), ("student", run.recipe.student))
     }
-    return run.settings(*names) | {"format": FORMAT, "data files": data_fingerprint(run.recipe.data)} | models
+    return (
+        _without_defaults(run.settings(*names))
+        | {"format": FORMAT, "data files": data_fingerprint(run.recipe.data)}
+        | models
+    )
 
 
 def teach(run: RunFolder) -> Inputs:
