@@ -33,7 +33,7 @@ from tutelage.data.columns import (
 from tutelage.data.contents.choices import choice_of, choices_in
 from tutelage.data.contents.entities import entities_in, entities_of_tags
 from tutelage.data.files.printed import opened
-from tutelage.data.files.problems import LARGEST_CELL, Row, half_character
+from tutelage.data.files.problems import BAD_CELL, LARGEST_CELL, Row, half_character
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.recipe.schema import Data, Task
 from tutelage.records import Example
@@ -112,7 +112,9 @@ def _check_size(values: Iterable[Any]) -> None:
 
 
 def _check_texts(texts: list[Any]) -> None:
-    """Raises DataError for half a character, which no tokenizer takes (cells may hold JSON with escapes)."""
+    """Raises DataError for what no tokenizer takes: half a character (cells may hold JSON with escapes), huge texts."""
+    turns = (text for text in texts if isinstance(text, list))
+    _check_size(turn.get("content") for listed in turns for turn in listed if isinstance(turn, dict))
     if half := half_character(texts):
         values = {"column": None, "character": f"\\u{ord(half):04x}"}
         raise DataError(Problem(Kind.HALF_CHARACTER, values=values))
@@ -126,7 +128,7 @@ def _content(mapped: MappedRow, language: str | None, data: Data) -> RowContent:
         return _BUILDERS[mapped.row_format](mapped.row | {"language": language}, data)
     except DataError:
         raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+    except BAD_CELL as error:
         values = {"row_format": " + ".join(ROW_FORMATS[mapped.row_format]), "reason": repr(error)}
         raise DataError(Problem(Kind.CELL_INVALID, values=values)) from None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from tutelage.data.columns import MappedRow, list_in, listed_objects, text_of
-from tutelage.data.files.problems import Row
+from tutelage.data.files.problems import BAD_CELL, Row
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.recipe.schema import ChoiceAnswer
 
@@ -37,18 +37,24 @@ def choices_in(row: Row) -> tuple[list[str], list[str]]:
 def choice_of(answer: Any, texts: Sequence[str], names: Sequence[str], reading: str | None) -> int:
     """Position of the choice that an answer names. Raises DataError if it names none.
 
-    reading: `data.choice_answer`; None where every reading that fits names the same choice: the row's own labels come
-    first, then letters, texts, and the index from 0. A number is then never taken for a text.
+    reading: `data.choice_answer`; see `_usual` for None.
     """
-    is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
+    position = choice_by(reading, answer, texts, names) if reading else _usual(answer, texts, names)
+    if position is None:
+        values = {"answer": answer, "choices": list(texts), "is_number": _is_number(answer), "reading": reading}
+        raise DataError(Problem(Kind.CHOICE_UNKNOWN, values=values))
+    return position
+
+
+def _usual(answer: Any, texts: Sequence[str], names: Sequence[str]) -> int | None:
+    """The choice by the row's own labels, else by letter, text, or index from 0; a number is never taken for a text."""
     ways = ["label", "letter", "text", "index"] if str(answer).isupper() else ["label", "text", "letter", "index"]
-    ways = ["label", "index"] if is_number else ways
-    for way in (reading,) if reading else ways:
-        position = choice_by(way, answer, texts, names)
-        if position is not None:
-            return position
-    values = {"answer": answer, "choices": list(texts), "is_number": is_number, "reading": reading}
-    raise DataError(Problem(Kind.CHOICE_UNKNOWN, values=values))
+    positions = (choice_by(way, answer, texts, names) for way in (["label", "index"] if _is_number(answer) else ways))
+    return next((position for position in positions if position is not None), None)
+
+
+def _is_number(answer: Any) -> bool:
+    return isinstance(answer, int | float) and not isinstance(answer, bool)
 
 
 def choice_by(reading: str, answer: Any, texts: Sequence[str], names: Sequence[str]) -> int | None:
@@ -75,9 +81,9 @@ def _written(answer: Any) -> str:
 
 
 def decide_choice_answer(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[str, str] | None:
-    """(value of `data.choice_answer`, reason); None where every row can be read in one way only, or no way fits all.
+    """(value of `data.choice_answer`, reason); None where no row can be read in two ways.
 
-    Raises DataError where two ways fit all rows and name different choices.
+    Raises DataError where no way fits all rows, or two do and name different choices.
     """
     found: list[dict[str, int]] = []  # of each row that can be read
     first = None
@@ -87,12 +93,12 @@ def decide_choice_answer(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[
             continue
         try:
             texts, names = choices_in(mapped.row)
-        except (DataError, KeyError, TypeError, ValueError):
+        except BAD_CELL:
             continue  # reported when the row is rendered
         positions = {reading: choice_by(reading, answer, texts, names) for reading in READINGS}
         positions = {reading: position for reading, position in positions.items() if position is not None}
         found += [positions] if positions else []
-        if first is None and len(set(positions.values())) > 1:
+        if first is None and positions and {_usual(answer, texts, names)} != set(positions.values()):
             first = split, place, answer, texts
     if first is None:
         return None

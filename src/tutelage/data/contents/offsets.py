@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_args
 from tutelage.data.columns import MappedRow
 from tutelage.data.contents.entities import offsets_in, parts_of_entities
 from tutelage.data.contents.words import cuts_words, is_whole
+from tutelage.data.files.problems import BAD_CELL
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.recipe.schema import Offsets
 
@@ -85,9 +86,10 @@ def _compared(default: _Reading, other: _Reading) -> str:
     cut = [index for index in differ if default.cut[index]]
     mended = sum(not other.cut[index] for index in cut)
     if len(cut) < CUT * len(differ) or 2 * mended < len(cut):
-        # Without spaces between words nothing is cut: does at least one entity show that the default is right?
+        # Without spaces between words nothing is cut: does at least one entity show that the default is right? Other
+        # counts than UTF-16 (of JavaScript) are too rare to ask for.
         silent = not cut and not any(default.whole[index] or other.cut[index] for index in differ)
-        return "unclear" if silent and not other.name.endswith("-inclusive") else "default"
+        return "unclear" if silent and other.name == "utf16" else "default"
     return "other" if SURE * sum(other.cut[index] for index in differ) <= mended else "unclear"
 
 
@@ -102,7 +104,7 @@ def _example(located: Sequence[_Located], default: _Reading, other: _Reading) ->
 def _located(row: dict[str, Any]) -> list[_Located]:
     try:
         parts = parts_of_entities(row.get("entities"))
-    except DataError:
+    except BAD_CELL:
         return []  # reported when the row is rendered
     text = str(row.get("text") or "")
     return [_Located(text, start, end, surface) for _, start, end, surface in parts or () if start is not None]

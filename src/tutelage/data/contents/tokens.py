@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from tutelage.data.columns import MappedRow, words
+from tutelage.data.files.problems import BAD_CELL
 from tutelage.errors import Place
 
 LEAST = 4
@@ -31,7 +32,7 @@ def decide_join_tokens(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[st
 def _tokens(row: dict[str, Any]) -> list[str]:
     try:
         return words(row["tokens"])
-    except TypeError:
+    except BAD_CELL:
         return []  # reported when the row is rendered
 
 

@@ -13,6 +13,8 @@ from tutelage.errors import DataError, Kind, Place, Problem
 Row = dict[str, Any]
 """Column name to value, as the file has them."""
 PlacedRow = tuple[Row, Place]
+BAD_CELL = (DataError, KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
+"""What reading a cell of the wrong type raises."""
 LARGEST_CELL = 10_000_000
 """Characters of one cell: no model reads so many, but one forgotten quotation mark makes a file one cell."""
 _HALF = re.compile("[\ud800-\udfff]")
