@@ -141,6 +141,7 @@ TEXTS: dict[Kind, Text] = {
         "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
         " student's tokenizer_config.json to {teacher!r}"
     ),
+    Kind.ARTIFACT_DAMAGED: "{path} is damaged: expected {expected}, found {found}. {again}",
     Kind.DISK_TOO_SMALL: lambda v: (
         f"the cache needs up to {v['needed'] / 1e9:,.1f} GB and {v['folder']} has {v['free'] / 1e9:,.1f} GB free. Use a"
         " larger disk (output_dir=...), fewer checkpoints (teach.num_checkpoints=...) or cache.dtype=bfloat16"

@@ -99,6 +99,9 @@ FILES: dict[Kind, Text] = {
     ),
     Kind.FILE_TYPE_UNKNOWN: _file_type,
     Kind.FILE_EXISTS: "{path} already exists and would be overwritten; give another --output, or delete it first",
+    Kind.FOREIGN_FILES: (
+        "{folder} {found}. Tutelage deletes and overwrites nothing but its own files: {remedy}, and try again"
+    ),
     Kind.FILE_EMPTY: "the file is empty: it has no rows",
     Kind.ENCODING_NOT_UTF8: _encoding,
     Kind.HALF_CHARACTER: lambda v: (
