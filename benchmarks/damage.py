@@ -37,6 +37,7 @@ from unittest import mock
 import typer
 import yaml
 
+from benchmarks import command_line
 from benchmarks.endtoend import save_models, write_rows
 from benchmarks.machine import machine_class, versions
 from benchmarks.shapes import Shape
@@ -260,7 +261,7 @@ class Bench:
 
         out, err, code = io.StringIO(), io.StringIO(), 0
         with (
-            mock.patch.object(sys, "argv", ["tutelage", *words]),
+            mock.patch.object(sys, "argv", command_line(words)),
             mock.patch.object(cell_runs, "LocalExecutor", _Inline),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),

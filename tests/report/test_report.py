@@ -296,7 +296,8 @@ def test_entity_scores_by_type_and_what_is_paired(tmp_path):
     write(path, scores | {"task": "ner", "metric": "entity_f1"})
     text = Page(build_report(run, title="t")).text
     assert "By type" in text and "약물" in text and "0.250 [0.125, 0.375]" in text
-    assert "Differences are between mean row scores" in text
+    assert "Differences are in mean row F1, which can be paired by row; entity F1 itself" in text
+    assert text.count("Score in this section: mean row F1.") >= 2
 
 
 def test_rows_without_a_loss_are_left_out_and_counted(tmp_path):
