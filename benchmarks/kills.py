@@ -53,7 +53,7 @@ METHODS = ["scd-aw", "taid", "td+stage_reset=false", "td-aw-cf", "seqkd"]
 TRIES = 3
 """Times that a command is typed after a kill before it counts as stuck."""
 KILLED = 137
-TIMES = ("seconds", "finished", "memory", "answering", "files")
+TIMES = ("seconds", "finished", "memory", "answering", "files", "checksum")
 """Keys of JSON files that hold durations, dates and what follows from them."""
 WITHOUT = (".lock", "log.jsonl", "index.html")
 """Names of files that hold times in other ways."""

@@ -221,7 +221,7 @@ class Work:
 @contextmanager
 def rewriting(folder: Path, *names: str) -> Iterator[None]:
     """Record these files of a folder that has no manifest, in checksums.json, after they are written inside."""
-    (folder / CHECKSUMS).unlink(missing_ok=True)
+    discard(folder / CHECKSUMS)
     yield
     write_json(folder / CHECKSUMS, {"files": {name: integrity.file_record(folder / name) for name in names}})
 
