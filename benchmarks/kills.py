@@ -37,6 +37,7 @@ import torch
 import typer
 import yaml
 
+from benchmarks import command_line
 from benchmarks.endtoend import random_words, save_models, write_rows
 from benchmarks.machine import machine_class, versions
 from benchmarks.shapes import Shape
@@ -216,7 +217,7 @@ def _work(command: Command, at: int | None, output: int, count: int) -> NoReturn
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.argv, cell_runs.LocalExecutor = ["tutelage", *command.words], Inline
+        sys.argv, cell_runs.LocalExecutor = command_line(command.words), Inline
         operations.install()
         tutelage()
     except SystemExit as leaving:
@@ -336,7 +337,7 @@ def warm_up(folder: Path, methods: Sequence[str]) -> None:
     recipe = make_project(folder, methods)
     for command in stage_commands(recipe, methods):
         quiet = (redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()))
-        with suppress(SystemExit), quiet[0], quiet[1], patch.object(sys, "argv", ["tutelage", *command.words]):
+        with suppress(SystemExit), quiet[0], quiet[1], patch.object(sys, "argv", command_line(command.words)):
             tutelage()
 
 

@@ -161,6 +161,8 @@ class Work:
         elif record.exists():
             if finished:  # its process may have been killed before it had tidied up
                 self.tidy()
+            else:
+                record.touch()  # when the process that works now began
             return not finished
         write_json(self.folder / STARTED, {"inputs": self.inputs})
         return True
