@@ -58,7 +58,7 @@ class RowContent:
     """Turns in front of it: `system` and `history` of the row."""
     answer: str | None = None
     answers: list[str] = field(default_factory=list)
-    """Accepted besides `answer`."""
+    """Accepted besides `answer`, which is the one to learn."""
     labels: list[str] | None = None
 
 
@@ -75,13 +75,13 @@ def example_from_row(
         _check_size(row.values())
         mapped = read_columns(row, task, data, need_answer=need_answer)
         language = _text_or_none(mapped.row.get("language")) or task.language
-        content = _content(mapped, language, data)
+        content = _content(mapped, language, task, data)
         answer = (content.answer or "").strip()
         if need_answer and not answer:
             raise DataError(_no_answer(mapped))
         prompt = _prompt(content, mapped, task, data, labels, language)
         allowed = _allowed(mapped.row.get("labels"), task) or content.labels
-        accepted = _accepted(answer, content, mapped, task)
+        accepted = list(dict.fromkeys(text for text in [answer, *content.answers] if text))
         row_id, subdomain = (_text_or_none(mapped.row.get(name)) for name in ("id", "subdomain"))
         _check_texts([prompt, answer, accepted, allowed, row_id, language, subdomain])
     except DataError as error:
@@ -120,12 +120,15 @@ def _check_texts(texts: list[Any]) -> None:
         raise DataError(Problem(Kind.HALF_CHARACTER, values=values))
 
 
-def _content(mapped: MappedRow, language: str | None, data: Data) -> RowContent:
+def _content(mapped: MappedRow, language: str | None, task: Task, data: Data) -> RowContent:
     """What the builder of the row format makes of a row. Raises DataError for cells of the wrong type, too."""
     if mapped.row_format is None:
         return RowContent()
     try:
-        return _BUILDERS[mapped.row_format](mapped.row | {"language": language}, data)
+        content = _BUILDERS[mapped.row_format](mapped.row | {"language": language}, data)
+        if task.type == "qa" and mapped.row_format not in NATIVE["qa"]:  # those of every task may have answers, too
+            content.answers = accepted_answers(mapped.row.get("answers"))
+        return content
     except DataError:
         raise
     except BAD_CELL as error:
@@ -149,14 +152,6 @@ def _allowed(labels: Any, task: Task) -> list[str] | None:
         values = {"found": labels}
         raise DataError(Problem(Kind.LABELS_NOT_LISTED, change="data.columns={label: labels}", values=values))
     return [str(label) for label in labels]
-
-
-def _accepted(answer: str, content: RowContent, mapped: MappedRow, task: Task) -> list[str]:
-    """Every accepted answer, the one to learn first. A question in a format of every task may have `answers`, too."""
-    others = content.answers
-    if task.type == "qa" and mapped.row_format not in NATIVE["qa"]:
-        others = accepted_answers(mapped.row.get("answers"))
-    return list(dict.fromkeys(text for text in [answer, *others] if text))
 
 
 # --- prompts ---
