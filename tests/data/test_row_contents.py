@@ -224,6 +224,12 @@ def test_what_an_annotator_rejected_is_left_out_and_counted(tmp_path):
     assert caught.value.kind == Kind.SPLIT_EMPTIED
 
 
+def test_test_rows_without_a_verdict_are_all_used(tmp_path):
+    rows = [{"text": f"row {n}", "label": "a", "answer": ("accept", "reject")[n % 2]} for n in range(8)]
+    found = load_rows(recipe(write(tmp_path / "d", train=rows, test=labelled("one", "two")), CLASSIFY))
+    assert (len(found.examples["train"]) + len(found.examples["validation"]), len(found.examples["test"])) == (4, 2)
+
+
 def test_an_answer_that_is_the_gold_one_is_no_verdict(tmp_path):
     rows = [{"text": f"row {n}", "answer": verdict} for n, verdict in enumerate(["accept", "reject"] * 4)]
     data = {"columns": {"label": "answer"}}

@@ -170,14 +170,13 @@ def _prompt(
             prompt = f"{context}\n{prompt}"  # the passage that the question is about
     elif not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise DataError(Problem(Kind.PROMPT_EMPTY, values={"column": ROW_FORMATS[mapped.row_format][0]}))
-    before = [] if data.template else content.before
     if data.chat_template:
-        turns = [*before, *(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])]
+        turns = [*content.before, *(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])]
         system = [{"role": "system", "content": data.system}] if data.system and turns[0]["role"] != "system" else []
         return [*system, *turns]
     if isinstance(prompt, list):
         raise DataError(Problem(Kind.CHAT_TEMPLATE_NEEDED, key="data.chat_template", change="data.chat_template=true"))
-    return "\n".join([*(turn["content"] for turn in before), prompt])
+    return "\n".join([*(turn["content"] for turn in content.before), prompt])
 
 
 def _render(template: str, values: Row, gold: frozenset[str]) -> str:
@@ -212,30 +211,32 @@ def _from_prompt(row: Row, data: Data) -> RowContent:
     answer = row.get("completion")
     if isinstance(answer, list):
         answer = _turns(answer)[-1]["content"] if answer else None
-    return RowContent(prompt=prompt, before=_before(row, prompt), answer=text_of(answer))
+    return RowContent(prompt=prompt, before=_before(row, prompt, data), answer=text_of(answer))
 
 
 def _from_messages(row: Row, data: Data) -> RowContent:
-    return _from_turns(row, "messages")
+    return _from_turns(row, "messages", data)
 
 
 def _from_conversations(row: Row, data: Data) -> RowContent:
-    return _from_turns(row, "conversations")
+    return _from_turns(row, "conversations", data)
 
 
-def _from_turns(row: Row, column: str) -> RowContent:
+def _from_turns(row: Row, column: str, data: Data) -> RowContent:
     turns = _turns(listed_objects(list_in(row[column], column)))
     answer = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else None
     if not turns:
         raise DataError(Problem(Kind.MESSAGES_WITHOUT_PROMPT))
-    return RowContent(prompt=turns, before=_before(row, turns), answer=answer)
+    return RowContent(prompt=turns, before=_before(row, turns, data), answer=answer)
 
 
-def _before(row: Row, prompt: str | Turns) -> Turns:
+def _before(row: Row, prompt: str | Turns, data: Data) -> Turns:
     """The turns of the row's `system` and `history`: messages, or pairs of what was asked and answered.
 
-    A system message that the prompt itself begins with is not repeated.
+    A system message that the prompt itself begins with is not repeated; a template says what it shows.
     """
+    if data.template:
+        return []
     system, history = text_of(row.get("system")), listed_objects(opened(row.get("history")))
     if isinstance(prompt, list) and prompt[:1] and prompt[0]["role"] == "system":
         system = None
@@ -270,7 +271,7 @@ def _turns(turns: Any) -> Turns:
 
 def _from_alpaca(row: Row, data: Data) -> RowContent:
     prompt = "\n".join(text for text in (text_of(row["instruction"]), text_of(row.get("input"))) if text)
-    return RowContent(prompt=prompt, before=_before(row, prompt), answer=text_of(row.get("output")))
+    return RowContent(prompt=prompt, before=_before(row, prompt, data), answer=text_of(row.get("output")))
 
 
 # --- formats of one task ---
