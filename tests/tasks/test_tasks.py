@@ -202,8 +202,8 @@ def test_ner_scores_by_hand():
 
 def test_texts_without_entities_are_right_only_if_the_model_says_so():
     ner = task("ner", ["PER"])
-    assert ner.metrics([[], []], [row("none"), row("none")])["entity_f1"] == (1.0, 1.0, 1.0)
-    assert ner.metrics([None], [row("none")])["entity_f1"] == (0.0, 0.0, 0.0)
+    assert ner.metrics([[], []], [row("none"), row("none")])["entity_f1"].value == 1.0
+    assert ner.metrics([None], [row("none")])["entity_f1"].value == 0.0
     assert ner.score(None, row("none")) == 0.0
 
 
@@ -230,7 +230,7 @@ CASES = [
 def test_one_row_scores_with_an_interval_of_no_width(task, raw, example):
     prediction = task.parse(raw, example)
     metrics = task.metrics([prediction], [example])
-    assert metrics[task.metric] == (1.0, 1.0, 1.0)
+    assert metrics[task.metric].value == metrics[task.metric].high == 1.0
     assert next(iter(metrics)) == task.metric
     assert set(task.choosable_metrics) <= set(metrics)
     assert task.score(prediction, example) == 1.0

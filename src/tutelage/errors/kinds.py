@@ -120,6 +120,9 @@ class Kind(StrEnum):
     VOCABULARIES_DIFFER = "vocabularies_differ"
     END_OF_SEQUENCE_DIFFERS = "end_of_sequence_differs"
     DISK_TOO_SMALL = "disk_too_small"
+    TEACHER_LEARNED_NOTHING = "teacher_learned_nothing"
+    NOTHING_TO_GAIN = "nothing_to_gain"
+    STUDENT_NOT_USABLE = "student_not_usable"
 
     # --- findings of `tutelage doctor` ---
     OK = "ok"

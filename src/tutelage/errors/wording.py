@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from tutelage.errors import wording_stops
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
 from tutelage.errors.wording_rows import ANSWERS, COLUMNS, FILES, SHOWN, SPLIT_WORDS, Text, Values
@@ -148,6 +149,7 @@ TEXTS: dict[Kind, Text] = {
     **FILES,
     **COLUMNS,
     **ANSWERS,
+    **wording_stops.TEXTS,
     Kind.VOCABULARIES_DIFFER: _different_vocabularies,
     Kind.END_OF_SEQUENCE_DIFFERS: (
         "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"

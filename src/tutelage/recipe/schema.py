@@ -32,6 +32,13 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 """Metrics by kind of task that checkpoints and students can be selected by; the first is the default. Whether a `qa`
 task has spans or choices depends on its rows."""
+ROW_METRICS = {"entity_f1": "row_f1", "precision": "row_f1", "recall": "row_f1", "macro_f1": "accuracy"}
+"""Metrics that are not the mean of the rows' own scores, and the name of that mean."""
+
+
+def row_metric(metric: str | None) -> str | None:
+    """What the mean of the rows' own scores is called in a task with this metric: `row_f1` for entity_f1."""
+    return ROW_METRICS.get(metric, metric) if metric else metric
 
 Offsets = Literal["characters", "utf16", "bytes", "characters-inclusive", "utf16-inclusive", "bytes-inclusive"]
 """What offsets of entities may count: characters, UTF-16 units or UTF-8 bytes, the end excluded or included."""

@@ -84,6 +84,14 @@ class Classification(BaseTask):
 
         return np.array(pairs), statistic
 
+    def chance(self, examples: Sequence[Example]) -> float:
+        """accuracy: a random allowed label on every row; macro_f1: labels drawn as often as they occur in gold, which
+        no other way to draw exceeds."""
+        if self.metric == "macro_f1":
+            return 1 / len({self.gold(example) for example in examples})
+        allowed = [self.allowed(example) for example in examples]
+        return sum(1 / len(labels) for labels in allowed if labels) / len(examples)
+
 
 def _canonical(text: str, labels: Sequence[str] | None) -> str | None:
     if labels is None:
