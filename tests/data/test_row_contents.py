@@ -3,12 +3,18 @@ that settles it."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from helpers.files import CLASSIFY, NER, QA, example, labelled, read, recipe, write
+from helpers.project import Command, make_project
 from tutelage.data.contents.offsets import cuts_words
 from tutelage.data.dataset import load_rows
 from tutelage.errors import DataError, Kind
+from tutelage.recipe.load import load_recipe
+from tutelage.run.run_folder import RunFolder
+from tutelage.stages.distill import write_usage
 
 COUNTS = {
     "characters": lambda text: len(text),
@@ -267,3 +273,25 @@ def test_a_split_that_ends_empty_is_refused(tmp_path):
         (Kind.SPLIT_EMPTIED, "validation"),
     ]
     assert "2 training rows have a prompt of a later split" in str(caught.value)
+
+
+# --- what prediction is told ---
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_what_the_rows_decided_is_told_to_prediction(command, tmp_path):
+    project = make_project(tmp_path, task={"type": "ner", "max_new_tokens": None}, data={"template": None})
+    for split, count in (("train", 8), ("validation", 2), ("test", 2)):
+        rows = [token_row(f"{split} {n}월에 한강대교 북쪽", "한강대교") for n in range(count)]
+        write(tmp_path / "data", **{split: rows})
+    assert command("prepare", project) == 0
+    run = RunFolder(load_recipe(project).recipe)
+    write_usage(run, tmp_path)
+    usage = json.loads((tmp_path / "tutelage.json").read_text())
+    assert usage["data"]["join_tokens"] == "characters"
+    asked = example({"tokens": list("새 길")}, NER, need_answer=False, join_tokens=usage["data"]["join_tokens"])
+    assert "Text: 새 길\n" in asked.prompt
