@@ -50,6 +50,15 @@ def test_the_count_of_offsets_shows_in_where_entities_begin_and_end(tmp_path, co
     assert any("data.offsets" in note for note in rows.notes) == (counted != "characters")
 
 
+def test_one_wrong_row_does_not_hide_the_count(tmp_path):
+    texts, surfaces = emoji_rows(120)
+    rows = [offset_row(text, surface, "utf16") for text, surface in zip(texts, surfaces, strict=True)]
+    rows[50]["entities"][0]["start"] = 1  # in the middle of the emoji
+    with pytest.raises(DataError) as caught:
+        load_rows(recipe(write(tmp_path / "d", train=rows[3:], test=rows[:3]), NER))
+    assert [(p.kind, p.place.number) for p in caught.value.problems] == [(Kind.ENTITY_OFFSETS_OUTSIDE, 48)]
+
+
 def test_a_given_surface_shows_the_count_where_words_do_not(tmp_path):
     texts = [f"💊{n}北京市和上海市" for n in range(8)]
     rows = [offset_row(text, "北京市", "utf16", surface="北京市") for text in texts]
