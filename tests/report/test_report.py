@@ -338,7 +338,7 @@ def test_ticked_words_are_code_and_stay_escaped():
 def test_unreadable_file_is_named(tmp_path):
     run = make_fake_run(tmp_path, rows=20)
     (run / "evaluate" / "scores.json").write_text('{"task": ', encoding="utf-8")
-    with pytest.raises(DataError, match=r"scores\.json cannot be read"):
+    with pytest.raises(DataError, match=r"scores\.json is damaged"):
         build_report(run, title="t")
 
 

@@ -38,6 +38,16 @@ def test_a_label_is_read_from_the_first_line():
     assert intents.parse(" \n ", row("set alarm")) is None
 
 
+def test_a_label_of_several_lines_is_compared_as_a_whole():
+    shades = task("classification", ["red\ndark", "red", "blue"])
+    assert shades.parse(" red\ndark\nText: next", row("red\ndark")) == "red\ndark"
+    assert shades.parse("RED\nDark", row("red\ndark")) == "red\ndark"
+    assert shades.parse("red\nlight", row("red")) == "red"
+    assert shades.parse("dark", row("red\ndark")) is None
+    assert shades.score(shades.parse("red\ndark", row("red\ndark")), row("red\ndark")) == 1.0
+    assert shades.score(shades.parse("red", row("red\ndark")), row("red\ndark")) == 0.0
+
+
 def test_case_and_width_lead_back_to_the_label_as_it_is_spelt():
     stages = task("classification", ["T1", "T2"])
     assert stages.parse("ｔ１", row("T1")) == "T1"

@@ -129,7 +129,7 @@ def write_usage(run: RunFolder, folder: Path) -> None:
     """Write tutelage.json beside the student: how `predict` renders a row and reads an answer."""
     usage = {
         "task": run.recipe.task.model_dump() | {"labels": run.prepared["labels"]},
-        "data": run.recipe.data.model_dump(),
+        "data": run.recipe.data.model_dump() | run.prepared.get("decided", {}),
         "choice": run.prepared["choice"],
         "max_new_tokens": run.prepared["max_new_tokens"],
         "run": run.recipe.name,
