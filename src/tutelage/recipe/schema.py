@@ -40,6 +40,7 @@ def row_metric(metric: str | None) -> str | None:
     """What the mean of the rows' own scores is called in a task with this metric: `row_f1` for entity_f1."""
     return ROW_METRICS.get(metric, metric) if metric else metric
 
+
 Offsets = Literal["characters", "utf16", "bytes", "characters-inclusive", "utf16-inclusive", "bytes-inclusive"]
 """What offsets of entities may count: characters, UTF-16 units or UTF-8 bytes, the end excluded or included."""
 ChoiceAnswer = Literal["label", "letter", "text", "index", "index-from-1"]
