@@ -70,14 +70,14 @@ class Skill:
         return learned_nothing(self.score, self.baseline)
 
     @property
-    def mostly_unreadable(self) -> bool:
+    def many_unreadable(self) -> bool:
         """Whether so many answers are invalid that no score speaks for the model."""
         return self.unreadable >= MANY_UNREADABLE
 
     @property
     def surely_something(self) -> bool:
         """Whether the interval lies above the baseline, and answers can be read."""
-        return self.score.low > self.baseline and not self.mostly_unreadable
+        return self.score.low > self.baseline and not self.many_unreadable
 
 
 def teacher_skill(folder: Path) -> Skill | None:
