@@ -1,6 +1,7 @@
 """Renamed keys work under their old names for one version; removed keys and methods get one clear line."""
 
 import json
+import re
 
 import pytest
 
@@ -198,6 +199,7 @@ def test_a_run_of_an_earlier_version_is_not_trained_again(tmp_path, command):
         assert manifest["inputs"] != present
         write_json(path, manifest)
         text = text.replace(digest(present), digest(manifest["inputs"]))
+    text = re.sub(r', "checksum": "\w+"', "", text)  # earlier versions wrote none
     results.write_text(text)
     before = [path.read_text() for path in manifests]
     for path in (tmp_path / "run/evaluate").glob("td*/seed-0/manifest.json"):
