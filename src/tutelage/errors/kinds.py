@@ -33,6 +33,7 @@ class Kind(StrEnum):
     VALUES_CONFLICT = "values_conflict"
     OVERRIDE_INVALID = "override_invalid"
     METHOD_SETTING_INVALID = "method_setting_invalid"
+    SECRET_IN_RECIPE = "secret_in_recipe"
     METRIC_UNSUITABLE = "metric_unsuitable"
     DECODING_UNSUITABLE = "decoding_unsuitable"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
+from tutelage.errors.secrets import redacted
 
 SHOWN = 3
 """Rows shown of each kind of problem."""
@@ -58,7 +59,7 @@ def group_text(group: Sequence[Problem]) -> str:
 def problem_text(problem: Problem) -> str:
     """`PLACE: what was found, and what to do`."""
     text = _filled(TEXTS[problem.kind], problem)
-    return f"{problem.place}: {text}" if problem.place else text
+    return redacted(f"{problem.place}: {text}" if problem.place else text)
 
 
 def first_line(error: BaseException) -> str:
@@ -126,6 +127,10 @@ _RECIPE: dict[Kind, Text] = {
     Kind.VALUES_CONFLICT: "{key}: {text}",
     Kind.OVERRIDE_INVALID: "override {override!r}: {text}",
     Kind.METHOD_SETTING_INVALID: "{text}",
+    Kind.SECRET_IN_RECIPE: (
+        "{key}: holds a token or password, and a run copies its recipe into files that are passed on; take it out. The"
+        " Hub reads a token from the environment (HF_TOKEN) or from `hf auth login`, trackers read their own variables"
+    ),
     Kind.METRIC_UNSUITABLE: _unsuitable_metric,
     Kind.DECODING_UNSUITABLE: (
         "task.decoding: labels needs closed answers, and these rows have free text; write generate"
