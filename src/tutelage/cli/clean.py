@@ -20,7 +20,7 @@ from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.live_reader import dig, is_run, read_or_none, recipe_of
 from tutelage.run.manifest import locked
 from tutelage.run.run_state import Manifests, manifests_by_folder
-from tutelage.utils.console import print_table, visible
+from tutelage.utils.console import out, print_table
 from tutelage.utils.files import size_on_disk
 from tutelage.utils.format import file_size
 
@@ -54,7 +54,7 @@ def clean(run: Path, delete: bool = False) -> list[Removable]:
     with locked(run):
         groups = list(removable(run))
         if not groups:
-            print(f"{visible(run)}: nothing to delete")
+            out(f"{run}: nothing to delete")
             return groups
         doomed = [group for group in groups if group.kept_because is None]
         total = file_size(sum(group.size for group in doomed))
@@ -62,9 +62,9 @@ def clean(run: Path, delete: bool = False) -> list[Removable]:
         if delete:
             for path in (path for group in doomed for path in group.paths):
                 _delete(run, path)
-            print(f"deleted: {total}")
+            out(f"deleted: {total}")
         elif doomed:
-            print(f"nothing was deleted yet; to delete: `tutelage clean {visible(shlex.quote(str(run)))} --yes`")
+            out(f"nothing was deleted yet; to delete: `tutelage clean {shlex.quote(str(run))} --yes`")
     return groups
 
 
@@ -77,7 +77,7 @@ def _print_groups(run: Path, groups: list[Removable], total: str) -> None:
         ]
         for group in groups
     ]
-    print_table(f"{visible(run)}: can be rebuilt", ["what", "size", "rebuilt by"], [*rows, ["total", total, ""]])
+    print_table(f"{run}: can be rebuilt", ["what", "size", "rebuilt by"], [*rows, ["total", total, ""]])
 
 
 def removable(run: Path) -> Iterator[Removable]:

@@ -20,6 +20,10 @@ class Kind(StrEnum):
     RUN_LOCKED = "run_locked"
     DISK_FULL = "disk_full"
 
+    # --- the machine ---
+    FILE_INACCESSIBLE = "file_inaccessible"
+    OUT_OF_MEMORY = "out_of_memory"
+
     # --- the recipe ---
     RECIPE_UNREADABLE = "recipe_unreadable"
     RECIPE_EMPTY = "recipe_empty"

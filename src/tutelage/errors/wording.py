@@ -141,6 +141,23 @@ _RECIPE: dict[Kind, Text] = {
 # --- files ---
 
 
+_MACHINE: dict[Kind, Text] = {
+    Kind.FILE_INACCESSIBLE: lambda v: (
+        f"{v['path']}: {v['reason']}; "
+        + (
+            "allow this shell more open files, `ulimit -n 4096`"
+            if v["few"]
+            else "check that it exists, and that you may read and write it"
+        )
+    ),
+    Kind.OUT_OF_MEMORY: (
+        "not enough memory ({reason}). Lower trainer.per_device_train_batch_size (with"
+        " gradient_accumulation_steps as much higher), evaluate.batch_size, cache.batch_size or data.max_length, or"
+        " train adapters: teacher.lora={{}}. The same command continues where it stopped"
+    ),
+}
+
+
 def _encoding(v: Values) -> str:
     if v["utf16"]:
         return "UTF-16 text (Excel's Unicode Text); save it as CSV UTF-8, or convert it with iconv -f UTF-16 -t UTF-8"
@@ -378,6 +395,7 @@ def _different_vocabularies(v: Values) -> str:
 TEXTS: dict[Kind, Text] = {
     **dict.fromkeys(_WITHOUT_IDENTIFIER, "{text}"),
     **_RECIPE,
+    **_MACHINE,
     **_FILES,
     **_COLUMNS,
     **_ANSWERS,

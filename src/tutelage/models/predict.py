@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from tutelage.recipe.renamed import translate_nested
 from tutelage.recipe.schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.tasks import make_task
+from tutelage.utils.console import as_json, out
 from tutelage.utils.files import read_json
 
 CHUNK_BATCHES = 8
@@ -35,14 +35,15 @@ def predict_file(folder: Path, source: str, output: Path | None, batch_size: int
     if output is not None and output.exists():
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
     answer = Predictor(folder, batch_size, read_ahead=1 if source == "-" else CHUNK_BATCHES)
-    sink = output.open("w", encoding="utf-8") if output else sys.stdout
-    try:
-        for line in answer(_rows(source)):
-            sink.write(json.dumps(line, ensure_ascii=False) + "\n")
-            sink.flush()
-    finally:
-        if output:
-            sink.close()
+    lines = (as_json(line, indent=None) for line in answer(_rows(source)))
+    if output is None:
+        for line in lines:
+            out(line, flush=True)
+        return
+    with output.open("w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(f"{line}\n")
+            file.flush()
 
 
 class Predictor:

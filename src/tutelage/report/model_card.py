@@ -31,7 +31,7 @@ from tutelage.report.card_facts import (
 from tutelage.report.page import TEMPLATES, metric_name, model_name, slice_value
 from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
 from tutelage.utils import format
-from tutelage.utils.console import print_table, visible
+from tutelage.utils.console import out, print_table, visible
 from tutelage.utils.files import write_text
 
 if TYPE_CHECKING:
@@ -289,17 +289,17 @@ def push(
     sizes = [(name, len(file) if isinstance(file, bytes) else file.stat().st_size) for name, file in files.items()]
     total = ("total", sum(size for _, size in sizes))
     rows = [[name, format.file_size(size)] for name, size in (*sizes, total)]
-    print_table(f"{visible(finished.folder)} → {repo}", ["file", "size"], rows)
+    print_table(f"{finished.folder} → {repo}", ["file", "size"], rows)
     left = sorted(path.name for path in finished.folder.iterdir() if path.name not in files)
     if left:
-        print(f"not uploaded: {visible(', '.join(left))}")
+        out(f"not uploaded: {', '.join(left)}")
     if dry_run:
-        print(f"dry run: nothing was uploaded to {repo} ({'private' if private else 'public'})")
+        out(f"dry run: nothing was uploaded to {repo} ({'private' if private else 'public'})")
         return sizes
     url = _upload(files, repo, private, api, f"{finished.card_name}, trained with tutelage")
     if isinstance(files["README.md"], bytes):
         (finished.folder / "README.md").write_bytes(files["README.md"])
-    print(f"uploaded: {visible(url)}")
+    out(f"uploaded: {url}")
     return sizes
 
 

@@ -45,7 +45,7 @@ from tutelage.analysis.training_dynamics import training_dynamics
 from tutelage.data.splits import prompt_text
 from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
-from tutelage.utils.console import print_table
+from tutelage.utils.console import out, print_table
 from tutelage.utils.files import read_json, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def show(folder: Path) -> None:
         print_table(title, ["student", "slice", "rows", "score", "nats"], lines)
     summary: SummaryFile = read_json(folder / "diagnose" / "summary.json")
     for note in summary["notes"]:
-        print(note)
+        out(note)
 
 
 def _whole_cells(pair: PairRecord) -> list[str]:
