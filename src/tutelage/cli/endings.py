@@ -71,7 +71,7 @@ def run_command(command: Callable[[], None]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     with redirect_stdout(_Output(sys.stdout)):
-        code = _outcome(lambda: _with_enough_files(command))
+        code = _outcome(lambda: _in_working_order(command))
         code = _outcome(sys.stdout.flush) or code
     for stream in (sys.stdout, sys.stderr):
         _discard_if_lost(stream)
@@ -110,13 +110,18 @@ def as_user_error(error: Exception) -> UserError | None:
     return UserError(Problem(Kind.FILE_INACCESSIBLE, values=values))
 
 
-def _with_enough_files(command: Callable[[], None]) -> None:
+def _in_working_order(command: Callable[[], None]) -> None:
+    """Run a command where a process can work: with files to open, in a folder that exists."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < FEWEST_FILES:
         raise UserError(f"a process may open only {hard} files here, and needs {FEWEST_FILES}: `ulimit -n 1024`")
     if soft < FEWEST_FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FEWEST_FILES, hard))
-    with full_disk_as_user_error(Path.cwd()):
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted: `cd` to another one") from None
+    with full_disk_as_user_error(here):
         command()
 
 
