@@ -139,6 +139,7 @@ class Kind(StrEnum):
     ANSWERS_NOT_WRITABLE = "answers_not_writable"
     FEW_STEPS = "few_steps"
     TOKENIZER_UNREADABLE = "tokenizer_unreadable"
+    LORA_TARGETS_UNKNOWN = "lora_targets_unknown"
     EMBEDDINGS_TOO_SMALL = "embeddings_too_small"
     CHAT_TEMPLATE_MISSING = "chat_template_missing"
     CHAT_TEMPLATES_DIFFER = "chat_templates_differ"

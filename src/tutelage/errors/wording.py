@@ -5,13 +5,14 @@ A text says what was found and what to write instead. It is made from a problem'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
 from tutelage.errors.secrets import redacted
+from tutelage.errors.wording_models import MACHINE, MODELS, Text, Values
 
 SHOWN = 3
 """Rows shown of each kind of problem."""
@@ -22,10 +23,6 @@ _WITHOUT_IDENTIFIER = (
     *(Kind.USER, Kind.CONFIG, Kind.DATA, Kind.MODEL, Kind.STALE_ARTIFACT, Kind.RUN_LOCKED, Kind.DISK_FULL),
 )
 """Kinds that say no more than the class of the error."""
-
-Values = Mapping[str, Any]
-Text = str | Callable[[Values], str]
-"""A pattern of `str.format`, or a function, of the problem's fields and values."""
 
 
 def message(lines: Sequence[str], subject: str | None = None) -> str:
@@ -139,23 +136,6 @@ _RECIPE: dict[Kind, Text] = {
 
 
 # --- files ---
-
-
-_MACHINE: dict[Kind, Text] = {
-    Kind.FILE_INACCESSIBLE: lambda v: (
-        f"{v['path']}: {v['reason']}; "
-        + (
-            "allow this shell more open files, `ulimit -n 4096`"
-            if v["few"]
-            else "check that it exists, and that you may read and write it"
-        )
-    ),
-    Kind.OUT_OF_MEMORY: (
-        "not enough memory ({reason}). Lower trainer.per_device_train_batch_size (with"
-        " gradient_accumulation_steps as much higher), evaluate.batch_size, cache.batch_size or data.max_length, or"
-        " train adapters: teacher.lora={{}}. The same command continues where it stopped"
-    ),
-}
 
 
 def _encoding(v: Values) -> str:
@@ -382,31 +362,13 @@ _ANSWERS: dict[Kind, Text] = {
 }
 
 
-def _different_vocabularies(v: Values) -> str:
-    teacher, student = ("absent" if number is None else number for number in v["ids"])
-    return (
-        "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
-        f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
-        f" {v['sizes'][1]:,}). Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT"
-        " --layers N"
-    )
-
-
 TEXTS: dict[Kind, Text] = {
     **dict.fromkeys(_WITHOUT_IDENTIFIER, "{text}"),
     **_RECIPE,
-    **_MACHINE,
+    **MACHINE,
     **_FILES,
     **_COLUMNS,
     **_ANSWERS,
-    Kind.VOCABULARIES_DIFFER: _different_vocabularies,
-    Kind.END_OF_SEQUENCE_DIFFERS: (
-        "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
-        " student's tokenizer_config.json to {teacher!r}"
-    ),
-    Kind.DISK_TOO_SMALL: lambda v: (
-        f"the cache needs up to {v['needed'] / 1e9:,.1f} GB and {v['folder']} has {v['free'] / 1e9:,.1f} GB free. Use a"
-        " larger disk (output_dir=...), fewer checkpoints (teach.num_checkpoints=...) or cache.dtype=bfloat16"
-    ),
+    **MODELS,
 }
 """What to say about one problem of each kind."""

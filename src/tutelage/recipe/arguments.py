@@ -50,7 +50,8 @@ RESERVED = {
     "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)",
     "group_by_length": "write train_sampling_strategy: group_by_length",
     "no_cuda": "write use_cpu: true",
-    "fsdp*": _ONE_PROCESS,
+    "fsdp": _ONE_PROCESS,
+    "fsdp_config": _ONE_PROCESS,
     "deepspeed": _ONE_PROCESS,
     "parallelism_config": _ONE_PROCESS,
 }
@@ -166,6 +167,8 @@ def argument_problem(mapping: str, name: str, value: Any) -> str | None:
 
 def value_problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a training argument of transformers; None if nothing is."""
+    if value and RESERVED.get(name) == _ONE_PROCESS:
+        return f"not accepted here; {_ONE_PROCESS}"
     if name == "report_to":
         return _tracker_problem(value)
     if value == _NEEDS_VALIDATION:

@@ -21,11 +21,11 @@ from pydantic.fields import FieldInfo
 from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.errors.wording import problem_text
 from tutelage.method.methods import find_method, method_names, split_variant
-from tutelage.recipe.arguments import refusal, trainer_argument_names
+from tutelage.recipe.arguments import refusal, trainer_argument_names, value_problem
 from tutelage.recipe.checks import budget, check, cross_problems, method_problems, name_problems
 from tutelage.recipe.renamed import RENAMED, variant_notes
 from tutelage.recipe.schema import Recipe, Section
-from tutelage.recipe.values import unusable_texts, wrong
+from tutelage.recipe.values import as_plain, unusable_texts, wrong
 from tutelage.recipe.yaml_source import REQUIRED, RecipeSource, dotted, example, override, read
 from tutelage.recipe.yaml_text import Dumper, Keys
 
@@ -85,6 +85,29 @@ def varied(recipe: Recipe, method: str) -> Recipe:
     if problems or variant is None:
         raise ConfigError(*problems, subject=f"the method {method!r}")
     return variant
+
+
+def check_settings(values: dict[str, Any], arguments: dict[str, Any], names: dict[str, str]) -> None:
+    """Check settings that are given from Python as those of a recipe.
+
+    values: by dotted key. arguments: TrainingArguments. names: the names in Python of dotted keys. Raises ConfigError
+    with all problems.
+    """
+    source = RecipeSource(Path("SCDConfig"), {"name": "-", "output_dir": "-"})
+    source.values |= {key: copy.deepcopy(example) for key, example in REQUIRED.items() if "." not in key}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        section = source.values
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = as_plain(value)
+    _validate(source)
+    problems = [replace(problem, place=None, key=names.get(problem.key, problem.key)) for problem in source.problems]
+    for name, value in arguments.items():
+        if text := value_problem(name, as_plain(value)):
+            problems.append(Problem(Kind.VALUE_INVALID, key=name, values={"text": text}))
+    if problems:
+        raise ConfigError(*problems, subject="SCDConfig")
 
 
 def _variant(recipe: Recipe, method: str) -> tuple[Recipe | None, list[Problem]]:

@@ -77,6 +77,12 @@ def _wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     return f"{words[annotation]} {' and '.join(limits)}".strip()
 
 
+def as_plain(value: Any) -> Any:
+    """A value from Python as a recipe would hold it: an entry of an enumeration, or a number of numpy."""
+    value = getattr(value, "value", value)
+    return value.item() if hasattr(value, "item") else value
+
+
 def unusable_texts(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Kind, str]]:
     """Key, kind and message of every text in a value that a run must not write into its files, or cannot."""
     if isinstance(value, dict):
