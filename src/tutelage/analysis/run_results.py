@@ -18,7 +18,6 @@ from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.slice_discovery import Discovery
 from tutelage.analysis.slices import Measure, SlicedComparison, SliceRecord
 from tutelage.analysis.training_dynamics import TrainingDynamics
-from tutelage.errors import DataError
 from tutelage.method.risk_split import interval
 from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
@@ -26,6 +25,26 @@ from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherChe
 from tutelage.run.live_reader import recipe_of
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
+from tutelage.utils.integrity import check_run, present
+
+INPUTS = (
+    "recipe.yaml",
+    "prepare/rows.jsonl",
+    "teach/checkpoints.json",
+    "teach/log.jsonl",
+    "anchor/log.jsonl",
+    "anchor/sample_loss.jsonl",
+    "evaluate/*.json*",
+    "distill/*/*/stages.json",
+    "distill/*/*/weights.jsonl",
+    "distill/*/*/log.jsonl",
+    "distill/*/*/manifest.json",
+    "diagnose/*.json*",
+    "*/manifest.json",
+    "evaluate/**/manifest.json",
+    "compare/index.html",
+)
+"""Patterns of the files of a run that report and model card are made from."""
 
 # --- files of diagnose ---
 
@@ -224,7 +243,8 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Read the artifacts of a run folder. Raises DataError for a file that is there and cannot be read."""
+    """Read the artifacts of a run folder. Raises DamagedArtifactError for one that is not as it was written."""
+    check_run(folder, INPUTS)
     recipe = folder / "recipe.yaml"
     scores = _json(folder / "evaluate" / "scores.json") or {}
     predictions: dict[str, dict[str, dict[str, Any]]] = {}
@@ -247,11 +267,8 @@ def read_results(folder: Path) -> Results:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none if it is absent. Raises DataError for a file that cannot be read."""
-    try:
-        return list(read_jsonl(path)) if path.is_file() else []
-    except ValueError as error:
-        raise _unreadable(path, error) from error
+    """The objects of a JSON-lines file; none if it is absent."""
+    return list(read_jsonl(path)) if present(path) else []
 
 
 def as_interval(value: Any) -> Interval | None:
@@ -287,14 +304,7 @@ def read_manifests(folder: Path) -> dict[str, Manifest]:
 
 def _json(path: Path) -> Any:
     """The value in a JSON file; None if there is no such file."""
-    try:
-        return read_json(path) if path.is_file() else None
-    except ValueError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read as JSON ({error}): rebuild its stage with --force")
+    return read_json(path) if present(path) else None
 
 
 def is_finite(value: Any) -> bool:

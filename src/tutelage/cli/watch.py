@@ -19,11 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from tutelage.errors import DataError
+from tutelage.errors import DamagedArtifactError, DataError
 from tutelage.recipe.schema import Recipe
 from tutelage.records import BASE_MODELS
-from tutelage.run.live_reader import begun, dig, is_run, newest_change, read_log, read_or_none, recipe_of, written
-from tutelage.run.manifest import STARTED
+from tutelage.run.live_reader import begun, dig, newest_change, read_log, read_or_none, recipe_of, written
+from tutelage.run.manifest import STARTED, is_run
 from tutelage.run.run_state import RunState, manifests_by_folder, state_of
 from tutelage.stages import STAGES
 from tutelage.utils.console import out_frame, visible
@@ -57,9 +57,11 @@ class Snapshot:
 
 
 def take_snapshot(run: Path) -> Snapshot:
-    """Read a run folder as it is now."""
+    """Read a run folder as it is now. Raises DamagedArtifactError for a file of a finished stage that was changed."""
     try:
         recipe = Recipe(**recipe_of(run))
+    except DamagedArtifactError:
+        raise
     except (DataError, ValidationError, TypeError):
         recipe = None
     manifests, unfinished = manifests_by_folder(run), begun(run)

@@ -63,8 +63,13 @@ def _locked(plan: ComparisonPlan, runs: Sequence[RunFolder]) -> Iterator[None]:
     with ExitStack() as locks:
         for run in runs:
             locks.enter_context(locked(run.folder))
-        locks.enter_context(locked(plan.folder, elsewhere="--output ANOTHER_FOLDER"))
+        locks.enter_context(locked(plan.folder, elsewhere="--output ANOTHER_FOLDER", is_own=is_comparison))
         yield
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder holds the results of a comparison."""
+    return any((folder / name).is_file() for name in (RESULTS, TUNED))
 
 
 def _check_before_training(plan: ComparisonPlan, runs: Sequence[RunFolder]) -> None:

@@ -15,6 +15,7 @@ from tutelage.errors.problem import Place, Problem, by_kind
 
 __all__ = [
     "ConfigError",
+    "DamagedArtifactError",
     "DataError",
     "DiskFullError",
     "Kind",
@@ -108,6 +109,12 @@ class StaleArtifactError(UserError):
     """A finished result in the run folder was made from other inputs than the recipe now asks for."""
 
     default_kind = Kind.STALE_ARTIFACT
+
+
+class DamagedArtifactError(DataError):
+    """A file of a run folder is not as it was written, or is missing."""
+
+    default_kind = Kind.ARTIFACT_DAMAGED
 
 
 class RunLockedError(UserError):

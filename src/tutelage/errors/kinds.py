@@ -17,6 +17,7 @@ class Kind(StrEnum):
     DATA = "data"
     MODEL = "model"
     STALE_ARTIFACT = "stale_artifact"
+    ARTIFACT_DAMAGED = "artifact_damaged"
     RUN_LOCKED = "run_locked"
     DISK_FULL = "disk_full"
 
@@ -54,6 +55,7 @@ class Kind(StrEnum):
     FILE_PARTS_MISSING = "file_parts_missing"
     FILE_TYPE_UNKNOWN = "file_type_unknown"
     FILE_EXISTS = "file_exists"
+    FOREIGN_FILES = "foreign_files"
     FILE_EMPTY = "file_empty"
     ENCODING_NOT_UTF8 = "encoding_not_utf8"
     JSON_INVALID = "json_invalid"

@@ -5,14 +5,14 @@ A text says what was found and what to write instead. It is made from a problem'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from tutelage.errors import wording_machine
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
 from tutelage.errors.secrets import redacted
-from tutelage.errors.wording_models import MACHINE, MODELS, Text, Values
 
 SHOWN = 3
 """Rows shown of each kind of problem."""
@@ -23,6 +23,11 @@ _WITHOUT_IDENTIFIER = (
     *(Kind.USER, Kind.CONFIG, Kind.DATA, Kind.MODEL, Kind.STALE_ARTIFACT, Kind.RUN_LOCKED, Kind.DISK_FULL),
 )
 """Kinds that say no more than the class of the error."""
+
+
+Values = Mapping[str, Any]
+Text = str | Callable[[Values], str]
+"""A pattern of `str.format`, or a function, of the problem's fields and values."""
 
 
 def message(lines: Sequence[str], subject: str | None = None) -> str:
@@ -196,6 +201,9 @@ _FILES: dict[Kind, Text] = {
         " (a spreadsheet: save as CSV UTF-8)"
     ),
     Kind.FILE_EXISTS: "{path} already exists and would be overwritten; give another --output, or delete it first",
+    Kind.FOREIGN_FILES: (
+        "{folder} {found}. Tutelage deletes and overwrites nothing but its own files: {remedy}, and try again"
+    ),
     Kind.FILE_EMPTY: "the file is empty: it has no rows",
     Kind.ENCODING_NOT_UTF8: _encoding,
     Kind.JSON_INVALID: "invalid JSON ({reason}, column {column})",
@@ -362,13 +370,32 @@ _ANSWERS: dict[Kind, Text] = {
 }
 
 
+def _different_vocabularies(v: Values) -> str:
+    teacher, student = ("absent" if number is None else number for number in v["ids"])
+    return (
+        "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
+        f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
+        f" {v['sizes'][1]:,}). Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT"
+        " --layers N"
+    )
+
+
 TEXTS: dict[Kind, Text] = {
     **dict.fromkeys(_WITHOUT_IDENTIFIER, "{text}"),
     **_RECIPE,
-    **MACHINE,
     **_FILES,
     **_COLUMNS,
     **_ANSWERS,
-    **MODELS,
+    **wording_machine.TEXTS,
+    Kind.VOCABULARIES_DIFFER: _different_vocabularies,
+    Kind.END_OF_SEQUENCE_DIFFERS: (
+        "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
+        " student's tokenizer_config.json to {teacher!r}"
+    ),
+    Kind.ARTIFACT_DAMAGED: "{path} is damaged: expected {expected}, found {found}. {again}",
+    Kind.DISK_TOO_SMALL: lambda v: (
+        f"the cache needs up to {v['needed'] / 1e9:,.1f} GB and {v['folder']} has {v['free'] / 1e9:,.1f} GB free. Use a"
+        " larger disk (output_dir=...), fewer checkpoints (teach.num_checkpoints=...) or cache.dtype=bfloat16"
+    ),
 }
 """What to say about one problem of each kind."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from tutelage.errors import ModelError
 from tutelage.recipe.schema import Lora
+from tutelage.utils.integrity import MODEL_FILES, check_folder, present
 
 
 def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
@@ -27,7 +28,7 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
 
 def has_adapters(folder: Path) -> bool:
     """Whether a checkpoint folder holds PEFT adapters instead of full weights."""
-    return (folder / "adapter_config.json").is_file()
+    return present(folder / "adapter_config.json")
 
 
 def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
@@ -38,6 +39,7 @@ def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> A
     """
     from peft import PeftModel
 
+    check_folder(folder, *MODEL_FILES)
     try:
         adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

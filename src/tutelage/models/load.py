@@ -11,6 +11,8 @@ from torch import nn
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.models.adapters import first_line, has_adapters, load_adapter, with_lora
 from tutelage.recipe.schema import Model
+from tutelage.utils.files import replacing
+from tutelage.utils.integrity import MODEL_FILES, check_folder
 
 # --- loading ---
 
@@ -114,7 +116,9 @@ def _load_full(model: Model, name: str) -> nn.Module:
 
 
 def _check_local(name: str) -> None:
-    """Raises ModelError for a name that looks like a folder and is none, before the hub is asked for it."""
+    """Raises ModelError for a name that looks like a folder and is none, before the hub is asked for it, and
+    DamagedArtifactError for a model of a run that is not as it was saved."""
+    check_folder(Path(name), *MODEL_FILES)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(name).is_dir():
         raise ModelError(f"there is no folder {name!r}: give a folder in Hugging Face layout or a hub id (owner/name)")
@@ -129,8 +133,9 @@ def save_student(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     config.eos_token_id = config.eos_token_id or tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    with replacing(folder) as draft:
+        model.save_pretrained(str(draft))
+        tokenizer.save_pretrained(str(draft))
 
 
 # --- configs and vocabularies ---

@@ -19,7 +19,8 @@ from tutelage.recipe.schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.tasks import make_task
 from tutelage.utils.console import as_json, out
-from tutelage.utils.files import read_json
+from tutelage.utils.files import read_json, write_jsonl
+from tutelage.utils.integrity import present
 
 CHUNK_BATCHES = 8
 """Batches read ahead from a file, so that rows of like length are decoded together. Standard input is answered batch by
@@ -35,15 +36,11 @@ def predict_file(folder: Path, source: str, output: Path | None, batch_size: int
     if output is not None and output.exists():
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
     answer = Predictor(folder, batch_size, read_ahead=1 if source == "-" else CHUNK_BATCHES)
-    lines = (as_json(line, indent=None) for line in answer(_rows(source)))
-    if output is None:
-        for line in lines:
-            out(line, flush=True)
+    if output is not None:
+        write_jsonl(output, answer(_rows(source)), new=True)
         return
-    with output.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(f"{line}\n")
-            file.flush()
+    for line in answer(_rows(source)):
+        out(as_json(line, indent=None), flush=True)
 
 
 class Predictor:
@@ -54,7 +51,7 @@ class Predictor:
 
         Raises ModelError if `distill` did not write the folder.
         """
-        if not (folder / "tutelage.json").is_file():
+        if not present(folder / "tutelage.json"):
             raise ModelError(
                 f"{folder} has no tutelage.json: name the folder of a distilled student, RUN/distill/METHOD/seed-K"
             )

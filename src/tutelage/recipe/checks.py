@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NamedTuple
 
 from tutelage.method.methods import find_method, method_names, split_variant
@@ -11,7 +13,14 @@ from tutelage.recipe.arguments import LIMITS, argument_problem
 from tutelage.recipe.renamed import REMOVED_METHODS, method_removal_text, new_name
 from tutelage.recipe.schema import Recipe, known_metrics
 from tutelage.recipe.values import shown
+from tutelage.records import SPLITS
 
+STAGE_FOLDERS = (
+    *("prepare", "teach", "anchor", "cache", "cross_fit", "teacher_answers", "distill", "evaluate", "diagnose"),
+    "report",
+)
+"""Folders in a run folder that stages write, and rebuild where they are stale."""
+_MODELS = ("teacher", "student", "anchor")
 _TRAINED = ("teach", "anchor", "distill")
 """Sections that have a `trainer`."""
 LONGEST_NAME = 200
@@ -40,6 +49,7 @@ def check(recipe: Recipe) -> list[str]:
 
 def cross_problems(recipe: Recipe) -> Iterator[Conflict]:
     """The conflicts that `check` reports, with the keys that each depends on."""
+    yield from _folder_problems(recipe)
     yield from _task_problems(recipe)
     yield from _method_problems(recipe)
     yield from _given_model_problems(recipe)
@@ -48,6 +58,25 @@ def cross_problems(recipe: Recipe) -> Iterator[Conflict]:
         for name, value in (getattr(recipe, section) if section else recipe).trainer.items():
             if text := argument_problem(mapping, name, value):
                 yield Conflict(f"{mapping}.{name}", text)
+
+
+def _folder_problems(recipe: Recipe) -> Iterator[Conflict]:
+    if not all(part.strip(". ") for part in recipe.name.split("/")):
+        yield Conflict("name", f"{shown(recipe.name)} is no name for a folder; write letters, digits, - and _")
+    own = [Path(recipe.output_dir).resolve() / name for name in STAGE_FOLDERS]
+    given = {
+        "data.dataset": recipe.data.dataset,
+        **{f"data.{split}": getattr(recipe.data, split) for split in SPLITS},
+        "teach.checkpoints": recipe.teach.checkpoints,
+        **{f"{role}.model_name_or_path": getattr(recipe, role).model_name_or_path for role in _MODELS},
+    }
+    for key, value in given.items():
+        for path in [value] if isinstance(value, str) else value or ():
+            if os.path.lexists(path) and any(Path(path).resolve().is_relative_to(folder) for folder in own):
+                hint = (
+                    f"{path} ({key}) lies in a folder of the run, which --force deletes; move it, or change output_dir"
+                )
+                yield Conflict("output_dir", hint, (key,))
 
 
 def _task_problems(recipe: Recipe) -> Iterator[Conflict]:

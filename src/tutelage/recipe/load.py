@@ -190,7 +190,7 @@ def _validate(source: RecipeSource, *, with_variants: bool = False) -> Recipe | 
     faults |= {keys: (kind, {"text": text}) for keys, kind, text in unusable_texts(source.values)}
     for keys, (kind, values) in faults.items():
         source.report(kind, keys, **values)
-    checkable = recipe or _mended(source.values, faults.keys() | meant)
+    checkable = _mended(source.values, faults.keys() | meant) if faults or recipe is None else recipe
     invalid = {dotted(keys) for keys in faults.keys() | meant}
     for conflict in cross_problems(checkable) if checkable else ():
         involved = (conflict.key, *conflict.also)

@@ -18,6 +18,7 @@ from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.recipe.renamed import EMPTIED, REMOVED, RENAMED, removal_text, rename_note
 from tutelage.recipe.values import cut, shown
 from tutelage.recipe.yaml_text import DEEPEST, MOST_CHARACTERS, Keys, parse, plain
+from tutelage.utils.integrity import check
 
 REQUIRED = {
     "task": {"type": "classification"},
@@ -87,6 +88,9 @@ def read(path: Path) -> RecipeSource:
     folder = path if (path / "recipe.yaml").is_file() else None
     path = folder / "recipe.yaml" if folder else path
     source = RecipeSource(path, {})
+    source.recorded = path.name == "recipe.yaml" and (path.parent / "prepare").is_dir()
+    if source.recorded:
+        check(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(MOST_CHARACTERS + 1)
@@ -110,9 +114,8 @@ def read(path: Path) -> RecipeSource:
         raise _unreadable(path, found, 1, Kind.YAML_INVALID)
     source.values = plain(values)
     _note_lines(lines, source)
-    if folder and (folder / "prepare").is_dir():
-        source.values["output_dir"] = str(folder)
-    source.recorded = path.name == "recipe.yaml" and (path.parent / "prepare").is_dir()
+    if source.recorded:  # wherever the run was when it wrote this
+        source.values["output_dir"] = str(path.parent)
     use_present_names(source)
     return source
 

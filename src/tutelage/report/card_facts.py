@@ -23,6 +23,7 @@ from tutelage.run.live_reader import dig, last_part, read_or_none, written
 from tutelage.tasks import template_for
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import visible
+from tutelage.utils.integrity import check, resized
 
 PATHS = ("dataset", "train", "validation", "test")
 """Keys of the data section that hold files or folders."""
@@ -88,7 +89,7 @@ class FinishedStudent:
 def find_student(run: Path, name: str | None) -> FinishedStudent:
     """A finished student of a run, by default the best on validation. Raises DataError if there is none."""
     manifests = sorted(run.glob("distill/*/*/manifest.json"))
-    folders = [path.parent for path in manifests if any(path.parent.glob("*.safetensors"))]
+    folders = [path.parent for path in manifests if any(path.parent.glob("*.safetensors")) or resized(path.parent)]
     names = [folder.relative_to(run / "distill").as_posix() for folder in folders]
     if not names:
         raise DataError(
@@ -99,6 +100,8 @@ def find_student(run: Path, name: str | None) -> FinishedStudent:
     if name not in names:
         problem = f"{run} has no finished student {visible(name)!r}" if name else f"{run} has several students"
         raise DataError(f"{problem}: name one of {', '.join(map(visible, names[:20]))}")
+    if lost := resized(run / "distill" / name):
+        check(lost)
     return FinishedStudent(results, name)
 
 

@@ -8,7 +8,6 @@ stay when the card is written again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from fnmatch import fnmatch
@@ -30,9 +29,11 @@ from tutelage.report.card_facts import (
 )
 from tutelage.report.page import TEMPLATES, metric_name, model_name, slice_value
 from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
+from tutelage.run.own_files import by_hand, card_mark
 from tutelage.utils import format
 from tutelage.utils.console import out, print_table, visible
 from tutelage.utils.files import write_text
+from tutelage.utils.integrity import check_all
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -84,7 +85,7 @@ def make_card(student: FinishedStudent, repo: str | None = None) -> str:
     context = _about(student) | _scores(student) | _usage(student, repo) | _training(student)
     context |= {"licensed": data.license_name != LICENSE["license_name"]}
     card = ModelCard.from_template(data, template, **_escaped(context), **functions, code_block=_code_block)
-    card.text += f"\n\n<!-- tutelage card {_hash(card.text)} -->\n"
+    card.text += f"\n\n{card_mark(card.text)}\n"
     return str(card)
 
 
@@ -253,15 +254,9 @@ def _parse_card(text: str, path: Path) -> tuple[dict[str, Any], str]:
     return card.data.to_dict(), card.text
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
-
-
 def _is_by_hand(path: Path) -> bool:
     """Whether a README.md holds text that we did not write."""
-    _, text = _read_card(path)
-    mark = re.search(r"\n<!-- tutelage card (\w+) -->\s*$", text)
-    return bool(text.strip()) and (not mark or mark[1] != _hash(text[: mark.start()]))
+    return by_hand(_read_card(path)[1])
 
 
 # --- to the Hub ---
@@ -279,6 +274,7 @@ def push(
     """
     _check_repository_name(repo)
     finished = find_student(run, student)
+    check_all(finished.folder)
     files = _files(finished, repo)
     card, _ = _parse_card(files["README.md"].decode(), finished.folder / "README.md")
     if not private and card.get("license_name") == LICENSE["license_name"]:
@@ -298,7 +294,7 @@ def push(
         return sizes
     url = _upload(files, repo, private, api, f"{finished.card_name}, trained with tutelage")
     if isinstance(files["README.md"], bytes):
-        (finished.folder / "README.md").write_bytes(files["README.md"])
+        write_text(finished.folder / "README.md", files["README.md"].decode())
     out(f"uploaded: {url}")
     return sizes
 

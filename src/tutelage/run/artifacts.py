@@ -6,9 +6,12 @@ written, go through `live_reader.py` instead.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from tutelage.records import IntervalRecord
+from tutelage.utils.integrity import FileRecord
 
 
 class SplitLengths(TypedDict):
@@ -46,6 +49,7 @@ class CheckpointScore(TypedDict):
     name: str
     """`checkpoint-STEP`."""
     folder: NotRequired[str]
+    """Relative to the run folder; as the recipe names it if it is the user's own. See `checkpoint_folder`."""
     score: float
     """The task's metric, in [0, 1]."""
     nll: float
@@ -126,6 +130,8 @@ class Manifest(TypedDict):
     finished: str
     """Local time, ISO 8601 with the offset from UTC."""
     versions: dict[str, str]
+    files: NotRequired[dict[str, FileRecord]]
+    """Size and hash of the files that later steps read, by path in the folder; absent in folders of older versions."""
     memory: NotRequired[int]
     """Peak memory in bytes: of the accelerator, or of the process where there is none."""
     seed: NotRequired[int]
@@ -133,3 +139,12 @@ class Manifest(TypedDict):
     threads: NotRequired[int]
     answering: NotRequired[float]
     """Seconds that answering and scoring the test rows took, without loading the model."""
+
+
+def checkpoint_folder(run: Path, record: Mapping[str, Any], own: bool) -> Path:
+    """Folder of a teacher checkpoint of a run.
+
+    record: its entry in teach/checkpoints.json. own: whether it is the user's, see `teach.checkpoints`. A checkpoint
+    that the run trained lies in the run, wherever the run was when the entry was written.
+    """
+    return Path(record["folder"]) if own else run / "teach" / record["name"]

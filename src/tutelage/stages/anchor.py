@@ -7,7 +7,6 @@ Writes anchor/ (a whole model) and anchor/sample_loss.jsonl, its loss on every t
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ SPLITS = ("train", "validation")
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
     recipe, given = run.recipe, run.recipe.anchor.model_name_or_path
-    with run.work("anchor", stage_inputs.anchor(run)) as work:
+    with run.work("anchor", stage_inputs.anchor(run), restart_only=lambda folder: [folder / "trainer"]) as work:
         if work is None:
             return
         work.seconds_before = seconds_before(work.folder / "trainer")
@@ -42,7 +41,6 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             losses = [models.evaluator.losses(model, rows, advance) for rows in splits]
         records = itertools.chain.from_iterable(map(loss_records, splits, losses))
         write_jsonl(work.folder / "sample_loss.jsonl", records)
-        shutil.rmtree(work.folder / "trainer", ignore_errors=True)
 
 
 def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:

@@ -7,7 +7,6 @@ scores) and summary.json (calibration, cascades, effects of weighting and schedu
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +46,7 @@ from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import out, print_table
 from tutelage.utils.files import read_json, write_json, write_jsonl
+from tutelage.utils.integrity import check_run, content_hash
 
 if TYPE_CHECKING:
     from tutelage.run.run_folder import RunFolder
@@ -69,6 +69,7 @@ _NAMED_MODELS = 3
 def run_stage(run: RunFolder | Path) -> None:
     """Run the stage, on a run or on the folder of one. Raises DataError without evaluated rows to compare."""
     folder = run if isinstance(run, Path) else run.folder
+    check_run(folder, INPUTS)
     check_evaluated(folder)
     if not isinstance(run, Path):
         with run.work("diagnose", _inputs(folder), rebuild_stale=True) as work:
@@ -100,7 +101,7 @@ def _inputs(folder: Path) -> dict[str, str]:
     from tutelage import __version__
 
     paths = sorted({path for pattern in INPUTS for path in folder.glob(pattern)})
-    hashes = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in paths}
+    hashes = {p.relative_to(folder).as_posix(): content_hash(p) for p in paths}
     return {"tutelage": __version__, **hashes}
 
 

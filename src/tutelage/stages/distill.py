@@ -6,7 +6,6 @@ weights.jsonl, log.jsonl, probe.json.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -23,10 +22,11 @@ from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training import recorded_losses
-from tutelage.training.distillation import Distillation
+from tutelage.training.distillation import Distillation, restart_only
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.run_models import RunModels
 from tutelage.training.stage_records import Validation, ValidationRow
+from tutelage.utils.files import write_json
 
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
@@ -40,7 +40,8 @@ def cell(run: RunFolder, models: RunModels, method: str, seed: int) -> None:
     """Distil one student, unless it is up to date."""
     inputs, run = stage_inputs.student(run, method), run.varied(method)
     models = models if models.run is run else RunModels(run)
-    with run.work(f"distill/{method}/seed-{seed}", inputs) as work:
+    continuing = partial(restart_only, run.recipe.distill.keep_stages)
+    with run.work(f"distill/{method}/seed-{seed}", inputs, restart_only=continuing) as work:
         if work is None:
             return
         plan, setup = _plan(run, method, seed), _setup(run, models, method)
@@ -120,7 +121,6 @@ def _finish(run: RunFolder, work: Work, distillation: Distillation, kept: Path, 
     work.about = {"kept_stage": next((n for n in stages if distillation.end(n) == kept), len(stages)), "seed": seed}
     if device().type == "cpu":
         work.about["threads"] = torch.get_num_threads()
-    distillation.clean()
 
 
 def write_usage(run: RunFolder, folder: Path) -> None:
@@ -132,4 +132,4 @@ def write_usage(run: RunFolder, folder: Path) -> None:
         "max_new_tokens": run.prepared["max_new_tokens"],
         "run": run.recipe.name,
     }
-    (folder / "tutelage.json").write_text(json.dumps(usage, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "tutelage.json", usage)

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Iterable
 
 from tutelage.recipe.load import dump_recipe
+from tutelage.run.manifest import MANIFEST, rewriting
+from tutelage.run.own_files import refuse_foreign
 from tutelage.run.run_folder import RunFolder
 from tutelage.utils.files import write_text
 
@@ -19,7 +21,10 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
     Stages that are up to date do nothing. recipe.yaml is written after the first stage, which is when `prepare` has
     found the folder to be this recipe's own. Raises what the stages raise, a UserError where the user can mend it.
     """
-    models = None
+    models, names = None, list(names)
+    if run.force:  # before anything is deleted
+        for manifest in (path for name in names for path in (run.folder / name).glob(f"**/{MANIFEST}")):
+            refuse_foreign(manifest.parent)
     for name in names:
         stage = importlib.import_module(f"tutelage.stages.{name}")
         if name in WITHOUT_MODELS:
@@ -30,4 +35,5 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
 
                 models = RunModels(run)
             stage.run_stage(run, models)
-        write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+        with rewriting(run.folder, "recipe.yaml"):
+            write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))

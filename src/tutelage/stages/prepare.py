@@ -7,7 +7,6 @@ and prepare/data.json (label set, vocabulary size, lengths, notes).
 from __future__ import annotations
 
 import itertools
-import shutil
 from pathlib import Path
 
 from tutelage.data.dataset import load_rows
@@ -23,7 +22,7 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import predicted_size
 from tutelage.training.trainer import check_arguments
-from tutelage.utils.files import write_json, write_jsonl
+from tutelage.utils.files import discard, write_json, write_jsonl
 
 
 def run_stage(run: RunFolder) -> None:
@@ -94,9 +93,7 @@ def _tokenize(
             write_tokens(folder / f"{split}.arrow", encoder.fitting(examples[split], misfits))
         dropped = encoder.check(misfits)
     except BaseException:
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # refused rows leave nothing behind that a corrected recipe would trip over
+        discard(folder)  # refused rows leave nothing behind that a corrected recipe would trip over
         raise
     return {split: TokenStore(folder / f"{split}.arrow", split) for split in SPLITS}, dropped
 

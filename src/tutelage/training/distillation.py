@@ -7,8 +7,8 @@ module defines their order, and how an interrupted distillation continues.
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,12 @@ from tutelage.training.trainer import (
     training_arguments,
 )
 from tutelage.utils.files import read_json, write_json
+
+
+def restart_only(keep_stages: bool, folder: Path) -> Iterator[Path]:
+    """What in a distillation's folder is only needed to continue; the students at the starts of the stages may stay."""
+    patterns = ("trainer-*", "stage-*-end", "optimizer-*.pt", *([] if keep_stages else ["stage-*-start"]))
+    return (path for pattern in patterns for path in folder.glob(pattern))
 
 
 class Distillation:
@@ -66,16 +72,6 @@ class Distillation:
         records = stage_records.read_stages(self.folder)
         started = seconds_before(self._trainer_folder(len(records) + 1))
         return sum(record["seconds"] for record in records) + started
-
-    def clean(self) -> None:
-        """Remove what is only needed to continue; with `keep_stages` the students at the starts of the stages stay."""
-        for path in [*self.folder.glob("trainer-*"), self.end(self.plan.num_stages)]:
-            shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob("optimizer-*.pt"):
-            path.unlink()
-        if not self.plan.keep_stages:
-            for path in self.folder.glob("stage-*-start"):
-                shutil.rmtree(path)
 
     def end(self, stage: int) -> Path:
         """Folder of the student after a stage, which is where the next stage starts."""

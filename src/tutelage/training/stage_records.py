@@ -13,6 +13,7 @@ from tutelage.data.encode import EncodedRow
 from tutelage.method.schedule import Candidate, Choice
 from tutelage.run.artifacts import ChoiceRecord, StageRecord
 from tutelage.utils.files import read_json, read_jsonl, write_json, write_jsonl
+from tutelage.utils.integrity import present
 
 
 class ValidationRow(NamedTuple):
@@ -50,7 +51,7 @@ class WeightRecord(TypedDict):
 def read_stages(folder: Path) -> list[StageRecord]:
     """Records of the finished stages. A stage counts as finished once it is in stages.json, which is written last."""
     path = folder / "stages.json"
-    return read_json(path) if path.is_file() else []
+    return read_json(path) if present(path) else []
 
 
 def write_stages(folder: Path, records: Sequence[StageRecord]) -> None:
