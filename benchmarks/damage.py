@@ -37,6 +37,7 @@ from unittest import mock
 import typer
 import yaml
 
+from benchmarks import command_line
 from benchmarks.endtoend import save_models, write_rows
 from benchmarks.machine import machine_class, versions
 from benchmarks.shapes import Shape
@@ -196,7 +197,7 @@ class Bench:
     def outcome(self, file: str, fault: str, command: str) -> Outcome:
         """Damage a copy, run the command, and judge."""
         before = self._sound_result(command)
-        self._copy(command, keep=file)
+        self.copy(command, keep=file)
         path, twin = self.run / file, self.other / file
         if not path.is_file():
             return Outcome(file, fault, command, "same", "the file is not there")
@@ -205,7 +206,7 @@ class Bench:
         sound = _content(path)
         FAULTS[fault](path, twin)
         with unreadable(path) if fault == "unreadable" else contextlib.nullcontext():
-            after = self.command(self._words(command))
+            after = self.command(self.words(command))
         what, detail = self._judge(file, sound, before, after)
         return Outcome(file, fault, command, what, detail)
 
@@ -233,21 +234,22 @@ class Bench:
 
     def _sound_result(self, command: str) -> Result:
         if command not in self._sound_results:
-            self._copy(command)
-            self._sound_results[command] = self.command(self._words(command))
+            self.copy(command)
+            self._sound_results[command] = self.command(self.words(command))
             code = self._sound_results[command].code
             if code is None or (code and command != "doctor"):
                 raise SystemExit(f"{command} fails on the sound run: {self._sound_results[command].err}")
         return self._sound_results[command]
 
-    def _copy(self, command: str, keep: str = "") -> None:
+    def copy(self, command: str, keep: str = "") -> None:
         """A fresh copy; without the result of `diagnose` for that command, which has no --force."""
         shutil.rmtree(self.run, ignore_errors=True)
         shutil.copytree(self.sound, self.run)
         if command == "diagnose" and not keep.startswith("diagnose/"):
             shutil.rmtree(self.run / "diagnose")
 
-    def _words(self, command: str) -> list[str]:
+    def words(self, command: str) -> list[str]:
+        """What is typed after `tutelage`."""
         return [word.replace("RUN", str(self.run)).replace("ROW", self.row) for word in COMMANDS[command]]
 
     def command(self, words: Sequence[str]) -> Result:
@@ -257,7 +259,7 @@ class Bench:
 
         out, err, code = io.StringIO(), io.StringIO(), 0
         with (
-            mock.patch.object(sys, "argv", ["tutelage", *words]),
+            mock.patch.object(sys, "argv", command_line(words)),
             mock.patch.object(cell_runs, "LocalExecutor", _Inline),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),

@@ -13,7 +13,6 @@ everything, so this needs Linux.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -28,14 +27,17 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import typer
 import yaml
 
+from benchmarks import command_line
 from benchmarks.endtoend import random_words, save_models, write_rows
 from benchmarks.machine import machine_class, versions
 from benchmarks.shapes import Shape
@@ -52,7 +54,7 @@ METHODS = ["scd-aw", "taid", "td+stage_reset=false", "td-aw-cf", "seqkd"]
 TRIES = 3
 """Times that a command is typed after a kill before it counts as stuck."""
 KILLED = 137
-TIMES = ("seconds", "finished", "memory", "answering", "files")
+TIMES = ("seconds", "finished", "memory", "answering", "files", "checksum")
 """Keys of JSON files that hold durations, dates and what follows from them."""
 WITHOUT = (".lock", "log.jsonl", "index.html")
 """Names of files that hold times in other ways."""
@@ -215,7 +217,7 @@ def _work(command: Command, at: int | None, output: int, count: int) -> NoReturn
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.argv, cell_runs.LocalExecutor = ["tutelage", *command.words], Inline
+        sys.argv, cell_runs.LocalExecutor = command_line(command.words), Inline
         operations.install()
         tutelage()
     except SystemExit as leaving:
@@ -334,8 +336,8 @@ def warm_up(folder: Path, methods: Sequence[str]) -> None:
     torch.set_num_threads(1)
     recipe = make_project(folder, methods)
     for command in stage_commands(recipe, methods):
-        sys.argv = ["tutelage", *command.words]
-        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        quiet = (redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()))
+        with suppress(SystemExit), quiet[0], quiet[1], patch.object(sys, "argv", command_line(command.words)):
             tutelage()
 
 

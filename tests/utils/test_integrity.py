@@ -146,3 +146,12 @@ def test_a_run_is_checked_by_patterns(folder):
     integrity.check_run(run, ["anchor/*.jsonl"])
     with pytest.raises(DamagedArtifactError, match=r"one\.json"):
         integrity.check_run(run, ["anchor/validation/*"])
+
+
+@pytest.mark.parametrize("content", ['{"inputs": [], "files": []}', "binary \x00"])
+def test_a_manifest_of_other_software_beside_a_model_says_nothing(tmp_path, content):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/manifest.json").write_text(content)
+    (tmp_path / "model/config.json").write_text("{}")
+    integrity.check_folder(tmp_path / "model", ".json")
+    assert read_json(tmp_path / "model/config.json") == {}

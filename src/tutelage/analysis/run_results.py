@@ -18,7 +18,7 @@ from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.slice_discovery import Discovery
 from tutelage.analysis.slices import Measure, SlicedComparison, SliceRecord
 from tutelage.analysis.training_dynamics import TrainingDynamics
-from tutelage.method.risk_split import interval
+from tutelage.method.risk_split import score_lead
 from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
@@ -191,6 +191,8 @@ class Results:
     """teach/checkpoints.json; empty before `teach` has finished."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Rows of the evaluated split by id, keys as in `records.Example`."""
+    training_answers: list[str] = field(default_factory=list)
+    """Gold answers of the training rows."""
     slices: SlicesFile = field(default_factory=SlicesFile)
     summary: SummaryFile = field(default_factory=SummaryFile)
 
@@ -238,8 +240,7 @@ class Results:
         ids, (scores, other_scores) = self.paired("score", model, other)
         if not ids:
             return None
-        lag = interval(1.0 - scores, 1.0 - other_scores).difference
-        return Interval(0.0 - lag.value, 0.0 - lag.high, 0.0 - lag.low)  # 0.0 - x: never a negative zero
+        return score_lead(scores, other_scores)
 
 
 def read_results(folder: Path) -> Results:
@@ -260,6 +261,7 @@ def read_results(folder: Path) -> Results:
         taught=_json(folder / "teach" / "checkpoints.json") or {},
         students=[_student(path.parent) for path in sorted(folder.glob("distill/*/*/stages.json"))],
         rows={row["id"]: row for row in rows if row["split"] == scores.get("split", "test")},
+        training_answers=[row["answer"] for row in rows if row["split"] == "train"],
         manifests=read_manifests(folder),
         slices=_json(folder / "diagnose" / "slices.json") or {},
         summary=_json(folder / "diagnose" / "summary.json") or {},

@@ -1,7 +1,7 @@
 """How a command ends. Whatever is no bug is one line on standard error, without a traceback.
 
 Exit codes: 0 success; 1 a bug, failed students of a comparison, output that nobody reads, or a stop by a signal; 2 an
-error that the user can mend; 130 interrupted.
+error that the user can mend; 3 a run that stopped because going on is not worth it (--anyway); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _outcome(action: Callable[[], None]) -> int:
     except Exception as error:
         mendable = error if isinstance(error, UserError) else as_user_error(error)
         err(f"{type(mendable).__name__}: {mendable}" if mendable else traceback.format_exc().rstrip())
-        return 2 if mendable else 1
+        return mendable.exit_code if mendable else 1
 
 
 def as_user_error(error: Exception) -> UserError | None:

@@ -153,7 +153,7 @@ class ResultsFile:
     def _last_attempts(self) -> dict[Cell, CellRecord]:
         records: dict[Cell, CellRecord] = {}
         lines = list(self._read())
-        roots = {_root(row["run"]) for row in lines if not row["run"].startswith(RUN)}
+        roots = {_root(row["run"]) for row in lines} - {RUN}
         for row in lines:
             fields = {name: row[name] for name in Cell.__dataclass_fields__ if name in row}
             cell = Cell(**fields | {"run": self._resolved(row["run"], roots)})
@@ -170,10 +170,11 @@ class ResultsFile:
     def _resolved(self, recorded: str, roots: Collection[str]) -> str:
         """The run folder of a line. roots: of the lines with whole paths, which older versions wrote; if there is one,
         it is where the run that holds this comparison was then."""
-        if recorded.startswith(RUN):
+        if _root(recorded) == RUN:
             return str(self._run) + recorded.removeprefix(RUN)
-        moved = len(roots) == 1 and (self._run / "prepare").is_dir()
-        return str(self._run) + recorded.removeprefix(_root(recorded)) if moved else recorded
+        elsewhere = len(roots) == 1 and Path(*roots).resolve() != self._run.resolve()
+        is_moved = elsewhere and (self._run / "prepare").is_dir()
+        return str(self._run) + recorded.removeprefix(_root(recorded)) if is_moved else recorded
 
     def _read(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():

@@ -22,7 +22,7 @@ def run_folders(recipe: Recipe, plan: ComparisonPlan) -> list[RunFolder]:
     """One for every teacher seed; the first is the recipe's own run folder."""
     seeds = range(recipe.teacher_seed, recipe.teacher_seed + plan.teacher_seeds)
     recipes = (with_teacher_seed(with_methods(recipe, plan.methods, plan.seeds), seed) for seed in seeds)
-    return [RunFolder(recipe, rebuild=plan.force) for recipe in recipes]
+    return [RunFolder(recipe, rebuild=plan.force, anyway=plan.anyway) for recipe in recipes]
 
 
 def run_shared_stages(run: RunFolder, methods: Sequence[str], first_anchor: Path) -> None:

@@ -37,9 +37,9 @@ def predict_file(folder: Path, source: str, output: Path | None, batch_size: int
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
     answer = Predictor(folder, batch_size, read_ahead=1 if source == "-" else CHUNK_BATCHES)
     if output is not None:
-        write_jsonl(output, answer(_rows(source)), new=True)
+        write_jsonl(output, answer(_rows(source, answer.data.encoding)), new=True)
         return
-    for line in answer(_rows(source)):
+    for line in answer(_rows(source, answer.data.encoding)):
         out(as_json(line, indent=None), flush=True)
 
 
@@ -88,9 +88,9 @@ class Predictor:
         )
 
 
-def _rows(source: str) -> Iterator[PlacedRow]:
+def _rows(source: str, encoding: str | None) -> Iterator[PlacedRow]:
     if source != "-":
-        yield from read_rows([source])
+        yield from read_rows([source], encoding)
         return
     for number, line in enumerate(sys.stdin, start=1):
         if not line.strip():

@@ -6,12 +6,13 @@ No row of the data gets into a card. Strings are plain text here; `model_card.py
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from tutelage.tasks import template_for
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import visible
 from tutelage.utils.integrity import check, resized
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 PATHS = ("dataset", "train", "validation", "test")
 """Keys of the data section that hold files or folders."""
@@ -183,6 +187,21 @@ def _prompts_end_with(student: FinishedStudent, ending: str) -> bool:
     return bool(texts and ending.strip()) and all(text.endswith(ending) for text in texts)
 
 
+def _without_removed_keys(values: dict[str, Any], schema: type[BaseModel]) -> dict[str, Any]:
+    """The recipe of an earlier version without keys that this one does not have."""
+    from pydantic import ValidationError
+
+    kept = copy.deepcopy(values)
+    try:
+        schema(**values)
+    except ValidationError as error:
+        for problem in error.errors():
+            *path, key = problem["loc"]
+            if problem["type"] == "extra_forbidden":
+                dig(kept, *path, default={}).pop(key, None)
+    return kept
+
+
 def recipe_text(student: FinishedStudent) -> str:
     """The recipe of this student alone as YAML, without defaults and without paths of this machine."""
     import yaml
@@ -191,7 +210,7 @@ def recipe_text(student: FinishedStudent) -> str:
 
     values = json.loads(json.dumps(student.results.recipe))
     with contextlib.suppress(ValueError):  # a recipe of another version of the library stays as it is
-        values = Recipe(**values).model_dump(exclude_defaults=True)
+        values = Recipe(**_without_removed_keys(values, Recipe)).model_dump(exclude_defaults=True)
     values = {key: value for key, value in values.items() if key not in ("output_dir", "tune", "compare")}
     seed = int(student.name.rpartition("-")[2])
     values["distill"] = {**values.get("distill", {}), "methods": [student.method], "seeds": [seed]}

@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.analysis.slices import LEAST_ROWS, SliceRecord
-from tutelage.errors import UserError
+from tutelage.analysis.worth import skill_on_test
+from tutelage.errors import Kind, Problem, UserError
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import gap_closed
+from tutelage.recipe.schema import row_metric
 from tutelage.records import SPLITS, Interval
 from tutelage.report.card_facts import (
     PATHS,
@@ -131,6 +134,7 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
     names = [name for name in tables.get(student.name, {}) if "/" not in name]
     chosen = [results.score(name) for name in ("anchor", "teacher", student.name)]
     slices = slices_against_teacher(student)
+    teacher = skill_on_test(results, "teacher")
     return {
         "models": list(scored),
         "scores": [
@@ -139,10 +143,27 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
         ],
         "test_rows": len(results.predictions.get(student.name, ())) or results.scores.get("rows", 0),
         "difference": results.lead(student.name, "teacher"),
+        "row_metric": metric_name(row_metric(results.scores.get("metric"))),
+        "doubts": doubts(student),
+        "teacher_nothing": teacher is not None and teacher.nothing,
         "gap_closed": gap_closed(*(score.value for score in chosen)) if all(chosen) else None,
         "slices": None if slices is None else [_slice(line) for line in slices if line["rows"] >= LEAST_ROWS],
         "least_rows": LEAST_ROWS,
     }
+
+
+def doubts(student: FinishedStudent) -> str | None:
+    """Why the student may not be worth using; None if its test scores raise no doubt, or are missing."""
+    skill, metric = skill_on_test(student.results, student.name), metric_name(student.results.scores.get("metric"))
+    if skill is None or skill.surely_something:
+        return None
+    if skill.mostly_unreadable:
+        return f"{skill.unreadable:.0%} of its answers to {skill.rows:,} test rows are invalid"
+    guess = {"majority": "the most common training answer", "chance": "a random answer"}[skill.source]
+    return (
+        f"its {metric}, {format.span(skill.score)} on {skill.rows:,} test rows, is not significantly above that of"
+        f" {guess}, {format.number(skill.baseline)}"
+    )
 
 
 def _slice(line: SliceRecord) -> dict[str, Any]:
@@ -263,18 +284,31 @@ def _is_by_hand(path: Path) -> bool:
 
 
 def push(
-    run: Path, student: str | None, repo: str, private: bool = True, dry_run: bool = False, *, api: Any = None
+    run: Path,
+    student: str | None,
+    repo: str,
+    private: bool = True,
+    dry_run: bool = False,
+    *,
+    api: Any = None,
+    confirm: Callable[[str], bool] = lambda doubt: False,
 ) -> list[tuple[str, int]]:
     """Upload a student with its card to the model repository `repo` (OWNER/NAME) of the Hub, creating it if missing.
 
     private: the repository must be private, and is created so. dry_run: print what would be uploaded, use no network,
-    write nothing. api: a `huggingface_hub.HfApi`, by default of the user who is logged in. Returns names and sizes in
-    bytes. Raises UserError for a public repository while `private` is on, for publishing without a licence, and for
-    what the Hub refuses.
+    write nothing. api: a `huggingface_hub.HfApi`, by default of the user who is logged in. confirm: asked whether to
+    upload a student in spite of `doubts`. Returns names and sizes in bytes. Raises UserError for a public repository
+    while `private` is on, for publishing without a licence, for a student in doubt that is not confirmed, and for what
+    the Hub refuses.
     """
     _check_repository_name(repo)
     finished = find_student(run, student)
     check_all(finished.folder)
+    doubt = doubts(finished)
+    if doubt and dry_run:
+        out(f"{visible(finished.name)} may not be worth uploading: {doubt}")
+    elif doubt and not confirm(f"{visible(finished.name)} may not be worth uploading: {doubt}. Upload it?"):
+        raise UserError(Problem(Kind.STUDENT_NOT_USABLE, values={"student": visible(finished.name), "doubt": doubt}))
     files = _files(finished, repo)
     card, _ = _parse_card(files["README.md"].decode(), finished.folder / "README.md")
     if not private and card.get("license_name") == LICENSE["license_name"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from tutelage.records import IntervalRecord
 from tutelage.utils.integrity import FileRecord
@@ -52,8 +52,22 @@ class CheckpointScore(TypedDict):
     """Relative to the run folder; as the recipe names it if it is the user's own. See `checkpoint_folder`."""
     score: float
     """The task's metric, in [0, 1]."""
+    low: NotRequired[float]
+    """Ends of the 95 % interval of `score`."""
+    high: NotRequired[float]
+    unreadable: NotRequired[float]
+    """Fraction of the rows whose answer could not be parsed."""
     nll: float
     """Mean loss in nats per answer token."""
+
+
+class BaselineRecord(TypedDict):
+    """What answers have on the validation rows that no prompt was read for; see `tasks.base.Baseline`."""
+
+    score: float
+    source: Literal["majority", "chance"]
+    rows: int
+    """Number of validation rows."""
 
 
 class TeacherCheckpoints(TypedDict):
@@ -65,6 +79,7 @@ class TeacherCheckpoints(TypedDict):
     """`score` or `loss`: what T* was selected by."""
     checkpoints: list[CheckpointScore]
     """Oldest first."""
+    baseline: NotRequired[BaselineRecord]
 
 
 class CandidateRecord(TypedDict):

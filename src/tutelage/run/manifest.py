@@ -161,6 +161,8 @@ class Work:
         elif record.exists():
             if finished:  # its process may have been killed before it had tidied up
                 self.tidy()
+            else:
+                record.touch()  # when the process that works now began
             return not finished
         write_json(self.folder / STARTED, {"inputs": self.inputs})
         return True
@@ -305,5 +307,5 @@ def _refuse_place(folder: Path, remedy: str) -> None:
     for place in (Path.cwd(), Path(os.path.expanduser("~"))):
         if folder.resolve() in (place.resolve(), *place.resolve().parents):
             raise refusal(folder, f"is {place} or holds it", remedy)
-    if first := next(foreign_files(folder, re.compile(r"(compare/)?(\.lock|logs/.+)").fullmatch), None):
+    if first := next(foreign_files(folder, re.compile(r"(compare/)?(\.lock|\.visible-.+|logs/.+)").fullmatch), None):
         raise refusal(folder, f"is no run folder, and holds {first}", remedy)

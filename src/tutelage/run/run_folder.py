@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from tutelage.errors import Kind
 from tutelage.recipe.load import flatten, varied
 from tutelage.recipe.schema import Recipe
 from tutelage.run.artifacts import PreparedData, TeacherCheckpoints, checkpoint_folder
@@ -35,6 +36,10 @@ class RunFolder:
     """Rebuild what a stage has already finished."""
     rebuild: bool = False
     """Rebuild stale results; results that are up to date stay."""
+    anyway: bool = False
+    """Go on where finished stages say that it is not worth it."""
+    warned: set[Kind] = field(default_factory=set)
+    """What the user was told about that."""
 
     @property
     def folder(self) -> Path:

@@ -25,6 +25,7 @@ STUDENT_TRAINING = (
 )
 """Settings that the plain fine-tuning of the student depends on."""
 OFF: dict[str, Any] = {
+    **dict.fromkeys(("data.encoding", "data.offsets", "data.choice_answer", "data.join_tokens")),
     "anchor.keep": "last",
     "distill.start": "student",
     "distill.stage_reset": True,
@@ -48,7 +49,7 @@ def prepare(run: RunFolder) -> Inputs:
     files = before.get("data files") or {}
     if "hub" in files or not files or any(Path(name).exists() for name in files):
         files = data_fingerprint(run.recipe.data)
-    return run.settings(*names) | {"format": FORMAT, "data files": files} | models
+    return _without_defaults(run.settings(*names)) | {"format": FORMAT, "data files": files} | models
 
 
 def _before(run: RunFolder, stage: str) -> Inputs:

@@ -1,7 +1,8 @@
 """anchor: the student after plain fine-tuning on the same rows, with as many steps as distillation gets; then frozen.
 
 With `anchor.keep: score` or `loss`, the best on validation of `distill.num_stages` points of that fine-tuning run.
-Writes anchor/ (a whole model) and anchor/sample_loss.jsonl, its loss on every training and validation row.
+Writes anchor/ (a whole model) and anchor/sample_loss.jsonl, its loss on every training and validation row, and its
+score on the latter.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from tutelage.models.adapters import merged
-from tutelage.models.evaluation import loss_records
+from tutelage.models.evaluation import loss_records, validation_records
 from tutelage.models.load import load_model, save_student
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
@@ -23,8 +24,6 @@ from tutelage.training.finetuning import best_checkpoint, spaced_steps
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import training_arguments
 from tutelage.utils.files import write_json, write_jsonl
-
-SPLITS = ("train", "validation")
 
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
@@ -36,10 +35,12 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         work.seconds_before = seconds_before(work.folder / "trainer")
         model = load_model(recipe.student, given) if given else _train(run, models, work.folder)
         save_student(model, models.tokenizer, work.folder)
-        splits = [models.encoded(split) for split in SPLITS]
-        with models.autocast(), run.screen.progress("anchor losses", sum(map(len, splits))) as advance:
-            losses = [models.evaluator.losses(model, rows, advance) for rows in splits]
-        records = itertools.chain.from_iterable(map(loss_records, splits, losses))
+        train, validation = models.encoded("train"), models.eval_set("validation")
+        total = len(train) + len(validation.examples)
+        with models.autocast(), run.screen.progress("anchor losses", total) as advance:
+            losses = models.evaluator.losses(model, train, advance)
+            validated = models.evaluator.validate(model, validation, advance)
+        records = itertools.chain(loss_records(train, losses), validation_records(validation.rows, validated))
         write_jsonl(work.folder / "sample_loss.jsonl", records)
 
 

@@ -42,10 +42,12 @@ from tutelage.analysis.slices import (
 )
 from tutelage.analysis.training_dynamics import training_dynamics
 from tutelage.data.splits import prompt_text
+from tutelage.recipe.schema import row_metric
 from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import out, print_table
 from tutelage.utils.files import read_json, write_json, write_jsonl
+from tutelage.utils.format import metric_words
 from tutelage.utils.integrity import check_run, content_hash
 
 if TYPE_CHECKING:
@@ -297,13 +299,15 @@ def _effects(evaluated: EvaluatedRows) -> list[MethodEffect]:
 def show(folder: Path) -> None:
     """Print diagnose/: every student against T*, and the slices with significant differences."""
     slices: SlicesFile = read_json(folder / "diagnose" / "slices.json")
-    head = ["student", "score", "teacher", "difference", "wins", "losses", "loss (nats)", "advantage", "deficit"]
+    scores = folder / "evaluate" / "scores.json"
+    metric = metric_words(row_metric(read_json(scores)["metric"] if scores.is_file() else None))
+    head = ["student", metric, "teacher", "difference", "wins", "losses", "loss (nats)", "advantage", "deficit"]
     pairs = slices["pairs"]
     print_table(f"{slices['rows']:,} test rows, 95 % intervals", head, [_whole_cells(pair) for pair in pairs])
     lines = [cells for pair in pairs for cells in _slice_cells(pair)]
     if lines:
         title = "slices with a significant difference between student and T* (Holm)"
-        print_table(title, ["student", "slice", "rows", "score", "nats"], lines)
+        print_table(title, ["student", "slice", "rows", metric, "nats"], lines)
     summary: SummaryFile = read_json(folder / "diagnose" / "summary.json")
     for note in summary["notes"]:
         out(note)

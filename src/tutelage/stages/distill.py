@@ -97,9 +97,11 @@ def _setup(run: RunFolder, models: RunModels, method: str) -> StudentSetup:
 
 def _validate(models: RunModels, model: nn.Module) -> Validation:
     eval_set = models.eval_set("validation")
-    score, scores, losses = models.evaluator.validate(model, eval_set)
-    rows = zip(eval_set.examples, losses.tolist(), scores, strict=True)
-    return Validation(score, float(losses.mean()), [ValidationRow(example.id, *values) for example, *values in rows])
+    found = models.evaluator.validate(model, eval_set)
+    rows = zip(eval_set.examples, found.losses.tolist(), found.scores, strict=True)
+    return Validation(
+        found.score, float(found.losses.mean()), [ValidationRow(example.id, *values) for example, *values in rows]
+    )
 
 
 def _say(run: RunFolder, record: StageRecord) -> None:
@@ -127,7 +129,7 @@ def write_usage(run: RunFolder, folder: Path) -> None:
     """Write tutelage.json beside the student: how `predict` renders a row and reads an answer."""
     usage = {
         "task": run.recipe.task.model_dump() | {"labels": run.prepared["labels"]},
-        "data": run.recipe.data.model_dump(),
+        "data": run.recipe.data.model_dump() | run.prepared.get("decided", {}),
         "choice": run.prepared["choice"],
         "max_new_tokens": run.prepared["max_new_tokens"],
         "run": run.recipe.name,

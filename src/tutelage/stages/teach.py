@@ -1,7 +1,8 @@
 """teach: fine-tune the teacher and keep N checkpoints at equal spacing, or take the user's; then find T* on validation.
 
 Writes teach/checkpoint-STEP/ (Hugging Face layout, or PEFT adapters) and teach/checkpoints.json: name, folder,
-validation score and loss of each, and which is best; teach/validation/ holds their losses on the validation rows.
+validation score and loss of each, and which is best; teach/validation/ holds their scores and losses on the validation
+rows.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.errors import ModelError
-from tutelage.models.evaluation import loss_records
+from tutelage.models.evaluation import validation_records
+from tutelage.records import Example
 from tutelage.run import stage_inputs
-from tutelage.run.artifacts import CheckpointScore, TeacherCheckpoints
+from tutelage.run.artifacts import BaselineRecord, CheckpointScore, TeacherCheckpoints
 from tutelage.run.checkpoints import RESUME_ONLY, list_checkpoints
 from tutelage.run.live_reader import dig, read_or_none
 from tutelage.run.run_folder import RunFolder
@@ -22,7 +24,7 @@ from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import training_arguments
-from tutelage.utils.files import read_json, replacing, write_json, write_jsonl
+from tutelage.utils.files import read_json, read_jsonl, replacing, write_json, write_jsonl
 
 CANDIDATES_PER_CHECKPOINT = 4
 """With `teach.spacing: loss`, checkpoints saved for each one that is kept."""
@@ -43,6 +45,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             checkpoints = [checkpoints[index] for index in kept]
         best = best_checkpoint(checkpoints, recipe.teach.best_by)
         result: TeacherCheckpoints = {"best": best, "by": recipe.teach.best_by, "checkpoints": checkpoints}
+        result["baseline"] = _baseline(run, models.eval_set("validation").examples)
         write_json(work.folder / "checkpoints.json", result)
         models.say_scores("teach", checkpoints, f"best is {best}")
 
@@ -87,16 +90,18 @@ def _validate(models: RunModels, folder: Path, checkpoint: Path) -> CheckpointSc
     saved = folder / "validation" / f"{checkpoint.name}.json"
     if saved.is_file():
         return read_json(saved)
-    score, losses = models.score_checkpoint(models.run.recipe.teacher, checkpoint)
-    score = {
-        "name": score["name"],
-        "folder": _relative(models.run.folder, checkpoint),
-        "score": score["score"],
-        "nll": score["nll"],
-    }
-    write_jsonl(saved.with_suffix(".jsonl"), loss_records(models.eval_set("validation").rows, losses))
+    score, found = models.score_checkpoint(models.run.recipe.teacher, checkpoint)
+    score = {"name": score.pop("name"), "folder": _relative(models.run.folder, checkpoint), **score}
+    write_jsonl(saved.with_suffix(".jsonl"), validation_records(models.eval_set("validation").rows, found))
     write_json(saved, score)
     return score
+
+
+def _baseline(run: RunFolder, validation: Sequence[Example]) -> BaselineRecord:
+    """What answers that read no prompt have on the validation rows."""
+    rows = read_jsonl(run.folder / "prepare" / "rows.jsonl")
+    baseline = run.task.baseline((row["answer"] for row in rows if row["split"] == "train"), validation)
+    return {**baseline._asdict(), "rows": len(validation)}
 
 
 def _relative(run: Path, checkpoint: Path) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -99,17 +100,19 @@ def write_validation_rows(folder: Path, stage: int, rows: Sequence[ValidationRow
 
     The file is rewritten completely, before the stage is in stages.json: a repeated stage replaces its rows.
     """
-    path = folder / "validation_rows.jsonl"
-    if not rows:
-        return
-    before = [line for line in read_jsonl(path) if line["stage"] < stage] if path.is_file() else []
-    new = [{"id": row.id, "stage": stage, "nll": row.nll, "score": row.score} for row in rows]
-    write_jsonl(path, [*before, *new])
+    if rows:
+        new = ({"id": row.id, "stage": stage, "nll": row.nll, "score": row.score} for row in rows)
+        _add_stage(folder / "validation_rows.jsonl", stage, new)
 
 
-def write_weights(folder: Path, records: Iterable[WeightRecord]) -> None:
-    """Write weights.jsonl."""
-    write_jsonl(folder / "weights.jsonl", records)
+def write_weights(folder: Path, stage: int, records: Iterable[WeightRecord]) -> None:
+    """Add a stage's rows to weights.jsonl, as `write_validation_rows` does; none for a stage without a teacher."""
+    _add_stage(folder / "weights.jsonl", stage, records)
+
+
+def _add_stage(path: Path, stage: int, lines: Iterable[Mapping[str, Any]]) -> None:
+    before = (line for line in read_jsonl(path) if line["stage"] < stage) if path.is_file() else ()
+    write_jsonl(path, itertools.chain(before, map(dict, lines)))
 
 
 def weight_records(

@@ -165,7 +165,7 @@ def check_run(run: Path, patterns: Iterable[str]) -> None:
 def lost(folder: Path) -> bool:
     """Whether a folder has files but no record of what they were made from."""
     without = folder.is_dir() and not any((folder / name).exists() for name in SEALED)
-    return without and any(not entry.name.endswith(".part") for entry in folder.iterdir())
+    return without and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def check_not_lost(folder: Path) -> None:
@@ -179,7 +179,7 @@ def sealed_folders(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for depth in range(DEEPEST):
         for name in (MANIFEST, CHECKSUMS):
             for path in sorted(run.glob("*/" * depth + name)):
-                if not path.relative_to(run).as_posix().startswith("."):
+                if not any(part.startswith(".") for part in path.relative_to(run).parts):
                     yield path.parent, read_sealed(path)
 
 
@@ -245,7 +245,13 @@ def _owner(path: Path) -> tuple[Path, dict[str, FileRecord]]:
 
 
 def _files_of(path: Path) -> dict[str, FileRecord]:
-    return read_sealed(path).get("files") or {} if path.exists() else {}
+    """The records in a manifest; none if there is no manifest, or one that other software wrote."""
+    try:
+        return read_sealed(path).get("files") or {} if path.exists() else {}
+    except DamagedArtifactError:
+        if any(part in COMMANDS for part in path.absolute().parts[-DEEPEST:]):
+            raise
+        return {}
 
 
 def damaged(
@@ -263,13 +269,16 @@ def damaged(
 def _again(path: Path) -> str:
     """How the file is made again."""
     if path.name == "recipe.yaml":
-        return "`tutelage run RECIPE`, with the recipe of this run, writes it again"
+        return (
+            f"`tutelage run RECIPE output_dir={path.parent}`, with the recipe that you gave, writes it again; change"
+            " values in that recipe, or by section.key=value"
+        )
     stage = next((folder for folder in path.parents if folder.name in COMMANDS), None)
     if stage is None:
         return "Restore it, or delete it and repeat the command that wrote it"
     command = f"`tutelage {COMMANDS[stage.name]} RECIPE`"
     finished = (folder for folder in path.parents if any((folder / name).exists() for name in (MANIFEST, STARTED)))
     owner = next((folder for folder in finished if stage in (folder, *folder.parents)), path.parent)
-    if (owner / CHECKSUMS).exists():
+    if owner.name == "evaluate":  # what joins the scored models has no manifest, and is written in every run
         return f"{command} writes it again"
     return f"Delete {owner}, and {command} makes it again"
