@@ -261,9 +261,9 @@ def accepted_answers(value: Any) -> list[str]:
     Raises DataError for what cannot be read, and TypeError for an answer that is no text.
     """
     entries = _readable(value, "answers")
-    if isinstance(value, str) and isinstance(entries, list):
-        if not any(isinstance(entry, str | dict | list) for entry in entries):
-            entries = value  # the answer "[3]" is a text
+    numbers = isinstance(entries, list) and not any(isinstance(entry, str | dict | list) for entry in entries)
+    if isinstance(value, str) and numbers:
+        entries = value  # the answer "[3]" is a text
     if isinstance(entries, dict):
         entries = entries["text"]
     entries = entries if isinstance(entries, list) else [] if entries is None else [entries]
