@@ -10,10 +10,10 @@ from typing import Any
 from tutelage.data.dataset import load_rows
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.fit_checks import FittingRows
-from tutelage.errors import Kind, ModelError, UserError
+from tutelage.errors import Kind, ModelError, Problem, UserError
 from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
-from tutelage.models.load import check_vocabularies, config_of, device, load_tokenizer
+from tutelage.models.load import check_vocabularies, check_weights, config_of, device, load_tokenizer
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Model, Recipe
 from tutelage.run.checkpoints import list_checkpoints
@@ -66,9 +66,9 @@ def _padded_sizes(recipe: Recipe, vocabulary: int) -> Check | None:
     numbers = {"vocabulary": vocabulary, **sizes}
     short = [role for role, size in sizes.items() if size is not None and size < vocabulary]
     if short:
-        change, details = f"{short[0]}.model_name_or_path=...", {"role": short[0], "rows": sizes[short[0]]}
-        kind = Kind.EMBEDDINGS_TOO_SMALL
-        return Check("padded_sizes", "models", "fail", kind, numbers, change, details=details)
+        values = {"role": short[0], "rows": sizes[short[0]], "vocabulary": vocabulary}
+        problem, change = Problem(Kind.EMBEDDINGS_TOO_SMALL, values=values), f"{short[0]}.model_name_or_path=..."
+        return failed("padded_sizes", "models", problem, change, **numbers)
     return None if None in sizes.values() else Check("padded_sizes", "models", "passed", numbers=numbers)
 
 
@@ -225,6 +225,8 @@ def _same_model(recipe: Recipe) -> Check | None:
 
 def check_loaded(recipe: Recipe, fitting: FittingRows | None, *, even_large: bool) -> list[Check]:
     """Load both models, one at a time: sizes, head, and one forward and backward pass in the types of the recipe."""
+    if (broken := _incomplete(recipe)) is not None:
+        return [broken]
     large = [role for role in ROLES if not even_large and not _is_small(getattr(recipe, role))]
     if large:
         return [Check("head", "models", "skipped", Kind.MODELS_NOT_LOADED, details={"roles": large})]
@@ -237,7 +239,10 @@ def check_loaded(recipe: Recipe, fitting: FittingRows | None, *, even_large: boo
             if getattr(recipe, role).attn_implementation and _loads_with_default_attention(getattr(recipe, role)):
                 change = f"{role}.attn_implementation=sdpa"
             details = {"role": role, "reason": first_line(error)}
-            check = Check("loading", "models", "fail", Kind.MODEL_UNUSABLE, change=change, details=details)
+            kind, problems = Kind.MODEL_UNUSABLE, ()
+            if isinstance(error, ModelError) and error.kind != Kind.MODEL:
+                kind, problems = error.kind, tuple(error.problems)
+            check = Check("loading", "models", "fail", kind, change=change, details=details, problems=problems)
             return [*checks, check]
         checks += passes
     if sizes["student"] >= sizes["teacher"] and not _same_model(recipe):
@@ -246,6 +251,22 @@ def check_loaded(recipe: Recipe, fitting: FittingRows | None, *, even_large: boo
     else:
         checks.append(Check("model_sizes", "models", "passed", numbers=sizes))
     return checks
+
+
+def _incomplete(recipe: Recipe) -> Check | None:
+    """The first model on this disk whose weights are not all there, by its files."""
+    models = [(f"{role}.model_name_or_path", getattr(recipe, role), None) for role in ROLES]
+    if anchor := recipe.anchor.model_name_or_path:
+        models.append(("anchor.model_name_or_path", recipe.student, Path(anchor)))
+    if given := recipe.teach.checkpoints:
+        models += [("teach.checkpoints", recipe.teacher, path) for path in list_checkpoints(given, recipe.teacher)]
+    for key, model, path in models:
+        try:
+            if (path or Path(model.model_name_or_path)).is_dir():
+                check_weights(model, path)
+        except ModelError as error:
+            return failed("complete_weights", "models", error.problems[0], f"{key}=...")
+    return None
 
 
 def _loads_with_default_attention(model: Model) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from tutelage.errors import wording_models
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
 
@@ -356,18 +357,12 @@ _ANSWERS: dict[Kind, Text] = {
     Kind.TAGS_UNEVEN: "{tokens} tokens and {tags} tags; each token needs one tag",
     Kind.ROW_IN_TWO_SPLITS: "{row} = {other_row}",
     Kind.PROMPT_WITHOUT_TOKENS: "row {row}",
+    Kind.CHAT_TEMPLATE_FAILED: (
+        "row {row}: the tokenizer's chat template cannot render its messages ({reason}). Leave out what it refuses (a"
+        " system message: data.system), correct the template, or write data.chat_template=false"
+    ),
     Kind.ROW_TOO_LONG: _too_long,
 }
-
-
-def _different_vocabularies(v: Values) -> str:
-    teacher, student = ("absent" if number is None else number for number in v["ids"])
-    return (
-        "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
-        f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
-        f" {v['sizes'][1]:,}). Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT"
-        " --layers N"
-    )
 
 
 TEXTS: dict[Kind, Text] = {
@@ -376,11 +371,7 @@ TEXTS: dict[Kind, Text] = {
     **_FILES,
     **_COLUMNS,
     **_ANSWERS,
-    Kind.VOCABULARIES_DIFFER: _different_vocabularies,
-    Kind.END_OF_SEQUENCE_DIFFERS: (
-        "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
-        " student's tokenizer_config.json to {teacher!r}"
-    ),
+    **wording_models.TEXTS,
     Kind.DISK_TOO_SMALL: lambda v: (
         f"the cache needs up to {v['needed'] / 1e9:,.1f} GB and {v['folder']} has {v['free'] / 1e9:,.1f} GB free. Use a"
         " larger disk (output_dir=...), fewer checkpoints (teach.num_checkpoints=...) or cache.dtype=bfloat16"

@@ -106,6 +106,12 @@ def write_validation_rows(folder: Path, stage: int, rows: Sequence[ValidationRow
     write_jsonl(path, [*before, *new])
 
 
+def validation_losses(folder: Path, stage: int) -> np.ndarray:
+    """[rows] losses of the student on the validation rows after a stage, in nats."""
+    lines = read_jsonl(folder / "validation_rows.jsonl")
+    return np.array([line["nll"] for line in lines if line["stage"] == stage])
+
+
 def write_weights(folder: Path, records: Iterable[WeightRecord]) -> None:
     """Write weights.jsonl."""
     write_jsonl(folder / "weights.jsonl", records)
