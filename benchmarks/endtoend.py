@@ -195,7 +195,7 @@ def open_run(recipe: Path, force: bool = False) -> RunFolder:
     """The run of a recipe."""
     from tutelage.recipe.load import load_recipe
 
-    return RunFolder(load_recipe(recipe, []).recipe, force=force)
+    return RunFolder(load_recipe(recipe, []).recipe, force=force, anyway=True)
 
 
 def set_up(pipe: Connection, folder: Path, size: Size, threads: int) -> None:

@@ -297,7 +297,7 @@ def run_stages(recipe: Path, stages: Iterable[str]) -> None:
     from tutelage.run.run_folder import RunFolder
     from tutelage.stages import pipeline
 
-    pipeline.run_stages(RunFolder(load_recipe(recipe).recipe), stages)
+    pipeline.run_stages(RunFolder(load_recipe(recipe).recipe, anyway=True), stages)
 
 
 # --- what they say ---

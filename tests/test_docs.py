@@ -306,7 +306,11 @@ def written(tmp_path, monkeypatch) -> Path:
     seen = [Candidate("checkpoint-1", 0.5, 0.1), Candidate("checkpoint-2", 0.0, 0.2)]
     monkeypatch.setattr(probe.Probe, "compare", lambda self, model: seen)
     of_taid = Interpolation(share=0.5, momentum=0.0, previous=1.0)
-    monkeypatch.setattr(distillation.Distillation, "_train", lambda self, *_: of_taid)
+
+    def untrained(self, stage, model, checkpoint, *_):
+        return self._guidance(checkpoint, SimpleNamespace(interpolation=of_taid))
+
+    monkeypatch.setattr(distillation.Distillation, "_train", untrained)
     monkeypatch.setattr(StudentSetup, "load", lambda self, folder, seed: nn.Linear(1, 1))
     monkeypatch.setattr(StudentSetup, "save", lambda self, model, folder: None)
     source = SimpleNamespace(checkpoints=[c.checkpoint for c in seen], nll=lambda checkpoint: np.array([0.5, 1.0]))

@@ -21,7 +21,6 @@ from tutelage.analysis.significance import (
     score_estimate,
     seeds_needed,
     sign_flip_test,
-    wilson_interval,
 )
 from tutelage.records import Interval
 
@@ -223,16 +222,6 @@ def test_the_level_that_holm_compares_each_p_value_with():
     # Smallest of four first: 0.05 / 4, / 3, / 2, / 1.
     assert holm_levels([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.05 / 3, 0.05, 0.025, 0.0125])
     assert len(holm_levels([])) == 0
-
-
-def test_wilson_by_hand():
-    # 8 of 10, z^2 = 3.8415: centre (0.8 + 0.19207) / 1.38415 = 0.71674, half 1.96 / 1.38415 * sqrt(0.016 + 0.0096036) =
-    # 0.22658
-    assert wilson_interval(8, 10) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-4)
-    assert wilson_interval(5, 5).high == 1.0
-    assert wilson_interval(0, 5).low == 0.0
-    with pytest.raises(ValueError, match="0 of 0"):
-        wilson_interval(0, 0)
 
 
 def test_importing_loads_no_scipy():

@@ -70,6 +70,7 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(UserError, match="already exists"):
         initialise("r.csv")
     assert Path("r.yaml").read_text() == before
+    Path("r_data/test.jsonl").write_text("mine\n")
     with pytest.raises(UserError, match="already exists"):  # another recipe, whose split files are there
         initialise("r.csv", output=Path("r.yml"))
     assert not Path("r.yml").exists()

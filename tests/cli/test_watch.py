@@ -57,6 +57,7 @@ def in_stage_three(run: Path) -> Path:
     write(student / "stages.json", [{**stage, "seconds": 60.0 + stage["stage"]} for stage in stages[:2]])
     choice = {key: stages[2][key] for key in ("chosen", "candidates", "reason", "stall")}
     write(student / "trainer-3/choice.json", choice)
+    at(student / "started.json", -200)
     records = [step(n, stage, kd=0.5 / n, epoch=n / 100) for stage in (1, 2) for n in range(10, 201, 10)]
     logged(student / "log.jsonl", *records, *(step(n, 3, kd=0.5 / n) for n in range(10, 51, 10)))
     return student
@@ -111,6 +112,27 @@ def test_fine_tuning_is_timed_by_its_epochs(tmp_path):
     assert "training loss 1.000 → 0.500 nats per answer token" in frame(run)
     change_recipe(run, trainer={"max_steps": 40}, teach={})
     assert take_snapshot(run).fraction == 0.5
+
+
+def test_a_pause_is_not_counted_as_time_of_training(tmp_path):
+    run = whole_run(tmp_path)
+    (run / "teach/manifest.json").rename(run / "teach/started.json")
+    change_recipe(run, teach={"trainer": {"num_train_epochs": 4}})
+    logged(run / "teach/log.jsonl", step(10, epoch=1.0), step(20, epoch=2.0), step(25, epoch=2.5))
+    for checkpoint, seconds in ((10, 100), (20, 5060)):
+        (run / f"teach/checkpoint-{checkpoint}").mkdir()
+        (run / f"teach/checkpoint-{checkpoint}/whole").write_text("1")
+        at(run / f"teach/checkpoint-{checkpoint}/whole", seconds)
+    at(run / "teach/started.json", 5000)  # it continued from step 10, and made 15 more steps in 90 s
+    at(run / "teach/log.jsonl", 5090)
+    shot = take_snapshot(run)
+    assert (shot.fraction, shot.seconds_left) == (2.5 / 4, pytest.approx(15 * 6, abs=1))
+    (run / "cache/manifest.json").rename(run / "cache/started.json")
+    (run / "teach/started.json").rename(run / "teach/manifest.json")
+    at(run / "cache/started.json", 5000)
+    for number, path in enumerate(sorted(run.glob("cache/*/shard-*")), 1):
+        path.unlink() if number > 3 else at(path, {1: 10, 2: 20, 3: 5040}[number])
+    assert take_snapshot(run).seconds_left == pytest.approx(40, abs=1)
 
 
 def test_the_anchor_is_timed_by_the_epochs_of_all_stages(tmp_path):

@@ -64,7 +64,7 @@ def test_a_killed_comparison_stops_its_cells(tmp_path):
 
 # --- a comparison ---
 
-WORDS = ("--methods", "sft,scd", "--seeds", 1)
+WORDS = ("--methods", "sft,scd", "--seeds", 1, "--anyway")
 ONE_THREAD = "import os; os.cpu_count = lambda: 1; from tutelage.cli.main import main; main()"
 """The command with one thread per cell, as in this process."""
 

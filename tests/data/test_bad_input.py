@@ -163,10 +163,31 @@ def test_rows_that_are_too_long_name_the_three_ways_out(command, tmp_path):
 @pytest.mark.parametrize(("way", "left"), [("drop", 0), ("truncate_prompt", 12)])
 def test_ways_out_for_rows_that_are_too_long(command, tmp_path, way, left):
     recipe = make_project(tmp_path, data={"max_length": 24, "too_long": way})
-    write_rows(tmp_path / "data/train.jsonl", [*color_rows("train", 12), {"id": "short", "text": "s", "label": "red"}])
+    for split, count in (("train", 12), ("validation", 6), ("test", 6)):
+        short = {"id": f"short-{split}", "text": split[-2], "label": "red"}
+        write_rows(tmp_path / f"data/{split}.jsonl", [*color_rows(split, count), short])
     assert command("prepare", recipe) == 0
     rows = [json.loads(line) for line in (tmp_path / "run/prepare/rows.jsonl").read_text().splitlines()]
     assert len([row for row in rows if row["split"] == "train"]) == left + 1
+
+
+def test_a_split_of_which_too_long_rows_leave_nothing(command, tmp_path):
+    recipe = make_project(tmp_path, data={"max_length": 24, "too_long": "drop"})
+    rows = [*color_rows("train", 12), {"id": "short", "text": "s", "label": "red"}]
+    write_rows(tmp_path / "data/train.jsonl", rows)
+    expect_refusal(command, recipe, "no validation row is left of 6", "data.max_length = 24", "[split_emptied]")
+    assert not (tmp_path / "run/prepare/tokens").exists()
+
+
+def test_a_sample_is_drawn_from_the_rows_that_fit(command, tmp_path):
+    recipe = make_project(tmp_path, data={"max_length": 24, "too_long": "drop", "max_train_rows": 5})
+    for split in ("train", "validation", "test"):
+        short = [{"text": f"{split[-2]}{n}", "label": "red"} for n in range(6)]
+        write_rows(tmp_path / f"data/{split}.jsonl", [*color_rows(split, 12), *short])
+    assert command("prepare", recipe) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/prepare/rows.jsonl").read_text().splitlines()]
+    assert len([row for row in rows if row["split"] == "train"]) == 5
+    assert "training rows exceed 24 tokens and are left out" in command.err
 
 
 def test_a_disk_too_small_for_the_cache(command, tmp_path, monkeypatch):

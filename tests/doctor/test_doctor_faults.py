@@ -78,6 +78,35 @@ def test_rows_of_a_single_label_fail(tmp_path):
     assert (check.status, check.change) == ("fail", "data.columns={label: ANOTHER_COLUMN}") and "'red'" in check.text
 
 
+def test_labels_that_look_the_same_are_shown_with_the_mapping_that_joins_them(tmp_path):
+    decomposed = "\u1107\u1162\u1109\u1169\u11bc"
+    twins = {"red": ["배송", decomposed], "green": ["Pos", "pos", "ｐｏｓ", "pos\u200b"], "blue": ["blue"]}
+    path = sound(tmp_path)
+    for split in SIZES:
+        own = rows(split)
+        for number, row in enumerate(own):
+            row["label"] = twins[row["label"]][number // 3 % len(twins[row["label"]])]
+        write_rows(tmp_path / "data" / f"{split}.jsonl", own)
+    check = found(path, name="label_spellings")
+    assert (check.status, check.kind) == ("look", Kind.LABELS_ALIKE)
+    assert check.numbers["mapping"][decomposed] == "배송"
+    assert sorted(map(len, check.numbers["groups"])) == [2, 4]
+    assert sum(sum(group.values()) for group in check.numbers["groups"]) == 180
+    assert r"'\ubc30\uc1a1' (45)" in check.text and r"'\u1107\u1162\u1109\u1169\u11bc': '\ubc30\uc1a1'" in check.text
+    assert found(sound(tmp_path / "other"), name="label_spellings").status == "passed"
+
+
+def test_entities_that_begin_or_end_inside_words_are_worth_a_look(tmp_path):
+    path = sound(tmp_path, task={"type": "ner"})
+    for surface, status in (("ibuprofen", "passed"), ("buprofen", "look"), ("ibuprofe", "look")):
+        for split in SIZES:
+            own = [{"text": f"{row['text']} ibuprofen.", "entities": [["x", surface]]} for row in rows(split)]
+            write_rows(tmp_path / "data" / f"{split}.jsonl", own)
+        check = found(path, name="entity_boundaries")
+        assert (check.status, check.numbers["cut"]) == (status, 270 if status == "look" else 0)
+    assert check.kind == Kind.ENTITIES_CUT_WORDS and "'ibuprofe'" in check.text and "data.offsets" in check.text
+
+
 def test_contradictions_show_the_prompt(tmp_path):
     again = {**rows("train")[0], "id": "again", "label": "green"}
     check = found(changed(tmp_path, "train", lambda own: [*own, again]), name="contradictions")

@@ -19,9 +19,9 @@ PACKAGES = [
     "models",
     "teacher",
     "training",
+    "doctor",
     "stages",
     "compare",
-    "doctor",
     "demo",
     "cli",
 ]

@@ -236,6 +236,31 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_model(Model(model_name_or_path=str(folder))).state_dict()
 
 
+def test_the_weights_on_file_are_those_that_the_trainer_used(tmp_path, monkeypatch):
+    """Also where computing them again would give others."""
+    rows, models = encoded(12), teachers()
+    job = make_job(tmp_path / "run", cached(tmp_path / "cache", models, rows), rows, save_steps=2, kill_at=(2, 3))
+    rng, used = np.random.default_rng(0), {}
+    weighting = replace(job.setup.weighting, rule=lambda anchor, teacher: rng.random(len(anchor)))
+    job.setup.weighting = weighting
+    real = distillation.DistillTrainer
+
+    def remembering(*args, guidance, callbacks, **more):
+        used[next(c.fixed["stage"] for c in callbacks if hasattr(c, "fixed"))] = guidance.weight
+        return real(*args, guidance=guidance, callbacks=callbacks, **more)
+
+    monkeypatch.setattr(distillation, "DistillTrainer", remembering)
+    with pytest.raises(Killed):
+        job.run()
+    again = make_job(tmp_path / "run", job.setup.teacher, rows, save_steps=2)
+    again.setup.weighting = weighting
+    again.run()
+    for stage, weight in used.items():
+        lines = [line for line in read_jsonl(tmp_path / "run/weights.jsonl") if line["stage"] == stage]
+        assert [line["weight"] for line in lines] == weight.tolist()
+    assert set(used) == {1, 2, 3}
+
+
 def test_choices_equal_a_brute_force_computation_from_the_models(tmp_path):
     rows, models = encoded(12), teachers()
     job = make_job(tmp_path / "run", cached(tmp_path / "cache", models, rows), rows)

@@ -41,7 +41,10 @@ def stages(folder, method):
 def test_a_run_on_another_device_ends_as_on_the_cpu(tmp_path, changes):
     run_to_the_end(make_project(tmp_path / "cpu", **changes))
     done = python(
-        "helpers/elsewhere.py", "run", str(make_project(tmp_path / "away", trainer={"use_cpu": False}, **changes))
+        "helpers/elsewhere.py",
+        "run",
+        str(make_project(tmp_path / "away", trainer={"use_cpu": False}, **changes)),
+        "--anyway",
     )
     assert done.returncode == 0, done.stderr
     computed, refused = map(int, re.search(r"away: (\d+) operations computed, (\d+) refused", done.stdout).groups())

@@ -296,7 +296,8 @@ def test_entity_scores_by_type_and_what_is_paired(tmp_path):
     write(path, scores | {"task": "ner", "metric": "entity_f1"})
     text = Page(build_report(run, title="t")).text
     assert "By type" in text and "약물" in text and "0.250 [0.125, 0.375]" in text
-    assert "Differences are between mean row scores" in text
+    assert "Differences are in mean row F1, which can be paired by row; entity F1 itself" in text
+    assert text.count("Score in this section: mean row F1.") >= 2
 
 
 def test_rows_without_a_loss_are_left_out_and_counted(tmp_path):
@@ -337,7 +338,7 @@ def test_ticked_words_are_code_and_stay_escaped():
 def test_unreadable_file_is_named(tmp_path):
     run = make_fake_run(tmp_path, rows=20)
     (run / "evaluate" / "scores.json").write_text('{"task": ', encoding="utf-8")
-    with pytest.raises(DataError, match=r"scores\.json cannot be read"):
+    with pytest.raises(DataError, match=r"scores\.json is damaged"):
         build_report(run, title="t")
 
 

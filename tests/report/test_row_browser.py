@@ -187,7 +187,7 @@ def test_damaged_weights_are_refused(run):
     path = run / "distill" / MAIN / "weights.jsonl"
     results = read_results(run)
     path.write_text(path.read_text(encoding="utf-8") + "{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"weights\.jsonl cannot be read"):
+    with pytest.raises(DataError, match=r"weights\.jsonl is damaged"):
         browser_data(results, run)
 
 

@@ -44,7 +44,7 @@ def messages() -> dict[str, str]:
                 and isinstance(node.args[0], ast.Constant)
             ):
                 sources[node.args[0].value] = module.__name__
-    return sources | dict.fromkeys([*page.NAMES.values(), *page.METRICS.values(), *page.TERMS.values()], "page.py")
+    return sources | dict.fromkeys([*page.NAMES.values(), *format.METRICS.values(), *page.TERMS.values()], "page.py")
 
 
 @cache

@@ -38,6 +38,16 @@ def test_a_label_is_read_from_the_first_line():
     assert intents.parse(" \n ", row("set alarm")) is None
 
 
+def test_a_label_of_several_lines_is_compared_as_a_whole():
+    shades = task("classification", ["red\ndark", "red", "blue"])
+    assert shades.parse(" red\ndark\nText: next", row("red\ndark")) == "red\ndark"
+    assert shades.parse("RED\nDark", row("red\ndark")) == "red\ndark"
+    assert shades.parse("red\nlight", row("red")) == "red"
+    assert shades.parse("dark", row("red\ndark")) is None
+    assert shades.score(shades.parse("red\ndark", row("red\ndark")), row("red\ndark")) == 1.0
+    assert shades.score(shades.parse("red", row("red\ndark")), row("red\ndark")) == 0.0
+
+
 def test_case_and_width_lead_back_to_the_label_as_it_is_spelt():
     stages = task("classification", ["T1", "T2"])
     assert stages.parse("ｔ１", row("T1")) == "T1"
@@ -192,8 +202,8 @@ def test_ner_scores_by_hand():
 
 def test_texts_without_entities_are_right_only_if_the_model_says_so():
     ner = task("ner", ["PER"])
-    assert ner.metrics([[], []], [row("none"), row("none")])["entity_f1"] == (1.0, 1.0, 1.0)
-    assert ner.metrics([None], [row("none")])["entity_f1"] == (0.0, 0.0, 0.0)
+    assert ner.metrics([[], []], [row("none"), row("none")])["entity_f1"].value == 1.0
+    assert ner.metrics([None], [row("none")])["entity_f1"].value == 0.0
     assert ner.score(None, row("none")) == 0.0
 
 
@@ -220,7 +230,7 @@ CASES = [
 def test_one_row_scores_with_an_interval_of_no_width(task, raw, example):
     prediction = task.parse(raw, example)
     metrics = task.metrics([prediction], [example])
-    assert metrics[task.metric] == (1.0, 1.0, 1.0)
+    assert metrics[task.metric].value == metrics[task.metric].high == 1.0
     assert next(iter(metrics)) == task.metric
     assert set(task.choosable_metrics) <= set(metrics)
     assert task.score(prediction, example) == 1.0

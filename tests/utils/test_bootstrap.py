@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
+from tutelage.records import Interval
 from tutelage.utils import bootstrap as module
-from tutelage.utils.bootstrap import batch_sizes, bootstrap, percentile_interval, resampled_counts, resampled_means
+from tutelage.utils.bootstrap import (
+    batch_sizes,
+    bootstrap,
+    percentile_interval,
+    resampled_counts,
+    resampled_means,
+    widened,
+    wilson_interval,
+)
 
 
 def mean(draws, patterns):
@@ -74,3 +83,23 @@ def test_batches_hold_a_bounded_number_of_draws(monkeypatch):
     assert list(batch_sizes(3, 100)) == [1, 1, 1]
     with pytest.raises(ValueError, match="found 0"):
         list(batch_sizes(0, 5))
+
+
+def test_wilson_by_hand():
+    # 8 of 10, z^2 = 3.8415: centre (0.8 + 0.19207) / 1.38415 = 0.71674, half 1.96 / 1.38415 * sqrt(0.016 + 0.0096036) =
+    # 0.22658
+    assert wilson_interval(8, 10) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-4)
+    assert wilson_interval(5, 5).high == 1.0
+    assert wilson_interval(0, 5).low == 0.0
+    with pytest.raises(ValueError, match="0 of 0"):
+        wilson_interval(0, 0)
+
+
+def test_rows_that_are_all_alike_leave_room_for_others():
+    # Wilson's upper end for 0 of 9 is 3.8415 / (9 + 3.8415) = 0.29915.
+    assert widened(Interval(0, 0, 0), 9) == pytest.approx((0, 0, 0.29915), abs=1e-5)
+    assert widened(Interval(1, 1, 1), 9) == pytest.approx((1, 0.70085, 1), abs=1e-5)
+    assert widened(Interval(0.5, 0.2, 0.8), 9) == (0.5, 0.2, 0.8)
+    # A difference of two scores lies in [-1, 1]: up to 0.29915 of the rows may still differ by 1, either way.
+    assert widened(Interval(0, 0, 0), 9, low=-1) == pytest.approx((0, -0.29915, 0.29915), abs=1e-5)
+    assert widened(Interval(1, 1, 1), 1, low=-1).low < 0 < widened(Interval(1, 1, 1), 6, low=-1).low

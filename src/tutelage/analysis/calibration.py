@@ -13,9 +13,8 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from tutelage.analysis.significance import wilson_interval
 from tutelage.records import Interval, IntervalRecord
-from tutelage.utils.bootstrap import percentile_interval, resampled_means
+from tutelage.utils.bootstrap import percentile_interval, resampled_means, wilson_interval
 
 BINS = 15
 """Bins of equal width, as in Guo et al. 2017 (arXiv 1706.04599), so that ECE can be compared with published values."""

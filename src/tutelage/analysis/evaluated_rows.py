@@ -16,6 +16,7 @@ from tutelage.records import BASE_MODELS
 from tutelage.run.live_reader import best_checkpoint, parameters
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
+from tutelage.utils.integrity import present, reading
 
 PredictionLines = dict[str, dict[str, Any]]
 """Lines of predictions.jsonl of one model, by row id; keys as in `records.Prediction`."""
@@ -128,11 +129,13 @@ def _finite(line: Mapping[str, Any]) -> bool:
 def _lengths(folder: Path) -> dict[str, np.ndarray]:
     """[test rows] numbers of tokens of `prompts` and `answers`."""
     path = folder / "prepare" / "tokens" / "test.index.safetensors"
-    if not path.is_file():
+    if not present(path):
         return {}
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    index = load_file(str(path))
+    with reading(path, SafetensorError):
+        index = load_file(str(path))
     return {name: index[name].astype(np.int64) for name in ("prompts", "answers")}
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tutelage.analysis.crossed_intervals import Estimate, Grid, contrast
-from tutelage.analysis.significance import Scores, as_run_scores, wilson_interval
+from tutelage.analysis.significance import Scores, as_run_scores
 from tutelage.method.risk_split import SMALLEST_GAP
 from tutelage.records import Interval, IntervalRecord
+from tutelage.utils.bootstrap import wilson_interval
 
 # --- gap closed ---
 

@@ -18,14 +18,33 @@ from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.slice_discovery import Discovery
 from tutelage.analysis.slices import Measure, SlicedComparison, SliceRecord
 from tutelage.analysis.training_dynamics import TrainingDynamics
-from tutelage.errors import DataError
-from tutelage.method.risk_split import interval
+from tutelage.method.risk_split import score_lead
 from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
 from tutelage.run.live_reader import recipe_of
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
+from tutelage.utils.integrity import check_run, present
+
+INPUTS = (
+    "recipe.yaml",
+    "prepare/rows.jsonl",
+    "teach/checkpoints.json",
+    "teach/log.jsonl",
+    "anchor/log.jsonl",
+    "anchor/sample_loss.jsonl",
+    "evaluate/*.json*",
+    "distill/*/*/stages.json",
+    "distill/*/*/weights.jsonl",
+    "distill/*/*/log.jsonl",
+    "distill/*/*/manifest.json",
+    "diagnose/*.json*",
+    "*/manifest.json",
+    "evaluate/**/manifest.json",
+    "compare/index.html",
+)
+"""Patterns of the files of a run that report and model card are made from."""
 
 # --- files of diagnose ---
 
@@ -172,6 +191,8 @@ class Results:
     """teach/checkpoints.json; empty before `teach` has finished."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Rows of the evaluated split by id, keys as in `records.Example`."""
+    training_answers: list[str] = field(default_factory=list)
+    """Gold answers of the training rows."""
     slices: SlicesFile = field(default_factory=SlicesFile)
     summary: SummaryFile = field(default_factory=SummaryFile)
 
@@ -219,12 +240,12 @@ class Results:
         ids, (scores, other_scores) = self.paired("score", model, other)
         if not ids:
             return None
-        lag = interval(1.0 - scores, 1.0 - other_scores).difference
-        return Interval(0.0 - lag.value, 0.0 - lag.high, 0.0 - lag.low)  # 0.0 - x: never a negative zero
+        return score_lead(scores, other_scores)
 
 
 def read_results(folder: Path) -> Results:
-    """Read the artifacts of a run folder. Raises DataError for a file that is there and cannot be read."""
+    """Read the artifacts of a run folder. Raises DamagedArtifactError for one that is not as it was written."""
+    check_run(folder, INPUTS)
     recipe = folder / "recipe.yaml"
     scores = _json(folder / "evaluate" / "scores.json") or {}
     predictions: dict[str, dict[str, dict[str, Any]]] = {}
@@ -240,6 +261,7 @@ def read_results(folder: Path) -> Results:
         taught=_json(folder / "teach" / "checkpoints.json") or {},
         students=[_student(path.parent) for path in sorted(folder.glob("distill/*/*/stages.json"))],
         rows={row["id"]: row for row in rows if row["split"] == scores.get("split", "test")},
+        training_answers=[row["answer"] for row in rows if row["split"] == "train"],
         manifests=read_manifests(folder),
         slices=_json(folder / "diagnose" / "slices.json") or {},
         summary=_json(folder / "diagnose" / "summary.json") or {},
@@ -247,11 +269,8 @@ def read_results(folder: Path) -> Results:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none if it is absent. Raises DataError for a file that cannot be read."""
-    try:
-        return list(read_jsonl(path)) if path.is_file() else []
-    except ValueError as error:
-        raise _unreadable(path, error) from error
+    """The objects of a JSON-lines file; none if it is absent."""
+    return list(read_jsonl(path)) if present(path) else []
 
 
 def as_interval(value: Any) -> Interval | None:
@@ -287,14 +306,7 @@ def read_manifests(folder: Path) -> dict[str, Manifest]:
 
 def _json(path: Path) -> Any:
     """The value in a JSON file; None if there is no such file."""
-    try:
-        return read_json(path) if path.is_file() else None
-    except ValueError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read as JSON ({error}): rebuild its stage with --force")
+    return read_json(path) if present(path) else None
 
 
 def is_finite(value: Any) -> bool:

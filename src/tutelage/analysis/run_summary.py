@@ -43,12 +43,13 @@ class RunSummary:
 
 def summarise_run(folder: Path) -> RunSummary:
     """Summary of a run folder; a run whose files cannot be read is `broken`."""
-    scores, manifests = read_or_none(folder / "evaluate/scores.json"), manifests_by_folder(folder)
-    students = [_student(folder, name) for name in manifests if name.startswith("distill/")]
+    manifests = manifests_by_folder(folder)
+    recipe, scores, students, state = {}, None, [], None
     try:
-        recipe, state = recipe_of(folder), None
+        recipe, scores = recipe_of(folder), read_or_none(folder / "evaluate/scores.json")
+        students = [_student(folder, name) for name in manifests if name.startswith("distill/")]
     except DataError as error:
-        recipe, state = {}, RunState("broken", str(error))
+        state = RunState("broken", str(error))
     results = Results(folder, recipe, scores if isinstance(scores, dict) else {}, students, manifests)
     best = results.main or (students[0].name if len(students) == 1 else "")
     score, teacher, plain = (results.score(name) for name in (best, "teacher", "anchor"))

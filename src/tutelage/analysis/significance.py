@@ -25,7 +25,6 @@ from tutelage.analysis.crossed_intervals import (
     evaluate,
     score_runs,
 )
-from tutelage.records import Interval
 from tutelage.utils.bootstrap import batch_sizes
 
 ALPHA = 0.05
@@ -220,16 +219,6 @@ def _permutation_p(centred: np.ndarray, size: int, total: float) -> float:
         below += int((run_sums <= total + 1e-9).sum())
     draws = rounds * disjoint
     return min(1.0, 2 * (min(above, below) / n * disjoint + 1) / (draws + 1))
-
-
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """Fraction of successes with Wilson's 95 % score interval, all in [0, 1]. Raises ValueError without trials."""
-    from scipy.stats import binomtest
-
-    if not 0 <= successes <= trials or not trials:
-        raise ValueError(f"successes must be from 0 to trials, and trials at least 1; found {successes} of {trials}")
-    ends = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return Interval(successes / trials, float(ends.low), float(ends.high))
 
 
 # --- several tests ---

@@ -24,7 +24,7 @@ import numpy as np
 from tutelage.analysis.significance import holm, membership_test, sign_flip_test
 from tutelage.method.risk_split import split_risk
 from tutelage.records import IntervalRecord
-from tutelage.utils.bootstrap import percentile_interval, resampled_counts
+from tutelage.utils.bootstrap import percentile_interval, resampled_counts, widened
 
 LEAST_ROWS = 10
 """Slices of fewer rows are described and not tested."""
@@ -260,6 +260,8 @@ def _two_models(
     with np.errstate(invalid="ignore", divide="ignore"):
         advantage, deficit = (sums[:, :2] / sums[:, 2:]).T
     interval = percentile_interval(difference, sign * (deficit - advantage))
+    if measure == "score":
+        interval = widened(interval, len(ours), low=-1.0)
     wins, losses = (int((side * sign * (ours - theirs) < 0).sum()) for side in (1.0, -1.0))
     risks = (split.risk_student, split.risk_teacher)
     student_mean, teacher_mean = (1.0 - risk if measure == "score" else risk for risk in risks)

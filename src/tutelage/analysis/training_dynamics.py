@@ -18,6 +18,7 @@ from tutelage.analysis.slices import by_value
 from tutelage.method.risk_split import split_risk
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
+from tutelage.utils.integrity import present
 
 CHANGED = 0.1
 """Nats a token by which a row's loss must change to count: its answer's tokens become a tenth more or less likely.
@@ -144,14 +145,14 @@ def _student(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> StudentDyna
         for record in read_json(folder / "stages.json")
     ]
     manifest = folder / MANIFEST
-    kept_stage = read_json(manifest).get("kept_stage") if manifest.is_file() else None
+    kept_stage = read_json(manifest).get("kept_stage") if manifest.exists() else None
     weights = _weights(_lines(folder / "weights.jsonl"), rows, stages)
     by_stage = rows_by_stage(_lines(folder / "validation_rows.jsonl"), kept_stage)
     return {"stages": stages, "kept_stage": kept_stage, **weights, "rows_by_stage": by_stage}
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
-    return read_jsonl(path) if path.is_file() else ()
+    return read_jsonl(path) if present(path) else ()
 
 
 def _losses(path: Path) -> dict[str, float]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,16 +15,15 @@ from typing import Any
 
 from tutelage.cli.list_runs import run_folders
 from tutelage.errors import DataError
+from tutelage.run.artifacts import checkpoint_folder
 from tutelage.run.checkpoints import RESUME_ONLY
-from tutelage.run.live_reader import dig, is_run, read_or_none, recipe_of
-from tutelage.run.manifest import locked
+from tutelage.run.live_reader import dig, read_or_none, recipe_of
+from tutelage.run.manifest import is_run, locked
+from tutelage.run.own_files import foreign_files
 from tutelage.run.run_state import Manifests, manifests_by_folder
 from tutelage.utils.console import print_table, visible
-from tutelage.utils.files import size_on_disk
+from tutelage.utils.files import discard, is_remains, size_on_disk
 from tutelage.utils.format import file_size
-
-_DOOMED = ".clean-"
-"""Prefix of a folder that is being deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,9 @@ def clean(run: Path, delete: bool = False) -> list[Removable]:
         _print_groups(run, groups, total)
         if delete:
             for path in (path for group in doomed for path in group.paths):
-                _delete(run, path)
+                discard(path, aside=run)
+            if left := next(filter(is_remains, run.iterdir()), None):
+                raise DataError(f"{left} could not be deleted; nothing needs it: delete it by hand")
             print(f"deleted: {total}")
         elif doomed:
             print(f"nothing was deleted yet; to delete: `tutelage clean {visible(shlex.quote(str(run)))} --yes`")
@@ -81,8 +81,7 @@ def _print_groups(run: Path, groups: list[Removable], total: str) -> None:
 
 
 def removable(run: Path) -> Iterator[Removable]:
-    """What can be rebuilt: caches, folds of cross-fitting, resume checkpoints, optimizer states, interrupted
-    deletions."""
+    """What can be rebuilt: caches, folds of cross-fitting, resume checkpoints, optimizer states."""
     recipe, manifests = recipe_of(run), manifests_by_folder(run)
     yield from _caches(run, recipe, manifests)
     folds = sorted(run.glob("cross_fit/fold-*"))
@@ -96,7 +95,6 @@ def removable(run: Path) -> Iterator[Removable]:
     if "teach" in manifests and not dig(recipe, "teach", "checkpoints"):
         states = sorted(path for pattern in RESUME_ONLY for path in run.glob(f"teach/checkpoint-*/{pattern}"))
         yield from _group("teacher optimizer states", states, "not needed: the teacher is finished", recipe)
-    yield from _group("remains of an interrupted clean", sorted(run.glob(f"{_DOOMED}*")), "not needed", recipe)
 
 
 def _caches(run: Path, recipe: dict[str, Any], manifests: Manifests) -> Iterator[Removable]:
@@ -116,8 +114,14 @@ def _group(
         return
     links = (f"{path.name} is a link to files outside the run" for path in existing if path.is_symlink())
     named = (f"the recipe uses {name} in it" for path in existing for name in _named_by(recipe, path))
-    kept_because = missing or next(links, None) or next(named, None)
+    foreign = (f"{path.name} holds {name}" for path in existing for name in _foreign(path))
+    kept_because = missing or next(links, None) or next(named, None) or next(foreign, None)
     yield Removable(what, existing, sum(map(size_on_disk, existing)), rebuilt_by, kept_because)
+
+
+def _foreign(path: Path) -> Iterator[str]:
+    """What tutelage did not write in a folder: a whole one, or a part of one."""
+    yield from foreign_files(path) if path.name.endswith("cache") else foreign_files(path.parent, within=path)
 
 
 def _named_by(recipe: Any, path: Path) -> Iterator[str]:
@@ -137,27 +141,10 @@ def _named_by(recipe: Any, path: Path) -> Iterator[str]:
 
 def _missing_checkpoint(run: Path) -> str | None:
     """Why the teacher's cache could not be rebuilt: a checkpoint that it was read from is gone."""
+    own = bool(dig(recipe_of(run), "teach", "checkpoints"))
     records = dig(read_or_none(run / "teach/checkpoints.json"), "checkpoints") or []
     checkpoints = [record for record in records if isinstance(record, dict)]
     for checkpoint in checkpoints:
-        folders = (Path(str(checkpoint.get("folder"))), run / "teach" / str(checkpoint.get("name")))
-        if not any(folder.is_dir() and any(folder.glob("*.safetensors")) for folder in folders):
+        if not any(checkpoint_folder(run, checkpoint, own).glob("*.safetensors")):
             return f"{checkpoint.get('name')}, which it was built from, is gone"
     return None if checkpoints else "teach/checkpoints.json, the list of what it was built from, is gone"
-
-
-def _delete(run: Path, path: Path) -> None:
-    """Delete a file or folder; a folder is renamed first, so that an interrupted deletion leaves no half folder."""
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    aside = path
-    if not path.name.startswith(_DOOMED):
-        aside = run / f"{_DOOMED}{path.relative_to(run).as_posix().replace('/', '-')}-{os.getpid()}"
-        path.replace(aside)
-    try:
-        shutil.rmtree(aside)
-    except OSError as error:
-        raise DataError(
-            f"{aside} could not be deleted ({error.strerror}); nothing needs it: delete it by hand"
-        ) from error

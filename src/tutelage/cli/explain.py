@@ -16,16 +16,24 @@ from typing import Any, NamedTuple
 from tutelage.errors import DataError
 from tutelage.records import BASE_MODELS
 from tutelage.report.page import words
-from tutelage.run.live_reader import dig, is_run, read_or_none
+from tutelage.run.live_reader import dig, read_or_none
+from tutelage.run.manifest import is_run
 from tutelage.utils.console import print_table, visible
 from tutelage.utils.files import read_jsonl
 from tutelage.utils.format import number, percent
+from tutelage.utils.integrity import check_run
 
 ALMOST = 0.1
 """A mean weight below this, or above 1 minus this, is reported as following one side almost alone."""
 MOST_TEXT = 4000
 """Characters of a prompt that are printed."""
 
+READ = (
+    *("prepare/rows.jsonl", "teach/checkpoints.json", "teach/validation/*.jsonl", "cache/*/sample_loss.jsonl"),
+    *("anchor/sample_loss.jsonl", "cross_fit/sample_loss.jsonl", "evaluate/**/*.jsonl"),
+    *("distill/*/*/weights.jsonl", "distill/*/*/validation_rows.jsonl"),
+)
+"""Patterns of the files that tell about a row."""
 Line = dict[str, Any]
 """An object of a JSON-lines file of the run."""
 
@@ -63,6 +71,7 @@ class Table(NamedTuple):
 
 def row_story(run: Path, id: str) -> RowStory:
     """What a run knows about a row. Raises DataError if there is no such row, with similar ids."""
+    check_run(run, READ)
     row = _row(run, id)
     return RowStory(
         row=row,

@@ -27,6 +27,7 @@ from tutelage.errors.wording import SPLIT_WORDS
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.schema import Data
 from tutelage.records import SPLITS
+from tutelage.utils.files import write_text
 
 TEST_FRACTION = 0.2
 """Fraction of the rows that become test rows if there are none."""
@@ -78,9 +79,7 @@ def initialise(
         section["validation_fraction"] = _fraction(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training_rows)
     settings = guess_settings(section, guess, teacher, student, [row for row, _ in raw["train"]], written.missing)
     written.text = recipe_text(path, guess, settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8") as file:  # refuses a file that another process has written meanwhile
-        file.write(written.text)
+    write_text(path, written.text, new=True)
     load_recipe(path)
     return written
 
@@ -143,8 +142,6 @@ def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, notes: list[str]) 
     """
     folder = recipe.with_name(f"{recipe.stem}_data")
     paths = {split: folder / f"{split}.jsonl" for split in ("train", "test")}
-    for path in paths.values():
-        _refuse_existing(path)
     answered = [row for row, _ in rows if not _unanswered(row, guess)]
     if answered and len(answered) < len(rows):
         count = len(rows) - len(answered)
@@ -159,10 +156,15 @@ def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, notes: list[str]) 
     random.Random(0).shuffle(keys)
     for key in keys:
         parts["test" if len(parts["test"]) < wanted else "train"] += groups[key]
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, path in paths.items():
-        with path.open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in parts[split])
+    texts = {
+        path: "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in parts[split])
+        for split, path in paths.items()
+    }
+    for path, text in texts.items():  # an interrupted command left the same files behind
+        if not (path.is_file() and path.read_bytes() == text.encode()):
+            _refuse_existing(path)
+    for path, text in texts.items():
+        write_text(path, text)
     notes.append(
         f"no test rows were given: {len(parts['test']):,} of the {len(answered):,} rows, a seeded sample, became"
         f" {paths['test']}, the others {paths['train']}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from tutelage.analysis.run_summary import RunSummary, summarise_run
 from tutelage.errors import DataError
-from tutelage.run.live_reader import is_run
+from tutelage.run.manifest import is_run
 from tutelage.utils.console import print_table, visible
 from tutelage.utils.format import NO_VALUE, file_size, percent
 

@@ -3,7 +3,7 @@
 Stages are imported when they are chosen, so that `--help` and a mistake in a recipe take well under a second.
 
 Exit codes: 0 success; 1 a bug, or failed students of a comparison; 2 an error that the user can mend, shown without a
-traceback; 130 interrupted.
+traceback; 3 a run that stopped because going on is not worth it (--anyway); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ON_THEIR_OWN = ("diagnose", "report")
 """Stages whose commands are written out, because they print or take more than the others."""
+MAY_STOP = ("teach", "anchor", "cache", "cross_fit", "distill")
+"""Stages whose commands stop where going on is not worth it."""
 
 app = typer.Typer(
     help="Distil a fine-tuned LLM into a small, fast model for one domain task.",
@@ -46,6 +48,12 @@ Overrides = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Delete and rebuild finished results of these stages.")]
+Anyway = Annotated[
+    bool,
+    typer.Option(
+        "--anyway", help="Go on with a teacher that learned nothing, or that plain fine-tuning already equals."
+    ),
+]
 
 
 def _load(recipe: Path | str, overrides: Sequence[str] | None) -> LoadedRecipe:
@@ -58,10 +66,10 @@ def _load(recipe: Path | str, overrides: Sequence[str] | None) -> LoadedRecipe:
     return loaded
 
 
-def _open_run(recipe: Path, overrides: list[str] | None, force: bool) -> RunFolder:
+def _open_run(recipe: Path, overrides: list[str] | None, force: bool, anyway: bool = False) -> RunFolder:
     from tutelage.run.run_folder import RunFolder
 
-    return RunFolder(_load(recipe, overrides).recipe, force=force)
+    return RunFolder(_load(recipe, overrides).recipe, force=force, anyway=anyway)
 
 
 def _go(run_folder: RunFolder, stages: list[str]) -> None:
@@ -132,9 +140,12 @@ def doctor(
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
-    """Run all stages, from raw rows to a distilled student. Continues where an interrupted run stopped."""
-    run_folder = _open_run(recipe, overrides, force)
+def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False, anyway: Anyway = False) -> None:
+    """Run all stages, from raw rows to a distilled student. Continues where an interrupted run stopped.
+
+    Exit code 3: it stopped because the teacher learned nothing, or plain fine-tuning already equals it.
+    """
+    run_folder = _open_run(recipe, overrides, force, anyway)
     _go(run_folder, list(STAGES))
     _show(run_folder)
 
@@ -172,10 +183,12 @@ def compare(
         Literal["table", "markdown", "latex", "csv", "json"], typer.Option(help="Format of the printed table.")
     ] = "table",
     force: Annotated[bool, typer.Option("--force", help="Delete and rebuild stale results.")] = False,
+    anyway: Anyway = False,
 ) -> None:
     """Compare methods on the same data, teacher, steps and seeds.
 
-    The same command continues an interrupted comparison and retries failed students. Exit code 1 if students failed.
+    The same command continues an interrupted comparison and retries failed students. Exit code 1 if students failed, 3
+    as in `run`.
     """
     from tutelage.compare.cell_table import CellState
     from tutelage.compare.experiment import run_comparison
@@ -187,7 +200,8 @@ def compare(
     files = [word for word in recipes if "=" not in word or Path(word).is_file()]
     overrides = [word for word in recipes if word not in files]
     loaded = [_load(file, overrides).recipe for file in files]
-    plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, tune=tune, executor=executor, force=force)
+    options = {"tune": tune, "executor": executor, "force": force, "anyway": anyway}
+    plan = make_plan(loaded, methods, seeds, teacher_seeds, jobs, output, **options)
     table = run_comparison(plan)
     summary = write_summary(plan.folder, table)
     write_page(summary, plan.folder / "index.html")
@@ -223,7 +237,10 @@ def _add_stage(name: str, text: str) -> None:
     def command(recipe: RecipeFile, overrides: Overrides = None, force: Force = False) -> None:
         _go(_open_run(recipe, overrides, force), [name])
 
-    app.command(name.replace("_", "-"), help=text)(command)
+    def stopping(recipe: RecipeFile, overrides: Overrides = None, force: Force = False, anyway: Anyway = False) -> None:
+        _go(_open_run(recipe, overrides, force, anyway), [name])
+
+    app.command(name.replace("_", "-"), help=text)(stopping if name in MAY_STOP else command)
 
 
 for _name, _text in STAGES.items():
@@ -324,7 +341,7 @@ def main() -> None:
             app()
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except Interrupted:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,11 +73,17 @@ def push(
     student: StudentName = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository public. Default: private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files without uploading them.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Do not ask about a student that is not significantly better than a guess.")
+    ] = False,
 ) -> None:
     """Upload a student with its model card to the Hugging Face Hub."""
     from tutelage.report.model_card import push
 
-    push(run, student, repo, not public, dry_run)
+    def confirm(doubt: str) -> bool:
+        return anyway or (sys.stdin.isatty() and typer.confirm(doubt))
+
+    push(run, student, repo, not public, dry_run, confirm=confirm)
 
 
 def list_runs(

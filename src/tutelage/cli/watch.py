@@ -19,11 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from tutelage.errors import DataError
+from tutelage.errors import DamagedArtifactError, DataError
 from tutelage.recipe.schema import Recipe
 from tutelage.records import BASE_MODELS
-from tutelage.run.live_reader import begun, dig, is_run, newest_change, read_log, read_or_none, recipe_of, written
-from tutelage.run.manifest import STARTED
+from tutelage.run.live_reader import begun, dig, newest_change, read_log, read_or_none, recipe_of, written
+from tutelage.run.manifest import STARTED, is_run
 from tutelage.run.run_state import RunState, manifests_by_folder, state_of
 from tutelage.stages import STAGES
 from tutelage.utils.console import visible
@@ -57,9 +57,11 @@ class Snapshot:
 
 
 def take_snapshot(run: Path) -> Snapshot:
-    """Read a run folder as it is now."""
+    """Read a run folder as it is now. Raises DamagedArtifactError for a file of a finished stage that was changed."""
     try:
         recipe = Recipe(**recipe_of(run))
+    except DamagedArtifactError:
+        raise
     except (DataError, ValidationError, TypeError):
         recipe = None
     manifests, unfinished = manifests_by_folder(run), begun(run)
@@ -89,7 +91,8 @@ def _read_student(shot: Snapshot) -> None:
     if shot.log and shot.log[-1].get("stage") == stage:
         shot.step += f", step {shot.log[-1]['step']:,}"
         done += _fraction_trained(shot, shot.recipe.trainer_arguments("distill"), shot.recipe.distill.epochs_per_stage)
-        seconds += written(folder / "log.jsonl") - written(choice)
+        since = max(written(choice), written(folder / STARTED))
+        seconds += _seconds_of_steps(shot, folder / "log.jsonl", since, choice.parent)
     _set_progress(shot, done / total, seconds)
     if isinstance(chosen := read_or_none(choice), dict):
         shot.stages = [*records, {"stage": stage, **chosen}]
@@ -101,8 +104,20 @@ def _read_fine_tuning(shot: Snapshot, recipe: Recipe, stage: str) -> None:
         shot.log, shot.step = log, f"step {log[-1]['step']:,}"
         arguments = recipe.trainer_arguments(*(["teach"] if stage == "teach" else ["distill", "anchor"]))
         epochs = None if stage == "teach" else recipe.distill.num_stages * recipe.distill.epochs_per_stage
-        seconds = written(path) - written(path.with_name(STARTED))
+        seconds = _seconds_of_steps(shot, path, written(path.with_name(STARTED)), path.parent)
         _set_progress(shot, _fraction_trained(shot, arguments, epochs), seconds)
+
+
+def _seconds_of_steps(shot: Snapshot, log: Path, since: float, folder: Path) -> float:
+    """What the steps up to the last log record take at the speed of the process that works now: an interrupted training
+    run has stood still for any length of time.
+
+    since: when that process began. folder: where resume checkpoints are; it continued from the last one before.
+    """
+    marks = (path.parent.name for path in folder.glob("**/checkpoint-*/whole") if written(path) < since)
+    resumed = max((int(name.rpartition("-")[2]) for name in marks), default=0)
+    step = shot.log[-1]["step"]
+    return (written(log) - since) * step / (step - resumed) if step > resumed else 0.0
 
 
 def _fraction_trained(shot: Snapshot, arguments: dict[str, Any], epochs: float | None) -> float:
@@ -117,8 +132,9 @@ def _read_cache(shot: Snapshot, recipe: Recipe) -> None:
     checkpoints = dig(read_or_none(shot.run / "teach/checkpoints.json"), "checkpoints", default=[])
     if total := len(checkpoints) * -(-rows // recipe.cache.shard_rows):
         shards = [written(path) for path in shot.run.glob("cache/*/shard-*.safetensors")]
-        shot.step = f"{len(shards)} of {total} shards"
-        _set_progress(shot, len(shards) / total, max(shards, default=0.0) - written(shot.run / "cache" / STARTED))
+        shot.step, since = f"{len(shards)} of {total} shards", written(shot.run / "cache" / STARTED)
+        new = sum(at >= since for at in shards)
+        _set_progress(shot, len(shards) / total, (max(shards) - since) * len(shards) / new if new else 0.0)
 
 
 def _set_progress(shot: Snapshot, fraction: float, seconds: float) -> None:

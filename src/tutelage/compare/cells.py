@@ -2,21 +2,25 @@
 
 results.jsonl has a line for every cell and metric. All lines of a cell are appended in one piece and each says how many
 there are, so a cell is recorded as a whole or not at all. If a cell is run again, the lines of the last attempt count.
+Each line has a checksum of its own content; lines of older versions have none.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
-from tutelage.errors import DataError
 from tutelage.method.methods import find_method
+from tutelage.utils.integrity import checksum, damaged, reading, seal
 
 RESULTS = "results.jsonl"
+RUN = ".."
+"""In results.jsonl, the run folder that holds the comparison; with `-teacher-1` and so on, those beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +125,11 @@ class ResultsFile:
 
     def __init__(self, path: Path) -> None:
         """Open or create the file. A last line that a killed process left unfinished is cut off."""
-        self.path = path
+        self.path, self._run = path, path.parent.parent
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            content = path.read_bytes()
+        if path.exists():
+            with reading(path):
+                content = path.read_bytes()
             end = content.rfind(b"\n") + 1
             if end < len(content):
                 os.truncate(path, end)
@@ -133,8 +138,9 @@ class ResultsFile:
         """Write the lines of a cell in one piece. inputs: fingerprint of what it was made from."""
         last = self._last_attempts().get(cell)
         attempt = last.rows[0]["attempt"] + 1 if last else 1
-        shared = {**asdict(cell), "inputs": inputs, "attempt": attempt, "of": len(rows)}
-        lines = [json.dumps({**shared, **row}, ensure_ascii=False) for row in rows]
+        shared = {**asdict(cell), "run": self._relative(cell.run), "inputs": inputs}
+        shared |= {"attempt": attempt, "of": len(rows)}
+        lines = [json.dumps(seal({**shared, **row}), ensure_ascii=False) for row in rows]
         with self.path.open("ab") as file:
             file.write(("\n".join(lines) + "\n").encode())
             file.flush()
@@ -146,25 +152,49 @@ class ResultsFile:
 
     def _last_attempts(self) -> dict[Cell, CellRecord]:
         records: dict[Cell, CellRecord] = {}
-        for row in self._read():
-            cell = Cell(**{name: row[name] for name in Cell.__dataclass_fields__ if name in row})
+        lines = list(self._read())
+        roots = {_root(row["run"]) for row in lines} - {RUN}
+        for row in lines:
+            fields = {name: row[name] for name in Cell.__dataclass_fields__ if name in row}
+            cell = Cell(**fields | {"run": self._resolved(row["run"], roots)})
             rows = records.setdefault(cell, CellRecord([])).rows
             if rows and rows[0]["attempt"] != row["attempt"]:
                 rows.clear()
             rows.append(row)
         return records
 
-    def _read(self) -> Iterator[ResultRow]:
-        if not self.path.is_file():
+    def _relative(self, run: str) -> str:
+        """A run folder as it is recorded: relative to a comparison inside it, so that both can be moved."""
+        return RUN + run.removeprefix(str(self._run)) if _root(run) == str(self._run) else run
+
+    def _resolved(self, recorded: str, roots: Collection[str]) -> str:
+        """The run folder of a line. roots: of the lines with whole paths, which older versions wrote; if there is one,
+        it is where the run that holds this comparison was then."""
+        if _root(recorded) == RUN:
+            return str(self._run) + recorded.removeprefix(RUN)
+        elsewhere = len(roots) == 1 and Path(*roots).resolve() != self._run.resolve()
+        is_moved = elsewhere and (self._run / "prepare").is_dir()
+        return str(self._run) + recorded.removeprefix(_root(recorded)) if is_moved else recorded
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
             return
-        with self.path.open(encoding="utf-8") as file:
+        with reading(self.path), self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                place, again = f"{self.path}, line {number}", "Remove the line, and its cell is run again"
                 try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(
-                        f"{self.path}, line {number} is not JSON ({error}): remove it, and its cell is run again"
-                    ) from error
+                    row = json.loads(line)
+                    recorded = row.pop("checksum", None)
+                except (ValueError, AttributeError) as error:
+                    raise damaged(place, error, again=again) from error
+                if recorded is not None and recorded != checksum(row):
+                    raise damaged(place, "other content", f"content with the checksum {recorded}", again)
+                yield row
+
+
+def _root(run: str) -> str:
+    """The recipe's own run folder; those of further teacher seeds lie beside it."""
+    return re.sub(r"-teacher-\d+$", "", run)
 
 
 def has_teacher(method: str) -> bool:

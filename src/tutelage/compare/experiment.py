@@ -32,8 +32,10 @@ def run_comparison(plan: ComparisonPlan) -> CellTable:
     Raises what a stage before the cells raises.
     """
     runs = [run for recipe in plan.recipes for run in run_folders(recipe, plan)]
-    for note in (note for method in plan.methods for note in variant_notes(method)):
-        runs[0].screen.warn(note)
+    told = {note for recipe in plan.recipes for method in recipe.distill.methods for note in variant_notes(method)}
+    for note in dict.fromkeys(note for method in plan.methods for note in variant_notes(method)):
+        if note not in told:  # by the recipe that has the same method
+            runs[0].screen.warn(note)
     if plan.teacher_seeds > 1 and len(plan.seeds) == 1:
         runs[0].screen.warn(
             "one seed with several teacher seeds: 95 % intervals hold in 80 to 85 % only; give --seeds 2 or more"
@@ -63,8 +65,13 @@ def _locked(plan: ComparisonPlan, runs: Sequence[RunFolder]) -> Iterator[None]:
     with ExitStack() as locks:
         for run in runs:
             locks.enter_context(locked(run.folder))
-        locks.enter_context(locked(plan.folder, elsewhere="--output ANOTHER_FOLDER"))
+        locks.enter_context(locked(plan.folder, elsewhere="--output ANOTHER_FOLDER", is_own=is_comparison))
         yield
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder holds the results of a comparison."""
+    return any((folder / name).is_file() for name in (RESULTS, TUNED))
 
 
 def _check_before_training(plan: ComparisonPlan, runs: Sequence[RunFolder]) -> None:

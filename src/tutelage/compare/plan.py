@@ -32,6 +32,8 @@ class ComparisonPlan:
     executor: Literal["local", "ray"] = "local"
     force: bool = False
     """Delete and rebuild stale results."""
+    anyway: bool = False
+    """Go on with a teacher that learned nothing, or that the anchor already equals."""
 
 
 def make_plan(
@@ -45,6 +47,7 @@ def make_plan(
     tune: bool = False,
     executor: Literal["local", "ray"] = "local",
     force: bool = False,
+    anyway: bool = False,
 ) -> ComparisonPlan:
     """A checked plan. methods: names separated by commas; seeds, teacher_seeds: how many. Raises ConfigError."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -57,7 +60,7 @@ def make_plan(
     if refusals:
         raise ConfigError(problems("this cannot be compared:", refusals))
     folder = folder or Path(recipes[0].output_dir) / "compare"
-    return ComparisonPlan(recipes, names, range(seeds), teacher_seeds, jobs, folder, tune, executor, force)
+    return ComparisonPlan(recipes, names, range(seeds), teacher_seeds, jobs, folder, tune, executor, force, anyway)
 
 
 def _recipe_refusals(recipes: Sequence[Recipe], methods: Sequence[str], seeds: int) -> list[str]:

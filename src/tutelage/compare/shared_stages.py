@@ -10,17 +10,19 @@ from pathlib import Path
 from tutelage.compare.plan import ComparisonPlan, with_methods, with_teacher_seed
 from tutelage.recipe.schema import Recipe
 from tutelage.run.manifest import MANIFEST
+from tutelage.run.own_files import clear
 from tutelage.run.run_folder import RunFolder
 from tutelage.stages import evaluate
 from tutelage.stages.pipeline import run_stages
 from tutelage.training.run_models import RunModels
+from tutelage.utils.files import replacing
 
 
 def run_folders(recipe: Recipe, plan: ComparisonPlan) -> list[RunFolder]:
     """One for every teacher seed; the first is the recipe's own run folder."""
     seeds = range(recipe.teacher_seed, recipe.teacher_seed + plan.teacher_seeds)
     recipes = (with_teacher_seed(with_methods(recipe, plan.methods, plan.seeds), seed) for seed in seeds)
-    return [RunFolder(recipe, rebuild=plan.force) for recipe in recipes]
+    return [RunFolder(recipe, rebuild=plan.force, anyway=plan.anyway) for recipe in recipes]
 
 
 def run_shared_stages(run: RunFolder, methods: Sequence[str], first_anchor: Path) -> None:
@@ -30,7 +32,7 @@ def run_shared_stages(run: RunFolder, methods: Sequence[str], first_anchor: Path
     teacher seeds get a copy.
     """
     teacher_stages(run, methods)
-    _copy_anchor(first_anchor, run.folder / "anchor")
+    _copy_anchor(first_anchor, run.folder)
     anchor_stages(run, methods)
     models = RunModels(run)
     for model in evaluate.base_models(run, models):
@@ -52,14 +54,13 @@ def anchor_stages(run: RunFolder, methods: Sequence[str]) -> None:
     _run_stages(run, methods, ["anchor", "cross_fit"])
 
 
-def _copy_anchor(first_anchor: Path, folder: Path) -> None:
+def _copy_anchor(first_anchor: Path, run: Path) -> None:
+    folder = run / "anchor"
     if folder == first_anchor or (folder / MANIFEST).is_file():
         return
-    draft = folder.with_name("anchor.part")
-    for unfinished in (folder, draft):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(first_anchor, draft)
-    draft.replace(folder)
+    clear(folder, aside=run)
+    with replacing(folder) as draft:
+        shutil.copytree(first_anchor, draft)
 
 
 def _run_stages(run: RunFolder, methods: Sequence[str], stages: Sequence[str]) -> None:

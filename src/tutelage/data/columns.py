@@ -7,14 +7,14 @@ guessed.
 
 from __future__ import annotations
 
-import ast
-import json
 import string
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from tutelage.data.readers import Row
+from tutelage.data.files.exports import way_out
+from tutelage.data.files.printed import looks_printed, opened
+from tutelage.data.files.problems import Row
 from tutelage.errors import DataError, Kind, Problem
 from tutelage.recipe.schema import Data, Task
 
@@ -221,8 +221,9 @@ def _unrecognised(row: Row, ours: Row, task: Task, data: Data) -> Problem:
     template_would_do = not data.template and any(
         _candidates(ROW_FORMATS[name][-1], ours, data) for name in ("label", "span") if name in names
     )
+    text, change = way_out(row) or (None, None)
     values = {
-        "columns": sorted(row),
+        "columns": sorted(map(str, row)),
         "task": task.type,
         "wanted": [" + ".join(ROW_FORMATS[name]) for name in names],
         "map_example": (columns[0], columns[-1]),
@@ -230,24 +231,14 @@ def _unrecognised(row: Row, ours: Row, task: Task, data: Data) -> Problem:
         "only_labels": only_labels,
         "other_task": other_task,
         "template_would_do": template_would_do,
+        "way_out": text,
     }
-    change = f"task.type={other_task}" if other_task else "data.columns={label: labels}" if only_labels else None
+    change = change or (f"task.type={other_task}" if other_task else None)
+    change = change or ("data.columns={label: labels}" if only_labels else None)
     return Problem(Kind.COLUMNS_UNRECOGNISED, change=change, values=values)
 
 
 # --- cells ---
-
-
-def opened(value: Any) -> Any:
-    """The list or object in a text cell, as JSON or Python writes it; any other value unchanged."""
-    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
-        return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(value.strip())
-        except (ValueError, SyntaxError):
-            continue
-    return value
 
 
 def list_in(value: Any, column: str) -> Any:
@@ -259,14 +250,17 @@ def list_in(value: Any, column: str) -> Any:
 
 
 def words(value: Any) -> list[str]:
-    """A list of texts: as it is, as JSON in a cell, or separated by spaces."""
-    value = opened(value)
+    """A list of texts: as it is, as JSON or printed in a cell, or separated by spaces. Raises DataError."""
+    value = _readable(value, "tokens or tags")
     return value.split() if isinstance(value, str) else [str(entry) for entry in value]
 
 
 def accepted_answers(value: Any) -> list[str]:
-    """The texts in a text, a list of texts or of {text}, or {text: [...]} of SQuAD; each may be in a text cell."""
-    entries = opened(value)
+    """The texts in a text, a list of texts or of {text}, or {text: [...]} of SQuAD; each may be in a text cell.
+
+    Raises DataError for what cannot be read, and TypeError for an answer that is no text.
+    """
+    entries = _readable(value, "answers")
     if (
         isinstance(value, str)
         and isinstance(entries, list)
@@ -277,7 +271,23 @@ def accepted_answers(value: Any) -> list[str]:
         entries = entries["text"]
     entries = entries if isinstance(entries, list) else [] if entries is None else [entries]
     texts = [entry["text"] if isinstance(entry, dict) else entry for entry in entries]
-    return [str(text).strip() for text in texts if text is not None and str(text).strip()]
+    return [text.strip() for text in map(text_of, texts) if text and text.strip()]
+
+
+def text_of(value: Any) -> str | None:
+    """A cell as text; None stays None. Raises TypeError for a list or object, which no cell of text holds."""
+    if isinstance(value, list | tuple | dict | bytes):
+        raise TypeError(f"{type(value).__name__} instead of text: {str(value)[:80]}")
+    return None if value is None else str(value)
+
+
+def _readable(value: Any, column: str) -> Any:
+    """As `opened`. Raises DataError for what looks like a printed list or object and is none, such as a long list of
+    which only the ends were printed."""
+    found = opened(value)
+    if isinstance(found, str) and looks_printed(found):
+        raise DataError(Problem(Kind.CELL_NOT_A_LIST, values={"column": column, "found": found}))
+    return found
 
 
 def listed_objects(value: Any) -> Any:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from tutelage.data.columns import map_columns, own_id, read_columns
-from tutelage.data.readers import PlacedRow, Row, parse_object
+from tutelage.data.contents.settle import settle, without_rejected
+from tutelage.data.encode import emptied_problem
+from tutelage.data.files.json_files import parse_object
+from tutelage.data.files.problems import PlacedRow, Row
 from tutelage.data.row_formats import example_from_row
 from tutelage.data.splits import (
     hold_out,
     overlap_problems,
     passages_of,
+    prompt_key,
     prompt_text,
     read_splits,
     sample,
-    without_overlap,
 )
 from tutelage.errors import DataError, Kind, Place, Problem, RowsError
 from tutelage.errors.wording import SPLIT_WORDS
@@ -42,24 +47,35 @@ class Rows:
     """Training rows that became validation rows; 0 if validation rows were given."""
     notes: list[str] = field(default_factory=list)
     """What was decided about the rows, for the user, a line each."""
+    decided: dict[str, Any] = field(default_factory=dict)
+    """Keys of the data section that the recipe leaves open and the rows decided, with their values."""
 
 
-def load_rows(recipe: Recipe) -> Rows:
-    """Read every split of a recipe. Raises RowsError with all problems of rows, DataError for unreadable files."""
+def load_rows(recipe: Recipe, fits: Callable[[Example], bool] | None = None) -> Rows:
+    """Read every split of a recipe. Raises RowsError with all problems of rows, DataError for unreadable files.
+
+    fits: whether a row is short enough; rows that are not are left out of samples (`data.max_train_rows`, ...), so that
+    these have as many rows as they should.
+    """
     task, data = recipe.task, recipe.data
     raw = read_splits(data)
+    read = {split: len(raw[split]) for split in SPLITS}
     notes = _renamed_columns(raw["train"], recipe)
+    left_out = without_rejected(raw, task, data)
+    conventions = settle(raw, task, data)
+    notes += conventions.notes
+    data = conventions.data
+    recipe = recipe.model_copy(update={"data": data})
     labels = task.labels or _labels_in_folder(data)
     drafts = _drafts(raw["train"], recipe, labels)
     held_out = 0
     if not raw["validation"]:
         held_out = _hold_out(raw, drafts, recipe, notes)
-    for split in SPLITS:
-        raw[split] = sample(raw[split], getattr(data, f"max_{split}_rows"), f"{recipe.seed}/{split}")
     if labels is None and task.type != "qa":  # before rendering: prompts may list them
         labels = _learned_labels([e for e in drafts if e], task.type, False) or None
-    problems = _column_problems(raw["train"], data)
-    examples = {split: _examples(raw[split], split, task, data, labels, problems) for split in SPLITS}
+    problems = conventions.problems + _column_problems(raw["train"], data)
+    examples = _chosen(raw, recipe, labels, fits, problems, left_out)
+    notes += left_out
     choice = task.type == "qa" and all(e.labels for e in examples["train"]) and bool(examples["train"])
     if task.type == "qa":
         labels = _learned_labels(examples["train"], task.type, choice) or labels
@@ -67,11 +83,11 @@ def load_rows(recipe: Recipe) -> Rows:
     if examples["train"]:
         problems += _label_problems(examples, task.type, labels, choice)
     problems += _id_problems(raw, data)
-    examples = _without_overlap(examples, data, problems, notes)
-    problems += _missing_splits(examples) if not problems else []
+    problems += overlap_problems(examples) if data.overlap == "error" else []
+    problems += _missing_splits(examples, read, left_out) if not problems else []
     if problems:
         raise RowsError(*problems, labels=labels)
-    return Rows(_distinct(examples), labels, choice, held_out, notes)
+    return Rows(_distinct(examples), labels, choice, held_out, notes, conventions.decided)
 
 
 def simple_examples(dataset: Iterable[Row], split: str, *, chat_template: bool = False) -> list[Example]:
@@ -179,6 +195,45 @@ def _label_problems(
 # --- rows ---
 
 
+def _chosen(
+    raw: dict[str, list[PlacedRow]],
+    recipe: Recipe,
+    labels: list[str] | None,
+    fits: Callable[[Example], bool] | None,
+    problems: list[Problem],
+    left_out: list[str],
+) -> dict[str, list[Example]]:
+    """The examples of every split, sampled; `raw` is cut to the rows that were looked at.
+
+    With `data.overlap: drop`, rows whose prompt is in a later split are left out; all test rows stay. In a sample,
+    these and the rows that do not fit are replaced by others.
+    """
+    data, chosen, later = recipe.data, {}, set()
+    found: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    for split in reversed(SPLITS):
+        order = {id(row): index for index, (row, _) in enumerate(raw[split])}
+        rows, others = sample(raw[split], getattr(data, f"max_{split}_rows"), f"{recipe.seed}/{split}")
+        looked, kept, repeated, long = [], [], 0, 0
+        for row, place in (*rows, *others):
+            if others and len(looked) - repeated - long == len(rows):
+                break
+            looked.append((row, place))
+            for example in _examples([(row, place)], split, recipe.task, data, labels, found[split]):
+                if data.overlap == "drop" and prompt_key(example) in later:
+                    repeated += 1
+                elif others and fits and not fits(example):
+                    long += 1
+                else:
+                    kept.append((order[id(row)], example))
+        chosen[split] = [example for _, example in sorted(kept, key=lambda entry: entry[0])]
+        raw[split] = sorted(looked, key=lambda placed: order[id(placed[0])])
+        later |= {prompt_key(example) for example in chosen[split]} if data.overlap == "drop" else set()
+        for count, why in ((repeated, "have a prompt of a later split"), (long, f"exceed {data.max_length:,} tokens")):
+            left_out += [f"{count:,} {SPLIT_WORDS[split]} rows {why} and are left out"] if count else []
+    problems += itertools.chain(*found.values())
+    return {split: chosen[split] for split in SPLITS}
+
+
 def _examples(
     rows: list[PlacedRow], split: str, task: Task, data: Data, labels: list[str] | None, problems: list[Problem]
 ) -> list[Example]:
@@ -219,24 +274,16 @@ def _id_problems(raw: dict[str, list[PlacedRow]], data: Data) -> list[Problem]:
     return problems
 
 
-def _without_overlap(
-    examples: dict[str, list[Example]], data: Data, problems: list[Problem], notes: list[str]
-) -> dict[str, list[Example]]:
-    """No prompt in two splits: such rows are problems, or left out of the earlier split with `data.overlap: drop`."""
-    if data.overlap != "drop":
-        problems += overlap_problems(examples)
-        return examples
-    kept = without_overlap(examples)
-    for split in reversed(SPLITS):
-        if count := len(examples[split]) - len(kept[split]):
-            notes.append(f"{count:,} {SPLIT_WORDS[split]} rows have a prompt of a later split and are left out")
-    return kept
+def _missing_splits(examples: dict[str, list[Example]], read: dict[str, int], left_out: list[str]) -> list[Problem]:
+    """The first of training and test that has no rows; and splits of which no row is left.
 
-
-def _missing_splits(examples: dict[str, list[Example]]) -> list[Problem]:
-    """The first of training and test that has no rows."""
-    missing = [split for split in ("train", "test") if not examples[split]]
-    return [Problem(Kind.ROWS_MISSING, split, change=f"data.{split}=FILE") for split in missing[:1]]
+    read: rows of each file. left_out: why rows were left out, a line each.
+    """
+    emptied = [split for split in SPLITS if read[split] and not examples[split]]
+    missing = [split for split in ("train", "test") if not examples[split] and split not in emptied]
+    return [Problem(Kind.ROWS_MISSING, split, change=f"data.{split}=FILE") for split in missing[:1]] + [
+        emptied_problem(split, read[split], left_out, f"data.{split}=FILE") for split in emptied
+    ]
 
 
 def _on_one_line(examples: dict[str, list[Example]], notes: list[str]) -> dict[str, list[Example]]:

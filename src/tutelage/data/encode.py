@@ -6,14 +6,14 @@ Prompt and answer are tokenized separately, so that training, caching and decodi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tutelage.errors import DataError, Kind, Problem, RowsError
 from tutelage.errors.wording import first_line
 from tutelage.recipe.schema import Data
-from tutelage.records import Example
+from tutelage.records import SPLITS, Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,11 @@ class Encoder:
             else:
                 misfits.long.append(LongRow(row.id, len(row.prompt), len(row.answer)))
 
+    def fits(self, example: Example) -> bool:
+        """Whether an example has at most `max_length` tokens."""
+        row = self.row(example)
+        return len(row.prompt) + len(row.answer) <= self.max_length
+
     def check(self, misfits: Misfits) -> list[str]:
         """Ids of the rows that are left out.
 
@@ -152,3 +157,29 @@ def make_encoder(data: Data, tokenizer: Any) -> Encoder:
     """The encoder that the data section of a recipe describes."""
     prefix = data.answer_prefix if data.answer_prefix is not None else ("" if data.chat_template else " ")
     return Encoder(tokenizer, prefix, data.max_length, data.too_long)
+
+
+def fitting_test(data: Data, load_tokenizer: Callable[[], Any]) -> Callable[[Example], bool] | None:
+    """Whether a row is short enough to be sampled; None where no row is left out of a sample for its length."""
+    sampled = any(getattr(data, f"max_{split}_rows") for split in SPLITS)
+    return make_encoder(data, load_tokenizer()).fits if sampled and data.too_long == "drop" else None
+
+
+def check_not_emptied(left: Mapping[str, int], examples: Mapping[str, Sequence[Example]], max_length: int) -> None:
+    """Raises DataError for splits of which no row is left after too long ones were dropped.
+
+    left: rows by split. examples: those before.
+    """
+    why = [f"they have more than data.max_length = {max_length:,} tokens"]
+    problems = [
+        emptied_problem(split, len(examples[split]), why, "data.max_length=MORE")
+        for split in SPLITS
+        if examples[split] and not left[split]
+    ]
+    if problems:
+        raise RowsError(*problems)
+
+
+def emptied_problem(split: str, read: int, left_out: Sequence[str], change: str) -> Problem:
+    """All rows of a split were left out. read: how many it had. left_out: the reasons."""
+    return Problem(Kind.SPLIT_EMPTIED, split, change=change, values={"read": read, "left_out": left_out})

@@ -9,9 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutelage.data.columns import NATIVE, ROW_FORMATS, opened, read_columns
-from tutelage.data.entities import TYPE_KEYS
-from tutelage.data.readers import TAG, Row
+from tutelage.data.columns import NATIVE, ROW_FORMATS, read_columns
+from tutelage.data.contents.entities import TYPE_KEYS
+from tutelage.data.files.conll import TAG
+from tutelage.data.files.exports import way_out
+from tutelage.data.files.printed import opened
+from tutelage.data.readers import Row
 from tutelage.data.row_formats import example_from_row
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.recipe.schema import Data, Task
@@ -60,7 +63,8 @@ def guess_rows(rows: Sequence[Row]) -> Guess:
     sample = rows[:SAMPLE_ROWS]
     guess = _by_names(sample) or _by_answers(sample, Data()) or _by_contents(sample)
     if guess is None:
-        raise DataError(Problem(Kind.TASK_UNCLEAR, values={"columns": sorted(sample[0])}))
+        values = {"columns": sorted(sample[0]), "way_out": (way_out(sample[0]) or (None,))[0]}
+        raise DataError(Problem(Kind.TASK_UNCLEAR, values=values))
     return guess
 
 

@@ -8,8 +8,12 @@ of 0.8 share a band with probability 1 - (1 - 0.8^4)^16 = 0.9998, texts with 0.3
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
+
+from tutelage.data.splits import prompt_text
+from tutelage.records import Example
 
 LEAST_JACCARD = 0.8
 """Least Jaccard index of the shingles of near-duplicates."""
@@ -102,3 +106,35 @@ def _candidates(signatures: np.ndarray, shingles: Sequence[np.ndarray], first: i
 def _jaccard(first: np.ndarray, second: np.ndarray) -> float:
     shared = len(np.intersect1d(first, second, assume_unique=True))
     return shared / (len(first) + len(second) - shared)
+
+
+# --- texts without what all prompts share ---
+
+
+def distinct_texts(examples: Sequence[Example]) -> list[str]:
+    """The prompts without the words that all prompts of their language begin and end with."""
+    texts = [prompt_text(example.prompt) for example in examples]
+    groups: dict[str | None, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.language, []).append(index)
+    for indices in groups.values():
+        distinct = {texts[index] for index in indices}
+        if len(distinct) < 2:
+            continue
+        # Cut at white space and punctuation: parts of words must not be compared.
+        start = _whole_words(_common_start(distinct))
+        stop = _whole_words(_common_start({text[start:][::-1] for text in distinct}))
+        for index in indices:
+            texts[index] = texts[index][start : len(texts[index]) - stop].strip()
+    return texts
+
+
+def _common_start(texts: set[str]) -> str:
+    """The characters that all texts begin with: what the first and the last in sorted order have in common."""
+    pairs = zip(min(texts), max(texts), strict=False)
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _whole_words(start: str) -> int:
+    """Length of the whole words at the start of a text."""
+    return next((len(start) - back for back, letter in enumerate(reversed(start)) if not letter.isalnum()), 0)

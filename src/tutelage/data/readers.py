@@ -1,35 +1,31 @@
 """Files and Hub data sets as raw rows, each with its place, so that every later message can name file and line.
 
-CSV and TSV are read by `csv`, JSON by `json`, Parquet by `pyarrow`, the Hub by `datasets`; CoNLL is read here. Nothing
-is guessed: CSV cells stay text, and a file with an unknown ending is refused.
+`files/` has a module for each kind of text file; Parquet is read by `pyarrow`, the Hub by `datasets`. Nothing is
+guessed: CSV cells stay text, and a file with an unknown ending is refused.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.files.conll import read_conll
+from tutelage.data.files.exports import FILE_TYPES
+from tutelage.data.files.json_files import parse_object, read_json, read_jsonl
+from tutelage.data.files.problems import PlacedRow, Row, unreadable
+from tutelage.data.files.tables import read_table
+from tutelage.data.files.text import read_text
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.errors.wording import first_line
 
-Row = dict[str, Any]
-"""Column name to value, as the file has them."""
-PlacedRow = tuple[Row, Place]
+__all__ = ["PlacedRow", "Row", "check_files", "find_files", "parse_object", "read_hub", "read_rows"]
+
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".bio", ".txt")
-TAG = re.compile("O|[BIESLU]-.+")
-"""A tag of the BIO family."""
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".bio", ".txt")
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-LIST_COLUMNS = (
-    *("prompt", "completion", "messages", "conversations", "answers", "choices", "entities", "spans", "tokens"),
-    *("paragraphs", "qas"),
-)
-"""Columns of one row that may hold a list of objects; a list of objects under any other name is a table of rows."""
 
 
 # --- which files ---
@@ -87,29 +83,26 @@ def _closest(path: Path, names: list[str]) -> str | None:
 # --- reading ---
 
 
-def read_rows(files: list[str]) -> list[PlacedRow]:
-    """All rows of the files, in order, each with its place. Raises DataError."""
+def read_rows(files: list[str], encoding: str | None = None) -> list[PlacedRow]:
+    """All rows of the files, in order, each with its place.
+
+    encoding: `data.encoding`, for files that are not UTF-8. Raises DataError.
+    """
     check_files(files)
-    return [row for name in files for row in _read_file(Path(name))]
+    return [row for name in files for row in _read_file(Path(name), encoding)]
 
 
-def _read_file(path: Path) -> list[PlacedRow]:
-    if path.suffix.lower() not in _READERS:
-        raise _unreadable(Kind.FILE_TYPE_UNKNOWN, path, endings=tuple(_READERS))
-    try:
-        rows = list(_READERS[path.suffix.lower()](path))
-    except UnicodeDecodeError as error:
-        with path.open("rb") as file:
-            utf16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        raise _unreadable(Kind.ENCODING_NOT_UTF8, path, utf16=utf16, reason=error.reason) from None
+def _read_file(path: Path, encoding: str | None) -> list[PlacedRow]:
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        rows = list(_read_parquet(path))
+    elif ending in _READERS:
+        rows = read_text(path, encoding, lambda name: list(_READERS[ending](path, name)))
+    else:
+        raise unreadable(Kind.FILE_TYPE_UNKNOWN, path, endings=ENDINGS, way_out=FILE_TYPES.get(ending))
     if not rows:
-        raise _unreadable(Kind.FILE_EMPTY, path)
+        raise unreadable(Kind.FILE_EMPTY, path)
     return rows
-
-
-def _unreadable(kind: Kind, path: Path, number: int | None = None, **values: Any) -> DataError:
-    """The error for a file, or for a line of it."""
-    return DataError(Problem(kind, place=Place(str(path), number), values=values))
 
 
 def read_hub(name: str, config: str | None, split: str, revision: str | None) -> list[PlacedRow]:
@@ -140,133 +133,23 @@ def _named(value: Any, feature: Any, label: type) -> Any:
     return [_named(entry, inner, label) for entry in value] if isinstance(value, list) and inner is not None else value
 
 
-# --- JSON ---
-
-
-def _read_jsonl(path: Path) -> Iterator[PlacedRow]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                place = Place(str(path), number)
-                yield parse_object(line, place), place
-
-
-def parse_object(text: str, place: Place) -> Row:
-    """One JSON object. Raises DataError for anything else."""
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        values = {"reason": error.msg, "column": error.colno}
-        raise DataError(Problem(Kind.JSON_INVALID, place=place, values=values)) from None
-    return _object(row, place)
-
-
-def _object(row: Any, place: Place) -> Row:
-    if not isinstance(row, dict):
-        raise DataError(Problem(Kind.JSON_NOT_AN_OBJECT, place=place, values={"found": type(row).__name__}))
-    return row
-
-
-def _read_json(path: Path) -> Iterator[PlacedRow]:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.strip():
-        return
-    decoder = json.JSONDecoder()
-    start = len(text) - len(text.lstrip())
-    try:
-        table, end = decoder.raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        raise _unreadable(Kind.JSON_INVALID, path, error.lineno, reason=error.msg, column=error.colno) from None
-    if text[end:].strip():  # JSON lines under another ending
-        yield from _read_jsonl(path)
-        return
-    if isinstance(table, dict):
-        tables = {key: value for key, value in table.items() if key not in LIST_COLUMNS and _is_table(value)}
-        if len(tables) > 1:
-            raise _unreadable(Kind.JSON_SEVERAL_TABLES, path, tables=", ".join(tables))
-        table = next(iter(tables.values()), [table])
-    if not isinstance(table, list):
-        raise _unreadable(Kind.JSON_NOT_A_LIST, path, found=type(table).__name__)
-    for number, row in enumerate(_flat(table), start=1):
-        place = Place(str(path), number, "row")
-        yield _object(row, place), place
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
-
-
-def _flat(table: list[Any]) -> Iterator[Any]:
-    """Rows of a table; the documents of SQuAD (paragraphs, each with its questions) become one row per question."""
-    for entry in table:
-        inner = next(
-            (key for key in ("paragraphs", "qas") if isinstance(entry, dict) and _is_table(entry.get(key))), None
-        )
-        if inner is None:
-            yield entry
-            continue
-        about = {key: value for key, value in entry.items() if key != inner}
-        yield from _flat([about | part if isinstance(part, dict) else part for part in entry[inner]])
-
-
-# --- tables ---
-
-
-def _read_table(path: Path) -> Iterator[PlacedRow]:
-    """Rows of a CSV or TSV file; every cell stays text.
-
-    A TSV whose quotation marks do not enclose cells is read without quoting. A CSV whose header has semicolons and no
-    comma is separated by semicolons: spreadsheets save it so where the comma is the decimal sign.
-    """
-    import csv
-
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
-    tabs = path.suffix.lower() == ".tsv"
-    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if tabs else (csv.QUOTE_MINIMAL,):
-        try:
-            return iter(list(_table_rows(path, quoting, tabs)))
-        except csv.Error as error:
-            reason, line = error.args
-    raise _unreadable(Kind.TABLE_INVALID, path, line, format=path.suffix[1:].upper(), reason=reason)
-
-
-def _table_rows(path: Path, quoting: Any, tabs: bool) -> Iterator[PlacedRow]:
-    """Raises `csv.Error` with the reason and the line."""
-    import csv
-
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
-        file.seek(0)
-        delimiter = "\t" if tabs else ";" if ";" in head and "," not in head else ","
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True, quoting=quoting)
-        try:
-            repeated = [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]
-            if repeated:
-                raise _unreadable(Kind.COLUMN_REPEATED, path, 1, column=repeated[0])
-            for row in reader:
-                if None in row or None in row.values():
-                    counts = {"cells": _cells(row), "columns": len(reader.fieldnames or [])}
-                    raise _unreadable(Kind.TABLE_ROW_UNEVEN, path, reader.line_num, **counts)
-                cells = {key: value if value != "" else None for key, value in row.items()}
-                yield cells, Place(str(path), reader.line_num)
-        except csv.Error as error:
-            raise csv.Error(str(error), reader.reader.line_num) from None
-
-
-def _cells(row: dict[Any, Any]) -> int:
-    return sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
+# --- Parquet ---
 
 
 def _read_parquet(path: Path) -> Iterator[PlacedRow]:
+    import pyarrow
     import pyarrow.parquet as parquet
-    from pyarrow import ArrowException
 
     try:
         table = parquet.read_table(path)
-    except (ArrowException, OSError) as error:
-        raise _unreadable(Kind.PARQUET_INVALID, path, reason=first_line(error)) from None
-    named = _label_names(table.schema)
-    for number, row in enumerate(table.to_pylist(), start=1):
+        for index, column in enumerate(table.schema):
+            if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
+                text = table.column(index).cast(pyarrow.large_string())
+                table = table.set_column(index, column.name, text)
+        named, rows = _label_names(table.schema), table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise unreadable(Kind.PARQUET_INVALID, path, reason=first_line(error)) from None
+    for number, row in enumerate(rows, start=1):
         yield named(row), Place(str(path), number, "row")
 
 
@@ -280,42 +163,13 @@ def _label_names(schema: Any) -> Callable[[Row], Row]:
     return lambda row: _named(row, features, ClassLabel)
 
 
-# --- CoNLL ---
-
-
-def _read_conll(path: Path) -> Iterator[PlacedRow]:
-    """The token in the first column, its tag in the last, a blank line between sentences; separated by tabs or spaces.
-
-    A line in front of a sentence that begins with # is a comment if it is `# key = value` or does not end in a tag.
-    """
-    tokens, tags, start = [], [], 1
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate([*file, "\n"], start=1):
-            # A token may hold spaces where tabs separate columns, and other white space (U+3000) where spaces do.
-            line = line.strip("\r\n") if "\t" in line else line.strip(" \r\n")
-            cells = [cell.strip(" ") for cell in line.split("\t" if "\t" in line else " ") if cell.strip(" ")]
-            if cells and cells[0] == "-DOCSTART-":
-                continue
-            if not line.strip():
-                if tokens:
-                    yield {"tokens": tokens, "tags": tags}, Place(str(path), start)
-                tokens, tags, start = [], [], number + 1
-            elif not tokens and line.startswith("#") and (re.match(r"# ?\S+ = ", line) or not TAG.fullmatch(cells[-1])):
-                start = number + 1
-            elif len(cells) < 2:
-                raise _unreadable(Kind.TAG_MISSING, path, number, token=cells[0])
-            else:
-                tokens.append(cells[0])
-                tags.append(cells[-1])
-
-
-_READERS = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".parquet": _read_parquet,
-    ".conll": _read_conll,
-    ".bio": _read_conll,
-    ".txt": _read_conll,
+_READERS: dict[str, Callable[[Path, str], Iterable[PlacedRow]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_table,
+    ".tsv": read_table,
+    ".conll": read_conll,
+    ".conllu": read_conll,
+    ".bio": read_conll,
+    ".txt": read_conll,
 }

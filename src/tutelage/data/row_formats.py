@@ -2,7 +2,7 @@
 
     prompt + completion          text as it is (or message lists with `data.chat_template`)
     messages / conversations     the last assistant turn is the answer; turns are role/content, or from/value (ShareGPT)
-    instruction (input) output   Alpaca
+    instruction (input) output   Alpaca, with `system` and `history`
     text + label                 classification
     text + entities, tokens + tags                    see `entities.py`
     question + context + answers, question + choices + answer
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,11 +27,13 @@ from tutelage.data.columns import (
     accepted_answers,
     list_in,
     listed_objects,
-    opened,
     read_columns,
+    text_of,
 )
-from tutelage.data.entities import entities_in, entities_of_tags
-from tutelage.data.readers import Row
+from tutelage.data.contents.choices import choice_of, choices_in
+from tutelage.data.contents.entities import entities_in, entities_of_tags
+from tutelage.data.files.printed import opened
+from tutelage.data.files.problems import BAD_CELL, LARGEST_CELL, Row, half_character
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.recipe.schema import Data, Task
 from tutelage.records import Example
@@ -51,6 +54,8 @@ class RowContent:
     """Values for the fields of a template."""
     prompt: str | Turns | None = None
     """Set where the row has a prompt of its own."""
+    before: Turns = field(default_factory=list)
+    """Turns in front of it: `system` and `history` of the row."""
     answer: str | None = None
     answers: list[str] = field(default_factory=list)
     """Accepted besides `answer`."""
@@ -67,26 +72,29 @@ def example_from_row(
     row that cannot be used.
     """
     try:
+        _check_size(row.values())
         mapped = read_columns(row, task, data, need_answer=need_answer)
         language = _text_or_none(mapped.row.get("language")) or task.language
-        content = _content(mapped, language)
+        content = _content(mapped, language, data)
         answer = (content.answer or "").strip()
         if need_answer and not answer:
             raise DataError(_no_answer(mapped))
         prompt = _prompt(content, mapped, task, data, labels, language)
         allowed = _allowed(mapped.row.get("labels"), task) or content.labels
         accepted = _accepted(answer, content, mapped, task)
+        row_id, subdomain = (_text_or_none(mapped.row.get(name)) for name in ("id", "subdomain"))
+        _check_texts([prompt, answer, accepted, allowed, row_id, language, subdomain])
     except DataError as error:
         raise DataError(*(replace(problem, split=split, place=place) for problem in error.problems)) from None
     return Example(
-        id=_text_or_none(mapped.row.get("id")) or content_id(prompt, answer),
+        id=row_id or content_id(prompt, answer),
         split=split,
         prompt=prompt,
         answer=answer,
         answers=accepted,
         labels=allowed,
         language=language,
-        subdomain=_text_or_none(mapped.row.get("subdomain")),
+        subdomain=subdomain,
     )
 
 
@@ -96,21 +104,37 @@ def content_id(prompt: Any, answer: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _content(mapped: MappedRow, language: str | None) -> RowContent:
+def _check_size(values: Iterable[Any]) -> None:
+    """Raises DataError for a text that no model could read."""
+    longest = max((len(value) for value in values if isinstance(value, str)), default=0)
+    if longest > LARGEST_CELL:
+        raise DataError(Problem(Kind.CELL_TOO_LARGE, values={"most": LARGEST_CELL}))
+
+
+def _check_texts(texts: list[Any]) -> None:
+    """Raises DataError for what no tokenizer takes: half a character (cells may hold JSON with escapes), huge texts."""
+    turns = (text for text in texts if isinstance(text, list))
+    _check_size(turn.get("content") for listed in turns for turn in listed if isinstance(turn, dict))
+    if half := half_character(texts):
+        values = {"column": None, "character": f"\\u{ord(half):04x}"}
+        raise DataError(Problem(Kind.HALF_CHARACTER, values=values))
+
+
+def _content(mapped: MappedRow, language: str | None, data: Data) -> RowContent:
     """What the builder of the row format makes of a row. Raises DataError for cells of the wrong type, too."""
     if mapped.row_format is None:
         return RowContent()
     try:
-        return _BUILDERS[mapped.row_format](mapped.row | {"language": language})
+        return _BUILDERS[mapped.row_format](mapped.row | {"language": language}, data)
     except DataError:
         raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except BAD_CELL as error:
         values = {"row_format": " + ".join(ROW_FORMATS[mapped.row_format]), "reason": repr(error)}
         raise DataError(Problem(Kind.CELL_INVALID, values=values)) from None
 
 
 def _no_answer(mapped: MappedRow) -> Problem:
-    column = ROW_FORMATS[mapped.row_format][-1]
+    column = ROW_FORMATS[mapped.row_format or "prompt"][-1]
     if column in ("messages", "conversations"):
         return Problem(Kind.CHAT_ANSWER_MISSING, values={"column": column})
     return Problem(Kind.ANSWER_EMPTY, values={"column": column, "no_entities": NO_ENTITIES})
@@ -151,13 +175,14 @@ def _prompt(
             prompt = f"{context}\n{prompt}"  # the passage that the question is about
     elif not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise DataError(Problem(Kind.PROMPT_EMPTY, values={"column": ROW_FORMATS[mapped.row_format][0]}))
+    before = [] if data.template else content.before
     if data.chat_template:
-        turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+        turns = [*before, *(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])]
         system = [{"role": "system", "content": data.system}] if data.system and turns[0]["role"] != "system" else []
         return [*system, *turns]
     if isinstance(prompt, list):
         raise DataError(Problem(Kind.CHAT_TEMPLATE_NEEDED, key="data.chat_template", change="data.chat_template=true"))
-    return prompt
+    return "\n".join([*(turn["content"] for turn in before), prompt])
 
 
 def _render(template: str, values: Row, gold: frozenset[str]) -> str:
@@ -186,29 +211,51 @@ def _template_problem(kind: Kind, **values: Any) -> Problem:
 # --- formats of every task ---
 
 
-def _from_prompt(row: Row) -> RowContent:
+def _from_prompt(row: Row, data: Data) -> RowContent:
     prompt = row["prompt"]
-    prompt = _turns(prompt) if isinstance(prompt, list) else "" if prompt is None else str(prompt)
+    prompt = _turns(prompt) if isinstance(prompt, list) else text_of(prompt) or ""
     answer = row.get("completion")
     if isinstance(answer, list):
         answer = _turns(answer)[-1]["content"] if answer else None
-    return RowContent(prompt=prompt, answer=_text_of(answer))
+    return RowContent(prompt=prompt, before=_before(row, prompt), answer=text_of(answer))
 
 
-def _from_messages(row: Row) -> RowContent:
-    return _from_turns(row["messages"], "messages")
+def _from_messages(row: Row, data: Data) -> RowContent:
+    return _from_turns(row, "messages")
 
 
-def _from_conversations(row: Row) -> RowContent:
-    return _from_turns(row["conversations"], "conversations")
+def _from_conversations(row: Row, data: Data) -> RowContent:
+    return _from_turns(row, "conversations")
 
 
-def _from_turns(value: Any, column: str) -> RowContent:
-    turns = _turns(listed_objects(list_in(value, column)))
+def _from_turns(row: Row, column: str) -> RowContent:
+    turns = _turns(listed_objects(list_in(row[column], column)))
     answer = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else None
     if not turns:
         raise DataError(Problem(Kind.MESSAGES_WITHOUT_PROMPT))
-    return RowContent(prompt=turns, answer=answer)
+    return RowContent(prompt=turns, before=_before(row, turns), answer=answer)
+
+
+def _before(row: Row, prompt: str | Turns) -> Turns:
+    """The turns of the row's `system` and `history`: messages, or pairs of what was asked and answered.
+
+    A system message that the prompt itself begins with is not repeated.
+    """
+    system, history = text_of(row.get("system")), listed_objects(opened(row.get("history")))
+    if isinstance(prompt, list) and prompt[:1] and prompt[0]["role"] == "system":
+        system = None
+    turns = [{"role": "system", "content": system}] if system and system.strip() else []
+    if history in (None, ""):
+        return turns
+    if not isinstance(history, list):
+        raise DataError(Problem(Kind.CELL_NOT_A_LIST, values={"column": "history", "found": history}))
+    for entry in history:
+        if isinstance(entry, dict):
+            turns += _turns([entry])
+        else:
+            asked, answered = (text_of(text) or "" for text in entry)
+            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    return turns
 
 
 def _turns(turns: Any) -> Turns:
@@ -226,70 +273,46 @@ def _turns(turns: Any) -> Turns:
     return messages
 
 
-def _from_alpaca(row: Row) -> RowContent:
-    prompt = f"{row['instruction']}\n{row['input']}" if row.get("input") else _text_of(row["instruction"])
-    return RowContent(prompt=prompt or "", answer=_text_of(row.get("output")))
+def _from_alpaca(row: Row, data: Data) -> RowContent:
+    prompt = "\n".join(text for text in (text_of(row["instruction"]), text_of(row.get("input"))) if text)
+    return RowContent(prompt=prompt, before=_before(row, prompt), answer=text_of(row.get("output")))
 
 
 # --- formats of one task ---
 
 
-def _from_label(row: Row) -> RowContent:
+def _from_label(row: Row, data: Data) -> RowContent:
     label = opened(row.get("label"))
     if isinstance(label, list) and len(label) < 2:
         label = label[0] if label else None
     if isinstance(label, list | dict):
         raise DataError(Problem(Kind.LABEL_NOT_SINGLE, values={"label": label}))
-    return RowContent(_fields(row, "text"), answer=_text_of(label))
+    return RowContent(_fields(row, "text"), answer=text_of(label))
 
 
-def _from_span(row: Row) -> RowContent:
+def _from_span(row: Row, data: Data) -> RowContent:
     accepted = accepted_answers(row.get("answers"))
     return RowContent(_fields(row, "question", "context"), answer=accepted[0] if accepted else None, answers=accepted)
 
 
-def _from_choice(row: Row) -> RowContent:
-    choices = listed_objects(list_in(row["choices"], "choices"))
-    if isinstance(choices, dict):
-        choices = [{"label": label, "text": text} for label, text in choices.items()]
-    if not isinstance(choices, list):
-        raise DataError(Problem(Kind.CHOICES_NOT_A_LIST, values={"found": choices}))
-    names = [str(choice["label"]) for choice in choices if isinstance(choice, dict) and choice.get("label") is not None]
-    texts = [choice["text"] if isinstance(choice, dict) else choice for choice in choices]
-    empty = next((number for number, text in enumerate(texts, start=1) if text is None or not str(text).strip()), None)
-    if empty:
-        raise DataError(Problem(Kind.CHOICE_EMPTY, values={"number": empty, "count": len(texts)}))
-    texts = [str(text) for text in texts]
+def _from_choice(row: Row, data: Data) -> RowContent:
+    texts, names = choices_in(row)
     letters, answer = choice_letters(len(texts)), row.get("answer")
     fields = _fields(row, "question") | {"choices": render_choices(texts)}
-    letter = None if answer in (None, "") else letters[_choice_index(answer, texts, names, letters)]
-    return RowContent(fields, answer=letter, labels=letters)
+    if answer in (None, ""):
+        return RowContent(fields, labels=letters)
+    position = choice_of(answer, texts, names, data.choice_answer)
+    return RowContent(fields, answer=letters[position], labels=letters)
 
 
-def _choice_index(answer: Any, texts: list[str], names: list[str], letters: list[str]) -> int:
-    """Which choice an answer is: by the labels of the row, then by letter, text, or index from 0.
-
-    A number is never taken for a text.
-    """
-    is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
-    written = str(int(answer)) if is_number and float(answer).is_integer() else str(answer).strip()
-    indices = [str(index) for index in range(len(texts))]
-    lower = [letter.lower() for letter in letters]
-    for spellings in (names, indices) if is_number else (names, letters, texts, lower, indices):
-        if written in spellings:
-            return spellings.index(written)
-    values = {"answer": answer, "choices": texts, "is_number": is_number}
-    raise DataError(Problem(Kind.CHOICE_UNKNOWN, values=values))
-
-
-def _from_entities(row: Row) -> RowContent:
-    text = _text_of(row["text"]) or ""
-    pairs = entities_in(row.get("entities"), text)
+def _from_entities(row: Row, data: Data) -> RowContent:
+    text = text_of(row["text"]) or ""
+    pairs = entities_in(row.get("entities"), text, data.offsets)
     return RowContent({"text": text}, answer=None if pairs is None else answer_from_entities(pairs))
 
 
-def _from_tokens(row: Row) -> RowContent:
-    text, pairs = entities_of_tags(row["tokens"], row.get("tags"), row["language"])
+def _from_tokens(row: Row, data: Data) -> RowContent:
+    text, pairs = entities_of_tags(row["tokens"], row.get("tags"), row["language"], data.join_tokens)
     return RowContent({"text": text}, answer=None if pairs is None else answer_from_entities(pairs))
 
 
@@ -297,11 +320,7 @@ def _from_tokens(row: Row) -> RowContent:
 
 
 def _fields(row: Row, *names: str) -> Row:
-    return {name: row[name] for name in names if name in row}
-
-
-def _text_of(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return {name: text_of(row[name]) for name in names if name in row}
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -34,7 +34,7 @@ def read_splits(data: Data) -> dict[str, list[PlacedRow]]:
     """The raw rows of every split; none for a split that has no file. Raises DataError."""
     files = split_files(data)
     check_files([name for names in files.values() for name in names])
-    raw = {split: read_rows(files[split]) if split in files else [] for split in SPLITS}
+    raw = {split: read_rows(files[split], data.encoding) if split in files else [] for split in SPLITS}
     if not _on_hub(data) or len(files) == len(SPLITS):
         return raw
     from datasets import get_dataset_split_names
@@ -133,20 +133,17 @@ def passages_of(rows: Sequence[Row]) -> list[str]:
     return passages if passages and max(Counter(passages).values()) <= len(rows) / 10 else []
 
 
-def sample(rows: list[Entry], most: int | None, seed: str) -> list[Entry]:
-    """At most `most` of the rows, in their order."""
+def sample(rows: list[Entry], most: int | None, seed: str) -> tuple[list[Entry], list[Entry]]:
+    """(at most `most` of the rows, in their order; the others, in the order in which they replace any of those)."""
     if most is None or most >= len(rows):
-        return rows
-    return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), most))]
+        return rows, []
+    drawn = random.Random(seed).sample(range(len(rows)), most)
+    others = sorted(set(range(len(rows))).difference(drawn))
+    random.Random(f"{seed}/others").shuffle(others)
+    return [rows[index] for index in sorted(drawn)], [rows[index] for index in others]
 
 
 # --- no prompt in two splits ---
-
-
-def without_overlap(examples: dict[str, list[Example]]) -> dict[str, list[Example]]:
-    """The rows whose prompt is in no later split: test rows all stay."""
-    repeated = {(split, example.id) for split, example, _ in _overlap(examples)}
-    return {split: [e for e in rows if (split, e.id) not in repeated] for split, rows in examples.items()}
 
 
 def overlap_problems(examples: dict[str, list[Example]]) -> list[Problem]:
@@ -169,10 +166,15 @@ def _overlap(examples: dict[str, list[Example]]) -> list[tuple[str, Example, Exa
     later: dict[str, Example] = {}
     pairs = []
     for split in reversed(SPLITS):
-        keys = [normalised(prompt_text(example.prompt)) for example in examples[split]]
+        keys = [prompt_key(example) for example in examples[split]]
         pairs += [(split, e, later[key]) for key, e in zip(keys, examples[split], strict=True) if key in later]
         later |= dict(zip(keys, examples[split], strict=True))
     return pairs
+
+
+def prompt_key(example: Example) -> str:
+    """What prompts are compared by to find equal ones."""
+    return normalised(prompt_text(example.prompt))
 
 
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:

@@ -15,9 +15,12 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tutelage.data.encode import EncodedRow
+from tutelage.utils.files import replacing
+from tutelage.utils.integrity import reading
 
 BATCH_ROWS = 64
 """Rows read at a time: random access to a row reads a few kilobytes more than the row."""
@@ -26,28 +29,34 @@ _SCHEMA = pa.schema({"id": pa.string(), "prompt": pa.list_(pa.int32()), "answer"
 
 def write_tokens(path: Path, rows: Iterable[EncodedRow]) -> None:
     """Stream rows of one split into `path` (.arrow) and its index."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     index: list[tuple[int, int, int]] = []
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+    with (
+        replacing(path) as draft,
+        pa.OSFile(str(draft), "wb") as sink,
+        pa.ipc.new_file(sink, _SCHEMA) as writer,
+    ):
         for batch in _batches(rows):
             columns = [[row.id for row in batch], [row.prompt for row in batch], [row.answer for row in batch]]
             writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
             index += [(row.key, len(row.prompt), len(row.answer)) for row in batch]
     keys, prompts, answers = torch.tensor(index, dtype=torch.int64).reshape(-1, 3).T.contiguous()
-    save_file({"keys": keys, "prompts": prompts.clone(), "answers": answers.clone()}, str(_index_of(path)))
+    with replacing(_index_of(path)) as draft:
+        save_file({"keys": keys, "prompts": prompts.clone(), "answers": answers.clone()}, str(draft))
 
 
 class TokenStore(Sequence[EncodedRow]):
     """The rows of one split, read from disk on demand."""
 
     def __init__(self, path: Path, split: str) -> None:
-        """Open what `write_tokens` wrote."""
+        """Open what `write_tokens` wrote. Raises DamagedArtifactError if it is not as it was written."""
         self.split = split
-        arrays = load_file(str(_index_of(path)))
-        self.keys, self.prompt_lengths, self.answer_lengths = (
-            arrays[name].numpy() for name in ("keys", "prompts", "answers")
-        )
-        self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+        with reading(_index_of(path), SafetensorError, KeyError):
+            arrays = load_file(str(_index_of(path)))
+            self.keys, self.prompt_lengths, self.answer_lengths = (
+                arrays[name].numpy() for name in ("keys", "prompts", "answers")
+            )
+        with reading(path, pa.ArrowInvalid):
+            self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
         self._held: tuple[int, pa.RecordBatch] | None = None
 
     def __len__(self) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tutelage.utils.files import replacing
+
 TEACHER = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -56,8 +58,9 @@ def build_models(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        LlamaForCausalLM(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        with replacing(folder / name) as draft:
+            LlamaForCausalLM(config).save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
 
 
 def _tokenizer(texts: Iterable[str], vocabulary: int) -> Any:

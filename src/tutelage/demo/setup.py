@@ -8,6 +8,7 @@ from pathlib import Path
 from tutelage.demo.clinic import TASKS, VERSION, write_clinic
 from tutelage.demo.models import build_models
 from tutelage.errors import ConfigError
+from tutelage.run.own_files import refuse_foreign
 from tutelage.utils.disk import full_disk_as_user_error
 from tutelage.utils.files import read_json, read_jsonl, write_json
 
@@ -18,14 +19,17 @@ MARK = "ready.json"
 
 def prepare(folder: Path, tasks: list[str]) -> None:
     """Write folder/data and folder/models unless this version of them exists. Raises ConfigError for an unknown task,
-    DiskFullError if the disk is full."""
+    DataError for a folder that holds other files, DiskFullError if the disk is full."""
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise ConfigError(f"--task {unknown[0]}: the demo has {', '.join(TASKS)}")
     mark = folder / MARK
     if mark.is_file() and read_json(mark) == {"version": VERSION}:
         return
+    if not mark.is_file():  # it is written first, so that the folder of an interrupted command has it
+        refuse_foreign(folder, lambda name: False, found="is no folder of the demo, and holds")
     with full_disk_as_user_error(folder):
+        write_json(mark, {"version": None})
         folders = write_clinic(folder / "data")
         build_models(folder / "models", _texts(folders.values()))
         write_json(mark, {"version": VERSION})

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
 
+from tutelage.data.contents.languages import language_fractions, main_language
+from tutelage.data.contents.words import stands_whole
 from tutelage.data.dataset import Rows, load_rows
-from tutelage.data.languages import language_fractions, main_language
-from tutelage.data.near_duplicates import near_pairs
+from tutelage.data.encode import fitting_test
+from tutelage.data.near_duplicates import distinct_texts, near_pairs
 from tutelage.data.splits import normalised, prompt_text
 from tutelage.doctor.checks import Check
-from tutelage.errors import DataError, Kind, Problem, RowsError
+from tutelage.errors import DataError, Kind, ModelError, Problem, RowsError
 from tutelage.recipe.schema import Recipe
 from tutelage.recipe.yaml_source import Dumper
 from tutelage.records import SPLITS, Example
-from tutelage.tasks.metrics import base_language, normalize_surface
+from tutelage.tasks.metrics import base_language, look_alikes, normalize_surface
 from tutelage.tasks.ner import entities_from_answer
 
 FEW_TRAINING_ROWS = 100
@@ -38,6 +40,8 @@ LABEL_SHIFT, LABEL_SHIFT_P = 0.1, 1e-4
 """Total variation distance and chi-square p-value that make training and test labels differ."""
 FREE_ANSWERS = 0.2
 """Fraction of answers outside their prompts above which answers are taken for free text, not spans."""
+CUT_WORDS = 0.01
+"""Fraction of the entities that may begin or end inside words without a warning: compounds, plurals."""
 SHOWN = 3
 
 MANY_LABELS = 20
@@ -46,7 +50,8 @@ _CHECKS: dict[str, tuple[Kind, ...]] = {
     "files": (
         *(Kind.DATASET_IS_FILE, Kind.DATASET_MISSING, Kind.DATASET_UNREADABLE, Kind.SPLIT_FILES_MISSING),
         *(Kind.SPLIT_FILE_MISSING, Kind.FILE_MISSING, Kind.FILE_IS_FOLDER, Kind.FILE_PARTS_MISSING, Kind.FILE_EMPTY),
-        *(Kind.FILE_TYPE_UNKNOWN, Kind.ENCODING_NOT_UTF8, Kind.JSON_INVALID, Kind.JSON_NOT_A_LIST),
+        *(Kind.FILE_TYPE_UNKNOWN, Kind.ENCODING_NOT_UTF8, Kind.HALF_CHARACTER, Kind.CELL_TOO_LARGE),
+        *(Kind.JSON_INVALID, Kind.JSON_NOT_A_LIST, Kind.SPLIT_EMPTIED),
         *(Kind.JSON_NOT_AN_OBJECT, Kind.JSON_SEVERAL_TABLES, Kind.TABLE_INVALID, Kind.TABLE_ROW_UNEVEN),
         *(Kind.PARQUET_INVALID, Kind.LABEL_FILE_INVALID, Kind.TAG_MISSING, Kind.ROWS_MISSING),
     ),
@@ -60,7 +65,8 @@ _CHECKS: dict[str, tuple[Kind, ...]] = {
     "labels": (Kind.LABEL_OUTSIDE_SET, Kind.LABEL_NOT_SINGLE, Kind.LABELS_NOT_LISTED),
     "entities": (
         *(Kind.ENTITY_INCOMPLETE, Kind.ENTITY_NOT_WRITABLE, Kind.ENTITY_NOT_IN_TEXT, Kind.ENTITY_OFFSETS_OUTSIDE),
-        *(Kind.ENTITY_OFFSETS_WRONG, Kind.ENTITIES_UNREADABLE, Kind.TAG_UNKNOWN, Kind.TAGS_UNEVEN),
+        *(Kind.ENTITY_OFFSETS_WRONG, Kind.OFFSETS_UNCLEAR, Kind.ENTITIES_UNREADABLE),
+        *(Kind.TAG_UNKNOWN, Kind.TAGS_UNEVEN),
     ),
     "leaks": (Kind.ROW_IN_TWO_SPLITS,),
 }
@@ -85,13 +91,22 @@ def read(recipe: Recipe) -> tuple[Rows | None, list[Check]]:
     Where rows are in two splits, the others are returned. None where the rows cannot be read at all.
     """
     try:
-        rows = load_rows(recipe)
+        rows = load_rows(recipe, _fitting(recipe))
     except DataError as error:
         checks = [_refused(group, recipe, error) for group in error.groups()]
         leaking = any(check.name == "leaks" for check in checks)
         return _without_leaks(recipe) if leaking else None, checks
     counts = {split: len(rows.examples[split]) for split in SPLITS}
     return rows, [Check("rows", "data", "passed", numbers={"rows": counts}, details={"notes": rows.notes})]
+
+
+def _fitting(recipe: Recipe) -> Callable[[Example], bool] | None:
+    """As `prepare` samples rows; None where the tokenizer cannot be loaded, which another check reports."""
+    from tutelage.models.load import load_tokenizer
+
+    with suppress(ModelError):
+        return fitting_test(recipe.data, lambda: load_tokenizer(recipe.student))
+    return None
 
 
 def data_line(recipe: Recipe, split: str = "train", prefix: str = "MENDED") -> str:
@@ -136,7 +151,12 @@ def check_data(rows: Rows, recipe: Recipe) -> list[Check]:
     checks = [_sizes(rows, recipe), _near_leaks(rows, texts, recipe), _contradictions(rows, texts, recipe)]
     if recipe.task.type == "classification" or rows.choice:
         checks += [_small_classes(rows, recipe), _label_distribution(rows, recipe)]
-    checks += [_surfaces(rows, recipe), _languages(texts, rows, recipe)]
+    checks += [
+        _look_alikes(rows, recipe),
+        _surfaces(rows, recipe),
+        _cut_words(rows, recipe),
+        _languages(texts, rows, recipe),
+    ]
     return [check for check in checks if check]
 
 
@@ -268,6 +288,24 @@ def _differ(first: Counter[str], second: Counter[str], labels: Sequence[str]) ->
     return chi2_contingency(table).pvalue < LABEL_SHIFT_P
 
 
+def _look_alikes(rows: Rows, recipe: Recipe) -> Check | None:
+    """Labels or entity types that look the same and are learned as different ones."""
+    if recipe.task.type == "qa":
+        return None
+    examples = [example for split in SPLITS for example in rows.examples[split]]
+    counts = Counter(dict.fromkeys(rows.labels or [], 0))
+    if recipe.task.type == "ner":
+        counts.update(kind for e in examples for kind, _ in entities_from_answer(e.answer) or [])
+    else:
+        counts.update(example.answer for example in examples)
+    groups = look_alikes(counts)
+    mapping = {label: group[0] for group in groups for label in group[1:]}
+    numbers = {"groups": [{label: counts[label] for label in group} for group in groups], "mapping": mapping}
+    if not groups:
+        return Check("label_spellings", "data", "passed", numbers=numbers)
+    return Check("label_spellings", "data", "look", Kind.LABELS_ALIKE, numbers, data_line(recipe))
+
+
 # --- answers from the prompt ---
 
 
@@ -290,6 +328,26 @@ def _surfaces(rows: Rows, recipe: Recipe) -> Check | None:
     kind = Kind.ENTITY_NOT_IN_PROMPT if task == "ner" else Kind.ANSWER_NOT_IN_PROMPT
     details = {"total": total, "examples": [(row, surface) for _, row, surface in missing[:SHOWN]]}
     return Check(name, "data", "look", kind, numbers, data_line(recipe, missing[0][0]), details=details)
+
+
+def _cut_words(rows: Rows, recipe: Recipe) -> Check | None:
+    """Entities that stand in their prompts only inside words: offsets count otherwise, or an annotation slipped."""
+    if recipe.task.type != "ner":
+        return None
+    total, cut = 0, []
+    for example in (e for split in SPLITS for e in rows.examples[split]):
+        prompt = normalize_surface(prompt_text(example.prompt))
+        for _, surface in entities_from_answer(example.answer) or []:
+            total += 1
+            surface = normalize_surface(surface)
+            if surface in prompt and not stands_whole(surface, prompt):
+                cut.append((example.split, example.id, surface))
+    numbers = {"entities": total, "cut": len(cut)}
+    if len(cut) <= CUT_WORDS * total:
+        return Check("entity_boundaries", "data", "passed", numbers=numbers)
+    details = {"examples": [(row, surface) for _, row, surface in cut[:SHOWN]]}
+    change = data_line(recipe, cut[0][0])
+    return Check("entity_boundaries", "data", "look", Kind.ENTITIES_CUT_WORDS, numbers, change, details=details)
 
 
 def _expected(example: Example, task: str) -> Iterator[Sequence[str]]:
@@ -333,39 +391,7 @@ def _languages(texts: Texts, rows: Rows, recipe: Recipe) -> Check:
     return Check("languages", "data", "passed", numbers=numbers, details=details)
 
 
-# --- texts without what all prompts share ---
-
-
 def _texts_by_split(rows: Rows) -> Texts:
     examples = [example for split in SPLITS for example in rows.examples[split]]
     texts = iter(distinct_texts(examples))
     return {split: [next(texts) for _ in rows.examples[split]] for split in SPLITS}
-
-
-def distinct_texts(examples: Sequence[Example]) -> list[str]:
-    """The prompts without the words that all prompts of their language begin and end with."""
-    texts = [prompt_text(example.prompt) for example in examples]
-    groups: dict[str | None, list[int]] = {}
-    for index, example in enumerate(examples):
-        groups.setdefault(example.language, []).append(index)
-    for indices in groups.values():
-        distinct = {texts[index] for index in indices}
-        if len(distinct) < 2:
-            continue
-        # Cut at white space and punctuation: parts of words must not be compared.
-        start = _whole_words(_common_start(distinct))
-        stop = _whole_words(_common_start({text[start:][::-1] for text in distinct}))
-        for index in indices:
-            texts[index] = texts[index][start : len(texts[index]) - stop].strip()
-    return texts
-
-
-def _common_start(texts: set[str]) -> str:
-    """The characters that all texts begin with: what the first and the last in sorted order have in common."""
-    pairs = zip(min(texts), max(texts), strict=False)
-    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _whole_words(start: str) -> int:
-    """Length of the whole words at the start of a text."""
-    return next((len(start) - back for back, letter in enumerate(reversed(start)) if not letter.isalnum()), 0)

@@ -9,9 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tutelage.doctor.checks import Check, exit_code, failed, located
-from tutelage.errors import ConfigError, Kind, Problem, UserError
+from tutelage.errors import ConfigError, DamagedArtifactError, Kind, Problem, UserError
 from tutelage.errors.wording import first_line
 from tutelage.recipe.schema import Recipe
+from tutelage.utils.integrity import check_run
 
 if TYPE_CHECKING:
     from tutelage.data.dataset import Rows
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from tutelage.doctor.headroom import PairedLosses
 
 Say = Callable[[str], None]
+READ = (
+    *("prepare/*", "teach/*.json*", "teach/validation/*", "anchor/*.json*", "cache/*/*.json*", "cache/*.safetensors"),
+    *("evaluate/*.json*", "distill/*/*/stages.json"),
+)
+"""Patterns of the files of a run's finished stages that the checks read, the cache's shards aside."""
 """Gets what is going on, for people."""
 
 
@@ -145,4 +151,8 @@ def _finished_stages(recipe: Recipe, losses: PairedLosses | None) -> list[Check]
     from tutelage.training.run_models import RunModels
 
     models = RunModels(RunFolder(recipe))
-    return [*check_trajectory(models), *check_payoff(models, losses)]
+    try:
+        check_run(models.run.folder, READ)
+        return [*check_trajectory(models), *check_payoff(models, losses)]
+    except DamagedArtifactError as error:  # nothing can be said about results that are not as they were written
+        return [failed("run_files", "trajectory", error.problems[0])]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import EncodedRow, Encoder, Misfits, make_encoder
+from tutelage.data.encode import EncodedRow, Encoder, Misfits, check_not_emptied, make_encoder
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.data_checks import data_line
@@ -102,6 +102,7 @@ def _lengths(encoder: Encoder, rows: Rows, misfits: Misfits, stores: dict[str, T
     }
     try:
         encoder.check(misfits)
+        check_not_emptied({split: len(store) for split, store in stores.items()}, rows.examples, encoder.max_length)
     except DataError as error:
         problems = tuple(error.groups()[0])
         change = problems[0].change or data_line(recipe)

@@ -1,7 +1,7 @@
 """Can distillation pay: how far the teacher is ahead on held-out rows, where, and what weights and schedule can do.
 
-Judged by the validation losses of anchor and T*, of finished stages or of a timing run. Test scores that the run has
-already measured are shown, and decide nothing but the smallest gap.
+Judged by the validation losses of anchor and T*, of finished stages or of a timing run. Scores on test rows, or before
+`evaluate` on validation rows, are shown, and decide nothing but the smallest gap. A reason to stop the run decides all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tutelage.analysis import worth
 from tutelage.analysis.run_results import read_results
+from tutelage.analysis.worth import SMALL_LEAD, reason_to_stop
 from tutelage.doctor.checkpoint_checks import validation_losses
 from tutelage.doctor.checks import Check
 from tutelage.doctor.stall import predict_stall, recorded_stalls
@@ -21,15 +23,14 @@ from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import SMALLEST_GAP, Split, interval, oracle_risk, split_risk
 from tutelage.method.weighting import adaptive_weight
-from tutelage.recipe.schema import Recipe
+from tutelage.recipe.schema import Recipe, row_metric
 from tutelage.records import Interval, SampleLoss
 from tutelage.run import stage_inputs
 from tutelage.training import recorded_losses as losses
 from tutelage.training.run_models import RunModels
+from tutelage.utils.bootstrap import wilson_interval
 from tutelage.utils.files import read_records
 
-SMALL_LEAD = 0.1
-"""Fraction of the anchor's loss by which a teacher must be ahead to be worth following."""
 CLEAR_SCORE_GAP = 0.02
 """Lead of the teacher in score that is worth trying where its loss is not better."""
 FEW_ROWS = 200
@@ -56,13 +57,15 @@ class PairedLosses:
 
 
 class Scores(NamedTuple):
-    """Test scores that the run has measured."""
+    """Scores that the run has measured."""
 
     metric: str | None
+    """Of anchor and teacher: the task's on test rows, the mean of the rows' own scores on validation rows."""
     anchor: float
     teacher: float
     oracle: float | None
     """Mean of the better score of the two, row by row."""
+    split: str
 
 
 def check_payoff(models: RunModels, timed: PairedLosses | None) -> list[Check]:
@@ -71,13 +74,26 @@ def check_payoff(models: RunModels, timed: PairedLosses | None) -> list[Check]:
     pair = pair or timed
     if pair is None:
         return [Check("payoff", "payoff", "skipped", Kind.LOSSES_MISSING, details=reason)]
+    stall = recorded_stalls(models) or (None if pair.timing_run else predict_stall(models))
+    return _judged(models, pair, [stall] if stall else [])
+
+
+def judge_losses(models: RunModels) -> list[Check]:
+    """The checks of `check_payoff` that read finished stages and load no model; none without their losses."""
+    pair, _ = _finished(models)
+    return _judged(models, pair, []) if pair else []
+
+
+def _judged(models: RunModels, pair: PairedLosses, stalls: list[Check]) -> list[Check]:
     scores = None if pair.timing_run else _scores(models)
     checks = [_headroom(pair, scores), _subdomains(pair)]
     # After a few steps the two models are still alike: weights and stalls are judged once both are trained.
     if not pair.timing_run:
         checks.append(_weights(pair, models.run.recipe))
-    stall = recorded_stalls(models) or (None if pair.timing_run else predict_stall(models))
-    checks += [stall] if stall else []
+    checks += stalls
+    reason = None if pair.timing_run else reason_to_stop(models.run)
+    if reason:
+        return [*checks, Check("verdict", "payoff", "look", reason.kind, problems=(reason,))]
     return [*checks, verdict(pair, models.run.recipe, scores, checks)]
 
 
@@ -111,17 +127,19 @@ def _scores(models: RunModels) -> Scores | None:
     results = read_results(models.run.folder)
     anchor, teacher = (results.score(name) for name in ("anchor", "teacher"))
     if anchor is None or teacher is None:
-        return None
+        gain = worth.gain(models.run.folder)
+        metric = row_metric(models.run.task.metric)
+        return gain and Scores(metric, gain.anchor, gain.teacher, gain.oracle, "validation")
     ids, (by_anchor, by_teacher) = results.paired("score", "anchor", "teacher")
     oracle = float(np.maximum(by_anchor, by_teacher).mean()) if ids else None
-    return Scores(results.scores.get("metric"), anchor.value, teacher.value, oracle)
+    return Scores(results.scores.get("metric"), anchor.value, teacher.value, oracle, "test")
 
 
 # --- how far the teacher is ahead, and where ---
 
 
 def _headroom(pair: PairedLosses, scores: Scores | None) -> Check:
-    old_keys = ("metric", "anchor", "teacher", "gate_of_rows")
+    old_keys = ("metric", "anchor", "teacher", "gate_of_rows", "split")
     numbers = {
         "anchor_nll": float(pair.anchor.mean()),
         "teacher_nll": float(pair.teacher.mean()),
@@ -134,17 +152,17 @@ def _headroom(pair: PairedLosses, scores: Scores | None) -> Check:
 
 def _subdomains(pair: PairedLosses) -> Check:
     split, bounds = split_risk(pair.anchor, pair.teacher), interval(pair.anchor, pair.teacher)
-    half = 1.96 * float(np.sqrt(split.sfs_mass * split.tfs_mass / split.rows))
+    mass = wilson_interval(round(split.sfs_mass * split.rows), split.rows)
     numbers = {
         "sfs_mass": split.sfs_mass,
         "tfs_mass": split.tfs_mass,
-        "sfs_mass_low": max(0.0, split.sfs_mass - half),
-        "sfs_mass_high": min(1.0, split.sfs_mass + half),
+        "sfs_mass_low": mass.low,
+        "sfs_mass_high": mass.high,
         "advantage": bounds.advantage._asdict(),
         "deficit": bounds.deficit._asdict(),
         "difference": bounds.difference._asdict(),
     }
-    return Check("subdomains", "payoff", "passed", numbers=numbers, details={"half": half})
+    return Check("subdomains", "payoff", "passed", numbers=numbers)
 
 
 # --- weights ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -105,8 +106,8 @@ def _plain_prompts_work(recipe: Recipe) -> bool:
 def check_settings(recipe: Recipe) -> list[Check]:
     """Training arguments, precision, memory of the weights, the user's own checkpoints, and two different models."""
     checks = [
-        *(_training_arguments(recipe), _learning_rates(recipe), _precision(recipe), _weight_memory(recipe)),
-        *(_checkpoints(recipe), _same_model(recipe)),
+        *(_training_arguments(recipe), _learning_rates(recipe), _precision(recipe)),
+        *(_incomplete(recipe) or _weight_memory(recipe), _checkpoints(recipe), _same_model(recipe)),
     ]
     return [check for check in checks if check]
 
@@ -213,6 +214,23 @@ def _checkpoints(recipe: Recipe) -> Check | None:
     return Check("checkpoints", "models", "passed", numbers=numbers) if given else None
 
 
+def _incomplete(recipe: Recipe) -> Check | None:
+    """The first model on this disk whose weights are not all there, by its files."""
+    models = [(f"{role}.model_name_or_path", getattr(recipe, role), None) for role in ROLES]
+    if anchor := recipe.anchor.model_name_or_path:
+        models.append(("anchor.model_name_or_path", recipe.student, Path(anchor)))
+    with suppress(ModelError):  # see `_checkpoints`
+        given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else []
+        models += [("teach.checkpoints", recipe.teacher, folder) for folder in given]
+    for key, model, path in models:
+        try:
+            if (path or Path(model.model_name_or_path)).is_dir():
+                check_weights(model, path)
+        except UserError as error:
+            return failed("complete_weights", "models", error.problems[0], f"{key}=...")
+    return None
+
+
 def _same_model(recipe: Recipe) -> Check | None:
     """A student that is the teacher itself saves nothing."""
     if recipe.teacher.model_name_or_path != recipe.student.model_name_or_path:
@@ -225,8 +243,6 @@ def _same_model(recipe: Recipe) -> Check | None:
 
 def check_loaded(recipe: Recipe, fitting: FittingRows | None, *, even_large: bool) -> list[Check]:
     """Load both models, one at a time: sizes, head, and one forward and backward pass in the types of the recipe."""
-    if (broken := _incomplete(recipe)) is not None:
-        return [broken]
     large = [role for role in ROLES if not even_large and not _is_small(getattr(recipe, role))]
     if large:
         return [Check("head", "models", "skipped", Kind.MODELS_NOT_LOADED, details={"roles": large})]
@@ -251,22 +267,6 @@ def check_loaded(recipe: Recipe, fitting: FittingRows | None, *, even_large: boo
     else:
         checks.append(Check("model_sizes", "models", "passed", numbers=sizes))
     return checks
-
-
-def _incomplete(recipe: Recipe) -> Check | None:
-    """The first model on this disk whose weights are not all there, by its files."""
-    models = [(f"{role}.model_name_or_path", getattr(recipe, role), None) for role in ROLES]
-    if anchor := recipe.anchor.model_name_or_path:
-        models.append(("anchor.model_name_or_path", recipe.student, Path(anchor)))
-    if given := recipe.teach.checkpoints:
-        models += [("teach.checkpoints", recipe.teacher, path) for path in list_checkpoints(given, recipe.teacher)]
-    for key, model, path in models:
-        try:
-            if (path or Path(model.model_name_or_path)).is_dir():
-                check_weights(model, path)
-        except ModelError as error:
-            return failed("complete_weights", "models", error.problems[0], f"{key}=...")
-    return None
 
 
 def _loads_with_default_attention(model: Model) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tutelage.analysis.run_results import read_results
 from tutelage.doctor.checks import Check
-from tutelage.errors import Kind, UserError
+from tutelage.errors import DamagedArtifactError, Kind, UserError
 from tutelage.method.methods import find_method
 from tutelage.method.schedule import Candidate, nearest
 from tutelage.run import stage_inputs
@@ -64,6 +64,8 @@ def predict_stall(models: RunModels) -> Check | None:
     try:
         stage_inputs.upstream(models.run, "teach", "cache", "anchor")
         distances = _distances(models)
+    except DamagedArtifactError:
+        raise
     except UserError:
         return None  # other checks say what is missing
     options = {"num_stages": models.run.recipe.distill.num_stages, "best": distances.best}

@@ -5,6 +5,8 @@ A text is made from the numbers and details of a check; that of a failed step fr
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tutelage.doctor import wording_results
@@ -165,6 +167,27 @@ def _inexact_head(v: Values) -> str:
     )
 
 
+def _look_alikes(v: Values) -> str:
+    labels = Counter(unicodedata.normalize("NFC", label) for group in v["groups"] for label in group)
+
+    def shown(label: str) -> str:  # what looks quite the same is shown by its code points
+        return ascii(label) if labels[unicodedata.normalize("NFC", label)] > 1 else repr(label)
+
+    groups = "; ".join(
+        " and ".join(f"{shown(label)} ({count:,})" for label, count in group.items()) for group in v["groups"]
+    )
+    mapping = ", ".join(f"{shown(label)}: {shown(into)}" for label, into in v["mapping"].items())
+    return f"labels that look the same are learned as different ones: {groups}. Join them in the file: {{{mapping}}}"
+
+
+def _cut_words(v: Values) -> str:
+    examples = "; ".join(f"{_short(surface)!r} in {row}" for row, surface in v["examples"])
+    return (
+        f"{v['cut']:,} of {v['entities']:,} entities begin or end inside words ({examples}). Do their offsets count"
+        " something else (data.offsets), or did the annotation slip?"
+    )
+
+
 PASSED: dict[str, Text] = {
     "rows": lambda v: "\n".join(
         [
@@ -182,6 +205,8 @@ PASSED: dict[str, Text] = {
     "contradictions": _no_contradictions,
     "small_classes": "each of {classes} classes has enough training rows (the smallest {smallest})",
     "label_distribution": "the most common answer is {commonest!r}, {share:.0%} of the training rows",
+    "label_spellings": "no two labels look the same",
+    "entity_boundaries": "{cut:,} of {entities:,} entities begin or end inside words",
     "entities": "all {total:,} entities are in their prompts",
     "spans": _spans,
     "languages": _languages,
@@ -226,6 +251,8 @@ TEXTS: dict[Kind, Text] = {
         " total variation distance {drift:.0%}, significant): they were not sampled alike, so training does not aim at"
         " the score on test"
     ),
+    Kind.LABELS_ALIKE: _look_alikes,
+    Kind.ENTITIES_CUT_WORDS: _cut_words,
     Kind.ENTITY_NOT_IN_PROMPT: _missing_surfaces("entities"),
     Kind.ANSWER_NOT_IN_PROMPT: _missing_surfaces("answers"),
     Kind.LANGUAGE_NOT_SET: (

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from tutelage.errors import Kind
 from tutelage.errors.wording import Text, Values
-from tutelage.utils.format import rough_duration
+from tutelage.recipe.schema import row_metric
+from tutelage.utils.format import metric_words, rough_duration
 
 
 def in_bytes(count: float) -> str:
@@ -52,9 +53,11 @@ def _headroom(v: Values) -> str:
     score = v["score"]
     if not score or score["gate_of_rows"] is None:
         return text
+    metric, rows = (metric_words(name) for name in (score["metric"], row_metric(score["metric"])))
+    of_rows = "" if rows == metric else f" in {rows}"
     return (
-        f"{text}. {score['metric']} on test rows: {score['anchor']:.3f} and {score['teacher']:.3f}, oracle router"
-        f" {score['gate_of_rows']:.3f} (mean score of rows)"
+        f"{text}. {metric} on {score['split']} rows: {score['anchor']:.3f} and {score['teacher']:.3f}, oracle router"
+        f" {score['gate_of_rows']:.3f}{of_rows}"
     )
 
 
@@ -64,8 +67,9 @@ def _subdomains(v: Values) -> str:
         for side in ("advantage", "deficit")
     )
     return (
-        f"the fine-tuned student is better on {v['sfs_mass']:.0%} of the rows (SFS, ±{100 * v['half']:.0f} points), an"
-        f" advantage of {gain}; on the other {v['tfs_mass']:.0%} (TFS) it has a deficit of {loss}"
+        f"the fine-tuned student is better on {v['sfs_mass']:.0%} of the rows (SFS, 95 %: {v['sfs_mass_low']:.0%} to"
+        f" {v['sfs_mass_high']:.0%}), an advantage of {gain}; on the other {v['tfs_mass']:.0%} (TFS) it has a deficit"
+        f" of {loss}"
     )
 
 

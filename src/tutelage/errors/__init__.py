@@ -1,7 +1,7 @@
 """Errors that a user can mend, and what they report: problems as data, worded in one place. Imports nothing of ours.
 
 `kinds` has the identifiers, `problem` the record, `wording` all texts. The command line prints these errors without a
-traceback and exits with 2; any other exception is a bug and exits with 1.
+traceback and exits with their code, 2 or 3; any other exception is a bug and exits with 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tutelage.errors.problem import Place, Problem, by_kind
 
 __all__ = [
     "ConfigError",
+    "DamagedArtifactError",
     "DataError",
     "DiskFullError",
     "Kind",
@@ -23,6 +24,7 @@ __all__ = [
     "Problem",
     "RowsError",
     "RunLockedError",
+    "RunStoppedError",
     "StaleArtifactError",
     "UserError",
     "by_kind",
@@ -34,6 +36,7 @@ class UserError(ValueError):
     """Base of every error whose cause lies in the recipe, the data, the models or the run folder."""
 
     default_kind: ClassVar[Kind] = Kind.USER
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, *problems: Problem | str, subject: str | None = None) -> None:
         """problems: at least one; a text becomes a problem of the class's own kind. subject: what has them, for the
@@ -110,10 +113,22 @@ class StaleArtifactError(UserError):
     default_kind = Kind.STALE_ARTIFACT
 
 
+class DamagedArtifactError(DataError):
+    """A file of a run folder is not as it was written, or is missing."""
+
+    default_kind = Kind.ARTIFACT_DAMAGED
+
+
 class RunLockedError(UserError):
     """Another process is working in the same run folder."""
 
     default_kind = Kind.RUN_LOCKED
+
+
+class RunStoppedError(UserError):
+    """Finished stages say that going on is not worth it; `--anyway` goes on. The finished stages stand."""
+
+    exit_code = 3
 
 
 def problems(title: str, lines: list[str]) -> str:

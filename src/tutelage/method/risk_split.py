@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tutelage.records import Interval
-from tutelage.utils.bootstrap import percentile_interval, resampled_means
+from tutelage.utils.bootstrap import percentile_interval, resampled_means, widened
 
 SMALLEST_GAP = 0.005
 """A smaller gap in score is not divided by: a fraction of it would be mostly noise."""
@@ -93,6 +93,18 @@ def interval(student: ArrayLike, teacher: ArrayLike, resamples: int = 1000, seed
         advantage=percentile_interval(split.advantage, advantage),
         deficit=percentile_interval(split.deficit, deficit),
     )
+
+
+def score_lead(scores: ArrayLike, other: ArrayLike) -> Interval:
+    """Mean of [rows] scores minus another model's on the same rows, with a paired bootstrap 95 % interval.
+
+    Scores lie in [0, 1]. Rows that all differ alike (none at all, as a rule) give the interval of
+    `utils.bootstrap.widened`.
+    """
+    scores, other = _paired(scores=scores, other=other)
+    lag = interval(1.0 - scores, 1.0 - other).difference
+    lead = Interval(0.0 - lag.value, 0.0 - lag.high, 0.0 - lag.low)  # 0.0 - x: never a negative zero
+    return widened(lead, len(scores), low=-1.0)
 
 
 def gap_closed(sft: float, teacher: float, student: float) -> float | None:

@@ -12,6 +12,7 @@ from tutelage.errors import Kind, ModelError, Problem
 from tutelage.errors.wording import first_line
 from tutelage.models.weights import Found, check_finite
 from tutelage.recipe.schema import Lora
+from tutelage.utils.integrity import MODEL_FILES, check_folder, present
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -43,7 +44,7 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
 
 def has_adapters(folder: Path) -> bool:
     """Whether a checkpoint folder holds PEFT adapters instead of full weights."""
-    return (folder / "adapter_config.json").is_file()
+    return present(folder / "adapter_config.json")
 
 
 def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
@@ -55,6 +56,7 @@ def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> A
     """
     from peft import PeftModel
 
+    check_folder(folder, *MODEL_FILES)
     if not (folder / WEIGHTS).is_file():
         raise ModelError(Problem(Kind.WEIGHTS_NOT_SAFETENSORS, values={"name": str(folder), "file": WEIGHTS}))
     tied = _tied(base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from tutelage.errors import ModelError
 from tutelage.models.forward import read_batch
 from tutelage.models.generation import Answer, generate_answers
 from tutelage.models.label_scoring import choose_labels
-from tutelage.records import Example, Prediction, SampleLoss
+from tutelage.records import Example, Interval, Prediction, SampleLoss
 from tutelage.tasks.base import BaseTask
 from tutelage.utils.bootstrap import bootstrap
 
@@ -49,6 +49,10 @@ class ValidationScores(NamedTuple):
     """[rows] each row's own score in [0, 1]."""
     losses: np.ndarray
     """[rows] l_i(M): means over the answer's tokens in nats, end-of-sequence included."""
+    interval: Interval
+    """`score` with its 95 % interval."""
+    unreadable: float
+    """Fraction of rows without a readable answer."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,13 @@ class Evaluator:
         return table
 
     def validate(self, model: nn.Module, eval_set: EvalSet, on_rows: OnRows | None = None) -> ValidationScores:
-        """Score over all examples, score of each, and losses; no intervals."""
+        """Score over all examples, score of each, and losses."""
         answers, examples = self.answers(model, eval_set, on_rows), eval_set.examples
         parsed = [self.task.parse(answer.text, example) for answer, example in zip(answers, examples, strict=True)]
-        score = self.task.metrics(parsed, examples, resamples=100)[self.task.metric].value
+        interval = self.task.metrics(parsed, examples)[self.task.metric]
         scores = [self.task.score(answer, example) for answer, example in zip(parsed, examples, strict=True)]
-        return ValidationScores(score, scores, self.losses(model, eval_set.rows))
+        unreadable = sum(answer is None for answer in parsed) / len(parsed)
+        return ValidationScores(interval.value, scores, self.losses(model, eval_set.rows), interval, unreadable)
 
 
 def _mean_nll(draws: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -175,3 +180,9 @@ def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[Sample
     """The losses of rows as records, one at a time. nll: [rows]."""
     for row, loss, tokens in zip(rows, nll.tolist(), answer_lengths(rows).tolist(), strict=True):
         yield SampleLoss(row.id, row.split, loss, tokens)
+
+
+def validation_records(rows: Sequence[EncodedRow], validated: ValidationScores) -> Iterator[dict[str, Any]]:
+    """Loss and score of validation rows as lines of a file, one at a time."""
+    for loss, score in zip(loss_records(rows, validated.losses), validated.scores, strict=True):
+        yield {**asdict(loss), "score": score}

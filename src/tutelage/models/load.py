@@ -18,6 +18,7 @@ from tutelage.models.adapters import has_adapters, load_adapter, with_lora
 from tutelage.models.weights import WRAPPERS, Found, check_files, check_finite
 from tutelage.recipe.schema import Model
 from tutelage.utils.console import Screen
+from tutelage.utils.integrity import MODEL_FILES, check_folder
 
 # --- loading ---
 
@@ -180,7 +181,9 @@ def _say_stripped(name: str, prefix: str) -> None:
 
 
 def _check_local(name: str) -> None:
-    """Raises ModelError for a name that looks like a folder and is none, before the hub is asked for it."""
+    """Raises ModelError for a name that looks like a folder and is none, before the hub is asked for it, and
+    DamagedArtifactError for a model of a run that is not as it was saved."""
+    check_folder(Path(name), *MODEL_FILES)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(name).is_dir():
         raise ModelError(f"there is no folder {name!r}: give a folder in Hugging Face layout or a hub id (owner/name)")

@@ -20,7 +20,8 @@ from tutelage.recipe.renamed import translate_nested
 from tutelage.recipe.schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.tasks import make_task
-from tutelage.utils.files import read_json
+from tutelage.utils.files import read_json, write_jsonl
+from tutelage.utils.integrity import present
 
 CHUNK_BATCHES = 8
 """Batches read ahead from a file, so that rows of like length are decoded together. Standard input is answered batch by
@@ -36,14 +37,11 @@ def predict_file(folder: Path, source: str, output: Path | None, batch_size: int
     if output is not None and output.exists():
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
     answer = Predictor(folder, batch_size, read_ahead=1 if source == "-" else CHUNK_BATCHES)
-    sink = output.open("w", encoding="utf-8") if output else sys.stdout
-    try:
-        for line in answer(_rows(source)):
-            sink.write(json.dumps(line, ensure_ascii=False) + "\n")
-            sink.flush()
-    finally:
-        if output:
-            sink.close()
+    if output is not None:
+        write_jsonl(output, answer(_rows(source, answer.data.encoding)), new=True)
+        return
+    for line in answer(_rows(source, answer.data.encoding)):
+        print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
 class Predictor:
@@ -54,7 +52,7 @@ class Predictor:
 
         Raises ModelError if `distill` did not write the folder.
         """
-        if not (folder / "tutelage.json").is_file():
+        if not present(folder / "tutelage.json"):
             raise ModelError(
                 f"{folder} has no tutelage.json: name the folder of a distilled student, RUN/distill/METHOD/seed-K"
             )
@@ -91,9 +89,9 @@ class Predictor:
         )
 
 
-def _rows(source: str) -> Iterator[PlacedRow]:
+def _rows(source: str, encoding: str | None) -> Iterator[PlacedRow]:
     if source != "-":
-        yield from read_rows([source])
+        yield from read_rows([source], encoding)
         return
     for number, line in enumerate(sys.stdin, start=1):
         if not line.strip():

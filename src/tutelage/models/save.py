@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from tutelage.data.collate import pad_id_of
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.models.generation import end_ids
-from tutelage.utils.files import read_json, write_json
+from tutelage.utils.files import read_json, replacing, write_json
 
 SAME_LOSS = 0.01
 """Largest relative difference, or in nats where that is larger, between the mean losses of a model before and after
@@ -34,10 +34,11 @@ def save_student(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=end_ids(model, tokenizer), pad_token_id=pad_id_of(tokenizer)
     )
-    model.save_pretrained(str(folder))
-    _plain(tokenizer).save_pretrained(str(folder))
-    if (folder / "config.json").is_file():
-        _add_keys_of_version_4(folder)
+    with replacing(folder) as draft:
+        model.save_pretrained(str(draft))
+        _plain(tokenizer).save_pretrained(str(draft))
+        if (draft / "config.json").is_file():
+            _add_keys_of_version_4(draft)
 
 
 def check_same_loss(trained: np.ndarray, saved: np.ndarray, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -23,6 +24,7 @@ from tutelage.method.methods import find_method, method_names, split_variant
 from tutelage.recipe.renamed import REMOVED_METHODS, method_removal_text, new_name
 from tutelage.recipe.schema import Recipe, Section, known_metrics
 from tutelage.recipe.yaml_source import NUMBERS, shown
+from tutelage.records import SPLITS
 
 RESERVED = {
     "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
@@ -53,6 +55,12 @@ RESERVED = {
 """Training arguments (names or patterns) that the library sets itself or that have another name now, and what to use
 instead."""
 
+STAGE_FOLDERS = (
+    *("prepare", "teach", "anchor", "cache", "cross_fit", "teacher_answers", "distill", "evaluate", "diagnose"),
+    "report",
+)
+"""Folders in a run folder that stages write, and rebuild where they are stale."""
+_MODELS = ("teacher", "student", "anchor")
 _TRAINED = ("teach", "anchor", "distill")
 """Sections that have a `trainer`."""
 
@@ -118,6 +126,7 @@ def check(recipe: Recipe) -> list[str]:
 
 def cross_problems(recipe: Recipe) -> Iterator[Conflict]:
     """The conflicts that `check` reports, with the keys that each depends on."""
+    yield from _folder_problems(recipe)
     yield from _task_problems(recipe)
     yield from _method_problems(recipe)
     yield from _given_model_problems(recipe)
@@ -126,6 +135,25 @@ def cross_problems(recipe: Recipe) -> Iterator[Conflict]:
         for name, value in (getattr(recipe, section) if section else recipe).trainer.items():
             if text := _trainer_problem(mapping, name, value):
                 yield Conflict(f"{mapping}.{name}", text)
+
+
+def _folder_problems(recipe: Recipe) -> Iterator[Conflict]:
+    if not all(part.strip(". ") for part in recipe.name.split("/")):
+        yield Conflict("name", f"{shown(recipe.name)} is no name for a folder; write letters, digits, - and _")
+    own = [Path(recipe.output_dir).resolve() / name for name in STAGE_FOLDERS]
+    given = {
+        "data.dataset": recipe.data.dataset,
+        **{f"data.{split}": getattr(recipe.data, split) for split in SPLITS},
+        "teach.checkpoints": recipe.teach.checkpoints,
+        **{f"{role}.model_name_or_path": getattr(recipe, role).model_name_or_path for role in _MODELS},
+    }
+    for key, value in given.items():
+        for path in [value] if isinstance(value, str) else value or ():
+            if os.path.lexists(path) and any(Path(path).resolve().is_relative_to(folder) for folder in own):
+                hint = (
+                    f"{path} ({key}) lies in a folder of the run, which --force deletes; move it, or change output_dir"
+                )
+                yield Conflict("output_dir", hint, (key,))
 
 
 def _task_problems(recipe: Recipe) -> Iterator[Conflict]:

@@ -32,6 +32,19 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 """Metrics by kind of task that checkpoints and students can be selected by; the first is the default. Whether a `qa`
 task has spans or choices depends on its rows."""
+ROW_METRICS = {"entity_f1": "row_f1", "precision": "row_f1", "recall": "row_f1", "macro_f1": "accuracy"}
+"""Metrics that are not the mean of the rows' own scores, and the name of that mean."""
+
+
+def row_metric(metric: str | None) -> str | None:
+    """What the mean of the rows' own scores is called in a task with this metric: `row_f1` for entity_f1."""
+    return ROW_METRICS.get(metric, metric) if metric else metric
+
+
+Offsets = Literal["characters", "utf16", "bytes", "characters-inclusive", "utf16-inclusive", "bytes-inclusive"]
+"""What offsets of entities may count: characters, UTF-16 units or UTF-8 bytes, the end excluded or included."""
+ChoiceAnswer = Literal["label", "letter", "text", "index", "index-from-1"]
+"""What an answer may name its choice by."""
 
 
 def known_metrics(task_type: str) -> tuple[str, ...]:
@@ -84,8 +97,16 @@ class Data(Section):
     """Validation file or files. Without any, a seeded fraction of the training rows is held out."""
     test: list[str] | None = None
     """Test file or files; scored once, at the end."""
+    encoding: str | None = None
+    """Encoding of files that are not UTF-8, e.g. `cp932` (Excel in Japan), `cp949` (Korea), `gb18030`, `cp1252`."""
     columns: dict[str, str] = {}
     """Expected column name: name in the file, e.g. `{text: review, label: stars}`."""
+    offsets: Offsets | None = None
+    """What the offsets of entities count. Default: characters, unless entities would begin and end inside words."""
+    choice_answer: ChoiceAnswer | None = None
+    """What the answer of a choice question names its choice by. Default: decided from all rows."""
+    join_tokens: Literal["words", "characters"] | None = None
+    """Whether tokens are words, with spaces between them, or characters. Default: decided from all rows."""
     template: str | None = None
     """Prompt with `{column}` placeholders, e.g. `"Review: {text}\\nSentiment:"`. Default: by task and language."""
     chat_template: bool = False
@@ -109,6 +130,15 @@ class Data(Section):
     """Use a seeded sample of this many validation rows."""
     max_test_rows: int | None = Field(None, gt=0)
     """Use a seeded sample of this many test rows."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            "a".encode(value or "utf-8")
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"{value!r} is no encoding of text that Python knows, such as cp932 or cp1252") from error
+        return value
 
     @field_validator("train", "validation", "test", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ import yaml
 
 from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.recipe.renamed import EMPTIED, REMOVED, RENAMED, removal_text, rename_note
+from tutelage.utils.integrity import check
 
 Keys = tuple[Any, ...]
 """Path of a value: ("distill", "trainer", "learning_rate"); an integer is an index into a list."""
@@ -122,6 +123,9 @@ def read(path: Path) -> RecipeSource:
     folder = path if (path / "recipe.yaml").is_file() else None
     path = folder / "recipe.yaml" if folder else path
     source = RecipeSource(path, {})
+    source.recorded = path.name == "recipe.yaml" and (path.parent / "prepare").is_dir()
+    if source.recorded:
+        check(path)
     try:
         loader = _Loader(path.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
@@ -145,9 +149,8 @@ def read(path: Path) -> RecipeSource:
         found = f"a recipe is a mapping of sections (`task:`, `data:`, ...); found {shown(values)}"
         raise _unreadable(path, found, 1, Kind.YAML_INVALID)
     source.values = _plain(values)
-    if folder and (folder / "prepare").is_dir():
-        source.values["output_dir"] = str(folder)
-    source.recorded = path.name == "recipe.yaml" and (path.parent / "prepare").is_dir()
+    if source.recorded:  # wherever the run was when it wrote this
+        source.values["output_dir"] = str(path.parent)
     use_present_names(source)
     return source
 

@@ -6,12 +6,13 @@ No row of the data gets into a card. Strings are plain text here; `model_card.py
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +24,10 @@ from tutelage.run.live_reader import dig, last_part, read_or_none, written
 from tutelage.tasks import template_for
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import visible
+from tutelage.utils.integrity import check, resized
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 PATHS = ("dataset", "train", "validation", "test")
 """Keys of the data section that hold files or folders."""
@@ -88,7 +93,7 @@ class FinishedStudent:
 def find_student(run: Path, name: str | None) -> FinishedStudent:
     """A finished student of a run, by default the best on validation. Raises DataError if there is none."""
     manifests = sorted(run.glob("distill/*/*/manifest.json"))
-    folders = [path.parent for path in manifests if any(path.parent.glob("*.safetensors"))]
+    folders = [path.parent for path in manifests if any(path.parent.glob("*.safetensors")) or resized(path.parent)]
     names = [folder.relative_to(run / "distill").as_posix() for folder in folders]
     if not names:
         raise DataError(
@@ -99,6 +104,8 @@ def find_student(run: Path, name: str | None) -> FinishedStudent:
     if name not in names:
         problem = f"{run} has no finished student {visible(name)!r}" if name else f"{run} has several students"
         raise DataError(f"{problem}: name one of {', '.join(map(visible, names[:20]))}")
+    if lost := resized(run / "distill" / name):
+        check(lost)
     return FinishedStudent(results, name)
 
 
@@ -180,6 +187,21 @@ def _prompts_end_with(student: FinishedStudent, ending: str) -> bool:
     return bool(texts and ending.strip()) and all(text.endswith(ending) for text in texts)
 
 
+def _without_removed_keys(values: dict[str, Any], schema: type[BaseModel]) -> dict[str, Any]:
+    """The recipe of an earlier version without keys that this one does not have."""
+    from pydantic import ValidationError
+
+    kept = copy.deepcopy(values)
+    try:
+        schema(**values)
+    except ValidationError as error:
+        for problem in error.errors():
+            *path, key = problem["loc"]
+            if problem["type"] == "extra_forbidden":
+                dig(kept, *path, default={}).pop(key, None)
+    return kept
+
+
 def recipe_text(student: FinishedStudent) -> str:
     """The recipe of this student alone as YAML, without defaults and without paths of this machine."""
     import yaml
@@ -188,7 +210,7 @@ def recipe_text(student: FinishedStudent) -> str:
 
     values = json.loads(json.dumps(student.results.recipe))
     with contextlib.suppress(ValueError):  # a recipe of another version of the library stays as it is
-        values = Recipe(**values).model_dump(exclude_defaults=True)
+        values = Recipe(**_without_removed_keys(values, Recipe)).model_dump(exclude_defaults=True)
     values = {key: value for key, value in values.items() if key not in ("output_dir", "tune", "compare")}
     seed = int(student.name.rpartition("-")[2])
     values["distill"] = {**values.get("distill", {}), "methods": [student.method], "seeds": [seed]}

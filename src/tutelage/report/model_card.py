@@ -8,17 +8,19 @@ stay when the card is written again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.analysis.slices import LEAST_ROWS, SliceRecord
-from tutelage.errors import UserError
+from tutelage.analysis.worth import skill_on_test
+from tutelage.errors import Kind, Problem, UserError
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import gap_closed
+from tutelage.recipe.schema import row_metric
 from tutelage.records import SPLITS, Interval
 from tutelage.report.card_facts import (
     PATHS,
@@ -30,9 +32,11 @@ from tutelage.report.card_facts import (
 )
 from tutelage.report.page import TEMPLATES, metric_name, model_name, slice_value
 from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
+from tutelage.run.own_files import by_hand, card_mark
 from tutelage.utils import format
 from tutelage.utils.console import print_table, visible
 from tutelage.utils.files import write_text
+from tutelage.utils.integrity import check_all
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -84,7 +88,7 @@ def make_card(student: FinishedStudent, repo: str | None = None) -> str:
     context = _about(student) | _scores(student) | _usage(student, repo) | _training(student)
     context |= {"licensed": data.license_name != LICENSE["license_name"]}
     card = ModelCard.from_template(data, template, **_escaped(context), **functions, code_block=_code_block)
-    card.text += f"\n\n<!-- tutelage card {_hash(card.text)} -->\n"
+    card.text += f"\n\n{card_mark(card.text)}\n"
     return str(card)
 
 
@@ -130,6 +134,7 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
     names = [name for name in tables.get(student.name, {}) if "/" not in name]
     chosen = [results.score(name) for name in ("anchor", "teacher", student.name)]
     slices = slices_against_teacher(student)
+    teacher = skill_on_test(results, "teacher")
     return {
         "models": list(scored),
         "scores": [
@@ -138,10 +143,27 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
         ],
         "test_rows": len(results.predictions.get(student.name, ())) or results.scores.get("rows", 0),
         "difference": results.lead(student.name, "teacher"),
+        "row_metric": metric_name(row_metric(results.scores.get("metric"))),
+        "doubts": doubts(student),
+        "teacher_nothing": teacher is not None and teacher.nothing,
         "gap_closed": gap_closed(*(score.value for score in chosen)) if all(chosen) else None,
         "slices": None if slices is None else [_slice(line) for line in slices if line["rows"] >= LEAST_ROWS],
         "least_rows": LEAST_ROWS,
     }
+
+
+def doubts(student: FinishedStudent) -> str | None:
+    """Why the student may not be worth using; None if its test scores raise no doubt, or are missing."""
+    skill, metric = skill_on_test(student.results, student.name), metric_name(student.results.scores.get("metric"))
+    if skill is None or skill.surely_something:
+        return None
+    if skill.mostly_unreadable:
+        return f"{skill.unreadable:.0%} of its answers to {skill.rows:,} test rows are invalid"
+    guess = {"majority": "the most common training answer", "chance": "a random answer"}[skill.source]
+    return (
+        f"its {metric}, {format.span(skill.score)} on {skill.rows:,} test rows, is not significantly above that of"
+        f" {guess}, {format.number(skill.baseline)}"
+    )
 
 
 def _slice(line: SliceRecord) -> dict[str, Any]:
@@ -253,32 +275,40 @@ def _parse_card(text: str, path: Path) -> tuple[dict[str, Any], str]:
     return card.data.to_dict(), card.text
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
-
-
 def _is_by_hand(path: Path) -> bool:
     """Whether a README.md holds text that we did not write."""
-    _, text = _read_card(path)
-    mark = re.search(r"\n<!-- tutelage card (\w+) -->\s*$", text)
-    return bool(text.strip()) and (not mark or mark[1] != _hash(text[: mark.start()]))
+    return by_hand(_read_card(path)[1])
 
 
 # --- to the Hub ---
 
 
 def push(
-    run: Path, student: str | None, repo: str, private: bool = True, dry_run: bool = False, *, api: Any = None
+    run: Path,
+    student: str | None,
+    repo: str,
+    private: bool = True,
+    dry_run: bool = False,
+    *,
+    api: Any = None,
+    confirm: Callable[[str], bool] = lambda doubt: False,
 ) -> list[tuple[str, int]]:
     """Upload a student with its card to the model repository `repo` (OWNER/NAME) of the Hub, creating it if missing.
 
     private: the repository must be private, and is created so. dry_run: print what would be uploaded, use no network,
-    write nothing. api: a `huggingface_hub.HfApi`, by default of the user who is logged in. Returns names and sizes in
-    bytes. Raises UserError for a public repository while `private` is on, for publishing without a licence, and for
-    what the Hub refuses.
+    write nothing. api: a `huggingface_hub.HfApi`, by default of the user who is logged in. confirm: asked whether to
+    upload a student in spite of `doubts`. Returns names and sizes in bytes. Raises UserError for a public repository
+    while `private` is on, for publishing without a licence, for a student in doubt that is not confirmed, and for what
+    the Hub refuses.
     """
     _check_repository_name(repo)
     finished = find_student(run, student)
+    check_all(finished.folder)
+    doubt = doubts(finished)
+    if doubt and dry_run:
+        print(f"{visible(finished.name)} may not be worth uploading: {doubt}")
+    elif doubt and not confirm(f"{visible(finished.name)} may not be worth uploading: {doubt}. Upload it?"):
+        raise UserError(Problem(Kind.STUDENT_NOT_USABLE, values={"student": visible(finished.name), "doubt": doubt}))
     files = _files(finished, repo)
     card, _ = _parse_card(files["README.md"].decode(), finished.folder / "README.md")
     if not private and card.get("license_name") == LICENSE["license_name"]:
@@ -298,7 +328,7 @@ def push(
         return sizes
     url = _upload(files, repo, private, api, f"{finished.card_name}, trained with tutelage")
     if isinstance(files["README.md"], bytes):
-        (finished.folder / "README.md").write_bytes(files["README.md"])
+        write_text(finished.folder / "README.md", files["README.md"].decode())
     print(f"uploaded: {visible(url)}")
     return sizes
 

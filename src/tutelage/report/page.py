@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.recipe.schema import row_metric
 from tutelage.report.translations import install, join_sentences, translator
 from tutelage.utils.console import visible
 from tutelage.utils.format import (
     Translate,
     duration,
     file_size,
+    metric_words,
     number,
     percent,
     short_count,
@@ -34,22 +36,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 ROLES = {"teacher": "teacher", "student": "untrained", "anchor": "anchor"}
 """Model name to its colour and mark in the charts; every other model is `distilled`."""
 NAMES = {"teacher": "Teacher", "student": "Untrained student", "anchor": "Plain fine-tuning"}
-METRICS = {
-    "nll": "loss (nats)",
-    "f1": "F1",
-    "entity_f1": "entity F1",
-    "macro_f1": "macro-F1",
-    "token_f1": "token F1",
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "precision": "precision",
-    "recall": "recall",
-    "score": "score",
-    "invalid_rate": "invalid rate",
-    "unparsable_rate": "unparsable rate",
-    "empty_rate": "empty rate",
-}
-"""Name in scores.json to the name on the page; any other is written with its underscores as spaces."""
 TERMS = {
     "train": "train",
     "validation": "validation",
@@ -93,7 +79,7 @@ def page_environment(more: Sequence[Callable[..., Any]] = (), lang: str = "en") 
     )
     install(environment, lang)
     translate = translator(lang)
-    plain = (number, signed, span, signed_span, role, lower_is_better, ticked, capital, *more)
+    plain = (number, signed, span, signed_span, role, row_metric, lower_is_better, ticked, capital, *more)
     translated = (percent, duration, model_name, metric_name, term, words)
     environment.filters.update({function.__name__: function for function in plain})
     environment.filters.update({function.__name__: partial(function, translate=translate) for function in translated})
@@ -120,7 +106,7 @@ def model_name(name: str, translate: Translate = str) -> str:
 
 def metric_name(name: str | None, translate: Translate = str) -> str:
     """The name of a metric on the page: "entity F1" for entity_f1."""
-    return translate(METRICS.get(name or "score", (name or "score").replace("_", " ")))
+    return translate(metric_words(name))
 
 
 def term(word: str, translate: Translate = str) -> str:

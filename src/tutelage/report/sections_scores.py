@@ -12,11 +12,15 @@ from typing import Literal
 
 from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.run_results import Results
+from tutelage.analysis.worth import Skill, skill_on_test
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
 from tutelage.report.charts import IntervalPlot, interval_plot
 
-Outcome = Literal["beats", "level", "closes", "gain_without_gap", "no_gap", "unclear", "worse", "partial"]
+Outcome = Literal[
+    *("unreadable", "teacher_nothing", "student_nothing"),
+    *("beats", "level", "closes", "gain_without_gap", "no_gap", "unclear", "worse", "partial"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,10 @@ class Verdict:
     gap_closed: float | None
     """Fraction of the gap between anchor and teacher; None without a gap or without all three scores."""
     outcome: Outcome
-    """Names the headline; `partial`: teacher or anchor has no score."""
+    """Names the headline; `partial`: teacher or anchor has no score. The first three come before what a comparison
+    says: a student with many invalid answers, a teacher or a student that learned nothing."""
+    skills: dict[str, Skill]
+    """Of the main student and `teacher`, as far as the run tells."""
     by_rows: bool
     """Whether the metric is the mean of the rows' own scores, as accuracy is and F1 is not."""
     over_anchor: Interval | None
@@ -48,13 +55,17 @@ def verdict(results: Results) -> Verdict | None:
     scores = {name: results.score(name) for name in names}
     pairs = {"over_anchor": (main, "anchor"), "over_teacher": (main, "teacher"), "gap": ("teacher", "anchor")}
     leads = {key: results.lead(*pair) if set(pair) <= scores.keys() else None for key, pair in pairs.items()}
+    found = {name: skill_on_test(results, name) for name in names if name != "anchor"}
+    skills = {name: skill for name, skill in found.items() if skill}
     whole = len(names) == 3
     closed = gap_closed(scores["anchor"].value, scores["teacher"].value, scores[main].value) if whole else None
     return Verdict(
         main=main,
         scores=scores,
         gap_closed=closed,
-        outcome=_outcome(closed, leads["over_anchor"], leads["over_teacher"]) if whole else "partial",
+        outcome=_not_worth_praise(skills.get(main), skills.get("teacher"))
+        or (_outcome(closed, leads["over_anchor"], leads["over_teacher"]) if whole else "partial"),
+        skills=skills,
         by_rows=_metric_is_row_mean(results),
         **leads,
     )
@@ -64,6 +75,15 @@ def _metric_is_row_mean(results: Results) -> bool:
     """Whether the metric is the mean of the rows' own scores (accuracy), or not (F1 over all entities, macro-F1)."""
     _, (scores,) = results.paired("score", results.main)
     return not len(scores) or abs(float(scores.mean()) - results.score(results.main).value) < 1e-6
+
+
+def _not_worth_praise(student: Skill | None, teacher: Skill | None) -> Outcome | None:
+    """What makes every comparison of the two pointless."""
+    if student and student.mostly_unreadable:
+        return "unreadable"
+    if teacher and teacher.nothing:
+        return "teacher_nothing"
+    return "student_nothing" if student and student.nothing else None
 
 
 def _outcome(closed: float | None, over_anchor: Interval | None, over_teacher: Interval | None) -> Outcome:

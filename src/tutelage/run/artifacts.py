@@ -6,9 +6,12 @@ written, go through `live_reader.py` instead.
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
 
 from tutelage.records import IntervalRecord
+from tutelage.utils.integrity import FileRecord
 
 
 class SplitLengths(TypedDict):
@@ -46,10 +49,25 @@ class CheckpointScore(TypedDict):
     name: str
     """`checkpoint-STEP`."""
     folder: NotRequired[str]
+    """Relative to the run folder; as the recipe names it if it is the user's own. See `checkpoint_folder`."""
     score: float
     """The task's metric, in [0, 1]."""
+    low: NotRequired[float]
+    """Ends of the 95 % interval of `score`."""
+    high: NotRequired[float]
+    unreadable: NotRequired[float]
+    """Fraction of the rows whose answer could not be parsed."""
     nll: float
     """Mean loss in nats per answer token."""
+
+
+class BaselineRecord(TypedDict):
+    """What answers have on the validation rows that no prompt was read for; see `tasks.base.Baseline`."""
+
+    score: float
+    source: Literal["majority", "chance"]
+    rows: int
+    """Number of validation rows."""
 
 
 class TeacherCheckpoints(TypedDict):
@@ -61,6 +79,7 @@ class TeacherCheckpoints(TypedDict):
     """`score` or `loss`: what T* was selected by."""
     checkpoints: list[CheckpointScore]
     """Oldest first."""
+    baseline: NotRequired[BaselineRecord]
 
 
 class CandidateRecord(TypedDict):
@@ -126,6 +145,8 @@ class Manifest(TypedDict):
     finished: str
     """Local time, ISO 8601 with the offset from UTC."""
     versions: dict[str, str]
+    files: NotRequired[dict[str, FileRecord]]
+    """Size and hash of the files that later steps read, by path in the folder; absent in folders of older versions."""
     memory: NotRequired[int]
     """Peak memory in bytes: of the accelerator, or of the process where there is none."""
     seed: NotRequired[int]
@@ -133,3 +154,12 @@ class Manifest(TypedDict):
     threads: NotRequired[int]
     answering: NotRequired[float]
     """Seconds that answering and scoring the test rows took, without loading the model."""
+
+
+def checkpoint_folder(run: Path, record: Mapping[str, Any], own: bool) -> Path:
+    """Folder of a teacher checkpoint of a run.
+
+    record: its entry in teach/checkpoints.json. own: whether it is the user's, see `teach.checkpoints`. A checkpoint
+    that the run trained lies in the run, wherever the run was when the entry was written.
+    """
+    return Path(record["folder"]) if own else run / "teach" / record["name"]

@@ -12,28 +12,30 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.errors import DataError
+from tutelage.errors import DamagedArtifactError, DataError
+from tutelage.run.artifacts import checkpoint_folder
 from tutelage.run.manifest import MANIFEST, STARTED
+from tutelage.utils import integrity
 from tutelage.utils.files import read_json
 
 if TYPE_CHECKING:
     import psutil
 
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1}
+"""Of a number in a safetensors file, by its type; tensors of rare types are not checked."""
 DEPTHS = ("*", "*/*", "*/*/*")
 """Glob patterns of the folders in a run that a manifest can end: cache, evaluate/anchor, distill/METHOD/seed-K."""
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run folder: `prepare` has begun in it, or it holds scores."""
-    names = (f"prepare/{STARTED}", f"prepare/{MANIFEST}", "evaluate/scores.json")
-    return any((folder / name).is_file() for name in names)
-
-
 def read_or_none(path: Path) -> Any:
-    """The value in a JSON file; None if the file is missing or cannot be read now (it may be half written)."""
+    """The value in a JSON file; None if the file is missing or cannot be read now (it may be half written).
+
+    Raises DamagedArtifactError for a file of a finished folder that is not as it was written.
+    """
+    integrity.check(path)
     try:
         return read_json(path)
-    except (OSError, ValueError):
+    except DamagedArtifactError:  # of a manifest, or of a file that no manifest lists yet
         return None
 
 
@@ -49,11 +51,14 @@ def recipe_of(run: Path) -> dict[str, Any]:
     import yaml
 
     path = run / "recipe.yaml"
+    integrity.check(path)
     try:
         # The C loader reads a recipe of 150 lines in 2 ms instead of 20.
         values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError:
+    except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise integrity.damaged(path, error) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not YAML: `tutelage run RECIPE` writes it again") from error
     return values if isinstance(values, dict) else {}
@@ -63,7 +68,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """Records with a loss of a training log (log.jsonl), in order of stage and step.
 
     Half-written lines are left out, and so are records that a killed process logged after its last resume checkpoint.
+    Raises DamagedArtifactError as `read_or_none`.
     """
+    integrity.check(path)
     records: list[dict[str, Any]] = []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -92,21 +99,38 @@ def last_part(path: Any) -> Any:
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """Folder of the best teacher checkpoint T*: in the run, or as recorded (a user's own); None if neither exists."""
+    """Folder of the best teacher checkpoint T*, in the run or the user's own; None if it does not exist."""
     taught = read_or_none(run / "teach" / "checkpoints.json") or {}
     best = next((c for c in taught.get("checkpoints") or [] if c.get("name") == taught.get("best")), None)
-    folders = [run / "teach" / best["name"], *([Path(best["folder"])] if best.get("folder") else [])] if best else []
-    return next((folder for folder in folders if folder.is_dir()), None)
+    folder = checkpoint_folder(run, best, bool(dig(recipe_of(run), "teach", "checkpoints"))) if best else None
+    return folder if folder and folder.is_dir() else None
 
 
 def parameters(folder: Path | None) -> int:
-    """Number of parameters in a folder's safetensors files, from their headers; 0 for none, or for adapters alone."""
-    total = 0
-    for path in sorted(folder.glob("model*.safetensors")) if folder else ():
+    """Number of parameters in a folder's safetensors files, from their headers; 0 for none, or for adapters alone.
+
+    Raises DamagedArtifactError for a header that contradicts itself or the size of the file.
+    """
+    return sum(map(_parameters, folder.glob("model*.safetensors"))) if folder else 0
+
+
+def _parameters(path: Path) -> int:
+    """Of one file. Shapes are checked against the space of the tensors: the weights themselves are not read."""
+    try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size - 8 - length
+            header = json.loads(file.read(length)) if size >= 0 else {}
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        counts = [math.prod(tensor["shape"]) for tensor in tensors]
+        spaces = [end - start for start, end in (tensor["data_offsets"] for tensor in tensors)]
+        widths = [_BYTES.get(tensor["dtype"]) for tensor in tensors]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise integrity.damaged(path, error) from error
+    needed = [count * width if width else space for count, width, space in zip(counts, widths, spaces, strict=True)]
+    if sum(spaces) != size or spaces != needed:
+        raise integrity.damaged(path, "one that does not", "a header that fits the size of the file")
+    return sum(counts)
 
 
 def is_pruned(teacher: Path, student: Path) -> bool:

@@ -2,6 +2,7 @@
 
 A folder's *inputs* are a flat dict: the recipe's values it depends on, fingerprints of files, and fingerprints of the
 stages before it. `started.json` records them when work begins, `manifest.json` when it ends: a manifest means finished.
+The manifest also lists the folder's files, see `utils/integrity.py`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,15 +23,22 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tutelage.errors import ConfigError, RunLockedError, StaleArtifactError
+from tutelage.errors import ConfigError, DamagedArtifactError, RunLockedError, StaleArtifactError
 from tutelage.recipe.renamed import translate_flat
 from tutelage.run.artifacts import Manifest
+from tutelage.run.checkpoints import RESUME_ONLY
+from tutelage.run.own_files import clear, foreign_files, refusal, refuse_foreign
+from tutelage.utils import integrity
 from tutelage.utils.disk import full_disk_as_user_error
-from tutelage.utils.files import read_json, write_json
+from tutelage.utils.files import discard, discard_remains, write_json
+from tutelage.utils.integrity import CHECKSUMS, MANIFEST, STARTED
 
-STARTED, MANIFEST = "started.json", "manifest.json"
-FINGERPRINTED = {".json", ".safetensors", ".model", ".txt", ".jinja"}
-"""Suffixes of the files of a model folder that decide how the model answers."""
+NOT_RECORDED = (
+    *RESUME_ONLY,
+    *("trainer", "trainer-*", "fold-*", "optimizer-*", "stage-*-start", "stage-*-end"),
+    *("*.part", ".*", "README.md"),
+)
+"""Patterns of names in a finished folder that no later step reads, or that users may change."""
 VERSIONS_OF = ("tutelage", "torch", "transformers", "peft", "datasets")
 
 
@@ -49,7 +57,7 @@ def folder_fingerprint(name: str, revision: str | None = None) -> str:
         return f"{name}@{revision or 'main'}"
     parts = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix in FINGERPRINTED and path.name not in (MANIFEST, STARTED):
+        if path.suffix in integrity.MODEL_FILES and path.name not in (MANIFEST, STARTED):
             with path.open("rb") as file:
                 parts[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digest(parts)
@@ -60,16 +68,30 @@ def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
 
     Raises StaleArtifactError if it is not finished, or was made from other inputs than `expected`.
     """
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).exists():
+        integrity.check_not_lost(folder)
         raise StaleArtifactError(
             f"{folder} is missing or unfinished, and this stage needs it: `tutelage run RECIPE` runs all stages"
         )
-    inputs = read_json(folder / MANIFEST)["inputs"]
+    inputs = _inputs_in(folder / MANIFEST)
     if changed := differences(inputs, _plain(expected)):
         raise StaleArtifactError(
             _stale_message(folder, changed, "a result", "tutelage run RECIPE --force rebuilds all stages")
         )
     return digest(inputs)
+
+
+def finished_inputs(folder: Path) -> dict[str, Any]:
+    """The inputs that a finished folder was made from; empty if it is not finished."""
+    return _inputs_in(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+
+
+def _inputs_in(record: Path) -> dict[str, Any]:
+    """The inputs in a manifest or started.json."""
+    content = integrity.read_sealed(record)
+    if "inputs" not in content:
+        raise integrity.damaged(record, "none", "`inputs`")
+    return content["inputs"]
 
 
 def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -109,46 +131,70 @@ class Work:
     """What `prepare` decided, for the user."""
     seconds_before: float = 0.0
     """Seconds of training by interrupted processes that this one does not have to repeat."""
+    restart_only: Callable[[Path], Iterable[Path]] = lambda folder: ()
+    """What in the folder only a restart needs; deleted once the result is finished."""
+    aside: Path | None = None
+    """Where the folder goes to be deleted, see `files.discard`."""
 
     def prepare(self) -> bool:
         """True if there is work to do. Clears the folder if it must be rebuilt.
 
         Raises StaleArtifactError if the folder holds a result, finished or begun, of other inputs, and neither
-        `force` nor `rebuild_stale` is set.
+        `force` nor `rebuild_stale` is set; DataError if it is not the tool's own, or would be deleted and holds files
+        that are not.
         """
         self.inputs = _plain(self.inputs)
-        finished = (self.folder / MANIFEST).is_file()
+        finished = (self.folder / MANIFEST).exists()
         record = self._record()
-        nothing_yet = not finished and record.is_file() and len(list(self.folder.iterdir())) == 1
+        if not record.exists():
+            found = f"has no {MANIFEST} that says what its files were made from:"
+            refuse_foreign(self.folder, lambda name: False, found=found)
+        nothing_yet = not finished and record.is_file() and not any(foreign_files(self.folder, STARTED.__eq__))
         if self.force or nothing_yet:
             self._clear()
-        elif record.is_file():
-            changed = self.changed()
-            if not changed:
-                return not finished
+        elif changed := self._changed_or_damaged():
             if not self.rebuild_stale:
                 what = "a result" if finished else "unfinished work"
                 raise StaleArtifactError(_stale_message(self.folder, changed, what, "add --force to this command"))
             self.notes.append(f"{self.folder.name} is rebuilt: {changed[0]}{' ...' if len(changed) > 1 else ''}")
             self._clear()
+        elif record.exists():
+            if finished:  # its process may have been killed before it had tidied up
+                self.tidy()
+            else:
+                record.touch()  # when the process that works now began
+            return not finished
         write_json(self.folder / STARTED, {"inputs": self.inputs})
         return True
 
     def changed(self) -> list[str]:
         """What changed since the folder's result, finished or begun, was made, a line each; empty if nothing did."""
         record = self._record()
-        return differences(read_json(record)["inputs"], _plain(self.inputs)) if record.is_file() else []
+        return differences(_inputs_in(record), _plain(self.inputs)) if record.exists() else []
+
+    def _changed_or_damaged(self) -> list[str]:
+        """`changed`; with `rebuild_stale` also what is damaged, which is then rebuilt. Otherwise that is an error."""
+        try:
+            if changed := self.changed():
+                return changed
+            if self.rebuild_stale:
+                integrity.check_all(self.folder)
+        except DamagedArtifactError as error:
+            if not self.rebuild_stale:
+                raise
+            return [f"{error.problems[0].values['path']} is damaged"]
+        return []
 
     def fingerprint(self) -> str:
         """Fingerprint of the inputs. If the folder holds work with these inputs, as it recorded them: the keys may be
         older names."""
         record = self._record()
-        recorded = record.is_file() and not self.changed()
-        return digest(read_json(record)["inputs"] if recorded else _plain(self.inputs))
+        recorded = record.exists() and not self.changed()
+        return digest(_inputs_in(record) if recorded else _plain(self.inputs))
 
     def _record(self) -> Path:
         finished = self.folder / MANIFEST
-        return finished if finished.is_file() else self.folder / STARTED
+        return finished if finished.exists() else self.folder / STARTED
 
     def finish(self, seconds: float) -> None:
         """Write the manifest; from here on the folder counts as finished. seconds: by this process."""
@@ -158,13 +204,28 @@ class Work:
             "seconds": spent,
             "finished": now,
             "versions": versions(),
+            "files": integrity.records_of(self.folder, NOT_RECORDED, self.restart_only(self.folder)),
             **self.about,
         }
         write_json(self.folder / MANIFEST, manifest)
-        (self.folder / STARTED).unlink(missing_ok=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete what a finished result does not need, unless it holds files that are not the tool's own."""
+        for path in [*self.restart_only(self.folder), self.folder / STARTED]:
+            if not any(foreign_files(self.folder, within=path)):
+                discard(path)
 
     def _clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        clear(self.folder, self.aside)
+
+
+@contextmanager
+def rewriting(folder: Path, *names: str) -> Iterator[None]:
+    """Record these files of a folder that has no manifest, in checksums.json, after they are written inside."""
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    yield
+    write_json(folder / CHECKSUMS, {"files": {name: integrity.file_record(folder / name) for name in names}})
 
 
 def _stale_message(folder: Path, changed: list[str], what: str, again: str) -> str:
@@ -201,25 +262,50 @@ def one_process() -> None:
         )
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder: `prepare` has begun in it, or it holds scores."""
+    names = (f"prepare/{STARTED}", f"prepare/{MANIFEST}", "evaluate/scores.json")
+    return any((folder / name).exists() for name in names)
+
+
 @contextmanager
-def locked(folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME") -> Iterator[None]:
-    """Hold a folder for this process.
+def locked(
+    folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME", is_own: Callable[[Path], bool] = is_run
+) -> Iterator[None]:
+    """Hold a folder for this process, and delete what killed processes left half written or half deleted in it.
 
-    Raises RunLockedError if another one has it, DiskFullError if its disk runs full, ConfigError as in `one_process`.
+    Raises RunLockedError if another one has it, DiskFullError if its disk runs full, ConfigError as in `one_process`,
+    DataError for a folder that is neither new nor the tool's own.
 
-    elsewhere: the setting that names another folder.
+    elsewhere: the setting that names another folder. is_own: whether the folder was written by an earlier command.
     """
     one_process()
+    if not is_own(folder):
+        _refuse_place(folder, f"name a folder of its own, {elsewhere}")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(folder / ".lock"))
     try:
         lock.acquire(timeout=0)
+    except IsADirectoryError as error:
+        raise integrity.damaged(folder / ".lock", error) from error
     except Timeout:
         raise RunLockedError(
             f"another process is working in {folder}: wait for it, or use another folder: {elsewhere}"
         ) from None
     try:
         with full_disk_as_user_error(folder):
+            discard_remains(folder)
             yield
     finally:
         lock.release()
+
+
+def _refuse_place(folder: Path, remedy: str) -> None:
+    """Raises DataError unless a folder is new or empty, and no folder that people work in."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise refusal(folder, "is no folder", remedy)
+    for place in (Path.cwd(), Path(os.path.expanduser("~"))):
+        if folder.resolve() in (place.resolve(), *place.resolve().parents):
+            raise refusal(folder, f"is {place} or holds it", remedy)
+    if first := next(foreign_files(folder, re.compile(r"(compare/)?(\.lock|\.visible-.+|logs/.+)").fullmatch), None):
+        raise refusal(folder, f"is no run folder, and holds {first}", remedy)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from tutelage.errors import Kind
 from tutelage.recipe.load import flatten, varied
 from tutelage.recipe.schema import Recipe
-from tutelage.run.artifacts import PreparedData, TeacherCheckpoints
+from tutelage.run.artifacts import PreparedData, TeacherCheckpoints, checkpoint_folder
 from tutelage.run.manifest import Work
 from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
@@ -35,6 +36,10 @@ class RunFolder:
     """Rebuild what a stage has already finished."""
     rebuild: bool = False
     """Rebuild stale results; results that are up to date stay."""
+    anyway: bool = False
+    """Go on where finished stages say that it is not worth it."""
+    warned: set[Kind] = field(default_factory=set)
+    """What the user was told about that."""
 
     @property
     def folder(self) -> Path:
@@ -63,12 +68,26 @@ class RunFolder:
         return {k: v for k, v in flat.items() if any(k == s or k.startswith(s + ".") for s in sections)}
 
     @contextmanager
-    def work(self, name: str, inputs: dict[str, Any], *, rebuild_stale: bool = False) -> Iterator[Work | None]:
+    def work(
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        *,
+        rebuild_stale: bool = False,
+        restart_only: Callable[[Path], Iterable[Path]] = lambda folder: (),
+    ) -> Iterator[Work | None]:
         """Work in a folder of the run: None if its result is up to date, else its record, which is finished on leaving.
 
-        Raises StaleArtifactError if the folder holds a result of other inputs and nothing allows to rebuild it.
+        restart_only: see `Work`. Raises what `Work.prepare` raises.
         """
-        work = Work(self.folder / name, inputs, force=self.force, rebuild_stale=rebuild_stale or self.rebuild)
+        work = Work(
+            self.folder / name,
+            inputs,
+            force=self.force,
+            rebuild_stale=rebuild_stale or self.rebuild,
+            restart_only=restart_only,
+            aside=self.folder,
+        )
         began = time.monotonic()
         if not work.prepare():
             self.screen.say(f"{name}: up to date")
@@ -97,7 +116,13 @@ class RunFolder:
         return read_json(self.folder / "teach" / "checkpoints.json")
 
     @property
+    def checkpoint_folders(self) -> dict[str, Path]:
+        """Folder of each teacher checkpoint by name, oldest first: in this run, or the user's own."""
+        own = bool(self.recipe.teach.checkpoints)
+        records = self.teacher_checkpoints["checkpoints"]
+        return {record["name"]: checkpoint_folder(self.folder, record, own) for record in records}
+
+    @property
     def best_teacher(self) -> Path:
         """Folder of T*, the teacher checkpoint that is best on validation."""
-        teacher = self.teacher_checkpoints
-        return Path(next(c["folder"] for c in teacher["checkpoints"] if c["name"] == teacher["best"]))
+        return self.checkpoint_folders[self.teacher_checkpoints["best"]]

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tutelage.errors import DamagedArtifactError
 from tutelage.run.live_reader import DEPTHS, begun, newest_change, read_or_none, worker
 from tutelage.run.manifest import MANIFEST, digest
+from tutelage.utils import integrity
 from tutelage.utils.console import visible
 
 QUIET_SECONDS = 120
@@ -84,11 +86,19 @@ def _broken(run: Path, manifests: Manifests) -> str | None:
     for name, manifest in manifests.items():
         if not isinstance(manifest, dict):
             return f"{name}/{MANIFEST} cannot be read"
+        if path := integrity.resized(run / name):
+            return f"{path.relative_to(run)} is missing or has another size than it was written with"
         for pattern in REQUIRED_FILES.get(name.split("/")[0], ()):
             if not any((run / name).glob(pattern)):
                 return f"{name} has no {pattern}"
+        for key in manifest.get("inputs") or {}:
+            if key.startswith("stage ") and integrity.lost(run / key.removeprefix("stage ")):
+                return f"{key.removeprefix('stage ')}/{MANIFEST} is missing"
     scores = run / "evaluate/scores.json"
-    return "evaluate/scores.json cannot be read" if scores.is_file() and read_or_none(scores) is None else None
+    try:
+        return "evaluate/scores.json cannot be read" if scores.exists() and read_or_none(scores) is None else None
+    except DamagedArtifactError as error:
+        return str(error)
 
 
 def _stale(manifests: Manifests) -> str | None:

@@ -7,12 +7,13 @@ refused, with the reason.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tutelage.data.splits import data_fingerprint
 from tutelage.method.methods import find_method
 from tutelage.run.checkpoints import list_checkpoints
-from tutelage.run.manifest import fingerprint, folder_fingerprint
+from tutelage.run.manifest import fingerprint, finished_inputs, folder_fingerprint
 from tutelage.run.run_folder import RunFolder
 
 Inputs = dict[str, Any]
@@ -24,6 +25,7 @@ STUDENT_TRAINING = (
 )
 """Settings that the plain fine-tuning of the student depends on."""
 OFF: dict[str, Any] = {
+    **dict.fromkeys(("data.encoding", "data.offsets", "data.choice_answer", "data.join_tokens")),
     "anchor.keep": "last",
     "distill.start": "student",
     "distill.stage_reset": True,
@@ -34,13 +36,31 @@ stale."""
 
 
 def prepare(run: RunFolder) -> Inputs:
-    """Rows, prompts, and the tokenizers and configs of both models."""
+    """Rows, prompts, and the tokenizers and configs of both models.
+
+    Files and models that are not on this machine count as unchanged, so that a finished run goes on where it was moved.
+    """
     names = ("seed", "task", "data", "teacher.model_name_or_path", "student.model_name_or_path")
+    before = _before(run, "prepare")
     models = {
-        f"{role} model": folder_fingerprint(model.model_name_or_path, model.revision)
+        f"{role} model": _model(model.model_name_or_path, before.get(f"{role} model"), model.revision)
         for role, model in (("teacher", run.recipe.teacher), ("student", run.recipe.student))
     }
-    return run.settings(*names) | {"format": FORMAT, "data files": data_fingerprint(run.recipe.data)} | models
+    files = before.get("data files") or {}
+    if "hub" in files or not files or any(Path(name).exists() for name in files):
+        files = data_fingerprint(run.recipe.data)
+    return _without_defaults(run.settings(*names)) | {"format": FORMAT, "data files": files} | models
+
+
+def _before(run: RunFolder, stage: str) -> Inputs:
+    """What a finished stage was made from; empty if it is to be rebuilt."""
+    return {} if run.force else finished_inputs(run.folder / stage)
+
+
+def _model(name: str, before: str | None, revision: str | None = None) -> str:
+    """Fingerprint of a model. before: as recorded; of a folder it is a hash, of a Hub id it holds an @."""
+    is_gone = before is not None and "@" not in before and not Path(name).is_dir()
+    return before if is_gone else folder_fingerprint(name, revision)
 
 
 def teach(run: RunFolder) -> Inputs:
@@ -49,8 +69,11 @@ def teach(run: RunFolder) -> Inputs:
         "seed", "teacher", "teach", "trainer", "task.metric", "task.decoding"
     )
     if run.recipe.teach.checkpoints:
-        folders = list_checkpoints(run.recipe.teach.checkpoints, run.recipe.teacher)
-        inputs |= {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in folders}
+        given = {key: value for key, value in _before(run, "teach").items() if key.startswith("checkpoint ")}
+        if not given or any(Path(key.removeprefix("checkpoint ")).exists() for key in given):
+            folders = list_checkpoints(run.recipe.teach.checkpoints, run.recipe.teacher)
+            given = {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in folders}
+        inputs |= given
     return _without_defaults(inputs)
 
 
@@ -62,7 +85,7 @@ def anchor(run: RunFolder) -> Inputs:
     return (
         upstream(run, "prepare")
         | _without_defaults(run.settings(*names))
-        | ({"anchor model": folder_fingerprint(own)} if own else {})
+        | ({"anchor model": _model(own, _before(run, "anchor").get("anchor model"))} if own else {})
     )
 
 

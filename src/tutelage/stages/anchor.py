@@ -1,20 +1,20 @@
 """anchor: the student after plain fine-tuning on the same rows, with as many steps as distillation gets; then frozen.
 
 With `anchor.keep: score` or `loss`, the best on validation of `distill.num_stages` points of that fine-tuning run.
-Writes anchor/ (a whole model) and anchor/sample_loss.jsonl, its loss on every training and validation row.
+Writes anchor/ (a whole model) and anchor/sample_loss.jsonl, its loss on every training and validation row, and its
+score on the latter.
 """
 
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from tutelage.models.evaluation import loss_records
+from tutelage.models.evaluation import loss_records, validation_records
 from tutelage.models.load import cut_vocabulary, load_model
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
@@ -24,24 +24,23 @@ from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import training_arguments
 from tutelage.utils.files import write_json, write_jsonl
 
-SPLITS = ("train", "validation")
-
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
     recipe, given = run.recipe, run.recipe.anchor.model_name_or_path
-    with run.work("anchor", stage_inputs.anchor(run)) as work:
+    with run.work("anchor", stage_inputs.anchor(run), restart_only=lambda folder: [folder / "trainer"]) as work:
         if work is None:
             return
         work.seconds_before = seconds_before(work.folder / "trainer")
         trained = _given(models, given) if given else _train(run, models, work.folder)
         model = models.save_whole(trained, recipe.student, work.folder)
-        splits = [models.encoded(split) for split in SPLITS]
-        with models.autocast(), run.screen.progress("anchor losses", sum(map(len, splits))) as advance:
-            losses = [models.evaluator.losses(model, rows, advance) for rows in splits]
-        records = itertools.chain.from_iterable(map(loss_records, splits, losses))
+        train, validation = models.encoded("train"), models.eval_set("validation")
+        total = len(train) + len(validation.examples)
+        with models.autocast(), run.screen.progress("anchor losses", total) as advance:
+            losses = models.evaluator.losses(model, train, advance)
+            validated = models.evaluator.validate(model, validation, advance)
+        records = itertools.chain(loss_records(train, losses), validation_records(validation.rows, validated))
         write_jsonl(work.folder / "sample_loss.jsonl", records)
-        shutil.rmtree(work.folder / "trainer", ignore_errors=True)
 
 
 def _given(models: RunModels, name: str) -> nn.Module:

@@ -7,7 +7,6 @@ learn from the teacher's own answers also teacher_answers/, the training rows wi
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from tutelage.data.token_store import write_tokens
 from tutelage.errors import ModelError
@@ -37,16 +36,15 @@ def _states(run: RunFolder, models: RunModels) -> None:
         if work is None:
             return
         rows = models.encoded("train")
-        checkpoints = run.teacher_checkpoints["checkpoints"]
-        count, vocabulary = len(checkpoints), run.prepared["vocabulary"]
+        folders = list(run.checkpoint_folders.values())
+        count, vocabulary = len(folders), run.prepared["vocabulary"]
         size = predicted_size(rows, recipe.teacher, count, vocabulary, section.dtype, run.folder)
         run.screen.say(f"cache: {size or 'its size is known once the teacher is here'}")
         builder = models.cache_builder(work.folder)
-        folders = [Path(checkpoint["folder"]) for checkpoint in checkpoints]
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
         for folder, model in each_checkpoint(models.load, recipe.teacher, pending):
             with run.screen.progress(f"cache {folder.name}", len(rows)) as advance:
-                note = builder.build(folder.name, model, {"checkpoint": str(folder)}, advance)
+                note = builder.build(folder.name, model, {"checkpoint": folder.name}, advance)
             if note:
                 run.screen.warn(note)
         for folder in folders:

@@ -12,13 +12,13 @@ checkpoint's (`teacher`).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tutelage.data.encode import EncodedRow, Subset
@@ -30,7 +30,8 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import steps_of, training_arguments
-from tutelage.utils.files import write_jsonl
+from tutelage.utils.files import discard, replacing, write_jsonl
+from tutelage.utils.integrity import reading
 
 Losses = dict[str, np.ndarray]
 """By model, `anchor` or the name of a checkpoint: [rows] losses in nats per answer token."""
@@ -62,7 +63,8 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
     """Run the stage if a method of the recipe computes weights from out-of-fold losses."""
     if not any(find_method(name).needs_cross_fit for name in run.recipe.distill.methods):
         return
-    with run.work("cross_fit", stage_inputs.cross_fit(run)) as work:
+    inputs = stage_inputs.cross_fit(run)
+    with run.work("cross_fit", inputs, restart_only=lambda folder: folder.glob("fold-*")) as work:
         if work is None:
             return
         rows, folds = models.encoded("train"), run.recipe.cross_fit.folds
@@ -75,8 +77,6 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             for name, values in _fold_losses(run, models, work.folder / f"fold-{number}", fold, names).items():
                 losses[name][fold.evaluated] = values
         write_jsonl(work.folder / "sample_loss.jsonl", _lines(rows, fold_of_row, losses))
-        for number in range(folds):
-            shutil.rmtree(work.folder / f"fold-{number}")
 
 
 def _lines(rows: Sequence[EncodedRow], fold_of_row: np.ndarray, losses: Losses) -> Iterator[dict[str, Any]]:
@@ -90,7 +90,8 @@ def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, n
     next fold."""
     saved = folder / "row_losses.safetensors"
     if saved.is_file():
-        return load_file(str(saved))
+        with reading(saved, SafetensorError):
+            return load_file(str(saved))
     recipe = run.recipe
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
     student = _FineTuning(recipe.student, ("distill", "anchor"), recipe.seed, epochs, [1.0])
@@ -103,9 +104,10 @@ def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, n
         losses |= dict(zip(names, _measured(run, models, folder / "teacher", teacher, fold), strict=True))
     else:
         losses |= {name: HiddenStore(run.folder / "cache" / name).nll()[fold.evaluated] for name in names}
-    draft = saved.with_suffix(".part")
-    save_file(losses, str(draft))
-    draft.replace(saved)
+    with replacing(saved) as draft:
+        save_file(losses, str(draft))
+    for name in ("student", "teacher"):
+        discard(folder / name)
     return losses
 
 
@@ -126,5 +128,4 @@ def _measured(run: RunFolder, models: RunModels, folder: Path, tuning: _FineTuni
     for step in steps:
         model = models.load(tuning.model, folder / f"checkpoint-{step}")
         losses.append(models.evaluator.losses(model, evaluated))
-    shutil.rmtree(folder)
     return losses

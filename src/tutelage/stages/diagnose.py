@@ -7,7 +7,6 @@ scores) and summary.json (calibration, cascades, effects of weighting and schedu
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,10 +42,13 @@ from tutelage.analysis.slices import (
 )
 from tutelage.analysis.training_dynamics import training_dynamics
 from tutelage.data.splits import prompt_text
+from tutelage.recipe.schema import row_metric
 from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import print_table
 from tutelage.utils.files import read_json, write_json, write_jsonl
+from tutelage.utils.format import metric_words
+from tutelage.utils.integrity import check_run, content_hash
 
 if TYPE_CHECKING:
     from tutelage.run.run_folder import RunFolder
@@ -69,6 +71,7 @@ _NAMED_MODELS = 3
 def run_stage(run: RunFolder | Path) -> None:
     """Run the stage, on a run or on the folder of one. Raises DataError without evaluated rows to compare."""
     folder = run if isinstance(run, Path) else run.folder
+    check_run(folder, INPUTS)
     check_evaluated(folder)
     if not isinstance(run, Path):
         with run.work("diagnose", _inputs(folder), rebuild_stale=True) as work:
@@ -100,7 +103,7 @@ def _inputs(folder: Path) -> dict[str, str]:
     from tutelage import __version__
 
     paths = sorted({path for pattern in INPUTS for path in folder.glob(pattern)})
-    hashes = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in paths}
+    hashes = {p.relative_to(folder).as_posix(): content_hash(p) for p in paths}
     return {"tutelage": __version__, **hashes}
 
 
@@ -296,13 +299,15 @@ def _effects(evaluated: EvaluatedRows) -> list[MethodEffect]:
 def show(folder: Path) -> None:
     """Print diagnose/: every student against T*, and the slices with significant differences."""
     slices: SlicesFile = read_json(folder / "diagnose" / "slices.json")
-    head = ["student", "score", "teacher", "difference", "wins", "losses", "loss (nats)", "advantage", "deficit"]
+    scores = folder / "evaluate" / "scores.json"
+    metric = metric_words(row_metric(read_json(scores)["metric"] if scores.is_file() else None))
+    head = ["student", metric, "teacher", "difference", "wins", "losses", "loss (nats)", "advantage", "deficit"]
     pairs = slices["pairs"]
     print_table(f"{slices['rows']:,} test rows, 95 % intervals", head, [_whole_cells(pair) for pair in pairs])
     lines = [cells for pair in pairs for cells in _slice_cells(pair)]
     if lines:
         title = "slices with a significant difference between student and T* (Holm)"
-        print_table(title, ["student", "slice", "rows", "score", "nats"], lines)
+        print_table(title, ["student", "slice", "rows", metric, "nats"], lines)
     summary: SummaryFile = read_json(folder / "diagnose" / "summary.json")
     for note in summary["notes"]:
         print(note)

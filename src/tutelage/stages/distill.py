@@ -6,7 +6,6 @@ weights.jsonl, log.jsonl, probe.json.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +21,11 @@ from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training import recorded_losses, stage_records
-from tutelage.training.distillation import Distillation
+from tutelage.training.distillation import Distillation, restart_only
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.run_models import RunModels
 from tutelage.training.stage_records import Validation, ValidationRow
+from tutelage.utils.files import write_json
 
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
@@ -39,7 +39,8 @@ def cell(run: RunFolder, models: RunModels, method: str, seed: int) -> None:
     """Distil one student, unless it is up to date."""
     inputs, run = stage_inputs.student(run, method), run.varied(method)
     models = models if models.run is run else RunModels(run)
-    with run.work(f"distill/{method}/seed-{seed}", inputs) as work:
+    continuing = partial(restart_only, run.recipe.distill.keep_stages)
+    with run.work(f"distill/{method}/seed-{seed}", inputs, restart_only=continuing) as work:
         if work is None:
             return
         plan, setup = _plan(run, method, seed), _setup(run, models, method)
@@ -95,9 +96,11 @@ def _setup(run: RunFolder, models: RunModels, method: str) -> StudentSetup:
 
 def _validate(models: RunModels, model: nn.Module) -> Validation:
     eval_set = models.eval_set("validation")
-    score, scores, losses = models.evaluator.validate(model, eval_set)
-    rows = zip(eval_set.examples, losses.tolist(), scores, strict=True)
-    return Validation(score, float(losses.mean()), [ValidationRow(example.id, *values) for example, *values in rows])
+    found = models.evaluator.validate(model, eval_set)
+    rows = zip(eval_set.examples, found.losses.tolist(), found.scores, strict=True)
+    return Validation(
+        found.score, float(found.losses.mean()), [ValidationRow(example.id, *values) for example, *values in rows]
+    )
 
 
 def _say(run: RunFolder, record: StageRecord) -> None:
@@ -120,16 +123,15 @@ def _finish(models: RunModels, work: Work, distillation: Distillation, kept: Pat
     work.about = {"kept_stage": kept_stage, "seed": seed}
     if device().type == "cpu":
         work.about["threads"] = torch.get_num_threads()
-    distillation.clean()
 
 
 def write_usage(run: RunFolder, folder: Path) -> None:
     """Write tutelage.json beside the student: how `predict` renders a row and reads an answer."""
     usage = {
         "task": run.recipe.task.model_dump() | {"labels": run.prepared["labels"]},
-        "data": run.recipe.data.model_dump(),
+        "data": run.recipe.data.model_dump() | run.prepared.get("decided", {}),
         "choice": run.prepared["choice"],
         "max_new_tokens": run.prepared["max_new_tokens"],
         "run": run.recipe.name,
     }
-    (folder / "tutelage.json").write_text(json.dumps(usage, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "tutelage.json", usage)

@@ -16,6 +16,7 @@ from torch import nn
 from tutelage.models.evaluation import loss_records
 from tutelage.records import Prediction
 from tutelage.run import stage_inputs
+from tutelage.run.manifest import rewriting
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.run_models import RunModels
 from tutelage.utils.console import print_table
@@ -42,10 +43,11 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         scores[model.name] = read_json(folder / "scores.json")
         everything += read_records(folder / "predictions.jsonl", Prediction)
     folder = run.folder / "evaluate"
-    write_jsonl(folder / "predictions.jsonl", everything)
-    rows = len(models.eval_set("test").examples)
+    rows = run.prepared["lengths"]["test"]["rows"]
     result = {"task": run.recipe.task.type, "metric": run.task.metric, "split": "test", "rows": rows}
-    write_json(folder / "scores.json", {**result, "models": scores})
+    with rewriting(folder, "predictions.jsonl", "scores.json"):
+        write_jsonl(folder / "predictions.jsonl", everything)
+        write_json(folder / "scores.json", {**result, "models": scores})
 
 
 def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:

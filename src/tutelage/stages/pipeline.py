@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from tutelage.analysis.worth import reason_to_stop
+from tutelage.errors import RunStoppedError
 from tutelage.recipe.load import dump_recipe
+from tutelage.run.manifest import MANIFEST, rewriting
+from tutelage.run.own_files import refuse_foreign
 from tutelage.run.run_folder import RunFolder
 from tutelage.utils.files import write_text
 
+if TYPE_CHECKING:
+    from tutelage.training.run_models import RunModels
+
 WITHOUT_MODELS = ("prepare", "diagnose", "report")
 """Stages that take the run folder alone; the others also take `RunModels`, which they share."""
+NEED_A_TEACHER = ("anchor", "cache", "cross_fit", "distill")
+"""Stages that are not worth their time after a teacher that learned nothing; all but the first, after an anchor that
+equals it."""
 
 
 def run_stages(run: RunFolder, names: Iterable[str]) -> None:
     """Run stages in the order given; tokenizer, rows and evaluation are loaded once for all that need models.
 
     Stages that are up to date do nothing. recipe.yaml is written after the first stage, which is when `prepare` has
-    found the folder to be this recipe's own. Raises what the stages raise, a UserError where the user can mend it.
+    found the folder to be this recipe's own. Raises what the stages raise, a UserError where the user can mend it;
+    RunStoppedError between stages that are not worth going on with.
     """
-    models = None
+    models, names = None, list(names)
+    if run.force:  # before anything is deleted
+        for manifest in (path for name in names for path in (run.folder / name).glob(f"**/{MANIFEST}")):
+            refuse_foreign(manifest.parent)
     for name in names:
+        if name in NEED_A_TEACHER:
+            stop_if_hopeless(run, by_anchor=name != "anchor")
         stage = importlib.import_module(f"tutelage.stages.{name}")
         if name in WITHOUT_MODELS:
             stage.run_stage(run)
@@ -30,4 +47,34 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
 
                 models = RunModels(run)
             stage.run_stage(run, models)
-        write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+        with rewriting(run.folder, "recipe.yaml"):
+            write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+        if name == "anchor":
+            _show_payoff(run, models)
+    if (last := names[-1]) in ("teach", "anchor"):
+        stop_if_hopeless(run, by_anchor=last == "anchor")
+
+
+def stop_if_hopeless(run: RunFolder, *, by_anchor: bool = True) -> None:
+    """Raises RunStoppedError for a teacher that learned nothing, or an anchor that already equals its teacher.
+
+    With `run.anyway` the user is told once, and the run goes on. by_anchor: whether to ask the anchor, too.
+    """
+    problem = reason_to_stop(run, by_anchor=by_anchor)
+    if problem is None:
+        return
+    error = RunStoppedError(problem)
+    if not run.anyway:
+        raise error
+    if problem.kind not in run.warned:
+        run.warned.add(problem.kind)
+        run.screen.warn(f"{str(error).splitlines()[0]}; going on, as --anyway asks")
+
+
+def _show_payoff(run: RunFolder, models: RunModels) -> None:
+    """Say whether distillation is likely to pay, as `tutelage doctor` does. A reason to stop is told by itself."""
+    from tutelage.doctor.headroom import judge_losses
+
+    for check in judge_losses(models):
+        if check.name in ("headroom", "verdict") and not check.problems:
+            run.screen.say(f"{check.name}: {check.text}")

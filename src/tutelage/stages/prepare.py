@@ -7,11 +7,10 @@ and prepare/data.json (label set, vocabulary size, lengths, notes).
 from __future__ import annotations
 
 import itertools
-import shutil
 from pathlib import Path
 
 from tutelage.data.dataset import load_rows
-from tutelage.data.encode import Encoder, Misfits, make_encoder
+from tutelage.data.encode import Encoder, Misfits, check_not_emptied, fitting_test, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
@@ -32,7 +31,7 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import predicted_size
 from tutelage.training.trainer import training_arguments
-from tutelage.utils.files import write_json, write_jsonl
+from tutelage.utils.files import discard, write_json, write_jsonl
 
 
 def run_stage(run: RunFolder) -> None:
@@ -41,7 +40,7 @@ def run_stage(run: RunFolder) -> None:
     with run.work("prepare", stage_inputs.prepare(run)) as work:
         if work is None:
             return
-        rows = load_rows(recipe)
+        rows = load_rows(recipe, fitting_test(recipe.data, lambda: load_tokenizer(recipe.student)))
         task = make_task(recipe.task, rows.labels, choice=rows.choice)
         if recipe.task.decoding == "labels" and not task.closed:
             raise ConfigError(Problem(Kind.DECODING_UNSUITABLE, key="task.decoding"))
@@ -86,6 +85,7 @@ def run_stage(run: RunFolder) -> None:
                 "lengths": lengths,
                 "bf16": bf16,
                 "dropped": dropped,
+                "decided": rows.decided,
                 "notes": notes,
             },
         )
@@ -101,12 +101,12 @@ def _tokenize(
         for split in SPLITS:
             write_tokens(folder / f"{split}.arrow", encoder.fitting(examples[split], misfits))
         dropped = encoder.check(misfits)
+        stores = {split: TokenStore(folder / f"{split}.arrow", split) for split in SPLITS}
+        check_not_emptied({split: len(stores[split]) for split in SPLITS}, examples, encoder.max_length)
     except BaseException:
-        shutil.rmtree(
-            folder, ignore_errors=True
-        )  # refused rows leave nothing behind that a corrected recipe would trip over
+        discard(folder)  # refused rows leave nothing behind that a corrected recipe would trip over
         raise
-    return {split: TokenStore(folder / f"{split}.arrow", split) for split in SPLITS}, dropped
+    return stores, dropped
 
 
 def _lengths(rows: TokenStore) -> dict[str, int]:

@@ -6,39 +6,22 @@ section whose files are missing is left out, and the page says which files they 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.analysis.run_results import Results, read_results
+from tutelage.analysis.run_results import INPUTS, Results, read_results
 from tutelage.report import sections_confidence as confidence
 from tutelage.report import sections_run
 from tutelage.report import sections_scores as scores
 from tutelage.report import sections_slices as slices
 from tutelage.report import sections_training as training
 from tutelage.utils.files import write_text
+from tutelage.utils.integrity import check_run, content_hash
 
 if TYPE_CHECKING:
     from tutelage.run.run_folder import RunFolder
 
-INPUTS = (
-    "recipe.yaml",
-    "prepare/rows.jsonl",
-    "teach/checkpoints.json",
-    "teach/log.jsonl",
-    "anchor/log.jsonl",
-    "anchor/sample_loss.jsonl",
-    "evaluate/*.json*",
-    "distill/*/*/stages.json",
-    "distill/*/*/weights.jsonl",
-    "distill/*/*/log.jsonl",
-    "distill/*/*/manifest.json",
-    "diagnose/*.json*",
-    "*/manifest.json",
-    "evaluate/**/manifest.json",
-    "compare/index.html",
-)
 NEEDS = {
     "scores": ("evaluate/scores.json", "evaluate"),
     "predictions": ("evaluate/predictions.jsonl", "evaluate"),
@@ -54,6 +37,7 @@ NEEDS = {
 def run_stage(run: RunFolder) -> None:
     """Build the report of a run, unless it is up to date."""
     lang = run.recipe.report.lang
+    check_run(run.folder, INPUTS)
     with run.work("report", {**inputs(run.folder), "report.lang": lang}, rebuild_stale=True) as work:
         if work is not None:
             build_report(run.folder, title=run.recipe.name, lang=lang)
@@ -63,8 +47,8 @@ def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
     """Write run/report/index.html from the files of a run folder and return its path.
 
     title: heading of the page; escaped, like everything that comes from data. lang: a code of translations.LANGUAGES.
-    Sections whose files are missing are left out. Raises DataError for a file that cannot be read, UserError for an
-    unknown language.
+    Sections whose files are missing are left out. Raises DamagedArtifactError for a file that is not as it was written,
+    UserError for an unknown language.
     """
     from tutelage import __version__
     from tutelage.report.page import render
@@ -123,5 +107,5 @@ def inputs(folder: Path) -> dict[str, str]:
     from tutelage import __version__
 
     paths = sorted({path for pattern in INPUTS for path in folder.glob(pattern) if path.parent.name != "report"})
-    hashes = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in paths}
+    hashes = {p.relative_to(folder).as_posix(): content_hash(p) for p in paths}
     return {"tutelage": __version__, **hashes}

@@ -1,28 +1,30 @@
 """teach: fine-tune the teacher and keep N checkpoints at equal spacing, or take the user's; then find T* on validation.
 
 Writes teach/checkpoint-STEP/ (Hugging Face layout, or PEFT adapters) and teach/checkpoints.json: name, folder,
-validation score and loss of each, and which is best; teach/validation/ holds their losses on the validation rows.
+validation score and loss of each, and which is best; teach/validation/ holds their scores and losses on the validation
+rows.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tutelage.errors import ModelError
-from tutelage.models.evaluation import loss_records
+from tutelage.models.evaluation import validation_records
+from tutelage.records import Example
 from tutelage.run import stage_inputs
-from tutelage.run.artifacts import CheckpointScore, TeacherCheckpoints
+from tutelage.run.artifacts import BaselineRecord, CheckpointScore, TeacherCheckpoints
 from tutelage.run.checkpoints import RESUME_ONLY, list_checkpoints
+from tutelage.run.live_reader import dig, read_or_none
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import training_arguments
-from tutelage.utils.files import read_json, write_json, write_jsonl
+from tutelage.utils.files import read_json, read_jsonl, replacing, write_json, write_jsonl
 
 CANDIDATES_PER_CHECKPOINT = 4
 """With `teach.spacing: loss`, checkpoints saved for each one that is kept."""
@@ -31,21 +33,19 @@ CANDIDATES_PER_CHECKPOINT = 4
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
     recipe = run.recipe
-    given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
-    with run.work("teach", stage_inputs.teach(run)) as work:
+    with run.work("teach", stage_inputs.teach(run), restart_only=_restart_only) as work:
         if work is None:
             return
+        given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         work.seconds_before = seconds_before(work.folder)
         folders = given or _train(run, models, work.folder)
         checkpoints = [_validate(models, work.folder, folder) for folder in folders]
         if given is None:
             kept = evenly_falling([c["nll"] for c in checkpoints], recipe.teach.num_checkpoints)
-            for index in set(range(len(folders))) - set(kept):
-                shutil.rmtree(folders[index], ignore_errors=True)
-            folders, checkpoints = [folders[index] for index in kept], [checkpoints[index] for index in kept]
-            _remove_resume_files(folders)
+            checkpoints = [checkpoints[index] for index in kept]
         best = best_checkpoint(checkpoints, recipe.teach.best_by)
         result: TeacherCheckpoints = {"best": best, "by": recipe.teach.best_by, "checkpoints": checkpoints}
+        result["baseline"] = _baseline(run, models.eval_set("validation").examples)
         write_json(work.folder / "checkpoints.json", result)
         models.say_scores("teach", checkpoints, f"best is {best}")
 
@@ -80,7 +80,8 @@ def _train(run: RunFolder, models: RunModels, folder: Path) -> list[Path]:
     if not (folders[-1] / WHOLE).exists():
         models.fine_tuned("teach", recipe.teacher, args, rows, seed=seed, save_at=steps, log=folder / "log.jsonl")
     for path in folders:
-        models.tokenizer.save_pretrained(str(path))
+        with replacing(path) as draft:
+            models.tokenizer.save_pretrained(str(draft))
     return folders
 
 
@@ -89,14 +90,28 @@ def _validate(models: RunModels, folder: Path, checkpoint: Path) -> CheckpointSc
     saved = folder / "validation" / f"{checkpoint.name}.json"
     if saved.is_file():
         return read_json(saved)
-    score, losses = models.score_checkpoint(models.run.recipe.teacher, checkpoint)
-    score = {"name": score["name"], "folder": str(checkpoint), "score": score["score"], "nll": score["nll"]}
-    write_jsonl(saved.with_suffix(".jsonl"), loss_records(models.eval_set("validation").rows, losses))
+    score, found = models.score_checkpoint(models.run.recipe.teacher, checkpoint)
+    score = {"name": score.pop("name"), "folder": _relative(models.run.folder, checkpoint), **score}
+    write_jsonl(saved.with_suffix(".jsonl"), validation_records(models.eval_set("validation").rows, found))
     write_json(saved, score)
     return score
 
 
-def _remove_resume_files(folders: Sequence[Path]) -> None:
-    """Optimizer states and the like, which a finished teacher does not need."""
-    for path in (path for folder in folders for pattern in RESUME_ONLY for path in folder.glob(pattern)):
-        path.unlink()
+def _baseline(run: RunFolder, validation: Sequence[Example]) -> BaselineRecord:
+    """What answers that read no prompt have on the validation rows."""
+    rows = read_jsonl(run.folder / "prepare" / "rows.jsonl")
+    baseline = run.task.baseline((row["answer"] for row in rows if row["split"] == "train"), validation)
+    return {**baseline._asdict(), "rows": len(validation)}
+
+
+def _relative(run: Path, checkpoint: Path) -> str:
+    """The folder as checkpoints.json has it: relative to the run if it lies in it, so that the run can be moved."""
+    return checkpoint.relative_to(run).as_posix() if checkpoint.parent.parent == run else str(checkpoint)
+
+
+def _restart_only(folder: Path) -> Iterator[Path]:
+    """Checkpoints that were not kept, and of the others the optimizer's state and the like."""
+    taught = read_or_none(folder / "checkpoints.json")
+    kept = {checkpoint["name"] for checkpoint in dig(taught, "checkpoints", default=())}
+    for path in folder.glob("checkpoint-*") if kept else ():
+        yield from (found for pattern in RESUME_ONLY for found in path.glob(pattern)) if path.name in kept else [path]

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from tutelage.records import Example, Interval
-from tutelage.utils.bootstrap import Statistic, bootstrap
+from tutelage.utils.bootstrap import Statistic, bootstrap, widened
+
+
+class Baseline(NamedTuple):
+    """The score, in the task's metric, of answers that no prompt was read for."""
+
+    score: float
+    source: Literal["majority", "chance"]
+    """`majority`: the most common answer of the training rows, on every row. `chance`: a random allowed answer."""
 
 
 class BaseTask(ABC):
@@ -55,9 +64,30 @@ class BaseTask(ABC):
     ) -> dict[str, Interval]:
         """Every metric of the task on parsed predictions, in the order of `examples`; needs at least one row.
 
-        The value is over all rows, the interval a seeded 95 % percentile bootstrap interval over rows.
+        The value is over all rows, the interval a seeded 95 % percentile bootstrap interval over rows; where the
+        metric is 0 or 1 on every row, Wilson's interval.
         """
-        return bootstrap(*self.table(predictions, examples), resamples, seed)
+        intervals = bootstrap(*self.table(predictions, examples), resamples, seed)
+        return {name: widened(value, self.rows_of(name, examples)) for name, value in intervals.items()}
+
+    def rows_of(self, metric: str, examples: Sequence[Example]) -> int:
+        """Number of rows that a metric is about."""
+        return len(examples)
+
+    def baseline(self, training: Iterable[str], examples: Sequence[Example]) -> Baseline:
+        """The score on `examples` of a model that reads no prompt: what a model that has learned something exceeds.
+
+        training: the answers of the training rows, at least one.
+        """
+        commonest = Counter(training).most_common(1)[0][0]
+        guesses = [self.parse(commonest, example) for example in examples]
+        majority = bootstrap(*self.table(guesses, examples), resamples=1)[self.metric].value
+        chance = self.chance(examples)
+        return Baseline(chance, "chance") if chance > majority else Baseline(majority, "majority")
+
+    def chance(self, examples: Sequence[Example]) -> float:
+        """Expected score of random answers; 0 for answers that cannot be guessed."""
+        return 0.0
 
 
 def first_line(raw: str) -> str:

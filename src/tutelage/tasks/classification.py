@@ -16,7 +16,7 @@ import numpy as np
 
 from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
-from tutelage.tasks.base import BaseTask, first_line
+from tutelage.tasks.base import BaseTask
 from tutelage.tasks.metrics import fold, macro_f1
 from tutelage.utils.bootstrap import Statistic
 
@@ -48,11 +48,15 @@ class Classification(BaseTask):
 
     def parse(self, raw: str, example: Example) -> str | None:
         """The label on the first line: an exact match, else the only one that differs in case or width alone; None if
-        the line is not in the set.
+        the line is not in the set. A label of several lines is compared with as many.
 
         Without a label set, the line itself, or None if it is empty.
         """
-        return _canonical(first_line(raw), self.allowed(example))
+        labels, lines = self.allowed(example), raw.strip().split("\n")
+        for count in sorted({1, *(label.strip().count("\n") + 1 for label in labels or ())}, reverse=True):
+            if label := _canonical("\n".join(lines[:count]).strip(), labels):
+                return label
+        return None
 
     def score(self, prediction: str | None, example: Example) -> float:
         """1.0 for the right label, else 0.0."""
@@ -79,6 +83,14 @@ class Classification(BaseTask):
             }
 
         return np.array(pairs), statistic
+
+    def chance(self, examples: Sequence[Example]) -> float:
+        """accuracy: a random allowed label on every row; macro_f1: labels drawn as often as they occur in gold, which
+        no other way to draw exceeds."""
+        if self.metric == "macro_f1":
+            return 1 / len({self.gold(example) for example in examples})
+        allowed = [self.allowed(example) for example in examples]
+        return sum(1 / len(labels) for labels in allowed if labels) / len(examples)
 
 
 def _canonical(text: str, labels: Sequence[str] | None) -> str | None:

@@ -10,7 +10,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,6 +27,21 @@ def base_language(language: str | None) -> str | None:
 def fold(text: str) -> str:
     """NFKC and case-folded: full-width and half-width, upper and lower case become the same."""
     return unicodedata.normalize("NFKC", text).casefold()
+
+
+def look_alikes(counts: Mapping[str, int]) -> list[list[str]]:
+    """Groups of labels that look the same: they differ in case, width, white space, invisible characters, or in how
+    Unicode composes a letter. In each, the most frequent label comes first.
+
+    counts: label to how often it occurs.
+    """
+    groups: dict[str, list[str]] = {}
+    for label in sorted(
+        counts, key=lambda label: (-counts[label], unicodedata.normalize("NFC", label) != label, label)
+    ):
+        visible = "".join(letter for letter in fold(label) if unicodedata.category(letter) != "Cf")
+        groups.setdefault(" ".join(visible.split()), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def answer_tokens(text: str, language: str | None) -> list[str]:

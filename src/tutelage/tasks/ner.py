@@ -128,6 +128,11 @@ class EntityRecognition(BaseTask):
 
         return np.array(rows, dtype=np.int64), statistic
 
+    def rows_of(self, metric: str, examples: Sequence[Example]) -> int:
+        """Of f1/TYPE the rows with gold entities of the type."""
+        _, by_type, kind = metric.partition("/")
+        return sum(not by_type or any(kind == other for other, _ in self.gold(example)) for example in examples)
+
 
 def _split(line: str, types: Collection[str] | None) -> tuple[str, str] | None:
     """Type and surface of a line, split at the first separator that leaves a known type; None without one."""

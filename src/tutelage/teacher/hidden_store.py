@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import answer_lengths, keys_of
 from tutelage.errors import StaleArtifactError
 from tutelage.utils.files import read_json, replacing, write_json
+from tutelage.utils.integrity import check, damaged, present, reading
 
 FORMAT = 1
 
@@ -86,7 +87,7 @@ class Shard:
         offset, length = self._bytes_of(name, start, count)
         buffer = bytearray(length)
         if os.preadv(self._file.fileno(), [buffer], offset) < length:
-            raise StaleArtifactError(f"{self._file.name} is incomplete: delete it, and the cache stage rebuilds it")
+            raise damaged(self._file.name, "fewer bytes", "all bytes of its tensors")
         return torch.frombuffer(buffer, dtype=self._TYPES[entry["dtype"]]).view(-1, *entry["shape"][1:])
 
     def will_read(self, name: str, start: int, count: int) -> None:
@@ -107,9 +108,13 @@ class HiddenStore:
     """An open store: what it holds about the answer positions of any rows, in milliseconds."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the store in `folder`. Raises StaleArtifactError if it was never finished or has another format."""
+        """Open the store in `folder`.
+
+        Raises StaleArtifactError if it was never finished or has another format, DamagedArtifactError, here or where
+        rows are read, if a file is not as it was written.
+        """
         self.folder = folder
-        if not (folder / "store.json").is_file():
+        if not present(folder / "store.json"):
             raise StaleArtifactError(
                 f"{folder} holds no finished store: run the cache stage again; it continues where it stopped"
             )
@@ -119,10 +124,12 @@ class HiddenStore:
                 f"{folder} has store format {self.about['format']}, this version reads {FORMAT}: rebuild it with"
                 " `tutelage cache RECIPE --force`"
             )
-        with safe_open(str(folder / "index.safetensors"), framework="pt") as file:
+        index = folder / "index.safetensors"
+        with reading(index, SafetensorError), safe_open(str(index), framework="pt") as file:
             self.keys, self.tokens = file.get_tensor("keys").numpy(), file.get_tensor("tokens").numpy()
         self._starts = self._starts_in_shards()
         self._shards: dict[int, Shard] = {}
+        self._checked: set[int] = set()
 
     def check(self, rows: Sequence[EncodedRow]) -> None:
         """Raises StaleArtifactError if the store was made from other rows, or the same in another order."""
@@ -143,7 +150,7 @@ class HiddenStore:
         """The stored tensor `name` at all answer positions of these rows (indices), concatenated in that order."""
         pieces = []
         for row in rows:
-            shard = self._shard(row // self.about["shard_rows"])
+            shard = self._checked_shard(row // self.about["shard_rows"])
             pieces.append(shard.read(name, int(self._starts[row]), int(self.tokens[row])))
         return torch.cat(pieces)
 
@@ -162,12 +169,25 @@ class HiddenStore:
     def nll(self) -> np.ndarray:
         """[rows] mean negative log-likelihood of the gold answers, in nats per token."""
         shards = range(-(-len(self.keys) // self.about["shard_rows"]))
-        return np.concatenate([self._shard(number).read("nll").double().numpy() for number in shards])
+        return np.concatenate([self._checked_shard(number).read("nll").double().numpy() for number in shards])
+
+    def _checked_shard(self, number: int) -> Shard:
+        """A shard to read numbers from. Those that data-loading processes only ask for ahead are not hashed there."""
+        if number not in self._checked:
+            check(self._path(number))
+            self._checked.add(number)
+        return self._shard(number)
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
-            self._shards[number] = Shard(self.folder / f"shard-{number:05d}.safetensors")
+            try:
+                self._shards[number] = Shard(self._path(number))
+            except (OSError, ValueError) as error:
+                raise damaged(self._path(number), error) from error
         return self._shards[number]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.safetensors"
 
     def _starts_in_shards(self) -> np.ndarray:
         """[rows] index of each row's first answer position in its shard."""

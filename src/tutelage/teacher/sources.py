@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tutelage.data.collate import Collator
@@ -21,6 +21,7 @@ from tutelage.method.mixed_loss import Targets
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import Head, answer_hidden, head_of
 from tutelage.teacher.hidden_store import HiddenStore, save_tensors
+from tutelage.utils.integrity import reading
 
 
 class TeacherSource(Protocol):
@@ -172,8 +173,8 @@ def save_head(head: Head, path: Path) -> None:
 
 
 def load_head(path: Path) -> Head:
-    """Read a head that `save_head` wrote."""
-    with safe_open(str(path), framework="pt") as file:
+    """Read a head that `save_head` wrote. Raises DamagedArtifactError if it is not as it was written."""
+    with reading(path, SafetensorError), safe_open(str(path), framework="pt") as file:
         names = set(file.keys())
         scale, softcap = file.get_tensor("numbers").tolist()
         bias = file.get_tensor("bias") if "bias" in names else None

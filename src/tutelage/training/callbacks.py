@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tutelage.method.taid import Interpolation
+from tutelage.utils.files import read_json, sync_tree, write_json, write_text
+from tutelage.utils.integrity import reading
 
 WHOLE = "whole"
 """File in a complete resume checkpoint; it holds the seconds of training up to there."""
@@ -37,7 +39,10 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 def seconds_before(folder: Path) -> float:
     """Seconds of training up to the resume checkpoint that a run in this folder continues from; 0 without one."""
     checkpoint = last_whole_checkpoint(folder)
-    return float((checkpoint / WHOLE).read_text(encoding="utf-8") or 0) if checkpoint else 0.0
+    if checkpoint is None:
+        return 0.0
+    with reading(checkpoint / WHOLE, ValueError):
+        return float((checkpoint / WHOLE).read_text(encoding="utf-8") or 0)
 
 
 class SaveAt(TrainerCallback):
@@ -53,9 +58,10 @@ class SaveAt(TrainerCallback):
         control.should_save = state.global_step in self.steps
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint: everything in it is written."""
-        seconds = time.monotonic() - self.began
-        (checkpoint_folder(args, state.global_step) / WHOLE).write_text(f"{seconds:.3f}", encoding="utf-8")
+        """Mark the checkpoint: the disk has everything in it."""
+        folder, seconds = checkpoint_folder(args, state.global_step), time.monotonic() - self.began
+        sync_tree(folder)
+        write_text(folder / WHOLE, f"{seconds:.3f}")
 
 
 class JsonLog(TrainerCallback):
@@ -67,13 +73,12 @@ class JsonLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the records that an interrupted run wrote after its resume checkpoint; they are logged again."""
-        if not state.is_world_process_zero or not self.path.is_file():
+        if not state.is_world_process_zero or not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and not self._is_later(json.loads(line), state)]
-        draft = self.path.with_name(self.path.name + ".part")
-        draft.write_text("".join(kept), encoding="utf-8")
-        draft.replace(self.path)
+        with reading(self.path, ValueError, KeyError, TypeError):
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and not self._is_later(json.loads(line), state)]
+        write_text(self.path, "".join(kept))
 
     def _is_later(self, record: dict[str, Any], state: Any) -> bool:
         return self.fixed.items() <= record.items() and record["step"] > state.global_step
@@ -119,7 +124,7 @@ class Interpolate(TrainerCallback):
         """A resumed run continues with the saved t."""
         saved = checkpoint_folder(args, state.global_step) / self.NAME
         if state.global_step and saved.is_file():
-            self.interpolation = Interpolation(**json.loads(saved.read_text(encoding="utf-8")))
+            self.interpolation = Interpolation(**read_json(saved))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Update t from the divergence of this step."""
@@ -130,4 +135,4 @@ class Interpolate(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save t beside the other files of the resume checkpoint."""
         saved = checkpoint_folder(args, state.global_step) / self.NAME
-        saved.write_text(json.dumps(self.interpolation.state()), encoding="utf-8")
+        write_json(saved, self.interpolation.state())

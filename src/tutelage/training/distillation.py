@@ -7,8 +7,8 @@ module defines their order, and how an interrupted distillation continues.
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,12 @@ from tutelage.training.trainer import (
 from tutelage.utils.files import read_json, write_json
 
 
+def restart_only(keep_stages: bool, folder: Path) -> Iterator[Path]:
+    """What in a distillation's folder is only needed to continue; the students at the starts of the stages may stay."""
+    patterns = ("trainer-*", "stage-*-end", "optimizer-*.pt", *([] if keep_stages else ["stage-*-start"]))
+    return (path for pattern in patterns for path in folder.glob(pattern))
+
+
 class Distillation:
     """Training of one student through all stages, recorded in `folder`."""
 
@@ -56,7 +62,6 @@ class Distillation:
             records.append(self._stage(stage, model, records))
             stage_records.write_stages(self.folder, records)
             self.setup.on_stage(records[-1])
-        self._write_weights(records)
         last = self.plan.keep == "last"
         return self.end(len(records) if last else stage_records.best_stage(records, self.plan.select_by)), records
 
@@ -66,16 +71,6 @@ class Distillation:
         records = stage_records.read_stages(self.folder)
         started = seconds_before(self._trainer_folder(len(records) + 1))
         return sum(record["seconds"] for record in records) + started
-
-    def clean(self) -> None:
-        """Remove what is only needed to continue; with `keep_stages` the students at the starts of the stages stay."""
-        for path in [*self.folder.glob("trainer-*"), self.end(self.plan.num_stages)]:
-            shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob("optimizer-*.pt"):
-            path.unlink()
-        if not self.plan.keep_stages:
-            for path in self.folder.glob("stage-*-start"):
-                shutil.rmtree(path)
 
     def end(self, stage: int) -> Path:
         """Folder of the student after a stage, which is where the next stage starts."""
@@ -114,7 +109,9 @@ class Distillation:
         else:
             choice = self._choose(stage, model, records)
             write_json(folder / "choice.json", choice)
-        interpolation = self._train(stage, model, choice["chosen"], records, began)
+        guidance = self._train(stage, model, choice["chosen"], records, began)
+        self._write_weights(stage, guidance)
+        interpolate = guidance.interpolate if guidance else None
         with self.setup.autocast():
             validation = self.setup.validate(model)
         self.setup.save(model, self.end(stage))
@@ -122,7 +119,7 @@ class Distillation:
         return {
             "stage": stage,
             **choice,
-            **({"taid": interpolation.state()} if interpolation else {}),
+            **({"taid": interpolate.interpolation.state()} if interpolate else {}),
             "seconds": round(time.monotonic() - began, 3),
             "validation": {"score": validation.score, "nll": validation.nll},
         }
@@ -132,8 +129,8 @@ class Distillation:
 
     def _train(
         self, stage: int, model: nn.Module, checkpoint: str | None, records: list[StageRecord], began: float
-    ) -> Interpolation | None:
-        """Train the model for a stage. began: as in `SaveAt`. Returns TAID's state at the end, for method `taid`."""
+    ) -> Guidance | None:
+        """Train the model for a stage. began: as in `SaveAt`. Returns the trainer's guidance; None for gold only."""
         plan, setup = self.plan, self.setup
         # A seed for every stage: with the same one each stage would see the rows in the same order.
         seed = plan.seed * 1000 + stage
@@ -142,13 +139,14 @@ class Distillation:
         if plan.stage_reset:
             _refuse_warmup_only(args, steps)
         every, interpolate = plan.save_steps or steps, self._interpolate(stage, steps, records)
+        guidance = self._guidance(checkpoint, interpolate)
         trainer = DistillTrainer(
             model,
             args,
             setup.rows,
             vocabulary=setup.vocabulary,
             pad_id=setup.pad_id,
-            guidance=self._guidance(checkpoint, interpolate),
+            guidance=guidance,
             fused=plan.fused_loss,
             callbacks=[
                 SaveAt(range(every, steps, every), began),
@@ -160,7 +158,7 @@ class Distillation:
         train(trainer)
         if not plan.stage_reset:
             save_optimizer(trainer, self._optimizer(stage))
-        return interpolate.interpolation if interpolate else None
+        return guidance
 
     def _guidance(self, checkpoint: str | None, interpolate: Interpolate | None) -> Guidance | None:
         """The teacher in a stage that follows this checkpoint; None for gold only."""
@@ -183,22 +181,16 @@ class Distillation:
             return None
         return ScheduleSegment(steps * (stage - 1), steps * self.plan.num_stages, self._optimizer(stage - 1))
 
-    def _write_weights(self, records: list[StageRecord]) -> None:
-        """weights.jsonl: for every stage with a teacher, the losses and the weight of every row."""
-        rows, teacher, weighting = self.setup.rows, self.setup.teacher, self.setup.weighting
-        anchor_nll = weighting.anchor if weighting else None
-        teacher_nll = weighting.teacher if weighting else teacher and teacher.nll
-        stage_records.write_weights(
-            self.folder,
-            (
-                line
-                for record in records
-                if (name := record["chosen"]) is not None
-                for line in stage_records.weight_records(
-                    rows, record["stage"], name, anchor_nll, teacher_nll(name), self.weights(name)
-                )
-            ),
-        )
+    def _write_weights(self, stage: int, guidance: Guidance | None) -> None:
+        """weights.jsonl: the weight of every row as the trainer of this stage had it, and the losses behind it."""
+        records: Iterable[stage_records.WeightRecord] = ()
+        if guidance is not None:
+            weighting, name = self.setup.weighting, guidance.checkpoint
+            anchor_nll = weighting.anchor if weighting else None
+            teacher_nll = (weighting.teacher if weighting else guidance.source.nll)(name)
+            rows = self.setup.rows
+            records = stage_records.weight_records(rows, stage, name, anchor_nll, teacher_nll, guidance.weight)
+        stage_records.write_weights(self.folder, stage, records)
 
 
 def _refuse_warmup_only(args: TrainingArguments, steps: int) -> None:

@@ -16,6 +16,7 @@ from tutelage.method.weighting import AdaptiveWeighting, weighting_function
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import TeacherSource
 from tutelage.utils.files import read_jsonl
+from tutelage.utils.integrity import present
 
 
 def weighting(
@@ -49,7 +50,7 @@ def of_checkpoint(run: RunFolder, checkpoint: str, rows: Sequence[EncodedRow]) -
 
 def _of_rows(path: Path, split: str, rows: Sequence[EncodedRow], command: str) -> np.ndarray:
     """[rows] losses in a file that may hold several splits. command: the one that writes the file."""
-    if not path.is_file():
+    if not present(path):
         raise StaleArtifactError(
             f"{path} is missing; versions before this one did not write it: tutelage {command} RECIPE --force"
         )

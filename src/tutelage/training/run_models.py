@@ -17,7 +17,7 @@ from tutelage.data.collate import pad_id_of
 from tutelage.data.encode import EncodedRow, Encoder, Subset, make_encoder
 from tutelage.data.token_store import TokenStore
 from tutelage.models.adapters import merged
-from tutelage.models.evaluation import EvalSet, Evaluator
+from tutelage.models.evaluation import EvalSet, Evaluator, ValidationScores
 from tutelage.models.load import device, load_model, load_tokenizer, load_trainable
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
@@ -96,12 +96,14 @@ class RunModels:
             self._eval_sets[split] = self.evaluator.eval_set(examples, self.encoded(split))
         return self._eval_sets[split]
 
-    def score_checkpoint(self, section: Model, checkpoint: Path) -> tuple[CheckpointScore, np.ndarray]:
-        """A checkpoint of this model on the validation rows: its score, and [rows] losses in nats per answer token."""
+    def score_checkpoint(self, section: Model, checkpoint: Path) -> tuple[CheckpointScore, ValidationScores]:
+        """A checkpoint of this model on the validation rows: its record, and score and loss of every row."""
         eval_set = self.eval_set("validation")
         with self.run.screen.progress(f"validate {checkpoint.name}", len(eval_set.examples)) as advance:
-            score, _, losses = self.evaluator.validate(self.load(section, checkpoint), eval_set, advance)
-        return {"name": checkpoint.name, "score": score, "nll": float(losses.mean())}, losses
+            found = self.evaluator.validate(self.load(section, checkpoint), eval_set, advance)
+        _, low, high = found.interval
+        scores = {"score": found.score, "low": low, "high": high, "unreadable": found.unreadable}
+        return {"name": checkpoint.name, **scores, "nll": float(found.losses.mean())}, found
 
     def say_scores(self, stage: str, checkpoints: Sequence[CheckpointScore], outcome: str) -> None:
         """Tell the user how each checkpoint does on validation. outcome: which one is used."""

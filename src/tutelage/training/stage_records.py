@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from tutelage.data.encode import EncodedRow
 from tutelage.method.schedule import Candidate, Choice
 from tutelage.run.artifacts import ChoiceRecord, StageRecord
 from tutelage.utils.files import read_json, read_jsonl, write_json, write_jsonl
+from tutelage.utils.integrity import present
 
 
 class ValidationRow(NamedTuple):
@@ -50,7 +52,7 @@ class WeightRecord(TypedDict):
 def read_stages(folder: Path) -> list[StageRecord]:
     """Records of the finished stages. A stage counts as finished once it is in stages.json, which is written last."""
     path = folder / "stages.json"
-    return read_json(path) if path.is_file() else []
+    return read_json(path) if present(path) else []
 
 
 def write_stages(folder: Path, records: Sequence[StageRecord]) -> None:
@@ -98,12 +100,9 @@ def write_validation_rows(folder: Path, stage: int, rows: Sequence[ValidationRow
 
     The file is rewritten completely, before the stage is in stages.json: a repeated stage replaces its rows.
     """
-    path = folder / "validation_rows.jsonl"
-    if not rows:
-        return
-    before = [line for line in read_jsonl(path) if line["stage"] < stage] if path.is_file() else []
-    new = [{"id": row.id, "stage": stage, "nll": row.nll, "score": row.score} for row in rows]
-    write_jsonl(path, [*before, *new])
+    if rows:
+        new = ({"id": row.id, "stage": stage, "nll": row.nll, "score": row.score} for row in rows)
+        _add_stage(folder / "validation_rows.jsonl", stage, new)
 
 
 def validation_losses(folder: Path, stage: int) -> np.ndarray:
@@ -112,9 +111,14 @@ def validation_losses(folder: Path, stage: int) -> np.ndarray:
     return np.array([line["nll"] for line in lines if line["stage"] == stage])
 
 
-def write_weights(folder: Path, records: Iterable[WeightRecord]) -> None:
-    """Write weights.jsonl."""
-    write_jsonl(folder / "weights.jsonl", records)
+def write_weights(folder: Path, stage: int, records: Iterable[WeightRecord]) -> None:
+    """Add a stage's rows to weights.jsonl, as `write_validation_rows` does; none for a stage without a teacher."""
+    _add_stage(folder / "weights.jsonl", stage, records)
+
+
+def _add_stage(path: Path, stage: int, lines: Iterable[Mapping[str, Any]]) -> None:
+    before = (line for line in read_jsonl(path) if line["stage"] < stage) if path.is_file() else ()
+    write_jsonl(path, itertools.chain(before, map(dict, lines)))
 
 
 def weight_records(

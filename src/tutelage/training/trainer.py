@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from tutelage.models.load import device
 from tutelage.teacher.sources import TeacherSource
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
 from tutelage.training.fused_loss import HeadLoss, LossInputs
+from tutelage.utils.files import replacing
+from tutelage.utils.integrity import reading
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ class DistillTrainer(Trainer):
 
     def _continue(self, scheduler: LambdaLR, segment: ScheduleSegment) -> None:
         """Load the optimizer's state of the segment before, and set the learning rates of this segment's start."""
-        before = torch.load(segment.optimizer, map_location=self.args.device, weights_only=True)
+        with reading(segment.optimizer, RuntimeError, EOFError, UnpicklingError):
+            before = torch.load(segment.optimizer, map_location=self.args.device, weights_only=True)
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": before["state"]})
         scheduler.last_epoch = segment.done
         factors = [factor(segment.done) for factor in scheduler.lr_lambdas]
@@ -214,9 +218,8 @@ def steps_of(args: TrainingArguments, rows: int) -> int:
 def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
     """Save the optimizer's state for the next segment. The file appears under its name only when it is complete."""
     if trainer.args.should_save:
-        draft = path.with_suffix(".part")
-        torch.save(trainer.optimizer.state_dict(), draft)
-        draft.replace(path)
+        with replacing(path) as draft:
+            torch.save(trainer.optimizer.state_dict(), draft)
 
 
 def train(trainer: DistillTrainer) -> None:

@@ -6,6 +6,7 @@ Every interval that is about other rows alone is made here. Intervals that are a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -70,6 +71,34 @@ def percentile_interval(value: float, draws: np.ndarray) -> Interval:
         return Interval(value, value, value)
     low, high = np.quantile(known, [0.025, 0.975])
     return Interval(value, 0.0 + float(low), 0.0 + float(high))  # 0.0 + x: never a negative zero
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Fraction of successes with Wilson's 95 % score interval, all in [0, 1]. Raises ValueError without trials."""
+    from scipy.stats import binomtest
+
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(f"successes must be from 0 to trials, and trials at least 1; found {successes} of {trials}")
+    ends = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return Interval(successes / trials, float(ends.low), float(ends.high))
+
+
+def unseen_share(rows: int) -> float:
+    """The largest fraction of all rows, by Wilson's interval, that `rows` >= 1 rows may have none of: 0.3 for 9."""
+    return wilson_interval(0, rows).high
+
+
+def widened(interval: Interval, rows: int, low: float = 0.0, high: float = 1.0) -> Interval:
+    """The interval of a mean of `rows` values in [low, high]; one of width 0 at a whole value is widened.
+
+    Rows that all have the value 0 (or 1) give the bootstrap nothing to draw: its interval has no width, as if there
+    could be no other row. Up to `unseen_share` of all rows may still be others, with any value of the range.
+    """
+    value = interval.value
+    if not (interval.low == value == interval.high and math.isfinite(value) and value == round(value)):
+        return interval
+    unseen = unseen_share(rows)
+    return Interval(value, value + unseen * (low - value), value + unseen * (high - value))
 
 
 def batch_sizes(resamples: int, numbers: int) -> Iterator[int]:

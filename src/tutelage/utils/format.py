@@ -14,6 +14,23 @@ from tutelage.records import Interval
 from tutelage.utils.console import visible
 
 NO_VALUE = "–"
+METRICS = {
+    "nll": "loss (nats)",
+    "f1": "F1",
+    "entity_f1": "entity F1",
+    "row_f1": "mean row F1",
+    "macro_f1": "macro-F1",
+    "token_f1": "token F1",
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "precision": "precision",
+    "recall": "recall",
+    "score": "score",
+    "invalid_rate": "invalid rate",
+    "unparsable_rate": "unparsable rate",
+    "empty_rate": "empty rate",
+}
+"""Name of a metric in files to its name for people; any other is written with its underscores as spaces."""
 
 Translate = Callable[[str], str]
 """From an English pattern to the pattern of another language; `str` keeps English."""
@@ -69,6 +86,11 @@ def percent(fraction: float | None, translate: Translate = str) -> str:
 def p_value(value: float | None) -> str:
     """0.014; "< 0.001" instead of 0.000."""
     return "< 0.001" if value is not None and value < 0.0005 else number(value)
+
+
+def metric_words(name: str | None) -> str:
+    """The name of a metric for people: "entity F1" for entity_f1."""
+    return METRICS.get(name or "score", (name or "score").replace("_", " "))
 
 
 # --- durations ---

@@ -5,6 +5,7 @@ docs/artifacts.md says how each number is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
@@ -17,6 +18,7 @@ from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.summary.against_best import SIGNS, TestedDifference, compare_with_best
 from tutelage.compare.summary.scores import RecipeScores, RunKey
 from tutelage.records import IntervalRecord
+from tutelage.utils.bootstrap import widened
 
 BaseModel = Literal["teacher", "anchor"]
 BASELINE = "sft"
@@ -205,6 +207,6 @@ def _interval(estimate: Estimate) -> IntervalSummary:
 
 def _clipped(estimate: Estimate, measure: Measure) -> IntervalSummary:
     """The interval of a score within [0, 1], of a loss above 0."""
-    interval = _interval(estimate)
-    high = min(interval["high"], 1.0) if measure == "score" else interval["high"]
-    return {**interval, "low": max(interval["low"], 0.0), "high": high}
+    value, low, high = widened(estimate.interval, estimate.rows) if measure == "score" else estimate.interval
+    most = 1.0 if measure == "score" else math.inf
+    return {"value": value, "low": max(low, 0.0), "high": min(high, most), "rows_only": estimate.rows_only}

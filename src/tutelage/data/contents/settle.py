@@ -1,0 +1,80 @@
+"""What the rows leave open, decided once from all rows of all splits, or refused: never row by row.
+
+How offsets count (`data.offsets`), what names a choice (`data.choice_answer`), and whether tokens are words or
+characters (`data.join_tokens`). A key that the recipe sets is never decided here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from tutelage.data.columns import MappedRow, read_columns
+from tutelage.data.contents.choices import decide_choice_answer
+from tutelage.data.contents.offsets import decide_offsets
+from tutelage.data.contents.tokens import decide_join_tokens
+from tutelage.data.files.problems import PlacedRow
+from tutelage.errors import DataError, Problem
+from tutelage.recipe.schema import Data, Task
+
+VERDICTS = frozenset({"accept", "reject", "ignore"})
+"""What an annotator of Prodigy said of a row; only what was accepted is gold."""
+
+
+@dataclass
+class Conventions:
+    """The data section with nothing left open, and what was decided."""
+
+    data: Data
+    decided: dict[str, Any] = field(default_factory=dict)
+    """Keys of `data` that the rows decided, with their values."""
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    """What may be read in two ways that matter, with the line of the recipe that says which."""
+
+
+def settle(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> Conventions:
+    """What the rows of all splits say about what the recipe leaves open."""
+    rows = [(split, row, place) for split, placed in raw.items() for row, place in placed]
+    mapped = list(_mapped(rows, task, data)) if task.type != "classification" else []
+    settled = Conventions(data)
+    for key, decide in (
+        ("offsets", decide_offsets),
+        ("choice_answer", decide_choice_answer),
+        ("join_tokens", decide_join_tokens),
+    ):
+        try:
+            decision = decide(mapped) if getattr(data, key) is None else None
+        except DataError as error:
+            settled.problems += error.problems
+            continue
+        if decision:
+            settled.decided[key], why = decision
+            settled.notes.append(f"{why}; data.{key} can change that")
+    settled.data = data.model_copy(update=settled.decided)
+    return settled
+
+
+def _mapped(rows: list[tuple[str, Any, Any]], task: Task, data: Data) -> Iterator[tuple[str, MappedRow, Any]]:
+    for split, row, place in rows:
+        with suppress(DataError):  # reported when the row is rendered
+            yield split, read_columns(row, task, data), place
+
+
+def without_rejected(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> list[str]:
+    """Leave out the rows that an annotator of Prodigy rejected or ignored; a line about how many.
+
+    Such files have a column `answer` of nothing but accept, reject and ignore.
+    """
+    answers = {str(row.get("answer")) for rows in raw.values() for row, _ in rows}
+    if task.type == "qa" or not answers <= VERDICTS or "answer" in data.columns.values():
+        return []
+    left_out = Counter(row["answer"] for rows in raw.values() for row, _ in rows if row["answer"] != "accept")
+    for split, rows in raw.items():
+        raw[split] = [(row, place) for row, place in rows if row["answer"] == "accept"]
+    listed = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(left_out.items()))
+    left = f"{left_out.total():,} rows that an annotator did not accept are left out (answer: {listed})"
+    return [left] if left_out else []

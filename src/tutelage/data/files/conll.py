@@ -1,0 +1,115 @@
+"""CoNLL as raw rows: tokens and tags.
+
+The token is in the first column and its tag in the last; a blank line stands between sentences; tabs or spaces separate
+columns. A line in front of a sentence that begins with # is a comment if it is `# key = value` or does not end in a
+tag. Where the first column counts the tokens of each sentence (CoNLL-U, GermEval), the token is in the second.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tutelage.data.files.problems import PlacedRow, Row, unreadable
+from tutelage.errors import Kind, Place
+
+TAG = re.compile("O|[BIESLU]-.+")
+"""A tag of the BIO family."""
+_NUMBER = re.compile(r"(\d+)(?:-(\d+)|\.\d+)?")
+"""A token's number; `1-2` for a word that stands for several, `8.1` for one that is not in the text."""
+
+_CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"])
+"""Types of syntactic chunks, whose tags CoNLL-2003 has in the column before those of entities."""
+
+
+class _Line(NamedTuple):
+    number: int
+    cells: list[str]
+
+
+def read_conll(path: Path, encoding: str) -> Iterator[PlacedRow]:
+    """One row a sentence. Raises DataError."""
+    with path.open(encoding=encoding) as file:
+        sentences = list(_sentences(file, path))
+    numbered = bool(sentences) and all(map(_counts_tokens, sentences))
+    nested = _nested_tags(sentences)
+    for sentence in sentences:
+        words = list(_words(sentence)) if numbered else sentence
+        row: Row = {"tokens": [line.cells[int(numbered)] for line in words]}
+        row["tags"] = [_tag(line.cells[-2] if nested else line.cells[-1]) for line in words]
+        if nested:
+            row["inner_tags"] = [line.cells[-1] for line in words]
+        if words:
+            yield row, Place(str(path), sentence[0].number)
+
+
+def _sentences(file: Iterable[str], path: Path) -> Iterator[list[_Line]]:
+    lines: list[_Line] = []
+    for number, line in enumerate([*file, "\n"], start=1):
+        cells = _cells(line.strip("\r\n"))
+        if cells[:1] == ["-DOCSTART-"]:
+            continue
+        if not line.strip():
+            if lines:
+                yield lines
+            lines = []
+        elif not lines and line.startswith("#") and (re.match(r"# ?\S+ = ", line) or not TAG.fullmatch(cells[-1])):
+            continue
+        elif len(cells) < 2 or not cells[0]:
+            raise unreadable(Kind.TAG_MISSING, path, number, token=cells[0] or cells[1])
+        else:
+            lines.append(_Line(number, cells))
+
+
+def _cells(line: str) -> list[str]:
+    """Columns of a line. A token may hold spaces where tabs separate columns, or be one; where spaces do, it may be
+    other white space (U+3000)."""
+    if "\t" in line:
+        first, *others = line.split("\t")
+        return [first.strip(" ") or first, *(cell.strip(" ") for cell in others if cell.strip(" "))]
+    cells = [cell for cell in line.split(" ") if cell]
+    return [" ", *cells] if len(cells) == 1 and line.startswith("  ") and TAG.fullmatch(cells[0]) else cells
+
+
+def _counts_tokens(sentence: list[_Line]) -> bool:
+    """Whether the first column counts the tokens, from 1 or 0."""
+    numbers = [_NUMBER.fullmatch(line.cells[0]) for line in sentence if len(line.cells) > 2]
+    if len(numbers) < len(sentence) or not all(numbers):
+        return False
+    plain = [int(match[1]) for match in numbers if match and match[0] == match[1]]
+    return bool(plain) and plain[0] in (0, 1) and plain == list(range(plain[0], plain[0] + len(plain)))
+
+
+def _words(sentence: list[_Line]) -> Iterator[_Line]:
+    """The words of a numbered sentence as the text has them: `1-2` (du) with the first tag of its parts 1 (de) and 2
+    (le), which are left out, as is 8.1."""
+    last = -1
+    for index, line in enumerate(sentence):
+        match = _NUMBER.fullmatch(line.cells[0])
+        if not match or "." in line.cells[0] or (not match[2] and int(match[1]) <= last):
+            continue
+        if not match[2]:
+            yield line
+            continue
+        last = int(match[2])
+        parts = sentence[index + 1 : index + 2 + last - int(match[1])]
+        tags = [_tag(part.cells[-1]) for part in (line, *parts)]
+        tag = next((tag for tag in tags if tag != "O" and TAG.fullmatch(tag)), "O")
+        yield _Line(line.number, [*line.cells[:-1], tag])
+
+
+def _tag(cell: str) -> str:
+    """The tag in the last column; in the notes of CoNLL-U it is the value of a key, `NER=B-PER|SpaceAfter=No`."""
+    values = (note.partition("=")[2] for note in cell.split("|") if "=" in note)
+    return cell if TAG.fullmatch(cell) else next((value for value in values if TAG.fullmatch(value)), cell)
+
+
+def _nested_tags(sentences: list[list[_Line]]) -> bool:
+    """Whether the last two columns are entity tags of the same types: those of GermEval, outer and inner."""
+    rows = [line.cells for sentence in sentences for line in sentence]
+    if not rows or not all(len(cells) > 2 and all(map(TAG.fullmatch, cells[-2:])) for cells in rows):
+        return False
+    outer, inner = ({cells[column][2:] for cells in rows} - {""} for column in (-2, -1))
+    return bool(outer) and inner <= outer and not outer <= _CHUNKS

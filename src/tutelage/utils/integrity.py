@@ -1,0 +1,284 @@
+"""What the files of a run folder should hold: recorded when they are finished, compared whenever one is read.
+
+A finished folder's `manifest.json` records size and SHA-256 of its files; `checksums.json` does so where there is no
+manifest (the run folder itself, `evaluate/`). Both carry a checksum of their own content. Files that neither lists,
+as of older versions or of unfinished work, are read as they are. Every file is hashed once a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, NotRequired, TypedDict
+
+from tutelage.errors import DamagedArtifactError, Kind, Problem
+
+STARTED, MANIFEST, CHECKSUMS = "started.json", "manifest.json", "checksums.json"
+SEALED = (STARTED, MANIFEST, CHECKSUMS)
+"""Files with a checksum of their own content."""
+LARGE = 4 << 30
+"""Bytes. Of a larger file, evenly spaced samples are hashed: a whole one would take longer to hash than to load."""
+SAMPLES, SAMPLE = 1024, 1 << 20
+"""Number of samples of a large file, the first and the last megabyte among them, and bytes of each."""
+DEEPEST = 4
+"""Levels between a file and the folder whose manifest lists it, at most."""
+MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+"""Endings of the files of a model folder that decide how the model answers."""
+COMMANDS = {
+    **{name: name for name in ("prepare", "teach", "anchor", "cache", "distill", "evaluate", "diagnose", "report")},
+    "cross_fit": "cross-fit",
+    "teacher_answers": "cache",
+}
+"""Folder of a run: the command that makes it."""
+
+
+class FileRecord(TypedDict):
+    """A file as it was when its folder was finished."""
+
+    bytes: int
+    sha256: str
+    sampled: NotRequired[bool]
+    """True if the hash is that of samples, see `LARGE`."""
+
+
+# --- recording ---
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and hash of a file as it is now."""
+    stat = path.stat()
+    record: FileRecord = {
+        "bytes": stat.st_size,
+        "sha256": _sha256(str(path.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns),
+    }
+    return record | {"sampled": True} if stat.st_size > LARGE else record
+
+
+@cache
+def _sha256(path: str, inode: int, size: int, written: int) -> str:
+    """inode, size, written: only so that a file that was replaced is hashed again."""
+    with open(path, "rb") as file:
+        return (hashlib.file_digest(file, "sha256") if size <= LARGE else _of_samples(file, size)).hexdigest()
+
+
+def _of_samples(file: BinaryIO, size: int) -> Any:
+    total = hashlib.sha256()
+    for number in range(SAMPLES):
+        file.seek((size - SAMPLE) * number // (SAMPLES - 1))
+        total.update(file.read(SAMPLE))
+    return total
+
+
+def records_of(folder: Path, names: Iterable[str], paths: Iterable[Path]) -> dict[str, FileRecord]:
+    """Records of the files of a folder by their path in it, but those of these names (patterns) or in these paths."""
+    left_out = {path for pattern in (*names, *SEALED) for path in folder.rglob(pattern)} | set(paths)
+    kept = (path for path in sorted(folder.rglob("*")) if left_out.isdisjoint((path, *path.parents)))
+    return {path.relative_to(folder).as_posix(): file_record(path) for path in kept if path.is_file()}
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """The value with a checksum of its content, for the files in `SEALED`."""
+    value = json.loads(json.dumps(value))
+    return {**value, "checksum": checksum(value)}
+
+
+def checksum(value: Any) -> str:
+    """Short hash of a JSON value: the same before it is written and after it is read."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+# --- checking ---
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The content of a manifest or another sealed file. Raises DamagedArtifactError if it is not as it was written."""
+    try:
+        stat = path.stat()
+        return {**_read_sealed(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)}
+    except OSError as error:
+        raise damaged(path, error) from error
+
+
+@cache
+def _read_sealed(path: Path, inode: int, size: int, written: int) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise damaged(path, error) from error
+    if not isinstance(value, dict) or not all(isinstance(value.get(key, {}), dict) for key in ("inputs", "files")):
+        raise damaged(path, "something else", "a JSON object with `inputs` and `files`")
+    recorded = value.pop("checksum", None)
+    if recorded is not None and recorded != checksum(value):
+        raise damaged(path, "other content", f"content with the checksum {recorded}")
+    return value
+
+
+def check(path: Path) -> None:
+    """Raises DamagedArtifactError if a file is not as its folder's manifest records it, or is missing.
+
+    Files that no manifest lists pass, also missing ones, and manifests themselves: `read_sealed` checks those.
+    """
+    if path.name in SEALED:
+        return
+    # Asked twice: a process may just have replaced both file and record.
+    if _fault(path) and (fault := _fault(path)):
+        raise damaged(path, *fault)
+
+
+def check_all(folder: Path) -> None:
+    """`check` every recorded file of a finished folder."""
+    for name in _files_of(folder / MANIFEST):
+        check(folder / name)
+
+
+def check_folder(folder: Path, *suffixes: str) -> None:
+    """`check` every recorded file of a folder that has one of the suffixes; subfolders are left out."""
+    owner, records = _owner(folder / "any")
+    for name in records:
+        if (owner / name).parent == folder and name.endswith(suffixes):
+            check(owner / name)
+
+
+def check_run(run: Path, patterns: Iterable[str]) -> None:
+    """`check` every recorded file of a run that matches a pattern, and that no finished folder has lost its manifest.
+
+    patterns: of `Path.glob`, relative to the run.
+    """
+    patterns = tuple(patterns)
+    found = {path for pattern in patterns for path in run.glob(pattern)}
+    for folder, content in sealed_folders(run):
+        for path in (folder / name for name in content.get("files") or {}):
+            missing = not path.exists() and any(fnmatch(str(path.relative_to(run)), pattern) for pattern in patterns)
+            if missing or path in found:
+                check(path)
+        for key in content.get("inputs") or {}:
+            if key.startswith("stage "):
+                check_not_lost(run / key.removeprefix("stage "))
+
+
+def lost(folder: Path) -> bool:
+    """Whether a folder has files but no record of what they were made from."""
+    without = folder.is_dir() and not any((folder / name).exists() for name in SEALED)
+    return without and any(not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def check_not_lost(folder: Path) -> None:
+    """Raises DamagedArtifactError for a folder that is `lost`."""
+    if lost(folder):
+        raise damaged(folder / MANIFEST, "no such file", "the record of the folder's files")
+
+
+def sealed_folders(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders of a run with a manifest or checksums, and its content; hidden folders are left out."""
+    for depth in range(DEEPEST):
+        for name in (MANIFEST, CHECKSUMS):
+            for path in sorted(run.glob("*/" * depth + name)):
+                if not any(part.startswith(".") for part in path.relative_to(run).parts):
+                    yield path.parent, read_sealed(path)
+
+
+@contextmanager
+def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """`check` a file that is then read inside. errors: what its library raises for content that it cannot read."""
+    check(path)
+    failures: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except failures as error:
+        raise damaged(path, error) from error
+
+
+def content_hash(path: Path) -> str:
+    """Short hash of a file's content. Raises DamagedArtifactError if it cannot be read."""
+    with reading(path):
+        return file_record(path)["sha256"][:16]
+
+
+def present(path: Path) -> bool:
+    """Whether a file is there. Raises as `check`: a file that is listed and missing is no file left out."""
+    check(path)
+    return path.is_file()
+
+
+def resized(folder: Path) -> Path | None:
+    """The first recorded file of a finished folder that is missing or has another size. No content is read."""
+    records = _files_of(folder / MANIFEST)
+    return next((folder / name for name in records if _size(folder / name) != records[name]["bytes"]), None)
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None if there is none."""
+    return path.stat().st_size if path.is_file() else None
+
+
+def _fault(path: Path) -> tuple[str | Exception, str] | None:
+    """What was found and what was expected, if they differ."""
+    owner, records = _owner(path)
+    expected = records.get(path.relative_to(owner).as_posix())
+    if expected is None:
+        return None
+    wanted = f"{expected['bytes']:,} bytes with SHA-256 {expected['sha256'][:12]}..."
+    try:
+        if path.is_dir():
+            return "a folder", wanted
+        if (size := path.stat().st_size) != expected["bytes"]:
+            return f"{size:,} bytes", wanted
+        found = file_record(path)["sha256"]
+    except OSError as error:
+        return error, wanted
+    return None if found == expected["sha256"] else (f"SHA-256 {found[:12]}...", wanted)
+
+
+def _owner(path: Path) -> tuple[Path, dict[str, FileRecord]]:
+    """The nearest folder above a file that has a manifest or checksums, and the records in it."""
+    for folder in list(path.parents)[:DEEPEST]:
+        for name in (MANIFEST, CHECKSUMS):
+            if (folder / name).exists():
+                return folder, _files_of(folder / name)
+    return path.parent, {}
+
+
+def _files_of(path: Path) -> dict[str, FileRecord]:
+    """The records in a manifest; none if there is no manifest, or one that other software wrote."""
+    try:
+        return read_sealed(path).get("files") or {} if path.exists() else {}
+    except DamagedArtifactError:
+        if any(part in COMMANDS for part in path.absolute().parts[-DEEPEST:]):
+            raise
+        return {}
+
+
+def damaged(
+    path: Path | str, found: str | Exception, expected: str = "a file that can be read", again: str | None = None
+) -> DamagedArtifactError:
+    """The error for a file of a run. found: what is there instead, or the exception that reading it raised. again: how
+    it is made again, unless the path tells."""
+    if isinstance(found, Exception):
+        reason = found.strerror if isinstance(found, OSError) else str(found).splitlines()[0]
+        found = f"an error ({reason})"
+    values = {"path": str(path), "expected": expected, "found": found, "again": again or _again(Path(path))}
+    return DamagedArtifactError(Problem(Kind.ARTIFACT_DAMAGED, values=values))
+
+
+def _again(path: Path) -> str:
+    """How the file is made again."""
+    if path.name == "recipe.yaml":
+        return (
+            f"`tutelage run RECIPE output_dir={path.parent}`, with the recipe that you gave, writes it again; change"
+            " values in that recipe, or by section.key=value"
+        )
+    stage = next((folder for folder in path.parents if folder.name in COMMANDS), None)
+    if stage is None:
+        return "Restore it, or delete it and repeat the command that wrote it"
+    command = f"`tutelage {COMMANDS[stage.name]} RECIPE`"
+    finished = (folder for folder in path.parents if any((folder / name).exists() for name in (MANIFEST, STARTED)))
+    owner = next((folder for folder in finished if stage in (folder, *folder.parents)), path.parent)
+    if owner.name == "evaluate":  # what joins the scored models has no manifest, and is written in every run
+        return f"{command} writes it again"
+    return f"Delete {owner}, and {command} makes it again"
