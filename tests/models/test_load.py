@@ -157,11 +157,12 @@ def test_float16_is_for_reading_and_for_adapters(tmp_path):
 # --- adapters ---
 
 
-def adapters(folder: Path, change=lambda weights: weights, targets="all-linear", **model) -> Model:
+def adapters(folder: Path, change=lambda weights: weights, targets="all-linear", whole=None, **model) -> Model:
     """A base in `folder/base` with adapters in `folder`, after `change` of their weights."""
     base = tiny_model(**model)
     base.save_pretrained(folder / "base")
-    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False, modules_to_save=whole)
+    adapted = get_peft_model(base, config)
     adapted.save_pretrained(folder)
     path = folder / "adapter_model.safetensors"
     save(change(load_file(path)), path)
@@ -191,6 +192,14 @@ def test_adapters_of_another_size_are_refused(tmp_path, shape):
     for check in (load_model, check_weights):
         with pytest.raises(ModelError, match="do not fit"):
             check(base, tmp_path)
+
+
+def test_a_module_that_adapters_replace_as_a_whole_must_be_there(tmp_path):
+    base = adapters(tmp_path, whole=["lm_head"])
+    load_model(base, tmp_path)
+    adapters(tmp_path, lambda w: {name: x for name, x in w.items() if "lm_head" not in name}, whole=["lm_head"])
+    with pytest.raises(ModelError, match="lm_head"):
+        load_model(base, tmp_path)
 
 
 def test_adapters_that_fit_are_merged(tmp_path):

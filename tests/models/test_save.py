@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers.processors import RobertaProcessing, Sequence, TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
 from helpers.tiny import EOS, PAD, byte_tokenizer, tiny_model
 from tutelage.models.save import save_student
@@ -71,6 +71,15 @@ def test_the_tokenizer_is_written_under_names_of_both_versions(tmp_path):
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in written
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.decode([120, 97], skip_special_tokens=True) == "a" and again.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_class_of_version_4_is_not_left_to_add_what_it_likes(tmp_path):
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a"]
+    tokenizer = LlamaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
+    save_student(tiny_model(vocab_size=len(pieces)), tokenizer, tmp_path)
+    assert config(tmp_path, "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
+    again, ids = AutoTokenizer.from_pretrained(tmp_path), tokenizer("a a")["input_ids"]
+    assert again("a a")["input_ids"] == ids and again.decode(ids) == tokenizer.decode(ids)
 
 
 END = (EOS, 256)

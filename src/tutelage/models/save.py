@@ -75,8 +75,10 @@ def _add_keys_of_version_4(folder: Path) -> None:
     write_json(path, config)
     path = folder / "tokenizer_config.json"
     config = read_json(path)
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in version 4; version 5 knows both
+    if (folder / "tokenizer.json").is_file():
+        # What reads that file as it is, in both versions. Version 4 has no TokenizersBackend, and its classes for Llama
+        # and Gemma add a beginning-of-sequence whether the file says so or not.
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if "extra_special_tokens" in config:
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     write_json(path, config)
