@@ -237,7 +237,7 @@ def test_adapters_on_a_tied_head_are_refused(tmp_path, targets):
 
 def test_target_modules_that_match_nothing_are_a_user_error(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"lora\.target_modules"):
+    with pytest.raises(ModelError, match="Target modules"):
         load_trainable(section(tmp_path, lora=Lora(target_modules=["attention.query"])), None, 0)
 
 

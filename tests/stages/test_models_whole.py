@@ -80,6 +80,14 @@ def test_a_checkpoint_that_is_not_whole_is_found_before_the_cache(tmp_path, comm
     assert (check.kind, check.change) == (Kind.WEIGHTS_INCOMPLETE, "teach.checkpoints=...")
 
 
+def test_adapters_on_a_tied_head_are_refused_before_anything_trains(tmp_path, command):
+    recipe = make_project(tmp_path, student={"lora": {"target_modules": ["q_proj", "lm_head"]}})
+    tiny_model(1, tie_word_embeddings=True).save_pretrained(tmp_path / "models" / "student")
+    assert command("prepare", recipe) == 2 and f"[{Kind.ADAPTERS_ON_TIED_HEAD}]" in command.err
+    failing = [check.kind for check in examine_file(recipe) if check.status == "fail"]
+    assert failing == [Kind.ADAPTERS_ON_TIED_HEAD]
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tutelage.data.dataset import load_rows
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.fit_checks import FittingRows
-from tutelage.errors import Kind, ModelError, Problem, UserError
+from tutelage.errors import ConfigError, Kind, ModelError, Problem, UserError
 from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
-from tutelage.models.load import check_vocabularies, check_weights, config_of, device, load_tokenizer
+from tutelage.models.load import (
+    check_lora_targets,
+    check_vocabularies,
+    check_weights,
+    config_of,
+    device,
+    load_tokenizer,
+)
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Model, Recipe
 from tutelage.run.checkpoints import list_checkpoints
@@ -107,7 +113,8 @@ def check_settings(recipe: Recipe) -> list[Check]:
     """Training arguments, precision, memory of the weights, the user's own checkpoints, and two different models."""
     checks = [
         *(_training_arguments(recipe), _learning_rates(recipe), _precision(recipe)),
-        *(_incomplete(recipe) or _weight_memory(recipe), _checkpoints(recipe), _same_model(recipe)),
+        *(_lora_targets(recipe) or _incomplete(recipe) or _weight_memory(recipe), _checkpoints(recipe)),
+        _same_model(recipe),
     ]
     return [check for check in checks if check]
 
@@ -130,13 +137,12 @@ def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _refusal(arguments: Mapping[str, Any]) -> str | None:
     """Why transformers refuses these training arguments; None if it takes them."""
-    from tutelage.training.trainer import training_arguments
+    from tutelage.training.trainer import check_arguments
 
-    with TemporaryDirectory() as folder:
-        try:
-            training_arguments(Path(folder), dict(arguments), seed=0)
-        except (ValueError, TypeError, ImportError) as error:
-            return str(error)
+    try:
+        check_arguments(dict(arguments))
+    except ConfigError as error:
+        return str(error)
     return None
 
 
@@ -228,6 +234,17 @@ def _incomplete(recipe: Recipe) -> Check | None:
                 check_weights(model, path)
         except UserError as error:
             return failed("complete_weights", "models", error.problems[0], f"{key}=...")
+    return None
+
+
+def _lora_targets(recipe: Recipe) -> Check | None:
+    """Names of layers that are to get adapters, which `prepare` refuses if there are none."""
+    for role in ROLES:
+        try:
+            check_lora_targets(getattr(recipe, role))
+        except ModelError as error:
+            change = f"{role}.lora.target_modules=all-linear"
+            return failed("lora_targets", "models", error.problems[0], change)
     return None
 
 

@@ -37,7 +37,7 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
             warnings.simplefilter("ignore")  # what they are about is an error below
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"lora.target_modules: {first_line(error)}") from error
+        raise ModelError(first_line(error)) from error
     _refuse_tied(adapted, tied, "lora.target_modules")
     return adapted
 
