@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tutelage.errors.kinds import Kind
-
-Values = Mapping[str, Any]
+from tutelage.errors.wording_rows import Text, Values
 
 
 def _different_vocabularies(v: Values) -> str:
@@ -46,7 +42,7 @@ def _not_finite(v: Values) -> str:
     )
 
 
-TEXTS = {
+TEXTS: dict[Kind, Text] = {
     Kind.VOCABULARIES_DIFFER: _different_vocabularies,
     Kind.END_OF_SEQUENCE_DIFFERS: (
         "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
@@ -76,4 +72,3 @@ TEXTS = {
         " student.dtype=float32. Otherwise a file of it was damaged: run the stage again"
     ),
 }
-"""By kind: a pattern of `str.format`, or a function, of the problem's values."""
