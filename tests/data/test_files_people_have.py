@@ -59,6 +59,10 @@ def test_utf_16_without_a_mark_is_told_and_read_with_the_line(tmp_path):
     assert read_rows([str(tmp_path / "a.csv")], "utf-16-le")[0][0] == {"text": "배송", "label": "a"}
 
 
+def test_a_stray_null_character_makes_no_utf_16(tmp_path):
+    assert read(tmp_path / "a.csv", b"text,label\nrow\0 one,a\n")[0][0] == {"text": "row\0 one", "label": "a"}
+
+
 def test_the_encoding_of_the_recipe_is_for_files_that_are_not_utf_8(tmp_path):
     folder = write(tmp_path / "d", test=labelled("배송 하나"))
     (tmp_path / "train.csv").write_bytes("text,label\n배송 둘,a\n배송 셋,a\n".encode("cp949"))
@@ -117,6 +121,12 @@ def test_what_is_too_large_or_too_deep_ends_in_a_message_in_seconds(tmp_path):
     with pytest.raises(DataError, match="cell_too_large"):
         example({"messages": chat}, CLASSIFY, chat_template=True)
     assert time.process_time() - began < 10
+
+
+def test_a_message_shows_no_more_than_can_be_read():
+    with pytest.raises(DataError) as caught:
+        example({"text": "a", "entities": "[" + "x" * 1_000_000}, NER)
+    assert "[xxx" in str(caught.value) and len(str(caught.value)) < 5000
 
 
 @pytest.mark.parametrize("place", ["text", "id", "label"])
@@ -189,6 +199,7 @@ def test_system_and_history_are_part_of_the_prompt():
     found = example({"conversations": chat, "system": "Sort."}, CLASSIFY, chat_template=True, system="Other.")
     assert [turn["content"] for turn in found.prompt] == ["Sort.", "And 2?"]
     assert example(row | {"system": None, "history": []}, CLASSIFY).prompt == "And 2?"
+    assert example(row | {"history": "before"}, CLASSIFY, template="{system} {instruction}").prompt == "Sort. And 2?"
     with pytest.raises(DataError, match="history"):
         example(row | {"history": "before"}, CLASSIFY)
 

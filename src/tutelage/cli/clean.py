@@ -24,6 +24,7 @@ from tutelage.run.run_state import Manifests, manifests_by_folder
 from tutelage.utils.console import out, print_table
 from tutelage.utils.files import discard, is_remains, size_on_disk
 from tutelage.utils.format import file_size
+from tutelage.utils.integrity import check_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def clean(run: Path, delete: bool = False) -> list[Removable]:
         nearby = ", ".join(map(str, islice(sorted(run_folders(run)), 3))) if run.is_dir() else ""
         example = f", such as {nearby}" if nearby else ""
         raise DataError(f"{run} is not a run folder: name one{example}; `tutelage ls` lists them")
+    check_run(run, ("recipe.yaml", "teach/checkpoints.json"))
     with locked(run):
         groups = list(removable(run))
         if not groups:

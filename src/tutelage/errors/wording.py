@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from tutelage.errors import wording_machine, wording_stops
 from tutelage.errors.kinds import Kind
@@ -14,6 +15,8 @@ from tutelage.errors.problem import Problem
 from tutelage.errors.secrets import redacted
 from tutelage.errors.wording_rows import ANSWERS, COLUMNS, FILES, SHOWN, SPLIT_WORDS, Text, Values
 
+LONGEST_TEXT, LONGEST_LIST = 2000, 200
+"""Characters of a text, and entries of a list, that a message shows."""
 _FIELDS = [field.name for field in fields(Problem)]
 _WITHOUT_IDENTIFIER = (
     *(Kind.USER, Kind.CONFIG, Kind.DATA, Kind.MODEL, Kind.STALE_ARTIFACT, Kind.RUN_LOCKED, Kind.DISK_FULL),
@@ -61,8 +64,17 @@ def first_line(error: BaseException) -> str:
 
 
 def _filled(text: Text, problem: Problem) -> str:
-    values = {name: getattr(problem, name) for name in _FIELDS} | problem.values
+    values = {name: getattr(problem, name) for name in _FIELDS} | _shortened(problem.values)
     return text.format(**values) if isinstance(text, str) else text(values)
+
+
+def _shortened(value: Any) -> Any:
+    """A value with its longest texts and lists cut: a cell may hold megabytes."""
+    if type(value) is dict:
+        return {key: _shortened(entry) for key, entry in value.items()}
+    if type(value) is list:
+        return [_shortened(entry) for entry in value[:LONGEST_LIST]]
+    return f"{value[:LONGEST_TEXT]} ..." if isinstance(value, str) and len(value) > LONGEST_TEXT else value
 
 
 def _with_kind(text: str, kind: Kind) -> str:

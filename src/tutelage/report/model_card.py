@@ -157,7 +157,7 @@ def doubts(student: FinishedStudent) -> str | None:
     skill, metric = skill_on_test(student.results, student.name), metric_name(student.results.scores.get("metric"))
     if skill is None or skill.surely_something:
         return None
-    if skill.mostly_unreadable:
+    if skill.many_unreadable:
         return f"{skill.unreadable:.0%} of its answers to {skill.rows:,} test rows are invalid"
     guess = {"majority": "the most common training answer", "chance": "a random answer"}[skill.source]
     return (
