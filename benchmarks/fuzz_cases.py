@@ -216,6 +216,10 @@ def check_method(name: str) -> str:
 # --- rows ---
 
 TASKS = ("classification", "ner", "qa")
+TASK_OF = dict.fromkeys(("entities", "tokens", "prodigy", "doccano"), "ner") | dict.fromkeys(
+    ("span", "choice", "options"), "qa"
+)
+"""Task of the rows that belong to one; others are classified."""
 _ENTITIES = [
     *([{"type": "PER", "start": 0, "end": 2}], [[0, 2, "PER"]], [{"type": "PER", "text": "Bo"}], ["PER: Bo"], []),
     *("[{'start': 0, 'end': 2, 'label': 'PER'}\n {'start': 7, 'end': 10, 'label': 'PER'}]", [[0, 1, "PER"]]),
@@ -253,47 +257,66 @@ class RowsCase:
     content: bytes
 
 
+_SELDOM = st.sampled_from((False,) * 7 + (True,))
+_OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "overlap": st.just("error"),
+    "max_train_rows": st.integers(1, 5),
+    "template": st.sampled_from(["{text}", "{question} {labels}", "{nothing}", "{text", "{0}"]),
+    "chat_template": st.just(True),
+    "columns": st.dictionaries(_COLUMNS, _COLUMNS, max_size=2),
+    "encoding": st.sampled_from(("cp932", "cp949", "utf-16-le")),
+    "offsets": st.sampled_from(("utf16", "bytes-inclusive")),
+    "choice_answer": st.sampled_from(("index", "text")),
+    "join_tokens": st.just("characters"),
+}
+
+
 @st.composite
 def rows_cases(draw: Callable[..., Any]) -> RowsCase:
     name = draw(st.sampled_from(sorted(SOUND_ROWS)))
-    rows = []
-    for number in range(draw(st.integers(1, 6))):
-        row = json.loads(json.dumps(SOUND_ROWS[name]))
-        first = next(iter(row))
-        row[first] = f"{row[first]} {number}" if isinstance(row[first], str) else row[first]
-        row |= {"entities": draw(st.sampled_from(_ENTITIES))} if name == "entities" else {}
-        rows.append(row)
+    rows = sound_rows(name, draw(st.integers(3, 8)))
     for _ in range(draw(st.sampled_from((0, 0, 1, 2)))):
         row = draw(st.sampled_from(rows))
-        column = draw(_COLUMNS | st.sampled_from(sorted(row, key=str)))
+        column = draw(st.sampled_from(sorted(row, key=str)) | _COLUMNS)
         row[column] = draw(values)
-    if draw(st.integers(0, 3)) == 0:
+    if draw(_SELDOM):
         draw(st.sampled_from(rows)).pop(draw(_COLUMNS), None)
-    ending = draw(st.sampled_from(ENDINGS))
+    ending = draw(st.sampled_from(ENDINGS[: None if name == "tokens" else -2]))
     content = written(rows, ending, draw(st.sampled_from((",", ",", ";", "\t", "|"))))
-    if draw(st.integers(0, 3)) == 0:
+    if draw(_SELDOM):
         content = draw(cut_and_pasted(content))
-    if draw(st.integers(0, 9)) == 0:
+    if draw(_SELDOM):
         codec = draw(st.sampled_from(("utf-16", "cp932", "cp949", "gb18030", "utf-16-le", "utf-8-sig")))
         content = content.decode("utf-8", "replace").encode(codec, "replace")
-    task_type = "ner" if name in ("entities", "tokens", "prodigy") else "qa" if name in ("span", "choice") else TASKS[0]
-    task = {"type": draw(st.sampled_from((task_type, task_type, task_type, *TASKS)))}
-    data = draw(
-        st.fixed_dictionaries(
-            {"overlap": st.sampled_from(("drop", "drop", "error"))},
-            optional={
-                "max_train_rows": st.integers(1, 5),
-                "template": st.sampled_from(["{text}", "{question} {labels}", "{nothing}", "{text", "{0}"]),
-                "chat_template": st.just(True),
-                "columns": st.dictionaries(_COLUMNS, _COLUMNS, max_size=2),
-                "encoding": st.sampled_from(("cp932", "cp949", "utf-16-le")),
-                "offsets": st.sampled_from(("utf16", "bytes-inclusive")),
-                "choice_answer": st.sampled_from(("index", "text")),
-                "join_tokens": st.just("characters"),
-            },
-        )
-    )
-    return RowsCase(name, task, data, ending, content)
+    sound = sound_case(name)
+    task = {"type": draw(st.sampled_from(TASKS))} if draw(_SELDOM) else sound.task
+    options = {key: draw(value) for key, value in _OPTIONS.items() if draw(_SELDOM)}
+    return RowsCase(name, task, {**sound.data, **options}, ending, content)
+
+
+def sound_case(name: str) -> RowsCase:
+    """Rows of a format that can be read, as JSON lines."""
+    task = TASK_OF.get(name, "classification")
+    data: dict[str, Any] = {"chat_template": True} if name in ("messages", "conversations") else {}
+    data |= {"columns": {"entities": "label"}} if name == "doccano" else {}
+    content = written(sound_rows(name, 4), ".jsonl", ",")
+    return RowsCase(name, {"type": task}, {"overlap": "drop", **data}, ".jsonl", content)
+
+
+def sound_rows(name: str, count: int) -> list[dict[str, Any]]:
+    """Rows of a format that differ."""
+    rows = []
+    for number in range(count):
+        row = json.loads(json.dumps(SOUND_ROWS[name]))
+        first = next(iter(row))
+        if name in ("messages", "conversations"):
+            row[first][0][list(row[first][0])[1]] += f" {number}"
+        else:
+            row[first] = [*row[first][:-1], str(number)] if isinstance(row[first], list) else f"{row[first]} {number}"
+        row |= {"entities": _ENTITIES[number % len(_ENTITIES)]} if name == "entities" else {}
+        row |= {"answer": str(number % 3)} if name in ("choice", "options") else {}
+        rows.append(row)
+    return rows
 
 
 def written(rows: list[dict[str, Any]], ending: str, separator: str) -> bytes:
@@ -343,8 +366,7 @@ def check_rows(case: RowsCase) -> str:
     with tempfile.TemporaryDirectory() as folder:
         train, test = Path(folder) / f"rows{case.ending}", Path(folder) / "test.jsonl"
         train.write_bytes(case.content)
-        sound = {key: f"{value} again" if value == "Bo met Ada" else value for key, value in _sound(case).items()}
-        test.write_text(json.dumps(sound), encoding="utf-8")
+        test.write_text(json.dumps(sound_rows(case.row_format, 10)[-1]), encoding="utf-8")
         data = case.data | {"train": [str(train)], "test": [str(test)], "encoding": case.data.get("encoding")}
         model = {"model_name_or_path": "m"}
         recipe = Recipe(name="r", output_dir="o", task=case.task, data=data, teacher=model, student=model)
@@ -354,12 +376,6 @@ def check_rows(case: RowsCase) -> str:
             except UserError as error:
                 return refused(error)
     return "read"
-
-
-def _sound(case: RowsCase) -> dict[str, Any]:
-    row = SOUND_ROWS[case.row_format]
-    first = next(iter(row))
-    return row | ({first: f"{row[first]} test"} if isinstance(row[first], str) else {})
 
 
 def _examine(recipe: Recipe, path: Path) -> None:

@@ -219,10 +219,13 @@ def test_a_spreadsheet_saved_with_semicolons_is_read(tmp_path):
     assert all("second line" in example.prompt for example in found.examples["train"])
 
 
-def test_utf_16_is_named_as_what_it_is(tmp_path):
-    Path("t.csv").write_bytes("text\tlabel\nthe lamp\tred\n".encode("utf-16"))
-    with pytest.raises(DataError, match=r"UTF-16.*iconv -f UTF-16"):
-        initialise("t.csv")
+def test_utf_16_is_read_where_a_mark_names_it_and_named_where_none_does(tmp_path):
+    table = "text\tlabel\n" + "".join(f"{text}\t{LABELS[n % 3]}\n" for n, text in enumerate(texts(60, 4)))
+    Path("t.csv").write_bytes(table.encode("utf-16"))  # Excel's Unicode Text
+    assert sum(len(own) for own in read(initialise("t.csv"))[1].examples.values()) == 60
+    Path("u.csv").write_bytes(table.encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"UTF-16-LE.*data.encoding=utf-16-le.*iconv -f UTF-16-LE"):
+        initialise("u.csv")
 
 
 def test_a_table_without_names_of_columns_is_refused(tmp_path):

@@ -119,6 +119,12 @@ def test_what_is_too_large_or_too_deep_ends_in_a_message_in_seconds(tmp_path):
     assert time.process_time() - began < 10
 
 
+def test_a_message_shows_no_more_than_can_be_read():
+    with pytest.raises(DataError) as caught:
+        example({"text": "a", "entities": "[" + "x" * 1_000_000}, NER)
+    assert "[xxx" in str(caught.value) and len(str(caught.value)) < 5000
+
+
 @pytest.mark.parametrize("place", ["text", "id", "label"])
 def test_half_a_character_is_told_with_its_line(tmp_path, place):
     good = {"id": "1", "text": "whole \U0001f48a", "label": "a"}
@@ -189,6 +195,7 @@ def test_system_and_history_are_part_of_the_prompt():
     found = example({"conversations": chat, "system": "Sort."}, CLASSIFY, chat_template=True, system="Other.")
     assert [turn["content"] for turn in found.prompt] == ["Sort.", "And 2?"]
     assert example(row | {"system": None, "history": []}, CLASSIFY).prompt == "And 2?"
+    assert example(row | {"history": "before"}, CLASSIFY, template="{system} {instruction}").prompt == "Sort. And 2?"
     with pytest.raises(DataError, match="history"):
         example(row | {"history": "before"}, CLASSIFY)
 

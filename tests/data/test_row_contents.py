@@ -3,12 +3,18 @@ that settles it."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from helpers.files import CLASSIFY, NER, QA, example, labelled, read, recipe, write
+from helpers.project import Command, make_project
 from tutelage.data.contents.offsets import cuts_words
 from tutelage.data.dataset import load_rows
 from tutelage.errors import DataError, Kind
+from tutelage.recipe.load import load_recipe
+from tutelage.run.run_folder import RunFolder
+from tutelage.stages.distill import write_usage
 
 COUNTS = {
     "characters": lambda text: len(text),
@@ -42,6 +48,15 @@ def test_the_count_of_offsets_shows_in_where_entities_begin_and_end(tmp_path, co
     assert {e.answer for split in rows.examples.values() for e in split} == {"DRUG: ibuprofen"}
     assert rows.decided == ({} if counted == "characters" else {"offsets": counted})
     assert any("data.offsets" in note for note in rows.notes) == (counted != "characters")
+
+
+def test_one_wrong_row_does_not_hide_the_count(tmp_path):
+    texts, surfaces = emoji_rows(120)
+    rows = [offset_row(text, surface, "utf16") for text, surface in zip(texts, surfaces, strict=True)]
+    rows[50]["entities"][0]["start"] = 1  # in the middle of the emoji
+    with pytest.raises(DataError) as caught:
+        load_rows(recipe(write(tmp_path / "d", train=rows[3:], test=rows[:3]), NER))
+    assert [(p.kind, p.place.number) for p in caught.value.problems] == [(Kind.ENTITY_OFFSETS_OUTSIDE, 48)]
 
 
 def test_a_given_surface_shows_the_count_where_words_do_not(tmp_path):
@@ -224,6 +239,12 @@ def test_what_an_annotator_rejected_is_left_out_and_counted(tmp_path):
     assert caught.value.kind == Kind.SPLIT_EMPTIED
 
 
+def test_test_rows_without_a_verdict_are_all_used(tmp_path):
+    rows = [{"text": f"row {n}", "label": "a", "answer": ("accept", "reject")[n % 2]} for n in range(8)]
+    found = load_rows(recipe(write(tmp_path / "d", train=rows, test=labelled("one", "two")), CLASSIFY))
+    assert (len(found.examples["train"]) + len(found.examples["validation"]), len(found.examples["test"])) == (4, 2)
+
+
 def test_an_answer_that_is_the_gold_one_is_no_verdict(tmp_path):
     rows = [{"text": f"row {n}", "answer": verdict} for n, verdict in enumerate(["accept", "reject"] * 4)]
     data = {"columns": {"label": "answer"}}
@@ -261,3 +282,25 @@ def test_a_split_that_ends_empty_is_refused(tmp_path):
         (Kind.SPLIT_EMPTIED, "validation"),
     ]
     assert "2 training rows have a prompt of a later split" in str(caught.value)
+
+
+# --- what prediction is told ---
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_what_the_rows_decided_is_told_to_prediction(command, tmp_path):
+    project = make_project(tmp_path, task={"type": "ner", "max_new_tokens": None}, data={"template": None})
+    for split, count in (("train", 8), ("validation", 2), ("test", 2)):
+        rows = [token_row(f"{split} {n}월에 한강대교 북쪽", "한강대교") for n in range(count)]
+        write(tmp_path / "data", **{split: rows})
+    assert command("prepare", project) == 0
+    run = RunFolder(load_recipe(project).recipe)
+    write_usage(run, tmp_path)
+    usage = json.loads((tmp_path / "tutelage.json").read_text())
+    assert usage["data"]["join_tokens"] == "characters"
+    asked = example({"tokens": list("새 길")}, NER, need_answer=False, join_tokens=usage["data"]["join_tokens"])
+    assert "Text: 새 길\n" in asked.prompt

@@ -58,7 +58,7 @@ class RowContent:
     """Turns in front of it: `system` and `history` of the row."""
     answer: str | None = None
     answers: list[str] = field(default_factory=list)
-    """Accepted besides `answer`."""
+    """Accepted besides `answer`, which is the one to learn."""
     labels: list[str] | None = None
 
 
@@ -75,13 +75,13 @@ def example_from_row(
         _check_size(row.values())
         mapped = read_columns(row, task, data, need_answer=need_answer)
         language = _text_or_none(mapped.row.get("language")) or task.language
-        content = _content(mapped, language, data)
+        content = _content(mapped, language, task, data)
         answer = (content.answer or "").strip()
         if need_answer and not answer:
             raise DataError(_no_answer(mapped))
         prompt = _prompt(content, mapped, task, data, labels, language)
         allowed = _allowed(mapped.row.get("labels"), task) or content.labels
-        accepted = _accepted(answer, content, mapped, task)
+        accepted = list(dict.fromkeys(text for text in [answer, *content.answers] if text))
         row_id, subdomain = (_text_or_none(mapped.row.get(name)) for name in ("id", "subdomain"))
         _check_texts([prompt, answer, accepted, allowed, row_id, language, subdomain])
     except DataError as error:
@@ -120,12 +120,15 @@ def _check_texts(texts: list[Any]) -> None:
         raise DataError(Problem(Kind.HALF_CHARACTER, values=values))
 
 
-def _content(mapped: MappedRow, language: str | None, data: Data) -> RowContent:
+def _content(mapped: MappedRow, language: str | None, task: Task, data: Data) -> RowContent:
     """What the builder of the row format makes of a row. Raises DataError for cells of the wrong type, too."""
     if mapped.row_format is None:
         return RowContent()
     try:
-        return _BUILDERS[mapped.row_format](mapped.row | {"language": language}, data)
+        content = _BUILDERS[mapped.row_format](mapped.row | {"language": language}, data)
+        if task.type == "qa" and mapped.row_format not in NATIVE["qa"]:  # those of every task may have answers, too
+            content.answers = accepted_answers(mapped.row.get("answers"))
+        return content
     except DataError:
         raise
     except BAD_CELL as error:
@@ -151,14 +154,6 @@ def _allowed(labels: Any, task: Task) -> list[str] | None:
     return [str(label) for label in labels]
 
 
-def _accepted(answer: str, content: RowContent, mapped: MappedRow, task: Task) -> list[str]:
-    """Every accepted answer, the one to learn first. A question in a format of every task may have `answers`, too."""
-    others = content.answers
-    if task.type == "qa" and mapped.row_format not in NATIVE["qa"]:
-        others = accepted_answers(mapped.row.get("answers"))
-    return list(dict.fromkeys(text for text in [answer, *others] if text))
-
-
 # --- prompts ---
 
 
@@ -175,14 +170,13 @@ def _prompt(
             prompt = f"{context}\n{prompt}"  # the passage that the question is about
     elif not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise DataError(Problem(Kind.PROMPT_EMPTY, values={"column": ROW_FORMATS[mapped.row_format][0]}))
-    before = [] if data.template else content.before
     if data.chat_template:
-        turns = [*before, *(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])]
+        turns = [*content.before, *(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])]
         system = [{"role": "system", "content": data.system}] if data.system and turns[0]["role"] != "system" else []
         return [*system, *turns]
     if isinstance(prompt, list):
         raise DataError(Problem(Kind.CHAT_TEMPLATE_NEEDED, key="data.chat_template", change="data.chat_template=true"))
-    return "\n".join([*(turn["content"] for turn in before), prompt])
+    return "\n".join([*(turn["content"] for turn in content.before), prompt])
 
 
 def _render(template: str, values: Row, gold: frozenset[str]) -> str:
@@ -217,30 +211,32 @@ def _from_prompt(row: Row, data: Data) -> RowContent:
     answer = row.get("completion")
     if isinstance(answer, list):
         answer = _turns(answer)[-1]["content"] if answer else None
-    return RowContent(prompt=prompt, before=_before(row, prompt), answer=text_of(answer))
+    return RowContent(prompt=prompt, before=_before(row, prompt, data), answer=text_of(answer))
 
 
 def _from_messages(row: Row, data: Data) -> RowContent:
-    return _from_turns(row, "messages")
+    return _from_turns(row, "messages", data)
 
 
 def _from_conversations(row: Row, data: Data) -> RowContent:
-    return _from_turns(row, "conversations")
+    return _from_turns(row, "conversations", data)
 
 
-def _from_turns(row: Row, column: str) -> RowContent:
+def _from_turns(row: Row, column: str, data: Data) -> RowContent:
     turns = _turns(listed_objects(list_in(row[column], column)))
     answer = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else None
     if not turns:
         raise DataError(Problem(Kind.MESSAGES_WITHOUT_PROMPT))
-    return RowContent(prompt=turns, before=_before(row, turns), answer=answer)
+    return RowContent(prompt=turns, before=_before(row, turns, data), answer=answer)
 
 
-def _before(row: Row, prompt: str | Turns) -> Turns:
+def _before(row: Row, prompt: str | Turns, data: Data) -> Turns:
     """The turns of the row's `system` and `history`: messages, or pairs of what was asked and answered.
 
-    A system message that the prompt itself begins with is not repeated.
+    A system message that the prompt itself begins with is not repeated; a template says what it shows.
     """
+    if data.template:
+        return []
     system, history = text_of(row.get("system")), listed_objects(opened(row.get("history")))
     if isinstance(prompt, list) and prompt[:1] and prompt[0]["role"] == "system":
         system = None
@@ -275,7 +271,7 @@ def _turns(turns: Any) -> Turns:
 
 def _from_alpaca(row: Row, data: Data) -> RowContent:
     prompt = "\n".join(text for text in (text_of(row["instruction"]), text_of(row.get("input"))) if text)
-    return RowContent(prompt=prompt, before=_before(row, prompt), answer=text_of(row.get("output")))
+    return RowContent(prompt=prompt, before=_before(row, prompt, data), answer=text_of(row.get("output")))
 
 
 # --- formats of one task ---

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
-from tutelage.errors import wording_stops
+from tutelage.errors import wording_machine, wording_stops
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
+from tutelage.errors.secrets import redacted
 from tutelage.errors.wording_rows import ANSWERS, COLUMNS, FILES, SHOWN, SPLIT_WORDS, Text, Values
 
+LONGEST_TEXT, LONGEST_LIST = 2000, 200
+"""Characters of a text, and entries of a list, that a message shows."""
 _FIELDS = [field.name for field in fields(Problem)]
 _WITHOUT_IDENTIFIER = (
     *(Kind.USER, Kind.CONFIG, Kind.DATA, Kind.MODEL, Kind.STALE_ARTIFACT, Kind.RUN_LOCKED, Kind.DISK_FULL),
@@ -51,7 +55,7 @@ def group_text(group: Sequence[Problem]) -> str:
 def problem_text(problem: Problem) -> str:
     """`PLACE: what was found, and what to do`."""
     text = _filled(TEXTS[problem.kind], problem)
-    return f"{problem.place}: {text}" if problem.place else text
+    return redacted(f"{problem.place}: {text}" if problem.place else text)
 
 
 def first_line(error: BaseException) -> str:
@@ -60,8 +64,17 @@ def first_line(error: BaseException) -> str:
 
 
 def _filled(text: Text, problem: Problem) -> str:
-    values = {name: getattr(problem, name) for name in _FIELDS} | problem.values
+    values = {name: getattr(problem, name) for name in _FIELDS} | _shortened(problem.values)
     return text.format(**values) if isinstance(text, str) else text(values)
+
+
+def _shortened(value: Any) -> Any:
+    """A value with its longest texts and lists cut: a cell may hold megabytes."""
+    if type(value) is dict:
+        return {key: _shortened(entry) for key, entry in value.items()}
+    if type(value) is list:
+        return [_shortened(entry) for entry in value[:LONGEST_LIST]]
+    return f"{value[:LONGEST_TEXT]} ..." if isinstance(value, str) and len(value) > LONGEST_TEXT else value
 
 
 def _with_kind(text: str, kind: Kind) -> str:
@@ -114,6 +127,10 @@ _RECIPE: dict[Kind, Text] = {
     Kind.VALUES_CONFLICT: "{key}: {text}",
     Kind.OVERRIDE_INVALID: "override {override!r}: {text}",
     Kind.METHOD_SETTING_INVALID: "{text}",
+    Kind.SECRET_IN_RECIPE: (
+        "{key}: holds a token or password, and a run copies its recipe into files that are passed on; take it out. The"
+        " Hub reads a token from the environment (HF_TOKEN) or from `hf auth login`, trackers read their own variables"
+    ),
     Kind.METRIC_UNSUITABLE: _unsuitable_metric,
     Kind.DECODING_UNSUITABLE: (
         "task.decoding: labels needs closed answers, and these rows have free text; write generate"
@@ -137,6 +154,7 @@ TEXTS: dict[Kind, Text] = {
     **FILES,
     **COLUMNS,
     **ANSWERS,
+    **wording_machine.TEXTS,
     **wording_stops.TEXTS,
     Kind.VOCABULARIES_DIFFER: _different_vocabularies,
     Kind.END_OF_SEQUENCE_DIFFERS: (

@@ -146,7 +146,9 @@ class Work:
         self.inputs = _plain(self.inputs)
         finished = (self.folder / MANIFEST).exists()
         record = self._record()
-        if not record.exists():
+        if not record.exists() and self.rebuild_stale:
+            self._clear()
+        elif not record.exists():
             found = f"has no {MANIFEST} that says what its files were made from:"
             refuse_foreign(self.folder, lambda name: False, found=found)
         nothing_yet = not finished and record.is_file() and not any(foreign_files(self.folder, STARTED.__eq__))

@@ -21,6 +21,10 @@ from tutelage.recipe.schema import Offsets
 CUT, SURE = 0.2, 4
 """Fraction of the entities that must cut words before another count is considered, and how many times fewer may then
 do so."""
+MISTAKEN = 0.02
+"""Fraction of the entities that may be outside their text however offsets count: mistakes in the rows."""
+MOST = 20_000
+"""Entities that are looked at, spread over all rows."""
 NAMES = {"characters": "characters", "utf16": "UTF-16 units", "bytes": "UTF-8 bytes"}
 READINGS = get_args(Offsets)
 """Values of `data.offsets`; the first is the default."""
@@ -58,8 +62,10 @@ def decide_offsets(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[str, s
             located += found
     if not located:
         return None
+    located = located[:: len(located) // MOST + 1]
     default, *others = (_reading(name, located) for name in READINGS)
-    others = [other for other in others if None not in other.spans and other.spans != default.spans]
+    others = [other for other in others if other.spans != default.spans]
+    others = [other for other in others if other.spans.count(None) <= MISTAKEN * len(located)]
     best = min(others, key=lambda other: sum(other.cut), default=None)
     if best is None:
         return None

@@ -7,7 +7,7 @@ characters (`data.join_tokens`). A key that the recipe sets is never decided her
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +17,14 @@ from tutelage.data.contents.choices import decide_choice_answer
 from tutelage.data.contents.offsets import decide_offsets
 from tutelage.data.contents.tokens import decide_join_tokens
 from tutelage.data.files.problems import PlacedRow
-from tutelage.errors import DataError, Problem
+from tutelage.errors import DataError, Place, Problem
 from tutelage.recipe.schema import Data, Task
 
+DECIDE: dict[str, dict[str, Callable[..., tuple[str, str] | None]]] = {
+    "ner": {"offsets": decide_offsets, "join_tokens": decide_join_tokens},
+    "qa": {"choice_answer": decide_choice_answer},
+}
+"""By task, the keys of `data` and what decides each."""
 VERDICTS = frozenset({"accept", "reject", "ignore"})
 """What an annotator of Prodigy said of a row; only what was accepted is gold."""
 
@@ -38,16 +43,10 @@ class Conventions:
 
 def settle(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> Conventions:
     """What the rows of all splits say about what the recipe leaves open."""
-    rows = [(split, row, place) for split, placed in raw.items() for row, place in placed]
-    mapped = list(_mapped(rows, task, data)) if task.type != "classification" else []
     settled = Conventions(data)
-    for key, decide in (
-        ("offsets", decide_offsets),
-        ("choice_answer", decide_choice_answer),
-        ("join_tokens", decide_join_tokens),
-    ):
+    for key, decide in DECIDE.get(task.type, {}).items():
         try:
-            decision = decide(mapped) if getattr(data, key) is None else None
+            decision = decide(_mapped(raw, task, data)) if getattr(data, key) is None else None
         except DataError as error:
             settled.problems += error.problems
             continue
@@ -58,10 +57,11 @@ def settle(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> Conventio
     return settled
 
 
-def _mapped(rows: list[tuple[str, Any, Any]], task: Task, data: Data) -> Iterator[tuple[str, MappedRow, Any]]:
-    for split, row, place in rows:
-        with suppress(DataError):  # reported when the row is rendered
-            yield split, read_columns(row, task, data), place
+def _mapped(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> Iterator[tuple[str, MappedRow, Place]]:
+    for split, rows in raw.items():
+        for row, place in rows:
+            with suppress(DataError):  # reported when the row is rendered
+                yield split, read_columns(row, task, data), place
 
 
 def without_rejected(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> list[str]:
@@ -69,12 +69,13 @@ def without_rejected(raw: dict[str, list[PlacedRow]], task: Task, data: Data) ->
 
     Such files have a column `answer` of nothing but accept, reject and ignore.
     """
-    answers = {str(row.get("answer")) for rows in raw.values() for row, _ in rows}
+    answers = {str(row["answer"]) for rows in raw.values() for row, _ in rows if "answer" in row}
     if task.type == "qa" or not answers <= VERDICTS or "answer" in data.columns.values():
         return []
-    left_out = Counter(row["answer"] for rows in raw.values() for row, _ in rows if row["answer"] != "accept")
+    left_out: Counter[str] = Counter()
     for split, rows in raw.items():
-        raw[split] = [(row, place) for row, place in rows if row["answer"] == "accept"]
+        left_out.update(verdict for row, _ in rows if (verdict := row.get("answer", "accept")) != "accept")
+        raw[split] = [(row, place) for row, place in rows if row.get("answer", "accept") == "accept"]
     listed = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(left_out.items()))
     left = f"{left_out.total():,} rows that an annotator did not accept are left out (answer: {listed})"
     return [left] if left_out else []

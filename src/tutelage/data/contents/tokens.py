@@ -16,12 +16,15 @@ LEAST = 4
 
 def decide_join_tokens(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[str, str] | None:
     """("characters", reason) where tokens make the text without spaces between them; None where they are words."""
-    token_rows = [_tokens(mapped.row) for _, mapped, _ in rows if mapped.row_format == "tokens"]
-    blanks = sum(not token.strip() for tokens in token_rows for token in tokens)
-    filled = [token for tokens in token_rows for token in tokens if token.strip()]
-    single = max(map(len, token_rows), default=0) >= LEAST and all(_letters(token) < 2 for token in filled)
-    # Pieces of a text, blanks included: two words side by side would have no space between them.
-    pieces = blanks > sum(_letters(a) > 0 < _letters(b) for tokens in token_rows for a, b in pairwise(tokens))
+    longest, blanks, side_by_side, single = 0, 0, 0, True
+    for _, mapped, _ in rows:
+        tokens = _tokens(mapped.row) if mapped.row_format == "tokens" else []
+        longest = max(longest, len(tokens))
+        blanks += sum(not token.strip() for token in tokens)
+        side_by_side += sum(_letters(a) > 0 < _letters(b) for a, b in pairwise(tokens))
+        single = single and all(_letters(token) < 2 for token in tokens)
+    single = single and longest >= LEAST
+    pieces = blanks > side_by_side  # a text in pieces: words side by side would have no space between them
     if not single and not pieces:
         return None
     kind = "characters" if single else "pieces of the text"

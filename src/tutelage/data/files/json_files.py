@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.files.problems import PlacedRow, Row, checked_row, unreadable
+from tutelage.data.files.problems import PlacedRow, Row, checked_row, may_hold_halves, unreadable
 from tutelage.errors import DataError, Kind, Place, Problem
 
 LIST_COLUMNS = (
@@ -32,7 +32,7 @@ def parse_object(text: str, place: Place) -> Row:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(Problem(Kind.JSON_INVALID, place=place, values=_reason(error))) from None
-    return checked_row(row, place, written=text)
+    return checked_row(row, place, may_hold_halves(text))
 
 
 def _reason(error: ValueError | RecursionError) -> dict[str, Any]:
@@ -61,9 +61,10 @@ def read_json(path: Path, encoding: str) -> Iterator[PlacedRow]:
         table = next(iter(tables.values()), [table])
     if not isinstance(table, list):
         raise unreadable(Kind.JSON_NOT_A_LIST, path, found=type(table).__name__)
+    halves = may_hold_halves(text)
     for number, row in enumerate(_flat(table), start=1):
         place = Place(str(path), number, "row")
-        yield checked_row(row, place, written=text), place
+        yield checked_row(row, place, halves), place
 
 
 def _is_table(value: Any) -> bool:

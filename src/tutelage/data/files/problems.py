@@ -26,17 +26,22 @@ def unreadable(kind: Kind, path: Path, number: int | None = None, **values: Any)
     return DataError(Problem(kind, place=Place(str(path), number), values=values))
 
 
-def checked_row(row: Any, place: Place, *, written: str | None = None) -> Row:
+def may_hold_halves(text: str) -> bool:
+    """Whether JSON has an escape that may be half a character."""
+    return bool(_ESCAPED_HALF.search(text))
+
+
+def checked_row(row: Any, place: Place, halves: bool) -> Row:
     """A parsed row. Raises DataError for what is no object, is nested too deeply, or holds half a character.
 
-    written: the JSON that the row was read from, where half a character would have to be an escape.
+    halves: whether to look for the last.
     """
     if not isinstance(row, dict):
         values = {"found": type(row).__name__, "way_out": (way_out(row) or (None,))[0]}
         raise DataError(Problem(Kind.JSON_NOT_AN_OBJECT, place=place, values=values))
     if too_deep(row):
         raise DataError(Problem(Kind.JSON_INVALID, place=place, values={"reason": "nested too deeply", "column": 1}))
-    if written is None or _ESCAPED_HALF.search(written):
+    if halves:
         for column, value in row.items():
             if half := half_character([column, value]):
                 values = {"column": column, "character": f"\\u{ord(half):04x}"}
