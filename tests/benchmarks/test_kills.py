@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
@@ -51,4 +50,4 @@ def test_a_command_that_does_not_end_and_another_result_are_found(warm, tmp_path
     other = {name: content for name, content in before.items() if name != "prepare/data.json"}
     assert differences(contents(prepare.folder), other) == ["prepare/data.json"]
     assert type_again(prepare, other) == ("different", "prepare/data.json")
-    assert type_again(Command("no stage", ["nonsense"], Path(prepare.folder)), before).kind == "stuck"
+    assert type_again(Command("no stage", ["nonsense"], prepare.folder), other).kind == "stuck"
