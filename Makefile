@@ -1,12 +1,13 @@
-# make demo     the full pipeline on a small scale        make check    lint, format and types
-# make test     all tests                                 make fmt      fix lint and format
+# make demo     the full pipeline on a small scale        make check          lint, format, types, dependency bounds
+# make test     all tests                                 make check-lowest   all tests, lowest versions of dependencies
+# make fmt      fix lint and format                       make audit          known vulnerabilities of dependencies
 # Each target creates the environment in $(VENV) first if it is missing or out of date.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TASK ?=
 
-.PHONY: demo test evidence-quick check fmt clean
+.PHONY: demo test evidence-quick check check-lowest audit fmt clean
 
 demo: $(VENV)/.made
 	$(BIN)/tutelage demo runs/demo $(foreach task,$(TASK),--task $(task))
@@ -23,6 +24,22 @@ check: $(VENV)/.made
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_dependencies.py
+
+# Tests of TRL, Ray and the notebook are skipped: these are not dependencies. Needs 6 GB of disk.
+check-lowest: .venv-lowest/.made
+	.venv-lowest/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+.venv-lowest/.made: pyproject.toml constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest pytest-xdist
+	touch $@
+
+# Asks PyPI's list of vulnerabilities about the pinned versions. --strict: a package that it could not ask about fails,
+# too, so that a machine without a way to the list does not pass.
+audit:
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 fmt: $(VENV)/.made
 	$(BIN)/ruff check --fix src tests benchmarks
@@ -36,4 +53,4 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .venv-lowest .venv-audit .mypy_cache .pytest_cache .ruff_cache build dist

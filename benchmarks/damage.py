@@ -41,6 +41,7 @@ from benchmarks import command_line
 from benchmarks.endtoend import save_models, write_rows
 from benchmarks.machine import machine_class, versions
 from benchmarks.shapes import Shape
+from tutelage.utils.integrity import SEALED
 
 TEACHER = Shape(hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, vocabulary=64)
 STUDENT = Shape(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=32, vocabulary=64)
@@ -154,7 +155,8 @@ def unreadable(path: Path) -> Iterator[None]:
     opened, at = io.open, path.absolute()
 
     def guarded(file: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(file, str | os.PathLike) and Path(file).absolute() == at and "r" in (args[0] if args else "r"):
+        reads = isinstance(file, str | os.PathLike) and "r" in (args[0] if args else "r")
+        if reads and Path(file).absolute() == at and at.exists() and not at.stat().st_mode & 0o777:
             raise PermissionError(13, "Permission denied", str(file))
         return opened(file, *args, **kwargs)
 
@@ -230,7 +232,10 @@ class Bench:
 
     def _named(self, file: str, text: str) -> bool:
         joined = "".join(text.split())  # tables break long paths
-        return any(f"{file}{rest}" in joined for rest in ("is", ",line", "cannot"))
+        folder, _, name = file.rpartition("/")
+        if name in SEALED and "isdamaged" in joined:  # the manifest of another run contradicts every file
+            return True
+        return any(f"{file}{rest}" in joined for rest in ("is", ",line", "cannot")) or f"{folder}hasno{name}" in joined
 
     def _sound_result(self, command: str) -> Result:
         if command not in self._sound_results:
@@ -307,10 +312,13 @@ def _content(path: Path) -> Any:
         return str(error)
     try:
         if path.suffix == ".json":
-            return _without_times(json.loads(content))
+            value = _without_times(json.loads(content))
+            if path.name == "manifest.json" and path.parent.name in ("report", "diagnose"):
+                value["inputs"] = sorted(value["inputs"])  # hashes of files that hold times
+            return value
         if path.suffix == ".jsonl":
             return [_without_times(json.loads(line)) for line in content.splitlines()]
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         pass
     return content
 
@@ -373,17 +381,25 @@ def main(
             faults, commands = (("flip", "halve", "delete"), CHEAP) if quick else (tuple(FAULTS), tuple(COMMANDS))
             print(f"{name}: {len(files)} kinds of files, {len(faults)} faults, {len(commands)} commands", flush=True)
             draw = random.Random(0)
-            for trial in itertools.product(files, faults, commands):
-                if draw.random() < share:
-                    outcomes.append(bench.outcome(*trial))
-                    if outcomes[-1].what in ("traceback", "silent", "stopped"):
-                        print(*outcomes[-1], sep=" | ", flush=True)
+            trials = [trial for trial in itertools.product(files, faults, commands) if draw.random() < share]
+            draw.shuffle(trials)  # what was tried when it is stopped early is a fair sample
+            for trial in trials:
+                outcomes.append(bench.outcome(*trial))
+                if outcomes[-1].what in ("traceback", "silent", "stopped"):
+                    print(*outcomes[-1], sep=" | ", flush=True)
+                if len(outcomes) % 50 == 0:
+                    print(_counted(outcomes), flush=True)
             os.chdir("/")
-    counts = Counter(outcome.what for outcome in outcomes)
-    print(f"{len(outcomes)} commands:", ", ".join(f"{count} {what}" for what, count in counts.most_common()))
+    print(_counted(outcomes))
     if output:
+        counts = Counter(outcome.what for outcome in outcomes)
         record = {"machine": machine_class(), "versions": versions(), "commands": len(outcomes), "counts": counts}
         output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _counted(outcomes: Sequence[Outcome]) -> str:
+    counts = Counter(outcome.what for outcome in outcomes)
+    return f"{len(outcomes)} commands: {', '.join(f'{count} {what}' for what, count in counts.most_common())}"
 
 
 if __name__ == "__main__":

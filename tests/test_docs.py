@@ -34,7 +34,7 @@ from tutelage.utils.files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tutelage"
-DOCUMENTS = [ROOT / "README.md", ROOT / "README.ko.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.ko.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMING_SOURCE = (
     "README.md",
     "README.ko.md",

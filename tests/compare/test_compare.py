@@ -175,7 +175,7 @@ def test_a_line_that_was_cut_off_is_removed(tmp_path):
 def test_a_line_that_is_not_json_is_named(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"status": "done"}\n{"status": "do\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"results\.jsonl, line 2 is not JSON .* its cell is run again"):
+    with pytest.raises(DataError, match=r"results\.jsonl, line 2 is damaged: .* its cell is run again"):
         list(ResultsFile(path)._read())
 
 

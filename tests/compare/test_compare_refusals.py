@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from helpers.project import Command, Inline, color_rows, make_project, write_rows
 from tutelage.compare import cell_runs
 from tutelage.compare.cells import Cell, ResultsFile
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, UserError
 from tutelage.method.methods import METHODS, Method
 from tutelage.recipe.load import load_recipe, varied
 from tutelage.teacher import build_cache as caching
@@ -225,3 +225,17 @@ def test_summary_json_is_complete_after_a_failed_method(tmp_path, command, monke
     assert command("compare", make_project(tmp_path), "--methods", "sft,mine", "--seeds", 1) == 1
     summary = json.loads((tmp_path / "run/compare/summary.json").read_text())
     assert [cell["error"] for cell in summary["failed"]] == ["RuntimeError: not today"]
+
+
+def test_a_note_about_an_old_name_is_told_once(tmp_path, command, monkeypatch):
+    from tutelage.compare import experiment
+
+    def stop(plan, runs):
+        raise UserError("enough")
+
+    monkeypatch.setattr(experiment, "_check_before_training", stop)
+    old = "td+restart=false"
+    for methods in (["sft"], [old]):
+        recipe = make_project(tmp_path, distill={"methods": methods})
+        assert command("compare", recipe, "--methods", f"sft,{old}", "--seeds", "1") == 2
+        assert command.err.count("distill.restart is now distill.stage_reset") == 1

@@ -36,7 +36,7 @@ def test_settings_are_those_of_distill_and_checked_like_them(tmp_path):
         "td+kd_ratio=2": "at most 1",
         "td+num_stages=4": "every method gets the same steps",
         "td+seeds=[1]": "leave them out",
-        "td+trainer.optim=a/b": "must not contain `/`",
+        "td+trainer.run_name=a/b": "name of a folder: no `/`",
     }.items():
         with pytest.raises(ConfigError, match=words):
             varied(recipe, name)

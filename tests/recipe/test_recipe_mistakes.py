@@ -8,7 +8,7 @@ import pytest
 
 from helpers.recipes_in import GOOD, only
 from tutelage.errors import ConfigError
-from tutelage.recipe.checks import RESERVED
+from tutelage.recipe.arguments import RESERVED
 from tutelage.recipe.load import check, load_recipe, trainer_argument_names
 from tutelage.recipe.schema import Recipe
 from tutelage.recipe.yaml_source import REQUIRED
@@ -43,14 +43,14 @@ def test_a_list_is_not_a_recipe(complaints):
 
 @pytest.mark.parametrize(
     ("more", "line"),
-    [("teach:\n\tnum_checkpoints: 2\n", 9), ("data2: {a: [1\n", 9), ("name: a: b\n", 8), ("name: \x07\n", 1)],
+    [("teach:\n\tnum_checkpoints: 2\n", 9), ("data2: {a: [1\n", 9), ("name: a: b\n", 8), ("name: \x07\n", 8)],
 )
 def test_invalid_yaml_is_reported_with_its_line(complaints, more, line):
     assert only(complaints(more)).startswith(f"bank.yaml:{line}: not valid YAML: ")
 
 
 def test_recursive_yaml_is_refused(complaints):
-    assert "bank.yaml:8: nested deeper than 20 levels" in only(complaints("teach: &a {trainer: *a}\n"))
+    assert "bank.yaml:8: not valid YAML: nested deeper than 20 levels" in only(complaints("teach: &a {trainer: *a}\n"))
 
 
 def test_text_in_another_encoding(tmp_path):
@@ -96,7 +96,10 @@ def test_an_unknown_key_gets_a_suggestion(complaints, more, expected):
     [
         ("distill.num_stages=4.5", "distill.num_stages: found 4.5, want a whole number above 0"),
         ("distill.num_stages=true", "found true, want a whole number above 0"),
-        ("distill.num_stages='4'", 'found "4", want a whole number above 0; write it without quotes'),
+        (
+            "distill.num_stages='4'",
+            'found "4", want a whole number above 0 and of at most 1000; write it without quotes',
+        ),
         ("distill.kd_ratio=2", "found 2, want a number of at least 0 and of at most 1"),
         ("distill.keep_stages=1", "found 1, want true or false"),
         ("distill.save_steps=0", "found 0, want a whole number above 0 or null"),

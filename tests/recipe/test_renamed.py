@@ -1,6 +1,8 @@
 """Renamed keys work under their old names for one version; removed keys and methods get one clear line."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -198,10 +200,11 @@ def test_a_run_of_an_earlier_version_is_not_trained_again(tmp_path, command):
         assert manifest["inputs"] != present
         write_json(path, manifest)
         text = text.replace(digest(present), digest(manifest["inputs"]))
+    text = re.sub(r', "checksum": "\w+"', "", text)  # earlier versions wrote none
     results.write_text(text)
     before = [path.read_text() for path in manifests]
-    for path in (tmp_path / "run/evaluate").glob("td*/seed-0/manifest.json"):
-        path.unlink()  # these scores are computed again, for the same students
+    for path in (tmp_path / "run/evaluate").glob("td*"):
+        shutil.rmtree(path)  # these scores are computed again, for the same students
     assert command("compare", recipe, "--methods", "td,td+restart=false", "--seeds", 1) == 0, command.err
     assert "2 cells, 2 of them up to date" in command.err
     assert "method td+restart=false: distill.restart is now distill.stage_reset" in command.err

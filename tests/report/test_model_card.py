@@ -433,3 +433,15 @@ def test_the_card_says_how_the_student_was_trained(tmp_path, method, says):
     run = whole_run(tmp_path)
     (run / "distill/td").rename(run / "distill" / method)
     assert says in card_of(run, student=f"{method}/seed-0").text
+
+
+def test_the_recipe_of_an_earlier_version_is_shown_without_defaults(tmp_path):
+    from tutelage.recipe.schema import Recipe
+
+    run = whole_run(tmp_path)
+    recipe = Recipe(**yaml.safe_load((run / "recipe.yaml").read_text())).model_dump(mode="json")
+    recipe["distill"]["weighting"], recipe["distill"]["schedule"]["glide"] = {"gamma": 1.0}, False
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    text = card_of(run).text
+    assert "template: " in text and "gamma" not in text and "glide" not in text
+    assert "resamples" not in text and "shard_rows" not in text

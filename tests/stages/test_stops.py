@@ -13,12 +13,12 @@ from tutelage.utils.integrity import file_record
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """A project of 60 validation rows whose teacher and anchor are there; neither has learned anything."""
+    """A project of 80 validation rows whose teacher and anchor are there; neither has learned anything."""
     from tutelage.cli.main import main
 
     folder = tmp_path_factory.mktemp("stopped")
     recipe = make_project(folder)
-    write_rows(folder / "data/validation.jsonl", color_rows("validation", 60))
+    write_rows(folder / "data/validation.jsonl", color_rows("validation", 80))
     with pytest.MonkeyPatch.context() as patch:
         for words in (["prepare"], ["teach", "--anyway"], ["anchor", "--anyway"]):
             patch.setattr("sys.argv", ["tutelage", *words, str(recipe)])
@@ -63,7 +63,7 @@ def a_good_teacher(run: Path, anchor_score: float) -> None:
     write_json(run / "teach/checkpoints.json", taught)
     for path, score in ((f"teach/validation/{taught['best']}.jsonl", 1.0), ("anchor/sample_loss.jsonl", anchor_score)):
         lines = list(read_jsonl(run / path))
-        right = {line["id"] for line in lines[-60:][: int(60 * score)]}
+        right = {line["id"] for line in lines[-80:][: int(80 * score)]}
         write_jsonl(run / path, ({**line, "score": float(line["id"] in right), "nll": 0.1} for line in lines))
     for stage in ("teach", "anchor"):
         record(run, stage)
@@ -112,7 +112,7 @@ def test_an_anchor_that_equals_its_teacher_stops_the_run(project, command):
     assert command("run", project) == 3
     said = command.err[command.err.index("RunStoppedError") :]
     assert "teacher has accuracy 1.000 and plain fine-tuning 1.000" in said and "[nothing_to_gain]" in said
-    assert "+0.000 [-0.060, +0.060]" in said and str(run / "anchor") in said
+    assert "+0.000 [-0.046, +0.046]" in said and str(run / "anchor") in said
     assert "headroom: " in command.err and command.err.count("nothing to gain") == 1
     assert not (run / "cache").exists()
     assert command("anchor", project) == 3 and command("distill", project) == 3

@@ -33,8 +33,8 @@ HALF = 0.5
 """The same for a teacher that does not exceed the baseline on the rows at hand: these must be very few to excuse it."""
 MANY_UNREADABLE = 0.2
 """Fraction of invalid answers from which a model is not praised."""
-SMALL_GAIN, SMALLEST_GAIN = 0.1, 0.02
-"""A gain in score that an interval has to rule out; the second where the teacher is clearly ahead in loss."""
+SMALL_GAIN, SMALLEST_GAIN = 0.05, 0.02
+"""A gain in score that an interval has to rule out; the second where the teacher is ahead in loss."""
 SMALL_LEAD = 0.1
 """Fraction of the anchor's loss by which a teacher must be ahead to be worth following."""
 SMALLEST_LEAD = 0.01
@@ -70,14 +70,14 @@ class Skill:
         return learned_nothing(self.score, self.baseline)
 
     @property
-    def mostly_unreadable(self) -> bool:
+    def many_unreadable(self) -> bool:
         """Whether so many answers are invalid that no score speaks for the model."""
         return self.unreadable >= MANY_UNREADABLE
 
     @property
     def surely_something(self) -> bool:
         """Whether the interval lies above the baseline, and answers can be read."""
-        return self.score.low > self.baseline and not self.mostly_unreadable
+        return self.score.low > self.baseline and not self.many_unreadable
 
 
 def teacher_skill(folder: Path) -> Skill | None:
@@ -127,8 +127,7 @@ class Gain:
     @property
     def nothing(self) -> bool:
         """Whether the anchor equals the teacher, as far as the rows can say."""
-        lead = max(SMALL_LEAD * self.anchor_loss, SMALLEST_LEAD)
-        ahead_in_loss = self.loss.low > 0 and self.loss.value >= lead
+        ahead_in_loss = self.loss.value >= max(SMALL_LEAD * self.anchor_loss, SMALLEST_LEAD)
         return self.score.low <= 0 and self.score.high < (SMALLEST_GAIN if ahead_in_loss else SMALL_GAIN)
 
 

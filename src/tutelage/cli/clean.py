@@ -21,9 +21,10 @@ from tutelage.run.live_reader import dig, read_or_none, recipe_of
 from tutelage.run.manifest import is_run, locked
 from tutelage.run.own_files import foreign_files
 from tutelage.run.run_state import Manifests, manifests_by_folder
-from tutelage.utils.console import print_table, visible
+from tutelage.utils.console import out, print_table
 from tutelage.utils.files import discard, is_remains, size_on_disk
 from tutelage.utils.format import file_size
+from tutelage.utils.integrity import check_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,11 @@ def clean(run: Path, delete: bool = False) -> list[Removable]:
         nearby = ", ".join(map(str, islice(sorted(run_folders(run)), 3))) if run.is_dir() else ""
         example = f", such as {nearby}" if nearby else ""
         raise DataError(f"{run} is not a run folder: name one{example}; `tutelage ls` lists them")
+    check_run(run, ("recipe.yaml", "teach/checkpoints.json"))
     with locked(run):
         groups = list(removable(run))
         if not groups:
-            print(f"{visible(run)}: nothing to delete")
+            out(f"{run}: nothing to delete")
             return groups
         doomed = [group for group in groups if group.kept_because is None]
         total = file_size(sum(group.size for group in doomed))
@@ -62,9 +64,9 @@ def clean(run: Path, delete: bool = False) -> list[Removable]:
                 discard(path, aside=run)
             if left := next(filter(is_remains, run.iterdir()), None):
                 raise DataError(f"{left} could not be deleted; nothing needs it: delete it by hand")
-            print(f"deleted: {total}")
+            out(f"deleted: {total}")
         elif doomed:
-            print(f"nothing was deleted yet; to delete: `tutelage clean {visible(shlex.quote(str(run)))} --yes`")
+            out(f"nothing was deleted yet; to delete: `tutelage clean {shlex.quote(str(run))} --yes`")
     return groups
 
 
@@ -77,7 +79,7 @@ def _print_groups(run: Path, groups: list[Removable], total: str) -> None:
         ]
         for group in groups
     ]
-    print_table(f"{visible(run)}: can be rebuilt", ["what", "size", "rebuilt by"], [*rows, ["total", total, ""]])
+    print_table(f"{run}: can be rebuilt", ["what", "size", "rebuilt by"], [*rows, ["total", total, ""]])
 
 
 def removable(run: Path) -> Iterator[Removable]:

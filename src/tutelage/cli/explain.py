@@ -18,7 +18,7 @@ from tutelage.records import BASE_MODELS
 from tutelage.report.page import words
 from tutelage.run.live_reader import dig, read_or_none
 from tutelage.run.manifest import is_run
-from tutelage.utils.console import print_table, visible
+from tutelage.utils.console import out, print_table, visible
 from tutelage.utils.files import read_jsonl
 from tutelage.utils.format import number, percent
 from tutelage.utils.integrity import check_run
@@ -166,18 +166,18 @@ def explain(run: Path, id: str) -> None:
     story = row_story(run, id)
     row = story.row
     about = [row["split"], *(f"{key} {row[key]}" for key in ("language", "subdomain") if row.get(key))]
-    print(f"row {visible(id)} of {visible(run)}: {visible(', '.join(about))}\n")
-    print(f"{_prompt(row['prompt'])}\n")
-    print(_prompt(f"gold: {row['answer']}").replace("\n", "\n    ").strip())
+    out(f"row {visible(id)} of {run}: {visible(', '.join(about))}\n")
+    out(f"{_prompt(row['prompt'])}\n")
+    out(_prompt(f"gold: {row['answer']}").replace("\n", "\n    ").strip())
     if accepted := [answer for answer in row.get("answers") or [] if answer != row["answer"]]:
-        print(f"also accepted: {visible('; '.join(accepted))}")
+        out(f"also accepted: {visible('; '.join(accepted))}")
     if row.get("labels"):
-        print(f"allowed: {visible(', '.join(row['labels']))}")
-    print()
+        out(f"allowed: {visible(', '.join(row['labels']))}")
+    out()
     for sentence in sentences(story):
-        print(visible(sentence))
+        out(visible(sentence))
     for table in (*_loss_table(story), *_weight_table(story), *_stage_table(story), *_answer_table(story)):
-        print(f"\n{table.title}")
+        out(f"\n{table.title}")
         print_table("", table.head, table.rows)
 
 
@@ -188,7 +188,7 @@ def _prompt(prompt: str | list[dict[str, str]]) -> str:
         f"[{turn['role']}] {turn['content']}" if turn.get("role") else str(turn["content"]) for turn in turns
     )
     more = f"\n  ... and {len(text) - MOST_TEXT:,} more characters" if len(text) > MOST_TEXT else ""
-    return "\n".join(f"  {line}" for line in visible(text[:MOST_TEXT], lines=True).split("\n")) + more
+    return "\n".join(f"  {line}" for line in text[:MOST_TEXT].split("\n")) + more
 
 
 def sentences(story: RowStory) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import Any
 from tutelage.analysis.run_summary import RunSummary, summarise_run
 from tutelage.errors import DataError
 from tutelage.run.manifest import is_run
-from tutelage.utils.console import print_table, visible
+from tutelage.utils.console import as_json, out, print_table
 from tutelage.utils.format import NO_VALUE, file_size, percent
 
 HEAD = ["run", "task", "teacher → student", "method", "score", "gap closed", "date", "size", "state"]
@@ -42,15 +41,15 @@ def show_runs(folder: Path, form: str = "table") -> None:
     """Print the runs in a folder. form: table, markdown, latex, csv or json. Raises as `find_runs`."""
     runs = find_runs(folder)
     if form == "json":
-        print(json.dumps([_as_json(run) for run in runs], indent=2, ensure_ascii=False))
+        out(as_json([_as_json(run) for run in runs]))
         return
     if not runs and form == "table":
-        print(f"no runs in {visible(folder)}: name the folder that holds your runs; `tutelage run RECIPE` starts one")
+        out(f"no runs in {folder}: name the folder that holds your runs; `tutelage run RECIPE` starts one")
         return
     rows = [_cells(run, folder) for run in runs]
     if form == "csv":  # a spreadsheet would run a cell that begins like a formula
         rows = [[f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell for cell in row] for row in rows]
-    print_table(f"{len(runs)} runs in {visible(folder)}", HEAD, rows, form)
+    print_table(f"{len(runs)} runs in {folder}", HEAD, rows, form)
 
 
 def _as_json(run: RunSummary) -> dict[str, Any]:

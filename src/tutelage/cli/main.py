@@ -1,16 +1,13 @@
 """The command line: one subcommand per stage, `run` for all of them in order, and commands that look at runs.
 
 Stages are imported when they are chosen, so that `--help` and a mistake in a recipe take well under a second.
-
-Exit codes: 0 success; 1 a bug, or failed students of a comparison; 2 an error that the user can mend, shown without a
-traceback; 3 a run that stopped because going on is not worth it (--anyway); 130 interrupted.
+`endings.py` has the exit codes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tutelage.cli import run_commands
-from tutelage.errors import UserError
+from tutelage.cli.endings import run_command
 from tutelage.stages import STAGES
-from tutelage.utils.disk import full_disk_as_user_error
+from tutelage.utils.console import err, out, print_table
 
 if TYPE_CHECKING:
     from tutelage.recipe.load import LoadedRecipe
@@ -62,7 +59,7 @@ def _load(recipe: Path | str, overrides: Sequence[str] | None) -> LoadedRecipe:
 
     loaded = load_recipe(recipe, overrides or [])
     for note in loaded.notes:
-        print(note, file=sys.stderr)
+        err(note)
     return loaded
 
 
@@ -97,10 +94,10 @@ def init(
 
     sketch = initialise(data, teacher, student, output)
     for line in sketch.found:
-        print(line)
+        out(line)
     for line in sketch.missing:
-        print(f"to do: {line}")
-    print(f"wrote {sketch.path}: check it, then run `tutelage doctor {sketch.path}`")
+        out(f"to do: {line}")
+    out(f"wrote {sketch.path}: check it, then run `tutelage doctor {sketch.path}`")
 
 
 @app.command()
@@ -112,11 +109,12 @@ def doctor(
         typer.Option(
             "--timing-run",
             min=8,
+            max=1_000_000,
             metavar="ROWS",
             help="Train both models for a few steps on this many rows, to predict time, memory and disk.",
         ),
     ] = None,
-    probe: Annotated[int | None, typer.Option(min=8, hidden=True)] = None,
+    probe: Annotated[int | None, typer.Option(min=8, max=1_000_000, hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
     """Run preflight checks before training.
@@ -126,14 +124,11 @@ def doctor(
     """
     from tutelage.doctor import examine_file, exit_code, show, to_json
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
     if probe is not None:
-        say("--probe is now --timing-run; the old name will be removed in the next version")
-    checks = examine_file(recipe, overrides or [], timing_rows=timing_run or probe, say=say)
+        err("--probe is now --timing-run; the old name will be removed in the next version")
+    checks = examine_file(recipe, overrides or [], timing_rows=timing_run or probe, say=err)
     if as_json:
-        print(to_json(checks))
+        out(to_json(checks))
     else:
         show(checks)
     raise typer.Exit(exit_code(checks))
@@ -167,9 +162,13 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="Methods to compare, separated by commas.")
     ] = "sft,td,td-aw,scd,scd-aw,ccd",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method; 3 means 0, 1, 2.")] = 3,
-    teacher_seeds: Annotated[int, typer.Option(min=1, help="Number of teacher fine-tuning runs per recipe.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of students trained in parallel on this machine.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of seeds per method; 3 means 0, 1, 2.")] = 3,
+    teacher_seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of teacher fine-tuning runs per recipe.")
+    ] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of students trained in parallel on this machine.")
+    ] = 1,
     tune: Annotated[
         bool, typer.Option("--tune", help="First search for the learning rate, as the recipe's `tune` section says.")
     ] = False,
@@ -208,7 +207,7 @@ def compare(
     show(summary, format)
     states = [entry.state for entry in table.planned()]
     if failed := sum(state is not CellState.DONE for state in states):
-        print(f"{failed} of {len(states)} students failed; the same command runs them again", file=sys.stderr)
+        err(f"{failed} of {len(states)} students failed; the same command runs them again")
         raise typer.Exit(1)
 
 
@@ -270,7 +269,6 @@ run_commands.add_to(app)
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the recipe with all defaults. Each value is shown with its origin: default, file or override."""
     from tutelage.recipe.load import show_rows
-    from tutelage.utils.console import print_table
 
     rows = [
         [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), origin]
@@ -283,7 +281,9 @@ def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def shrink(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of the model to prune.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the smaller model; must not exist yet.")],
-    layers: Annotated[int, typer.Option(help="Number of layers to keep: evenly spaced, first and last included.")],
+    layers: Annotated[
+        int, typer.Option(min=1, help="Number of layers to keep: evenly spaced, first and last included.")
+    ],
 ) -> None:
     """Make a student from a model by removing layers. It keeps the model's tokenizer."""
     from tutelage.models.prune import shrink_model
@@ -300,7 +300,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", help="File for the answers. Default: standard output.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows per batch.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows per batch.")] = 16,
 ) -> None:
     """Answer new rows with a distilled student.
 
@@ -318,30 +318,13 @@ def _version(
     if version:
         from tutelage import __version__
 
-        typer.echo(__version__)
+        out(__version__)
         raise typer.Exit
-
-
-class Interrupted(BaseException):
-    """Ctrl-C. Not a KeyboardInterrupt, which typer would turn into exit code 1."""
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise Interrupted
 
 
 def main() -> None:
     """Entry point of the `tutelage` command."""
-    signal.signal(signal.SIGINT, _interrupt)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with full_disk_as_user_error(Path.cwd()):
-            app()
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Interrupted:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(run_command(app))

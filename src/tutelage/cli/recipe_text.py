@@ -9,7 +9,7 @@ import yaml
 
 from tutelage.cli.recipe_settings import LEARNING_RATE, LONGEST, MANY_LABELS, Settings
 from tutelage.data.guess_columns import Guess
-from tutelage.recipe.yaml_source import Dumper
+from tutelage.recipe.yaml_text import Dumper
 
 
 def recipe_text(path: Path, guess: Guess, settings: Settings) -> str:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from tutelage.utils.console import out
+
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 StudentName = Annotated[
     str | None, typer.Option(metavar="METHOD/seed-K", help="The student. Default: the best on validation.")
 ]
+
+
+def _a_number(value: float) -> float:
+    """NaN passes a check of bounds."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is no number")
+    return value
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,7 +42,9 @@ def diagnose(run: RunPath) -> None:
 def watch(
     run: RunPath,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 1.0,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=86_400, callback=_a_number, help="Seconds between updates.")
+    ] = 1.0,
 ) -> None:
     """Show a run live: stage, time left, losses, validation scores.
 
@@ -64,7 +76,7 @@ def card(run: RunPath, student: StudentName = None) -> None:
     """Write a student's model card. It becomes README.md in the student's folder."""
     from tutelage.report.model_card import write_card
 
-    print(write_card(run, student))
+    out(str(write_card(run, student)))
 
 
 def push(

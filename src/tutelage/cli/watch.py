@@ -26,7 +26,7 @@ from tutelage.run.live_reader import begun, dig, newest_change, read_log, read_o
 from tutelage.run.manifest import STARTED, is_run
 from tutelage.run.run_state import RunState, manifests_by_folder, state_of
 from tutelage.stages import STAGES
-from tutelage.utils.console import visible
+from tutelage.utils.console import out_frame, visible
 from tutelage.utils.format import duration, number, percent
 
 SHOWN = [name for name in STAGES if name != "cross_fit"]  # which few methods need
@@ -153,7 +153,7 @@ def watch(folder: Path, once: bool = False, interval: float = 1.0, console: Cons
         raise DataError(f"{folder} is not a run folder{hint}")
     console = console or Console(highlight=False)
     if once or not console.is_terminal:
-        return console.print(draw(take_snapshot(folder)))
+        return out_frame(draw(take_snapshot(folder)), console)
     with Live(console=console, auto_refresh=False) as live:
         while True:
             shot = take_snapshot(folder)

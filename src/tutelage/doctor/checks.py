@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.doctor import wording
 from tutelage.errors import Kind, Problem
+from tutelage.utils.console import as_json, out
 
 if TYPE_CHECKING:
     from tutelage.recipe.schema import Recipe
@@ -86,7 +86,7 @@ def argument_line(recipe: Recipe, section: str, name: str) -> str:
 def to_json(checks: Sequence[Check]) -> str:
     """All checks as a JSON list."""
     keys = ("name", "area", "kind", "status", "text", "numbers", "change", "line")
-    return json.dumps([{key: getattr(check, key) for key in keys} for check in checks], indent=2, ensure_ascii=False)
+    return as_json([{key: getattr(check, key) for key in keys} for check in checks])
 
 
 def summary(checks: Sequence[Check]) -> str:
@@ -97,22 +97,18 @@ def summary(checks: Sequence[Check]) -> str:
 
 def show(checks: Sequence[Check]) -> None:
     """Print the checks by area on standard output, in colour by status. Text from data cannot style it."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
     for area in AREAS:
         in_area = [check for check in checks if check.area == area]
         if in_area:
-            console.print(Text(area, style="bold"))
+            out((area, "bold"))
         for check in in_area:
             kind = f" [{check.kind}]" if check.kind != Kind.OK else ""
             first, *rest = f"{check.name}{kind}: {check.text}".splitlines()
             word = f"  {MARKS[check.status]} {wording.STATUS_WORDS[check.status]:<14}"
-            console.print(Text.assemble((word, STYLES[check.status]), first))
+            out((word, STYLES[check.status]), first)
             for line in rest:
-                console.print(Text(f"{'':18}{line}"))
+                out(f"{'':18}{line}")
             if check.change and check.status != "passed":
                 where = f"  ({check.line})" if check.line else ""
-                console.print(Text(f"{'':18}change: {check.change}{where}", style="cyan"))
-    console.print(Text(summary(checks), style="bold"))
+                out((f"{'':18}change: {check.change}{where}", "cyan"))
+    out((summary(checks), "bold"))

@@ -22,7 +22,7 @@ from tutelage.data.splits import normalised, prompt_text
 from tutelage.doctor.checks import Check
 from tutelage.errors import DataError, Kind, ModelError, Problem, RowsError
 from tutelage.recipe.schema import Recipe
-from tutelage.recipe.yaml_source import Dumper
+from tutelage.recipe.yaml_text import Dumper
 from tutelage.records import SPLITS, Example
 from tutelage.tasks.metrics import base_language, look_alikes, normalize_surface
 from tutelage.tasks.ner import entities_from_answer

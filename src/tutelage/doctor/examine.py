@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tutelage.doctor.checks import Check, exit_code, failed, located
 from tutelage.errors import ConfigError, DamagedArtifactError, Kind, Problem, UserError
+from tutelage.errors.secrets import redacted
 from tutelage.errors.wording import first_line
 from tutelage.recipe.schema import Recipe
 from tutelage.utils.integrity import check_run
@@ -75,7 +76,7 @@ def examine(recipe: Recipe, *, timing_rows: int | None = None, say: Say = _silen
 def _recipe_problem(problem: Problem) -> Check:
     """A problem of the recipe, with the line of the file that it is in."""
     in_file = problem.place is not None and problem.place.number is not None
-    change = f"{problem.key}=..." if problem.key else None
+    change = redacted(f"{problem.key}=...") if problem.key else None
     line = str(problem.place) if in_file else None
     return Check("recipe", "recipe", "fail", problem.kind, change=change, line=line, problems=(problem,))
 

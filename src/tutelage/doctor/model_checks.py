@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tutelage.data.dataset import load_rows
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.fit_checks import FittingRows
-from tutelage.errors import Kind, ModelError, UserError
+from tutelage.errors import ConfigError, Kind, ModelError, UserError
 from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
-from tutelage.models.load import check_vocabularies, config_of, device, load_tokenizer
+from tutelage.models.load import check_lora_targets, check_vocabularies, config_of, device, load_tokenizer
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Model, Recipe
 from tutelage.run.checkpoints import list_checkpoints
@@ -106,7 +105,7 @@ def check_settings(recipe: Recipe) -> list[Check]:
     """Training arguments, precision, memory of the weights, the user's own checkpoints, and two different models."""
     checks = [
         *(_training_arguments(recipe), _learning_rates(recipe), _precision(recipe), _weight_memory(recipe)),
-        *(_checkpoints(recipe), _same_model(recipe)),
+        *(_checkpoints(recipe), _same_model(recipe), _lora_targets(recipe)),
     ]
     return [check for check in checks if check]
 
@@ -129,13 +128,12 @@ def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _refusal(arguments: Mapping[str, Any]) -> str | None:
     """Why transformers refuses these training arguments; None if it takes them."""
-    from tutelage.training.trainer import training_arguments
+    from tutelage.training.trainer import check_arguments
 
-    with TemporaryDirectory() as folder:
-        try:
-            training_arguments(Path(folder), dict(arguments), seed=0)
-        except (ValueError, TypeError, ImportError) as error:
-            return str(error)
+    try:
+        check_arguments(dict(arguments))
+    except ConfigError as error:
+        return str(error)
     return None
 
 
@@ -211,6 +209,17 @@ def _checkpoints(recipe: Recipe) -> Check | None:
         change = f"teach.{'checkpoints' if given else 'num_checkpoints'}=4"
         return Check("checkpoints", "models", "look", Kind.ONE_CHECKPOINT, numbers, change)
     return Check("checkpoints", "models", "passed", numbers=numbers) if given else None
+
+
+def _lora_targets(recipe: Recipe) -> Check | None:
+    """Names of layers that are to get adapters, which `prepare` refuses if there are none."""
+    for role in ROLES:
+        try:
+            check_lora_targets(getattr(recipe, role))
+        except ModelError as error:
+            change = f"{role}.lora.target_modules=all-linear"
+            return failed("lora_targets", "models", error.problems[0], change)
+    return None
 
 
 def _same_model(recipe: Recipe) -> Check | None:

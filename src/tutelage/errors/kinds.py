@@ -21,6 +21,10 @@ class Kind(StrEnum):
     RUN_LOCKED = "run_locked"
     DISK_FULL = "disk_full"
 
+    # --- the machine ---
+    FILE_INACCESSIBLE = "file_inaccessible"
+    OUT_OF_MEMORY = "out_of_memory"
+
     # --- the recipe ---
     RECIPE_UNREADABLE = "recipe_unreadable"
     RECIPE_EMPTY = "recipe_empty"
@@ -34,6 +38,7 @@ class Kind(StrEnum):
     VALUES_CONFLICT = "values_conflict"
     OVERRIDE_INVALID = "override_invalid"
     METHOD_SETTING_INVALID = "method_setting_invalid"
+    SECRET_IN_RECIPE = "secret_in_recipe"
     METRIC_UNSUITABLE = "metric_unsuitable"
     DECODING_UNSUITABLE = "decoding_unsuitable"
 
@@ -146,6 +151,7 @@ class Kind(StrEnum):
     ANSWERS_NOT_WRITABLE = "answers_not_writable"
     FEW_STEPS = "few_steps"
     TOKENIZER_UNREADABLE = "tokenizer_unreadable"
+    LORA_TARGETS_UNKNOWN = "lora_targets_unknown"
     EMBEDDINGS_TOO_SMALL = "embeddings_too_small"
     CHAT_TEMPLATE_MISSING = "chat_template_missing"
     CHAT_TEMPLATES_DIFFER = "chat_templates_differ"

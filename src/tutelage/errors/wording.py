@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from tutelage.errors import wording_stops
+from tutelage.errors import wording_machine, wording_stops
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
+from tutelage.errors.secrets import redacted
 from tutelage.errors.wording_rows import ANSWERS, COLUMNS, FILES, SHOWN, SPLIT_WORDS, Text, Values
 
 LONGEST_TEXT, LONGEST_LIST = 2000, 200
@@ -54,7 +55,7 @@ def group_text(group: Sequence[Problem]) -> str:
 def problem_text(problem: Problem) -> str:
     """`PLACE: what was found, and what to do`."""
     text = _filled(TEXTS[problem.kind], problem)
-    return f"{problem.place}: {text}" if problem.place else text
+    return redacted(f"{problem.place}: {text}" if problem.place else text)
 
 
 def first_line(error: BaseException) -> str:
@@ -126,6 +127,10 @@ _RECIPE: dict[Kind, Text] = {
     Kind.VALUES_CONFLICT: "{key}: {text}",
     Kind.OVERRIDE_INVALID: "override {override!r}: {text}",
     Kind.METHOD_SETTING_INVALID: "{text}",
+    Kind.SECRET_IN_RECIPE: (
+        "{key}: holds a token or password, and a run copies its recipe into files that are passed on; take it out. The"
+        " Hub reads a token from the environment (HF_TOKEN) or from `hf auth login`, trackers read their own variables"
+    ),
     Kind.METRIC_UNSUITABLE: _unsuitable_metric,
     Kind.DECODING_UNSUITABLE: (
         "task.decoding: labels needs closed answers, and these rows have free text; write generate"
@@ -149,6 +154,7 @@ TEXTS: dict[Kind, Text] = {
     **FILES,
     **COLUMNS,
     **ANSWERS,
+    **wording_machine.TEXTS,
     **wording_stops.TEXTS,
     Kind.VOCABULARIES_DIFFER: _different_vocabularies,
     Kind.END_OF_SEQUENCE_DIFFERS: (

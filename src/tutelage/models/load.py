@@ -62,6 +62,33 @@ def load_trainable(model: Model, folder: Path | None, seed: int) -> nn.Module:
     return load_model(model, folder)
 
 
+def check_lora_targets(model: Model) -> None:
+    """Refuse adapters for layers that a model does not have, before anything is trained. Loads no weights.
+
+    Raises ModelError. A model whose config cannot be read is not judged: loading it says why.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if model.lora is None or config_of(model) is None:
+        return
+    trust, targets = model.trust_remote_code, model.lora.target_modules
+    config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.revision, trust_remote_code=trust)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        layers = [name for name, layer in skeleton.named_modules() if getattr(layer, "weight", None) is not None]
+        listed = [] if isinstance(targets, str) else targets
+        unknown = [target for target in listed if not any(f".{name}".endswith(f".{target}") for name in layers)]
+        reason = ""
+        try:
+            with_lora(skeleton, model.lora)
+        except (ValueError, RuntimeError) as error:
+            reason = first_line(error)
+    if unknown or reason:
+        inner = sorted({name.rpartition(".")[2] for name in layers if "layers." in name and "norm" not in name})
+        values = {"name": model.model_name_or_path, "unknown": unknown, "reason": reason, "layers": inner or layers}
+        raise ModelError(Problem(Kind.LORA_TARGETS_UNKNOWN, values=values))
+
+
 def device() -> torch.device:
     """The first accelerator of this machine, or the CPU."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from tutelage.recipe.renamed import translate_nested
 from tutelage.recipe.schema import Data, Model, Task
 from tutelage.records import Example
 from tutelage.tasks import make_task
+from tutelage.utils.console import as_json, out
 from tutelage.utils.files import read_json, write_jsonl
 from tutelage.utils.integrity import present
 
@@ -40,7 +40,7 @@ def predict_file(folder: Path, source: str, output: Path | None, batch_size: int
         write_jsonl(output, answer(_rows(source, answer.data.encoding)), new=True)
         return
     for line in answer(_rows(source, answer.data.encoding)):
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        out(as_json(line, indent=None), flush=True)
 
 
 class Predictor:

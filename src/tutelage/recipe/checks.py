@@ -1,59 +1,19 @@
-"""Messages about wrong values in a recipe, and checks across fields.
-
-Also covers the training arguments: which are refused, and the names and types of the others. Those are read from the
-source of transformers, so that a typo is reported without importing it.
-"""
+"""Checks across the fields of a recipe: values that are valid by themselves and cannot be combined."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from fnmatch import fnmatch
-from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import NamedTuple
 
-from pydantic.fields import FieldInfo
-
-from tutelage.errors import ConfigError
 from tutelage.method.methods import find_method, method_names, split_variant
+from tutelage.recipe.arguments import LIMITS, argument_problem
 from tutelage.recipe.renamed import REMOVED_METHODS, method_removal_text, new_name
-from tutelage.recipe.schema import Recipe, Section, known_metrics
-from tutelage.recipe.yaml_source import NUMBERS, shown
+from tutelage.recipe.schema import Recipe, known_metrics
+from tutelage.recipe.values import shown
 from tutelage.records import SPLITS
-
-RESERVED = {
-    "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
-    "seed": "set the recipe's `seed`, or `distill.seeds` for the students",
-    "data_seed": "set the recipe's `seed`, or `distill.seeds` for the students",
-    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`, or `teach.trainer.num_train_epochs`",
-    "auto_find_batch_size": "every method gets the same steps: set `per_device_train_batch_size`",
-    "dataloader_drop_last": "every training row is used; leave it out",
-    "remove_unused_columns": "the rows hold only what the model needs; leave it out",
-    "label_smoothing_factor": "the loss has no label smoothing; leave it out",
-    "resume_from_checkpoint": "the same command resumes an interrupted run; leave it out",
-    "per_device_eval_batch_size": "set `evaluate.batch_size`",
-    "load_best_model_at_end": "set `distill.keep`, and `teach.best_by` for the teacher",
-    "metric_for_best_model": "set `task.metric`, `teach.best_by` and `distill.select_by`",
-    "greater_is_better": "set `task.metric`, `teach.best_by` and `distill.select_by`",
-    "push_to_hub": "upload the finished student with `tutelage push RUN OWNER/NAME`",
-    "hub_*": "upload the finished student with `tutelage push RUN OWNER/NAME`",
-    "disable_tqdm": "tutelage shows the progress; leave it out",
-    "log_level": "tutelage decides what is printed; leave it out",
-    "save_*": "set `teach.num_checkpoints` for the teacher, `distill.save_steps` for resume checkpoints of the student",
-    "eval_*": "validation runs after each stage and for each teacher checkpoint; leave it out",
-    "do_*": "each stage is a separate command; leave it out",
-    "evaluation_strategy": "validation runs after each stage and for each teacher checkpoint; leave it out",
-    "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)",
-    "group_by_length": "write train_sampling_strategy: group_by_length",
-    "no_cuda": "write use_cpu: true",
-}
-"""Training arguments (names or patterns) that the library sets itself or that have another name now, and what to use
-instead."""
 
 STAGE_FOLDERS = (
     *("prepare", "teach", "anchor", "cache", "cross_fit", "teacher_answers", "distill", "evaluate", "diagnose"),
@@ -63,6 +23,13 @@ STAGE_FOLDERS = (
 _MODELS = ("teacher", "student", "anchor")
 _TRAINED = ("teach", "anchor", "distill")
 """Sections that have a `trainer`."""
+LONGEST_NAME = 200
+"""Bytes of the settings in a method's name. File systems take 255 for the name of a folder."""
+MOST_STAGES = 1000
+"""Stage k of a student with seed s is trained with the seed 1000 s + k: with more stages seeds would overlap."""
+LARGEST_SEED = 2**32 - 1 - MOST_STAGES
+"""Of teacher and anchor: numpy takes seeds below 2^32, and `compare --teacher-seeds` counts on from the first."""
+LARGEST_STUDENT_SEED = LARGEST_SEED // MOST_STAGES
 
 
 class Conflict(NamedTuple):
@@ -73,50 +40,6 @@ class Conflict(NamedTuple):
     text: str
     also: tuple[str, ...] = ()
     """Other dotted keys involved. While one of them has an invalid value, this conflict is not reported."""
-
-
-# --- messages about single values ---
-
-
-def wrong(info: FieldInfo, value: Any) -> str:
-    """The message about a value that its field does not accept."""
-    wanted = _wanted(info.annotation, info.metadata)
-    hint = ""
-    if near := get_close_matches(value, _choices(info.annotation), 1) if isinstance(value, str) else []:
-        hint = f"; did you mean {near[0]}?"
-    elif "text" in wanted:
-        hint = "; put text in quotes that YAML does not read as text (yes, no, null, 12, {x})"
-    elif isinstance(value, str) and any(pattern.match(value) for pattern in NUMBERS.values()):
-        hint = "; write it without quotes"
-    return f"found {shown(value)}, want {wanted}{hint}"
-
-
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [choice for inner in get_args(annotation) for choice in _choices(inner)]
-
-
-def _wanted(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """A type in words: "a whole number above 0 or null"."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return f"a mapping of {', '.join(annotation.model_fields)}"
-    if origin is list:
-        return f"a list (of {_wanted(inner[0])})"
-    if origin is dict:
-        return "a mapping of text to text" if inner[1] is str else "a mapping"
-    if origin is Literal:
-        return ("one of " if len(inner) > 1 else "") + ", ".join(inner)
-    if inner:
-        return " or ".join(_wanted(part, metadata if part is not NoneType else ()) for part in inner)
-    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
-    bounds = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
-    limits = [f"{word} {getattr(m, name)}" for m in metadata for name, word in bounds.items() if hasattr(m, name)]
-    return f"{words[annotation]} {' and '.join(limits)}".strip()
-
-
-# --- checks across fields ---
 
 
 def check(recipe: Recipe) -> list[str]:
@@ -133,13 +56,16 @@ def cross_problems(recipe: Recipe) -> Iterator[Conflict]:
     for section in ("", *_TRAINED):
         mapping = f"{section}.trainer".lstrip(".")
         for name, value in (getattr(recipe, section) if section else recipe).trainer.items():
-            if text := _trainer_problem(mapping, name, value):
+            if text := argument_problem(mapping, name, value):
                 yield Conflict(f"{mapping}.{name}", text)
 
 
 def _folder_problems(recipe: Recipe) -> Iterator[Conflict]:
-    if not all(part.strip(". ") for part in recipe.name.split("/")):
+    if "\0" in recipe.name or not all(part.strip(". ") for part in recipe.name.split("/")):
         yield Conflict("name", f"{shown(recipe.name)} is no name for a folder; write letters, digits, - and _")
+    if "\0" in recipe.output_dir:
+        yield Conflict("output_dir", f"{shown(recipe.output_dir)} is no name for a folder; name another", ("name",))
+        return
     own = [Path(recipe.output_dir).resolve() / name for name in STAGE_FOLDERS]
     given = {
         "data.dataset": recipe.data.dataset,
@@ -197,17 +123,18 @@ def _method_problems(recipe: Recipe) -> Iterator[Conflict]:
             f"{recipe.tune.method} computes weights from the anchor, which is trained with the learning rate that is"
             " to be found; write td, or another method with constant weights",
         )
-    if not recipe.tune.grid or min(recipe.tune.grid) <= 0:
-        yield Conflict(
-            "tune.grid", f"found {shown(recipe.tune.grid)}, want learning rates above 0, e.g. [2.0e-5, 1.0e-4]"
-        )
+    most = LIMITS["learning_rate"]["le"]
+    if not recipe.tune.grid or not 0 < min(recipe.tune.grid) <= max(recipe.tune.grid) <= most:
+        text = f"found {shown(recipe.tune.grid)}, want learning rates above 0 and of at most {most}"
+        yield Conflict("tune.grid", f"{text}, e.g. [2.0e-5, 1.0e-4]")
     yield from _weighting_problems(recipe)
     teacher_seeds = [recipe.teach.seed] if recipe.teach.seed is not None else []
     seeds_by_key = {"seed": [recipe.seed], "teach.seed": teacher_seeds, "distill.seeds": recipe.distill.seeds}
     for key, seeds in seeds_by_key.items():
         for seed in seeds:
-            if not 0 <= seed < 2**32:
-                yield Conflict(key, f"{seed} is not a valid seed; write a number from 0 to 4294967295")
+            largest = LARGEST_STUDENT_SEED if key == "distill.seeds" else LARGEST_SEED
+            if not 0 <= seed <= largest:
+                yield Conflict(key, f"{seed} is not a valid seed; write a number from 0 to {largest}")
 
 
 def _unknown_method(name: str) -> str:
@@ -224,6 +151,18 @@ def _weighting_problems(recipe: Recipe) -> Iterator[Conflict]:
             " cross_fit.teacher: false (then only the student's losses are out-of-fold)"
         )
         yield Conflict("cross_fit.teacher", hint, ("teach.checkpoints", "distill.methods"))
+
+
+def name_problems(settings: Sequence[str]) -> Iterator[str]:
+    """Problems of settings that are to be in the name of a method, which is also that of a folder."""
+    keys = [setting.partition("=")[0] for setting in settings]
+    for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
+        yield f"{key} is set {keys.count(key)} times; set it once"
+    for text in settings:
+        if "/" in text or not text.isprintable():
+            yield f"{text!r}: the name of a variant is the name of a folder: no `/`, no line breaks"
+    if (size := len("+".join(settings).encode(errors="replace"))) > LONGEST_NAME:
+        yield f"{size} bytes of settings are too long for the name of a folder; set them in `distill`"
 
 
 def method_problems(recipe: Recipe, method: str, settings: Sequence[str]) -> Iterator[str]:
@@ -260,47 +199,3 @@ def _given_model_problems(recipe: Recipe) -> Iterator[Conflict]:
 def _one_of(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, 1)
     return (f"did you mean {near[0]}? " if near else "") + f"Available: {', '.join(known)}"
-
-
-# --- TrainingArguments ---
-
-
-@cache
-def _trainer_arguments() -> dict[str, str]:
-    """Annotation of every field of transformers.TrainingArguments, read from its source: importing it takes seconds."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise ConfigError("transformers is not installed in this Python; run: pip install tutelage")
-    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return {line.target.id: ast.unparse(line.annotation) for line in body if isinstance(line, ast.AnnAssign)}
-
-
-def trainer_argument_names() -> frozenset[str]:
-    """Names of all fields of the installed transformers.TrainingArguments; transformers is not imported."""
-    return frozenset(_trainer_arguments())
-
-
-def refusal(mapping: str, name: str) -> str | None:
-    """Why a training argument is not accepted in this mapping (`teach.trainer`, ...), and what to use instead."""
-    if name == "num_train_epochs" and mapping != "teach.trainer":
-        return (
-            "students are trained for num_stages x epochs_per_stage: set these in `distill`, for the teacher"
-            " teach.trainer.num_train_epochs"
-        )
-    return next((hint for pattern, hint in RESERVED.items() if fnmatch(name, pattern)), None)
-
-
-def _trainer_problem(mapping: str, name: str, value: Any) -> str | None:
-    if hint := refusal(mapping, name):
-        return f"not accepted here; {hint}"
-    if name not in trainer_argument_names():
-        near = get_close_matches(name, trainer_argument_names() - RESERVED.keys(), 1)
-        hint = f"did you mean `{near[0]}`?" if near else "see the documentation of that class"
-        return f"not an argument of transformers.TrainingArguments; {hint}"
-    kinds = {"int": int, "float": float, "bool": bool}
-    kind = kinds.get(_trainer_arguments()[name])
-    right = isinstance(value, int | float) if kind is float else isinstance(value, kind or object)
-    if kind and (not right or isinstance(value, bool) != (kind is bool)):
-        return f"found {shown(value)}, want {_wanted(kind)}"
-    return None

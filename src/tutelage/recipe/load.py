@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -19,19 +19,15 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tutelage.errors import ConfigError, Kind, Place, Problem
+from tutelage.errors.wording import problem_text
 from tutelage.method.methods import find_method, method_names, split_variant
-from tutelage.recipe.checks import (
-    budget,
-    check,
-    cross_problems,
-    method_problems,
-    refusal,
-    trainer_argument_names,
-    wrong,
-)
+from tutelage.recipe.arguments import refusal, trainer_argument_names, value_problem
+from tutelage.recipe.checks import budget, check, cross_problems, method_problems, name_problems
 from tutelage.recipe.renamed import RENAMED, variant_notes
 from tutelage.recipe.schema import Recipe, Section
-from tutelage.recipe.yaml_source import REQUIRED, Dumper, Keys, RecipeSource, dotted, example, override, read
+from tutelage.recipe.values import as_plain, unusable_texts, wrong
+from tutelage.recipe.yaml_source import REQUIRED, RecipeSource, dotted, example, override, read
+from tutelage.recipe.yaml_text import Dumper, Keys
 
 __all__ = ["LoadedRecipe", "check", "dump_recipe", "flatten", "load_recipe", "show_rows", "trainer_argument_names"]
 
@@ -67,13 +63,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     source.values.setdefault("name", source.path.stem)
     source.values.setdefault("output_dir", f"runs/{source.values['name']}")
     _fill_empty_sections(source.values)
-    recipe = _validate(source)
+    recipe = _validate(source, with_variants=True)
     if source.problems or recipe is None:
         raise ConfigError(*source.problems, subject=str(path))
-    for method in recipe.distill.methods:
-        varied(recipe, method)
-        if not source.recorded:
-            source.notes += variant_notes(method)
+    if not source.recorded:
+        source.notes += [note for method in recipe.distill.methods for note in variant_notes(method)]
     origins = {}
     for keys, _, _ in _leaves(recipe):
         is_given = _get(given, keys) is not _ABSENT
@@ -87,6 +81,37 @@ def varied(recipe: Recipe, method: str) -> Recipe:
     Raises ConfigError for invalid settings, for settings without effect on the method, and for settings that change its
     budget: all methods of a run get the same number of steps, and of rows per step.
     """
+    variant, problems = _variant(recipe, method)
+    if problems or variant is None:
+        raise ConfigError(*problems, subject=f"the method {method!r}")
+    return variant
+
+
+def check_settings(values: dict[str, Any], arguments: dict[str, Any], names: dict[str, str]) -> None:
+    """Check settings that are given from Python as those of a recipe.
+
+    values: by dotted key. arguments: TrainingArguments. names: the names in Python of dotted keys. Raises ConfigError
+    with all problems.
+    """
+    source = RecipeSource(Path("SCDConfig"), {"name": "-", "output_dir": "-"})
+    source.values |= {key: copy.deepcopy(example) for key, example in REQUIRED.items() if "." not in key}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        section = source.values
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = as_plain(value)
+    _validate(source)
+    problems = [replace(problem, place=None, key=names.get(problem.key, problem.key)) for problem in source.problems]
+    for name, value in arguments.items():
+        if text := value_problem(name, as_plain(value)):
+            problems.append(Problem(Kind.VALUE_INVALID, key=name, values={"text": text}))
+    if problems:
+        raise ConfigError(*problems, subject="SCDConfig")
+
+
+def _variant(recipe: Recipe, method: str) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe with the settings of a method (None if one is invalid), and what is wrong with them."""
     base, named = split_variant(method)
     is_known = base in method_names()
     source, variant = RecipeSource(Path(method), {}), recipe
@@ -96,18 +121,23 @@ def varied(recipe: Recipe, method: str) -> Recipe:
             override(source, f"distill.{text}")
         source.problems += _both_names([f"distill.{text}" for text in named])
         variant = _validate(source)
-    source.problems += [
-        _setting(f"{text!r}: the name of a variant is the name of a folder and must not contain `/`")
-        for text in named
-        if "/" in text
-    ]
+    source.problems += [_setting(text) for text in name_problems(named)]
     if variant is not None:
         source.problems += _budget_problems(recipe, variant)
         if is_known:
             source.problems += [_setting(text) for text in method_problems(variant, base, named)]
-    if source.problems:
-        raise ConfigError(*source.problems, subject=f"the method {method!r}")
-    return variant
+    return variant, source.problems
+
+
+def _variant_problems(recipe: Recipe, source: RecipeSource) -> Iterator[Problem]:
+    """Problems of the settings in the names of a recipe's methods, with the line of the methods."""
+    place, known = source.place(("distill", "methods")), [problem.values.get("text") for problem in source.problems]
+    for method in dict.fromkeys(recipe.distill.methods):
+        for problem in _variant(recipe, method)[1]:
+            if problem.values.get("text") in known:  # a problem of the recipe itself
+                continue
+            text = f"method {method}: {problem_text(replace(problem, place=None))}"
+            yield Problem(Kind.METHOD_SETTING_INVALID, place=place, key="distill.methods", values={"text": text})
 
 
 def _budget_problems(recipe: Recipe, variant: Recipe) -> list[Problem]:
@@ -146,24 +176,28 @@ def _fill_empty_sections(values: dict[str, Any]) -> None:
             _get(values, keys[:-1])[keys[-1]] = {}
 
 
-def _validate(source: RecipeSource) -> Recipe | None:
+def _validate(source: RecipeSource, *, with_variants: bool = False) -> Recipe | None:
     """The recipe, or None if it is invalid; problems are added to the source.
 
-    Invalid values are replaced to check the others in the same pass.
+    Invalid values are replaced to check the others in the same pass. with_variants: also check the settings in the
+    names of the methods.
     """
     try:
         recipe, errors = Recipe.model_validate(source.values, strict=True), []
     except ValidationError as error:
         recipe, errors = None, error.errors(include_url=False)
     faults, meant = _faults(source, errors)
+    faults |= {keys: (kind, {"text": text}) for keys, kind, text in unusable_texts(source.values)}
     for keys, (kind, values) in faults.items():
         source.report(kind, keys, **values)
-    checkable = recipe or _mended(source.values, faults.keys() | meant)
+    checkable = _mended(source.values, faults.keys() | meant) if faults or recipe is None else recipe
     invalid = {dotted(keys) for keys in faults.keys() | meant}
     for conflict in cross_problems(checkable) if checkable else ():
         involved = (conflict.key, *conflict.also)
         if not any(f"{key}.".startswith(f"{fault}.") for key in involved for fault in invalid):
             source.report(Kind.VALUES_CONFLICT, tuple(conflict.key.split(".")), text=conflict.text)
+    if with_variants and checkable and "distill.methods" not in {*invalid, *(p.key for p in source.problems)}:
+        source.problems += list(_variant_problems(checkable, source))
     return recipe
 
 

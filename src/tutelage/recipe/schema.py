@@ -52,10 +52,17 @@ def known_metrics(task_type: str) -> tuple[str, ...]:
     return METRICS["span_qa"] + METRICS["choice_qa"] if task_type == "qa" else METRICS[task_type]
 
 
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values cannot be changed."""
+MOST_TOKENS = 2**20
+"""Longest rows and answers, in tokens; no model has positions for more."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values cannot be changed. Bounds keep out what can only fail
+    later, or never end."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Task(Section):
@@ -72,7 +79,7 @@ class Task(Section):
     decoding: Literal["generate", "labels"] = "generate"
     """`generate`: greedy text. `labels`: the allowed answer with the best mean log-likelihood (closed label sets
     only)."""
-    max_new_tokens: int | None = Field(None, gt=0)
+    max_new_tokens: int | None = Field(None, gt=0, le=MOST_TOKENS)
     """Longest generated answer. Default: 1.5 times the longest training answer, plus 4 tokens."""
 
 
@@ -115,7 +122,7 @@ class Data(Section):
     """System message at the start of chat prompts."""
     answer_prefix: str | None = None
     """Text between prompt and answer, learned with the answer. Default: a space; nothing with `chat_template`."""
-    max_length: int = Field(1024, gt=1)
+    max_length: int = Field(1024, gt=1, le=MOST_TOKENS)
     """Longest example in tokens: prompt, answer and end-of-sequence."""
     too_long: Literal["error", "drop", "truncate_prompt"] = "error"
     """What happens to a longer example. Answers are never cut; `truncate_prompt` cuts the start of the prompt."""
@@ -149,9 +156,9 @@ class Data(Section):
 class Lora(Section):
     """Low-rank adapters instead of full fine-tuning (PEFT's names)."""
 
-    r: int = Field(16, gt=0)
+    r: int = Field(16, gt=0, le=4096)
     """Rank."""
-    lora_alpha: int = Field(32, gt=0)
+    lora_alpha: int = Field(32, gt=0, le=1_000_000)
     """Scale: the update is multiplied by lora_alpha / r."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapters."""
@@ -181,7 +188,7 @@ class Teach(Section):
 
     checkpoints: str | list[str] | None = None
     """A folder with `checkpoint-*`, or a list of checkpoint folders in training order; then nothing is trained."""
-    num_checkpoints: int = Field(4, gt=0)
+    num_checkpoints: int = Field(4, gt=0, le=1000)
     """Number of checkpoints that are kept, at equal spacing; the last one is the end of the run."""
     seed: int | None = None
     """Seed of the teacher's fine-tuning run. Default: the recipe's `seed`."""
@@ -210,7 +217,7 @@ class Anchor(Section):
 class CrossFit(Section):
     """Out-of-fold losses on the training rows, for methods `ccd-aw` and `*-aw-cf`."""
 
-    folds: int = Field(2, ge=2)
+    folds: int = Field(2, ge=2, le=100)
     """Number of folds of the training rows; each is evaluated by models trained on the others."""
     teacher: bool = True
     """Also train the teacher for each fold. false: use its checkpoints' losses on their own training rows."""
@@ -221,7 +228,7 @@ class Cache(Section):
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the stored hidden states."""
-    batch_size: int = Field(16, gt=0)
+    batch_size: int = Field(16, gt=0, le=1_000_000)
     """Rows in one forward pass."""
     shard_rows: int = Field(1024, gt=0)
     """Rows in one file; an interrupted run continues after the last complete file."""
@@ -246,16 +253,16 @@ class Distill(Section):
     """Names in METHODS; each method gets the same rows, steps, stages, stage resets and seeds."""
     seeds: list[int] = [0]
     """One student per method and seed."""
-    num_stages: int = Field(4, gt=0)
+    num_stages: int = Field(4, gt=0, le=1000)
     """N: stages of training, each with a checkpoint to follow."""
-    epochs_per_stage: float = Field(2.0, gt=0)
+    epochs_per_stage: float = Field(2.0, gt=0, le=10_000)
     """T: passes over the training rows in one stage."""
     stage_reset: bool = True
     """Optimizer and learning-rate schedule start anew in each stage, as published. false: one schedule and one
     optimizer over all stages."""
     kd_ratio: float = Field(0.5, ge=0, le=1)
     """Constant weights: loss = (1 - kd_ratio) CE + kd_ratio KD. Not used by adaptive weights."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0.01, le=100)
     """Divides both models' logits in the divergence, which is multiplied by its square."""
     start: Literal["student", "anchor"] = "student"
     """Where the first stage starts. `anchor`: from the fine-tuned student, which then has had twice the training of
@@ -290,9 +297,9 @@ class Distill(Section):
 class Evaluate(Section):
     """Scores every model on the test set, once."""
 
-    batch_size: int = Field(16, gt=0)
+    batch_size: int = Field(16, gt=0, le=1_000_000)
     """Rows in one batch of decoding."""
-    resamples: int = Field(1000, ge=100)
+    resamples: int = Field(1000, ge=100, le=100_000)
     """Bootstrap resamples behind each 95 % interval."""
 
 
@@ -303,7 +310,7 @@ class Tune(Section):
     """Method that the learning rates are tried with (the paper's protocol: one for all methods)."""
     grid: list[float] = [2e-5, 5e-5, 1e-4, 2e-4, 5e-4]
     """Learning rates to try."""
-    seeds: int = Field(1, gt=0)
+    seeds: int = Field(1, gt=0, le=1000)
     """Students per learning rate; their means are compared. The result of one student may be chance."""
     per_method: bool = False
     """Try the grid with every method, and give each its own best learning rate. A shared one may favour the method that
@@ -313,9 +320,9 @@ class Tune(Section):
 class Compare(Section):
     """Resources of one student of `tutelage compare --executor ray`."""
 
-    num_cpus: float = Field(1.0, gt=0)
+    num_cpus: float = Field(1.0, gt=0, le=10_000)
     """CPUs; a student is trained with as many threads."""
-    num_gpus: float = Field(0.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0, le=10_000)
     """GPUs; fractions are allowed."""
 
 

@@ -1,6 +1,6 @@
 """A recipe's values before validation: read from YAML with line numbers, overridden, under their present keys.
 
-Defines which YAML is read and written, and reports text that is not a mapping of values.
+Reports text that is not a mapping of values. `yaml_text.py` defines which YAML is read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import yaml
 
 from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.recipe.renamed import EMPTIED, REMOVED, RENAMED, removal_text, rename_note
+from tutelage.recipe.values import cut, shown
+from tutelage.recipe.yaml_text import DEEPEST, MOST_CHARACTERS, Keys, parse, plain
 from tutelage.utils.integrity import check
-
-Keys = tuple[Any, ...]
-"""Path of a value: ("distill", "trainer", "learning_rate"); an integer is an index into a list."""
 
 REQUIRED = {
     "task": {"type": "classification"},
@@ -33,8 +32,6 @@ REQUIRED = {
 """An example of each key that has no default."""
 
 _OVERRIDE = re.compile(r"(?P<key>[^\W\d][\w-]*(?:\.[\w-]+)*)=(?P<value>.*\S.*)", re.DOTALL)
-_DEEPEST = 20
-"""Most levels of nesting in a recipe; a YAML alias may contain itself."""
 
 
 # --- how keys and values are shown ---
@@ -43,12 +40,6 @@ _DEEPEST = 20
 def dotted(keys: Keys) -> str:
     """The dotted key: "distill.trainer.learning_rate"."""
     return ".".join(str(key) for key in keys)
-
-
-def shown(value: Any) -> str:
-    """A value as JSON, cut to 60 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def example(keys: Keys) -> str:
@@ -60,33 +51,7 @@ def example(keys: Keys) -> str:
     return f"{keys[-1]}: {text}"
 
 
-# --- YAML ---
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without some surprises of YAML 1.1: 1e-4 is a number; 12:30, 010 and 2024-01-01 are text."""
-
-
-class Dumper(yaml.SafeDumper):
-    """Quotes all text that `_Loader` or a YAML 1.1 reader would not read as text."""
-
-
-_CORE = "tag:yaml.org,2002:"
-NUMBERS = {
-    "int": re.compile(r"[-+]?(0|[1-9][0-9_]*)$"),
-    "float": re.compile(
-        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.nan$"
-    ),
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0].removeprefix(_CORE) not in ("int", "float", "timestamp")]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _kind, _pattern in NUMBERS.items():
-    _Loader.add_implicit_resolver(_CORE + _kind, _pattern, list("-+.0123456789"))
-    Dumper.add_implicit_resolver(_CORE + _kind, _pattern, list("-+.0123456789"))
-for _kind in ("binary", "omap", "pairs", "set", "timestamp"):  # a recipe holds only what JSON can hold
-    _Loader.add_constructor(_CORE + _kind, _Loader.construct_undefined)
+# --- files ---
 
 
 @dataclass
@@ -127,10 +92,9 @@ def read(path: Path) -> RecipeSource:
     if source.recorded:
         check(path)
     try:
-        loader = _Loader(path.read_text(encoding="utf-8-sig"))
-        node = loader.get_single_node()
-        _note_lines(node, (), source)
-        values = loader.construct_document(node) if node else None
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        values, lines = parse(text)
     except FileNotFoundError:
         raise _unreadable(path, f"there is no such recipe file.{_files_nearby(path)}") from None
     except IsADirectoryError:
@@ -141,14 +105,15 @@ def read(path: Path) -> RecipeSource:
     except UnicodeDecodeError as error:
         raise _unreadable(path, f"not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise _yaml_error(path, error) from None
+        raise _yaml_error(path, error, text) from None
     if not values:
         least = "".join(f"\n  {example((key,))}" for key in REQUIRED if "." not in key)
         raise _unreadable(path, f"the recipe is empty. It needs at least:{least}", 1, Kind.RECIPE_EMPTY)
     if not isinstance(values, dict):
         found = f"a recipe is a mapping of sections (`task:`, `data:`, ...); found {shown(values)}"
         raise _unreadable(path, found, 1, Kind.YAML_INVALID)
-    source.values = _plain(values)
+    source.values = plain(values)
+    _note_lines(lines, source)
     if source.recorded:  # wherever the run was when it wrote this
         source.values["output_dir"] = str(path.parent)
     use_present_names(source)
@@ -159,31 +124,16 @@ def _unreadable(path: Path, text: str, line: int | None = None, kind: Kind = Kin
     return ConfigError(Problem(kind, place=Place(str(path), line), values={"text": text}))
 
 
-def _plain(value: Any) -> Any:
-    """A copy with keys as text, in which a YAML alias is a value of its own: an override changes one of them."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _note_lines(node: yaml.Node | None, keys: Keys, source: RecipeSource) -> None:
+def _note_lines(lines: list[tuple[Keys, int]], source: RecipeSource) -> None:
     """Record the line of every key, and report keys that are written twice."""
-    if len(keys) > _DEEPEST:
-        text, line = f"nested deeper than {_DEEPEST} levels", node.start_mark.line + 1
-        raise _unreadable(source.path, text, line, Kind.YAML_INVALID)
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _note_lines(item, (*keys, index), source)
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        child, line = (*keys, str(key.value)), key.start_mark.line + 1
-        if child in source.lines:
-            place, values = Place(str(source.path), line), {"first_line": source.lines[child]}
-            source.problems.append(Problem(Kind.KEY_REPEATED, place=place, key=dotted(child), values=values))
-        source.lines.setdefault(child, line)
-        _note_lines(value, child, source)
+    for keys, line in lines:
+        if keys in source.lines:
+            place, values = Place(str(source.path), line), {"first_line": source.lines[keys]}
+            source.problems.append(Problem(Kind.KEY_REPEATED, place=place, key=dotted(keys), values=values))
+        source.lines.setdefault(keys, line)
 
 
-def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigError:
+def _yaml_error(path: Path, error: yaml.YAMLError, text: str) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error).split("\n")[0]
     start, context = getattr(error, "context_mark", None), getattr(error, "context", None)
@@ -191,7 +141,8 @@ def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigError:
         f" ({context} that starts in line {start.line + 1})" if start and context and start.line != mark.line else ""
     )
     hint = "indent with spaces, close quotes and brackets, and quote text that contains ': ' or starts with { or ["
-    line = mark.line + 1 if mark else 1
+    start_of_text = text[: getattr(error, "position", 0)]  # of a character that YAML does not allow
+    line = mark.line + 1 if mark else start_of_text.count("\n") + 1
     return _unreadable(path, f"not valid YAML: {what}{since}; {hint}", line, Kind.YAML_INVALID)
 
 
@@ -216,12 +167,19 @@ def override(source: RecipeSource, text: str) -> None:
         _refuse(source, text, hint)
         return
     keys = tuple(match["key"].split("."))
-    try:
-        value = _plain(yaml.load(match["value"], _Loader))
-    except yaml.YAMLError:
-        quoted = f"{match['key']}={json.dumps(match['value'].strip(), ensure_ascii=False)}"
-        _refuse(source, text, f"the value is not valid YAML; {form}; text goes in quotes: '{quoted}'")
+    if len(keys) > DEEPEST:
+        _refuse(source, text, f"more than {DEEPEST} levels; {form}")
         return
+    try:
+        value, lines = parse(match["value"])
+    except yaml.YAMLError as error:
+        quoted = f"{match['key']}={json.dumps(match['value'].strip(), ensure_ascii=False)}"
+        reason = getattr(error, "problem", None) or "a character that is not allowed"
+        _refuse(source, text, f"the value is not valid YAML ({reason}); {form}; text goes in quotes: '{cut(quoted)}'")
+        return
+    written = [given for given, _ in lines]
+    for given in dict.fromkeys(given for given in written if written.count(given) > 1):
+        _refuse(source, text, f"{dotted(given)} is written {written.count(given)} times; write it once")
     section = source.values
     for depth, key in enumerate(keys[:-1], 1):
         if section.get(key) is None:
@@ -237,7 +195,7 @@ def override(source: RecipeSource, text: str) -> None:
 
 
 def _refuse(source: RecipeSource, override: str, text: str) -> None:
-    source.problems.append(Problem(Kind.OVERRIDE_INVALID, values={"override": override, "text": text}))
+    source.problems.append(Problem(Kind.OVERRIDE_INVALID, values={"override": cut(override), "text": text}))
 
 
 # --- keys of earlier versions ---

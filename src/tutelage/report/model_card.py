@@ -34,7 +34,7 @@ from tutelage.report.page import TEMPLATES, metric_name, model_name, slice_value
 from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
 from tutelage.run.own_files import by_hand, card_mark
 from tutelage.utils import format
-from tutelage.utils.console import print_table, visible
+from tutelage.utils.console import out, print_table, visible
 from tutelage.utils.files import write_text
 from tutelage.utils.integrity import check_all
 
@@ -157,7 +157,7 @@ def doubts(student: FinishedStudent) -> str | None:
     skill, metric = skill_on_test(student.results, student.name), metric_name(student.results.scores.get("metric"))
     if skill is None or skill.surely_something:
         return None
-    if skill.mostly_unreadable:
+    if skill.many_unreadable:
         return f"{skill.unreadable:.0%} of its answers to {skill.rows:,} test rows are invalid"
     guess = {"majority": "the most common training answer", "chance": "a random answer"}[skill.source]
     return (
@@ -306,7 +306,7 @@ def push(
     check_all(finished.folder)
     doubt = doubts(finished)
     if doubt and dry_run:
-        print(f"{visible(finished.name)} may not be worth uploading: {doubt}")
+        out(f"{visible(finished.name)} may not be worth uploading: {doubt}")
     elif doubt and not confirm(f"{visible(finished.name)} may not be worth uploading: {doubt}. Upload it?"):
         raise UserError(Problem(Kind.STUDENT_NOT_USABLE, values={"student": visible(finished.name), "doubt": doubt}))
     files = _files(finished, repo)
@@ -319,17 +319,17 @@ def push(
     sizes = [(name, len(file) if isinstance(file, bytes) else file.stat().st_size) for name, file in files.items()]
     total = ("total", sum(size for _, size in sizes))
     rows = [[name, format.file_size(size)] for name, size in (*sizes, total)]
-    print_table(f"{visible(finished.folder)} → {repo}", ["file", "size"], rows)
+    print_table(f"{finished.folder} → {repo}", ["file", "size"], rows)
     left = sorted(path.name for path in finished.folder.iterdir() if path.name not in files)
     if left:
-        print(f"not uploaded: {visible(', '.join(left))}")
+        out(f"not uploaded: {', '.join(left)}")
     if dry_run:
-        print(f"dry run: nothing was uploaded to {repo} ({'private' if private else 'public'})")
+        out(f"dry run: nothing was uploaded to {repo} ({'private' if private else 'public'})")
         return sizes
     url = _upload(files, repo, private, api, f"{finished.card_name}, trained with tutelage")
     if isinstance(files["README.md"], bytes):
         write_text(finished.folder / "README.md", files["README.md"].decode())
-    print(f"uploaded: {visible(url)}")
+    out(f"uploaded: {url}")
     return sizes
 
 

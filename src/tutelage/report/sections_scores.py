@@ -79,7 +79,7 @@ def _metric_is_row_mean(results: Results) -> bool:
 
 def _not_worth_praise(student: Skill | None, teacher: Skill | None) -> Outcome | None:
     """What makes every comparison of the two pointless."""
-    if student and student.mostly_unreadable:
+    if student and student.many_unreadable:
         return "unreadable"
     if teacher and teacher.nothing:
         return "teacher_nothing"

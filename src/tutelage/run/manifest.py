@@ -146,7 +146,9 @@ class Work:
         self.inputs = _plain(self.inputs)
         finished = (self.folder / MANIFEST).exists()
         record = self._record()
-        if not record.exists():
+        if not record.exists() and self.rebuild_stale:
+            self._clear()
+        elif not record.exists():
             found = f"has no {MANIFEST} that says what its files were made from:"
             refuse_foreign(self.folder, lambda name: False, found=found)
         nothing_yet = not finished and record.is_file() and not any(foreign_files(self.folder, STARTED.__eq__))
@@ -223,7 +225,7 @@ class Work:
 @contextmanager
 def rewriting(folder: Path, *names: str) -> Iterator[None]:
     """Record these files of a folder that has no manifest, in checksums.json, after they are written inside."""
-    (folder / CHECKSUMS).unlink(missing_ok=True)
+    discard(folder / CHECKSUMS)
     yield
     write_json(folder / CHECKSUMS, {"files": {name: integrity.file_record(folder / name) for name in names}})
 

@@ -45,7 +45,7 @@ from tutelage.data.splits import prompt_text
 from tutelage.recipe.schema import row_metric
 from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts
-from tutelage.utils.console import print_table
+from tutelage.utils.console import out, print_table
 from tutelage.utils.files import read_json, write_json, write_jsonl
 from tutelage.utils.format import metric_words
 from tutelage.utils.integrity import check_run, content_hash
@@ -310,7 +310,7 @@ def show(folder: Path) -> None:
         print_table(title, ["student", "slice", "rows", metric, "nats"], lines)
     summary: SummaryFile = read_json(folder / "diagnose" / "summary.json")
     for note in summary["notes"]:
-        print(note)
+        out(note)
 
 
 def _whole_cells(pair: PairRecord) -> list[str]:

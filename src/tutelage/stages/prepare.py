@@ -13,7 +13,7 @@ from tutelage.data.dataset import load_rows
 from tutelage.data.encode import Encoder, Misfits, check_not_emptied, fitting_test, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
-from tutelage.models.load import check_vocabularies, device, load_tokenizer, longest_context
+from tutelage.models.load import check_lora_targets, check_vocabularies, device, load_tokenizer, longest_context
 from tutelage.models.precision import bf16_pays
 from tutelage.records import SPLITS, Example
 from tutelage.run import stage_inputs
@@ -21,7 +21,7 @@ from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import predicted_size
-from tutelage.training.trainer import training_arguments
+from tutelage.training.trainer import check_arguments
 from tutelage.utils.files import discard, write_json, write_jsonl
 
 
@@ -36,6 +36,8 @@ def run_stage(run: RunFolder) -> None:
         if recipe.task.decoding == "labels" and not task.closed:
             raise ConfigError(Problem(Kind.DECODING_UNSUITABLE, key="task.decoding"))
         _check_trainers(run)
+        for model in (recipe.teacher, recipe.student):
+            check_lora_targets(model)
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         tokenizer = load_tokenizer(recipe.student)
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
@@ -113,9 +115,9 @@ def _check_trainers(run: RunFolder) -> None:
     work."""
     for sections in (("teach",), ("distill", "anchor"), ("distill",)):
         try:
-            training_arguments(run.folder, run.recipe.trainer_arguments(*sections), seed=0)
-        except (ValueError, TypeError, ImportError) as error:
-            raise ConfigError(f"{sections[-1]}.trainer: transformers refuses these arguments: {error}") from error
+            check_arguments(run.recipe.trainer_arguments(*sections))
+        except ConfigError as error:
+            raise ConfigError(f"{sections[-1]}.trainer: {error}") from error
 
 
 def _check_fit(run: RunFolder, longest: int) -> None:

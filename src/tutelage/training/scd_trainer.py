@@ -28,7 +28,15 @@ from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
 from tutelage.models.adapters import merged
 from tutelage.models.evaluation import sample_losses
-from tutelage.models.load import check_vocabularies, load_model, load_tokenizer, load_trainable, save_student
+from tutelage.models.load import (
+    check_lora_targets,
+    check_vocabularies,
+    load_model,
+    load_tokenizer,
+    load_trainable,
+    save_student,
+)
+from tutelage.recipe.load import check_settings
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import list_checkpoints
@@ -40,8 +48,21 @@ from tutelage.training.distillation import Distillation
 from tutelage.training.finetuning import fine_tune, spaced_steps
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.stage_records import Validation
-from tutelage.training.trainer import training_arguments
+from tutelage.training.trainer import check_arguments, training_arguments
 from tutelage.utils.files import read_json
+
+_KEYS = {
+    **{f"distill.{name}": name for name in ("num_stages", "epochs_per_stage", "stage_reset", "kd_ratio")},
+    **{f"distill.{name}": name for name in ("temperature", "probe_rows", "keep", "keep_stages")},
+    "distill.save_steps": "save_every_steps",
+    "distill.schedule.advance": "advance",
+    "distill.schedule.student_kl": "student_kl",
+    **{f"data.{name}": name for name in ("max_length", "too_long", "answer_prefix", "chat_template")},
+    "cache.dtype": "cache_dtype",
+    "cache.batch_size": "cache_batch_size",
+    "fused_loss": "fused_loss",
+}
+"""Dotted key of a recipe -> the setting of `SCDConfig` that means the same."""
 
 
 @dataclass
@@ -92,10 +113,20 @@ class SCDConfig(TrainingArguments):
         default=TRAINER_DEFAULTS["warmup_steps"], metadata={"help": "A value below 1 is a fraction of the steps."}
     )
 
+    def __post_init__(self) -> None:
+        """Check the values as those of a recipe. Raises ConfigError with everything that is wrong."""
+        values = {key: getattr(self, name) for key, name in _KEYS.items()}
+        values |= {"distill.seeds": [self.seed], "distill.methods": [self.method]}
+        arguments = (argument for argument in dataclasses.fields(TrainingArguments) if argument.init)
+        changed = {a.name: value for a in arguments if (value := getattr(self, a.name)) != a.default}
+        check_settings(values, changed, _KEYS | {"distill.seeds": "seed", "distill.methods": "method"})
+        super().__post_init__()
+
     def given(self) -> dict[str, Any]:
-        """TrainingArguments that differ from that class's defaults, as a recipe's `trainer` would hold them."""
+        """TrainingArguments that differ from that class's defaults, as a recipe's `trainer` would hold them. Those of
+        the Hub are left out: nothing is uploaded in training, and records must not hold a token."""
         plain = TrainingArguments(output_dir=self.output_dir)
-        names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
+        names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and not f.name.startswith("hub_")]
         changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
         return {
             name: value for name, value in changed.items() if name not in ("output_dir", "num_train_epochs", "seed")
@@ -138,6 +169,8 @@ class SCDTrainer:
             folders = [str(folder) for folder in teacher_checkpoints]
         self.teacher = Model(model_name_or_path=teacher or _base_of(folders))
         self.checkpoints = list_checkpoints(folders, self.teacher)
+        check_lora_targets(self.student)
+        check_arguments(args.given())
         self.tokenizer = processing_class or load_tokenizer(self.student)
         self.vocabulary = check_vocabularies(load_tokenizer(self.teacher), self.tokenizer)
         self.encoder = Encoder(self.tokenizer, args.answer_prefix, args.max_length, args.too_long)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from tutelage.data.collate import IGNORED, Collator, LengthGroupedSampler, RowDa
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import row_lengths
 from tutelage.errors import ConfigError
+from tutelage.errors.wording import first_line
 from tutelage.method.divergences import Divergence
 from tutelage.models.heads import takes_logits_to_keep
 from tutelage.models.load import device
@@ -206,6 +208,18 @@ def training_arguments(
         "use_cpu": device().type == "cpu",  # without it transformers refuses bfloat16 on a machine without a GPU
     }
     return TrainingArguments(**{**defaults, **given, **decided})
+
+
+def check_arguments(given: dict[str, Any]) -> None:
+    """Build arguments, optimizer, schedule and trackers of a training run on a single weight, so that what they refuse
+    is refused before hours of work. Raises ConfigError with the reason."""
+    with TemporaryDirectory() as folder:
+        try:
+            args = training_arguments(Path(folder), given, seed=0)
+            if not args.optim_target_modules:  # optimizers with targets look for layers of a real model
+                Trainer(nn.Linear(1, 1), args).create_optimizer_and_scheduler(10)
+        except Exception as error:  # whatever transformers raises here would end the run later
+            raise ConfigError(f"transformers refuses these arguments: {first_line(error)}") from error
 
 
 def steps_of(args: TrainingArguments, rows: int) -> int:

@@ -1,17 +1,26 @@
-"""Messages, progress and tables. On a terminal with bars and rules, elsewhere in plain lines that programs can read."""
+"""All that is printed: results, messages, progress and tables. On a terminal with bars and rules, elsewhere in plain
+lines that programs can read.
+
+Nothing else prints (tests/test_output.py checks it), so that text from data and paths always goes through `visible`.
+"""
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from tutelage.errors.secrets import redacted
+
 if TYPE_CHECKING:
+    from rich.console import Console, Group
     from rich.progress import Progress
+    from rich.text import Text
 
 _JOINERS = "\u200c\u200d"  # part of Persian words and of emoji, and harmless
 
@@ -36,13 +45,14 @@ class Screen:
 
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def say(self, text: str) -> None:
-        """Print a line; nothing in it is markup."""
-        self.console.print(text, markup=False)
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line; nothing in it is markup. A message that cannot be written is lost, and the work goes on."""
+        with suppress(OSError):
+            self.console.print(shown(redacted(text), style))
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self.console.print(f"! {text}", markup=False, style="yellow")
+        self.say(f"! {text}", "yellow")
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -56,7 +66,7 @@ class Screen:
             self.say(f"{title}: {total:,} in {time.monotonic() - began:.1f} s")
             return
         with self._bars() as bars:
-            bar = bars.add_task(title, total=total)
+            bar = bars.add_task(visible(title), total=total)
             yield lambda count: bars.advance(bar, count)
 
     @contextmanager
@@ -74,7 +84,7 @@ class Screen:
             self.say(f"{title}: {last - first:,} steps{resumed} in {time.monotonic() - began:.1f} s")
             return
         with self._bars() as bars:
-            bar = bars.add_task(title, total=None)
+            bar = bars.add_task(visible(title), total=None)
             yield lambda done, total: bars.update(bar, completed=done, total=total)
 
     def _bars(self) -> Progress:
@@ -88,13 +98,49 @@ class Screen:
         )
 
         return Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
         )
+
+
+def out(*parts: str | tuple[str, str], flush: bool = False) -> None:
+    """Print a line on standard output. parts: texts, or (text, style of rich)."""
+    if all(isinstance(part, str) for part in parts):
+        print(visible("".join(map(str, parts)), lines=True), flush=flush)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    styled = [shown(part) if isinstance(part, str) else shown(*part) for part in parts]
+    Console(highlight=False, soft_wrap=True).print(Text.assemble(*styled))
+
+
+def out_frame(frame: Group, console: Console) -> None:
+    """Print what rich draws; whoever makes it passes its texts through `visible`."""
+    console.print(frame)
+
+
+def as_json(value: Any, indent: int | None = 2) -> str:
+    """A value as JSON, in which characters that a terminal obeys are escaped as JSON has it."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(json.dumps(letter)[1:-1] if letter != "\n" and _is_hidden(letter) else letter for letter in text)
+
+
+def err(text: str) -> None:
+    """Print a line on standard error, without tokens and passwords."""
+    with suppress(OSError):  # there is nobody left to tell
+        print(visible(redacted(text), lines=True), file=sys.stderr, flush=True)
+
+
+def shown(text: Any, style: str = "") -> Text:
+    """Text for rich: neither markup nor emoji codes, no control characters."""
+    from rich.text import Text
+
+    return Text(visible(text, lines=True), style)
 
 
 def visible(text: Any, *, lines: bool = False) -> str:
@@ -107,13 +153,18 @@ def visible(text: Any, *, lines: bool = False) -> str:
 
 
 def _visible_character(letter: str) -> str:
-    code, category = ord(letter), unicodedata.category(letter)
+    code = ord(letter)
     if code < 0x20:
         return chr(0x2400 + code)
     if code == 0x7F:
         return "␡"
-    hidden = category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and letter not in _JOINERS)
-    return f"⟨U+{code:04X}⟩" if hidden else letter
+    return f"⟨U+{code:04X}⟩" if _is_hidden(letter) else letter
+
+
+def _is_hidden(letter: str) -> bool:
+    """Whether a terminal obeys a character instead of showing it."""
+    category = unicodedata.category(letter)
+    return category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and letter not in _JOINERS)
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], form: str = "table") -> None:
@@ -122,7 +173,7 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], 
     form: `table` (ruled on a terminal, tab-separated elsewhere), `markdown`, `latex` or `csv`. title: shown on a
     terminal only.
     """
-    rows = [[visible(cell) for cell in row] for row in rows]
+    head, rows = [visible(name) for name in head], [[visible(cell) for cell in row] for row in rows]
     if form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([head, *rows])
     elif form == "table" and not sys.stdout.isatty():
@@ -150,7 +201,6 @@ def _ruled(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     """A table on a terminal: with rules if it fits, else without, else a line for each cell."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False)
     words = [[word for row in (head, *rows) for word in row[column].split()] for column in range(len(head))]
@@ -158,12 +208,12 @@ def _ruled(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     if sum(min_widths) + len(head) > console.width:
         for row in rows:
             lines = [f"{name}: {cell}" for name, cell in zip(head, row, strict=True) if cell]
-            console.print("\n".join(lines) + "\n", markup=False)
+            console.print(shown("\n".join(lines) + "\n"))
         return
     ruled = sum(min_widths) + 3 * len(head) + 1 <= console.width
-    table = Table(title=title) if ruled else Table(title=title, box=None, pad_edge=False)
+    table = Table(title=shown(title)) if ruled else Table(title=shown(title), box=None, pad_edge=False)
     for column, (name, width) in enumerate(zip(head, min_widths, strict=True)):
-        table.add_column(name, justify="left" if column == 0 else "right", min_width=width, overflow="fold")
+        table.add_column(shown(name), justify="left" if column == 0 else "right", min_width=width, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(shown, row))
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -52,3 +53,16 @@ def _accelerated() -> ModuleType | None:
     """The module torch, if it is loaded and has a CUDA device."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory could not be allocated."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    # On an accelerator torch raises a type of its own. Its CPU allocator has none, so the only sign is the allocator's
+    # name in the message: a name in torch's code, not wording. How much memory is free afterwards says nothing, because
+    # one allocation that is too large is refused while plenty is free.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

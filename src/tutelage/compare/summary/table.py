@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from tutelage.compare.summary.recipe_section import (
     RecipeSummary,
 )
 from tutelage.compare.summary.summarise import Summary
-from tutelage.utils.console import print_table, visible
+from tutelage.utils.console import as_json, err, out, print_table
 
 NOTE = (
     "* one training run: the interval is for other test rows only, not for other seeds."
@@ -64,11 +62,11 @@ def columns(score: str) -> list[Column]:
 def show(summary: Summary, form: str = "table") -> None:
     """Print a summary. form: table, markdown, latex, csv or json. Failed and stale cells: on standard error."""
     for failed in summary["failed"]:
-        print(visible(f"failed: {_cell(failed)}: {failed['error'].splitlines()[0]}"), file=sys.stderr)
+        err(f"failed: {_cell(failed)}: {failed['error'].splitlines()[0]}")
     for stale in summary["stale"]:
-        print(visible(f"stale, not counted: {_cell(stale)}: made from other inputs than now"), file=sys.stderr)
+        err(f"stale, not counted: {_cell(stale)}: made from other inputs than now")
     if form == "json":
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        out(as_json(summary))
     elif form == "csv":
         print_table("", *numbers(summary), form=form)
     else:
@@ -76,14 +74,14 @@ def show(summary: Summary, form: str = "table") -> None:
         if form == "table":
             _show_effects(summary)
         note = f"{NOTE} {TEACHER_SEEDS_NOTE}" if _several_teachers(summary) else NOTE
-        print({"markdown": f"\n\\{note}", "latex": f"% {note}"}.get(form, note))
+        out({"markdown": f"\n\\{note}", "latex": f"% {note}"}.get(form, note))
 
 
 def _show_effects(summary: Summary) -> None:
     for recipe in summary["recipes"]:
         for measure, effects in recipe["two_by_two"].items():
             spans = ", ".join(f"{name} {_span(interval, '+')}" for name, interval in effects.items())
-            print(f"{recipe['name']}, effects on {recipe['metric'] if measure == 'score' else 'loss'}: {spans}")
+            out(f"{recipe['name']}, effects on {recipe['metric'] if measure == 'score' else 'loss'}: {spans}")
 
 
 def _cell(fields: CellFields) -> Cell:
