@@ -4,6 +4,7 @@ same."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,22 @@ def check_weights(model: Model, path: Path | None = None) -> None:
     if adapters:
         load_adapter(loaded, path)
     check_files(path or Path(model.model_name_or_path))
+
+
+def check_models(
+    teacher: Model, student: Model, vocabulary: int, checkpoints: Sequence[Path], anchor: Path | None = None
+) -> None:
+    """Everything of both models that `check_weights` and `check_embeddings` find, before anything is trained.
+
+    checkpoints: of the teacher, if it is not trained here. anchor: a folder, if it is not trained here.
+    """
+    for role, model in (("teacher", teacher), ("student", student)):
+        check_embeddings(config_of(model), vocabulary, role)
+        check_weights(model)
+    if anchor:
+        check_weights(student, anchor)
+    for folder in checkpoints:
+        check_weights(teacher, folder)
 
 
 def check_lora_targets(model: Model) -> None:

@@ -40,7 +40,7 @@ def _check_checkpoint(folder: Path, base: Model) -> None:
     """Refuse a checkpoint folder that cannot be one of this teacher's."""
     expected = _read_config(Path(base.model_name_or_path))
     if (folder / "adapter_config.json").is_file():
-        adapter_base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        adapter_base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         if adapter_base and not _same_model(adapter_base, base.model_name_or_path):
             missing = "" if Path(adapter_base).exists() else ", which does not exist"
             raise ModelError(
@@ -61,7 +61,14 @@ def _check_checkpoint(folder: Path, base: Model) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
-    return read_json(path) if path.is_file() else None
+    return _read_object(path) if path.is_file() else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is no configuration: it must hold a JSON object")
+    return value
 
 
 def _same_model(first: str, second: str) -> bool:

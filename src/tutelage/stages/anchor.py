@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from tutelage.models.evaluation import loss_records, validation_records
-from tutelage.models.load import cut_vocabulary, load_model
+from tutelage.models.load import load_model
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.callbacks import WHOLE, seconds_before
@@ -32,7 +32,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         if work is None:
             return
         work.seconds_before = seconds_before(work.folder / "trainer")
-        trained = _given(models, given) if given else _train(run, models, work.folder)
+        trained = load_model(recipe.student, given) if given else _train(run, models, work.folder)
         model = models.save_whole(trained, recipe.student, work.folder)
         train, validation = models.encoded("train"), models.eval_set("validation")
         total = len(train) + len(validation.examples)
@@ -41,11 +41,6 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             validated = models.evaluator.validate(model, validation, advance)
         records = itertools.chain(loss_records(train, losses), validation_records(validation.rows, validated))
         write_jsonl(work.folder / "sample_loss.jsonl", records)
-
-
-def _given(models: RunModels, name: str) -> nn.Module:
-    """The user's own anchor."""
-    return cut_vocabulary(load_model(models.run.recipe.student, name), models.vocabulary)
 
 
 def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:

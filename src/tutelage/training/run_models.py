@@ -18,7 +18,7 @@ from tutelage.data.encode import EncodedRow, Encoder, Subset, make_encoder
 from tutelage.data.token_store import TokenStore
 from tutelage.models.adapters import merged
 from tutelage.models.evaluation import EvalSet, Evaluator, ValidationScores
-from tutelage.models.load import device, load_model, load_tokenizer, load_trainable
+from tutelage.models.load import cut_vocabulary, device, load_model, load_tokenizer, load_trainable
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
 from tutelage.records import Example
@@ -150,7 +150,7 @@ class RunModels:
         rows = Subset(validation, range(min(CHECKED_ROWS, len(validation))))
         with self.autocast():
             before = self.evaluator.losses(model, rows) if losses is None else losses[: len(rows)]
-            whole = merged(model).eval()
+            whole = cut_vocabulary(merged(model).eval(), self.vocabulary)  # of a student not trained here
             save_student(whole, self.tokenizer, folder)
             if len(rows):
                 check_same_loss(before, self.evaluator.losses(load_model(section, folder), rows), folder)

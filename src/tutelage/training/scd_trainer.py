@@ -30,6 +30,7 @@ from tutelage.models.adapters import merged
 from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import (
     check_lora_targets,
+    check_models,
     check_vocabularies,
     load_model,
     load_tokenizer,
@@ -174,6 +175,7 @@ class SCDTrainer:
         check_arguments(args.given())
         self.tokenizer = processing_class or load_tokenizer(self.student)
         self.vocabulary = check_vocabularies(load_tokenizer(self.teacher), self.tokenizer)
+        check_models(self.teacher, self.student, self.vocabulary, self.checkpoints)
         self.encoder = Encoder(self.tokenizer, args.answer_prefix, args.max_length, args.too_long)
         self.rows = self._encode(train_dataset, "train")
         self.eval_rows = self._encode(eval_dataset, "validation") if eval_dataset is not None else []
