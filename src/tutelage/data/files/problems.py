@@ -52,7 +52,7 @@ def checked_row(row: Any, place: Place, halves: bool) -> Row:
 def half_character(value: Any) -> str | None:
     """The first surrogate without its other half in the texts of a value, nested ones included; None without any."""
     if isinstance(value, str):
-        match = _HALF.search(value)
+        match = None if value.isascii() else _HALF.search(value)
         return match[0] if match else None
     if isinstance(value, dict):
         value = [*value, *value.values()]
