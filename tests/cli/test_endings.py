@@ -105,6 +105,19 @@ def test_a_signal_is_one_line(recipe, number, code, words):
     assert process.returncode == code and errors.startswith(words) and len(errors.splitlines()) == 1
 
 
+def test_nohup_keeps_a_run_alive(recipe):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(recipe, 0)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+
+
 def test_a_second_interrupt_ends_at_once(recipe):
     process = start(recipe, 50)
     process.send_signal(signal.SIGINT)

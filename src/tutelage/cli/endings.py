@@ -70,7 +70,8 @@ def run_command(command: Callable[[], None]) -> int:
         err("standard output is closed, so results have nowhere to go: redirect it, e.g. `> /dev/null`")
         return 2
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` has SIGHUP ignored
+            signal.signal(number, _stop)
     with redirect_stdout(_Output(sys.stdout)):
         code = _outcome(lambda: _in_working_order(command))
         code = _outcome(sys.stdout.flush) or code
@@ -132,7 +133,8 @@ def _in_working_order(command: Callable[[], None]) -> None:
 def _stop(number: int, frame: object) -> None:
     """End by an exception; a second signal ends at once, without a word from what is being cleaned up."""
     for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(other, _stop_at_once)
+        if signal.getsignal(other) == _stop:
+            signal.signal(other, _stop_at_once)
     raise Stopped(number)
 
 
