@@ -55,9 +55,9 @@ class Ids:
         """size: number of entries."""
         self.size = size
 
-    def __len__(self) -> int:
-        """Number of entries."""
-        return self.size
+    def get_vocab(self) -> dict[str, int]:
+        """Every entry's id."""
+        return {str(index): index for index in range(self.size)}
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         """The ids, spaces between them."""

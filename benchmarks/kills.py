@@ -46,7 +46,6 @@ from tutelage.cli.main import main as tutelage
 from tutelage.compare import cell_runs
 from tutelage.compare.executors import Outcome
 from tutelage.stages import STAGES
-from tutelage.utils.files import read_json, read_jsonl
 
 TEACHER = Shape(hidden=32, layers=3, heads=2, kv_heads=1, intermediate=64, vocabulary=256)
 STUDENT = Shape(hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, vocabulary=256)
@@ -245,7 +244,8 @@ def contents(folder: Path) -> dict[str, str]:
 def _content(path: Path) -> str:
     if path.suffix not in (".json", ".jsonl"):
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    value = read_json(path) if path.suffix == ".json" else list(read_jsonl(path))
+    text = path.read_text(encoding="utf-8")
+    value = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
     if path.name == "manifest.json" and path.parent.name in ("report", "diagnose"):  # made from files that hold times
         value["inputs"] = sorted(value["inputs"])
     return json.dumps(_timeless(value))

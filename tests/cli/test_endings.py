@@ -4,6 +4,7 @@ import errno
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -144,6 +145,28 @@ def test_the_allocator_of_torch_on_the_cpu_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**52)
     assert is_out_of_memory(caught.value) and not is_out_of_memory(RuntimeError("another"))
+
+
+def test_a_thread_without_memory_is_recognised(monkeypatch):
+    def refused(*_):
+        raise RuntimeError("any words")
+
+    monkeypatch.setattr(threading, "_start_new_thread", refused)
+    with pytest.raises(RuntimeError) as caught:
+        threading.Thread(target=print).start()
+    trace = caught.value.__traceback__.tb_next
+    trace.tb_next = None  # the replacement is a function of Python; the real one leaves no frame
+    assert is_out_of_memory(caught.value.with_traceback(trace))
+
+
+def test_a_library_that_cannot_be_loaded_is_named(command, recipe, monkeypatch):
+    def fails(run, stages):
+        raise ImportError("failed to map segment from shared object", path="/lib/x.cpython-311-x86_64-linux-gnu.so")
+
+    monkeypatch.setattr("tutelage.stages.pipeline.run_stages", fails)
+    monkeypatch.setattr("tutelage.cli.endings.EXTENSION_SUFFIXES", [".so"])
+    assert command("prepare", recipe, f"output_dir={recipe.parent / 'run'}") == 2
+    assert command.err.startswith("UserError: /lib/x.cpython-311-x86_64-linux-gnu.so cannot be loaded (failed to map")
 
 
 def test_a_bug_has_a_traceback_that_no_terminal_obeys(command, recipe, monkeypatch):

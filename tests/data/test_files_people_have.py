@@ -59,6 +59,10 @@ def test_utf_16_without_a_mark_is_told_and_read_with_the_line(tmp_path):
     assert read_rows([str(tmp_path / "a.csv")], "utf-16-le")[0][0] == {"text": "배송", "label": "a"}
 
 
+def test_a_stray_null_character_makes_no_utf_16(tmp_path):
+    assert read(tmp_path / "a.csv", b"text,label\nrow\0 one,a\n")[0][0] == {"text": "row\0 one", "label": "a"}
+
+
 def test_the_encoding_of_the_recipe_is_for_files_that_are_not_utf_8(tmp_path):
     folder = write(tmp_path / "d", test=labelled("배송 하나"))
     (tmp_path / "train.csv").write_bytes("text,label\n배송 둘,a\n배송 셋,a\n".encode("cp949"))

@@ -62,7 +62,13 @@ def test_answers_of_a_table_that_pandas_wrote(tmp_path, answers, accepted):
     assert example(row, QA).answers == accepted
 
 
-@pytest.mark.parametrize("answers", ["['Ada' ... 'Bo']", "{'text': Series(['Ada'])}", [["Ada"]], {"text": [["Ada"]]}])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        *("['Ada' ... 'Bo']", "{'text': Series(['Ada'])}", [["Ada"]], {"text": [["Ada"]]}),
+        "[array(['Ada'], dtype=object) array(['Bo'], dtype=object)]",
+    ],
+)
 def test_a_printed_object_that_cannot_be_read_is_never_the_gold_answer(answers):
     with pytest.raises(DataError, match=r"cell_not_a_list|cell_invalid"):
         example({"question": "Who?", "context": "Ada", "answers": answers}, QA)

@@ -22,7 +22,8 @@ from tutelage.method.mixed_loss import mixed_loss
 from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
 from tutelage.models.evaluation import loss_records, sample_losses
 from tutelage.models.heads import answer_logits, answer_states, head_error, head_of
-from tutelage.models.load import load_model, save_student
+from tutelage.models.load import load_model
+from tutelage.models.save import save_student
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Model
 from tutelage.teacher.sources import CachedTeacher, LiveTeacher
 from tutelage.training import callbacks, distillation

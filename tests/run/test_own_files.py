@@ -185,7 +185,7 @@ def test_a_comparison_goes_into_a_folder_of_its_own(tmp_path, command):
     assert [path.name for path in (tmp_path / "site").iterdir()] == ["index.html"]
 
 
-@pytest.mark.parametrize("name", ["..", ".", "a/../..", "/x", "a//b", " ", "", "a\0b"])
+@pytest.mark.parametrize("name", ["..", ".", "a/../..", "/x", "a//b", " ", ""])
 def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
     recipe = make_project(tmp_path, name=name)
     with pytest.raises(ConfigError, match="no name for a folder"):

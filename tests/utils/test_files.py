@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tutelage
+from tutelage.errors import UserError
 from tutelage.utils.files import (
     discard,
     discard_remains,
@@ -99,10 +100,20 @@ def test_a_folder_joins_the_files_that_are_there(tmp_path):
 
 
 def test_a_new_file_replaces_nothing_that_has_come_meanwhile(tmp_path):
-    with pytest.raises(FileExistsError), replacing(tmp_path / "answers.jsonl", new=True) as draft:
+    with pytest.raises(UserError, match="already exists"), replacing(tmp_path / "answers.jsonl", new=True) as draft:
         draft.write_text("mine")
         (tmp_path / "answers.jsonl").write_text("another's")
     assert names(tmp_path) == ["answers.jsonl"] and (tmp_path / "answers.jsonl").read_text() == "another's"
+
+
+def test_a_file_takes_no_place_of_a_folder_and_a_folder_none_of_a_file(tmp_path):
+    write_text(tmp_path / "a.json" / "mine", "m")
+    write_text(tmp_path / "model", "m")
+    with pytest.raises(UserError, match="already exists"):
+        write_json(tmp_path / "a.json", 1)
+    with pytest.raises(UserError, match="already exists"), replacing(tmp_path / "model") as draft:
+        draft.mkdir()
+    assert names(tmp_path) == ["a.json", "a.json/mine", "model"]
 
 
 def test_a_draft_of_a_killed_process_is_not_continued(tmp_path):

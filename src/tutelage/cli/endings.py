@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -103,6 +104,9 @@ def as_user_error(error: Exception) -> UserError | None:
     """What the user can do about an error of the machine: no memory, no access to a file. None for a bug."""
     if is_out_of_memory(error):
         return UserError(Problem(Kind.OUT_OF_MEMORY, values={"reason": str(error).strip().partition("\n")[0]}))
+    if isinstance(error, ImportError) and str(error.path).endswith(tuple(EXTENSION_SUFFIXES)):
+        cause = "not enough memory or open files, or a damaged installation"
+        return UserError(f"{error.path} cannot be loaded ({error.msg}): {cause}")
     if not isinstance(error, OSError) or error.errno is None:
         return None
     few = error.errno in (errno.EMFILE, errno.ENFILE)

@@ -105,6 +105,11 @@ class LengthGroupedSampler(Sampler[int]):
         yield from np.concatenate([batches.reshape(-1), order[whole:]]).tolist()
 
 
+def vocabulary_of(tokenizer: Any) -> int:
+    """Number of token ids: the largest one of an entry, plus 1. It can exceed the number of entries."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def pad_id_of(tokenizer: Any) -> int:
     """The id to pad with; any will do, since padding is masked everywhere."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

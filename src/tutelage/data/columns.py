@@ -261,11 +261,8 @@ def accepted_answers(value: Any) -> list[str]:
     Raises DataError for what cannot be read, and TypeError for an answer that is no text.
     """
     entries = _readable(value, "answers")
-    if (
-        isinstance(value, str)
-        and isinstance(entries, list)
-        and not all(isinstance(entry, str | dict) for entry in entries)
-    ):
+    numbers = isinstance(entries, list) and not any(isinstance(entry, str | dict | list) for entry in entries)
+    if isinstance(value, str) and numbers:
         entries = value  # the answer "[3]" is a text
     if isinstance(entries, dict):
         entries = entries["text"]

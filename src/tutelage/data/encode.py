@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from tutelage.errors import DataError, Kind, Problem, RowsError
+from tutelage.errors.wording import first_line
 from tutelage.recipe.schema import Data
 from tutelage.records import SPLITS, Example
 
@@ -63,17 +64,26 @@ class Encoder:
     def prompt(self, example: Example, reserve: int = 0) -> list[int]:
         """Token ids of the prompt, with the tokenizer's beginning-of-sequence and never an end-of-sequence.
 
-        With `too_long: truncate_prompt` the start is cut so that `reserve` tokens of an answer still fit.
+        With `too_long: truncate_prompt` the start is cut so that `reserve` tokens of an answer still fit. Raises
+        DataError for messages that the chat template refuses.
         """
         if isinstance(example.prompt, str):
             ids = self.tokenizer(example.prompt, add_special_tokens=True)["input_ids"]
             if ids and ids[-1] == self.tokenizer.eos_token_id:
                 ids = ids[:-1]
         else:
-            text = self.tokenizer.apply_chat_template(example.prompt, tokenize=False, add_generation_prompt=True)
+            text = self._rendered(example)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         room = max(1, self.max_length - reserve)
         return list(ids) if self.too_long != "truncate_prompt" or len(ids) <= room else list(ids[-room:])
+
+    def _rendered(self, example: Example) -> str:
+        """Messages as text. Raises DataError for a row that the chat template refuses, whatever it raises."""
+        try:
+            return self.tokenizer.apply_chat_template(example.prompt, tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            values = {"reason": first_line(error)}
+            raise DataError(Problem(Kind.CHAT_TEMPLATE_FAILED, row=example.id, values=values)) from error
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer: prefix, text, end-of-sequence."""

@@ -63,9 +63,12 @@ def check_fit(
 ) -> tuple[FittingRows | None, list[Check]]:
     """Tokenize all rows into `scratch`, and check their lengths. None if nothing is left to train on."""
     encoder, misfits, kept = make_encoder(recipe.data, tokenizer), Misfits(), {split: [] for split in SPLITS}
-    for split in SPLITS:
-        encoded = _encoded(encoder, rows.examples[split], misfits, kept[split])
-        write_tokens(scratch / f"{split}.arrow", encoded)
+    try:
+        for split in SPLITS:
+            encoded = _encoded(encoder, rows.examples[split], misfits, kept[split])
+            write_tokens(scratch / f"{split}.arrow", encoded)
+    except DataError as error:  # a row that the chat template refuses
+        return None, [failed("chat_template", "models", error.problems[0], "data.chat_template=false")]
     stores = {split: TokenStore(scratch / f"{split}.arrow", split) for split in SPLITS}
     checks = [_lengths(encoder, rows, misfits, stores, recipe)]
     if not len(stores["train"]):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tutelage.data.dataset import load_rows
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.fit_checks import FittingRows
-from tutelage.errors import ConfigError, Kind, ModelError, UserError
+from tutelage.errors import ConfigError, Kind, ModelError, Problem, UserError
 from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
-from tutelage.models.load import check_lora_targets, check_vocabularies, config_of, device, load_tokenizer
+from tutelage.models.load import (
+    check_lora_targets,
+    check_vocabularies,
+    check_weights,
+    config_of,
+    device,
+    load_tokenizer,
+)
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Model, Recipe
 from tutelage.run.checkpoints import list_checkpoints
@@ -65,9 +73,9 @@ def _padded_sizes(recipe: Recipe, vocabulary: int) -> Check | None:
     numbers = {"vocabulary": vocabulary, **sizes}
     short = [role for role, size in sizes.items() if size is not None and size < vocabulary]
     if short:
-        change, details = f"{short[0]}.model_name_or_path=...", {"role": short[0], "rows": sizes[short[0]]}
-        kind = Kind.EMBEDDINGS_TOO_SMALL
-        return Check("padded_sizes", "models", "fail", kind, numbers, change, details=details)
+        values = {"role": short[0], "rows": sizes[short[0]], "vocabulary": vocabulary}
+        problem, change = Problem(Kind.EMBEDDINGS_TOO_SMALL, values=values), f"{short[0]}.model_name_or_path=..."
+        return failed("padded_sizes", "models", problem, change, **numbers)
     return None if None in sizes.values() else Check("padded_sizes", "models", "passed", numbers=numbers)
 
 
@@ -104,8 +112,9 @@ def _plain_prompts_work(recipe: Recipe) -> bool:
 def check_settings(recipe: Recipe) -> list[Check]:
     """Training arguments, precision, memory of the weights, the user's own checkpoints, and two different models."""
     checks = [
-        *(_training_arguments(recipe), _learning_rates(recipe), _precision(recipe), _weight_memory(recipe)),
-        *(_checkpoints(recipe), _same_model(recipe), _lora_targets(recipe)),
+        *(_training_arguments(recipe), _learning_rates(recipe), _precision(recipe)),
+        *(_lora_targets(recipe) or _incomplete(recipe) or _weight_memory(recipe), _checkpoints(recipe)),
+        _same_model(recipe),
     ]
     return [check for check in checks if check]
 
@@ -211,6 +220,23 @@ def _checkpoints(recipe: Recipe) -> Check | None:
     return Check("checkpoints", "models", "passed", numbers=numbers) if given else None
 
 
+def _incomplete(recipe: Recipe) -> Check | None:
+    """The first model on this disk whose weights are not all there, by its files."""
+    models = [(f"{role}.model_name_or_path", getattr(recipe, role), None) for role in ROLES]
+    if anchor := recipe.anchor.model_name_or_path:
+        models.append(("anchor.model_name_or_path", recipe.student, Path(anchor)))
+    with suppress(ModelError):  # see `_checkpoints`
+        given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else []
+        models += [("teach.checkpoints", recipe.teacher, folder) for folder in given]
+    for key, model, path in models:
+        try:
+            if (path or Path(model.model_name_or_path)).is_dir():
+                check_weights(model, path)
+        except UserError as error:
+            return failed("complete_weights", "models", error.problems[0], f"{key}=...")
+    return None
+
+
 def _lora_targets(recipe: Recipe) -> Check | None:
     """Names of layers that are to get adapters, which `prepare` refuses if there are none."""
     for role in ROLES:
@@ -246,7 +272,10 @@ def check_loaded(recipe: Recipe, fitting: FittingRows | None, *, even_large: boo
             if getattr(recipe, role).attn_implementation and _loads_with_default_attention(getattr(recipe, role)):
                 change = f"{role}.attn_implementation=sdpa"
             details = {"role": role, "reason": first_line(error)}
-            check = Check("loading", "models", "fail", Kind.MODEL_UNUSABLE, change=change, details=details)
+            kind, problems = Kind.MODEL_UNUSABLE, ()
+            if isinstance(error, ModelError) and error.kind != Kind.MODEL:
+                kind, problems = error.kind, tuple(error.problems)
+            check = Check("loading", "models", "fail", kind, change=change, details=details, problems=problems)
             return [*checks, check]
         checks += passes
     if sizes["student"] >= sizes["teacher"] and not _same_model(recipe):

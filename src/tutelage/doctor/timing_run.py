@@ -161,12 +161,17 @@ class TimingRun:
             callbacks=callbacks,
         )
 
+    def _load(self, role: str) -> nn.Module:
+        """A model to train."""
+        cut = self.fitting.vocabulary if role == "student" else None
+        return load_trainable(getattr(self.recipe, role), None, self.recipe.seed, cut)
+
     def _time(self, role: str) -> tuple[ModelTimings, np.ndarray]:
         """Train a model on gold and read with it; [rows] its losses on the validation rows."""
         timings, watch = ModelTimings(), _Stopwatch()
         sections = ("teach",) if role == "teacher" else ("distill", "anchor")
         with peak_memory(every=0.02) as peak:
-            model, timings.load = _timed(lambda: load_trainable(getattr(self.recipe, role), None, self.recipe.seed))
+            model, timings.load = _timed(lambda: self._load(role))
             trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
             saves = 12 * trained < shutil.disk_usage(self.folder.parent).free / 2  # weights, two moments in float32
             train(self._trainer(model, sections, None, SaveAt([self.steps] if saves else []), watch))
@@ -216,8 +221,7 @@ class TimingRun:
         source, watch = CachedTeacher(self.folder / "cache", [CHECKPOINT], self.train, bf16=self.bf16), _Stopwatch()
         weight = constant_weight(len(self.train), 0.5)
         guidance = Guidance(source, CHECKPOINT, weight, "forward_kl", self.recipe.distill.temperature)
-        student = load_trainable(self.recipe.student, None, self.recipe.seed)
-        train(self._trainer(student, ("distill",), guidance, watch))
+        train(self._trainer(self._load("student"), ("distill",), guidance, watch))
         return watch.step
 
 

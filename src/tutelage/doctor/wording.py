@@ -279,10 +279,6 @@ TEXTS: dict[Kind, Text] = {
     ),
     Kind.FEW_STEPS: _few_steps,
     Kind.TOKENIZER_UNREADABLE: "{role}: {reason}",
-    Kind.EMBEDDINGS_TOO_SMALL: (
-        "the tokenizer has {vocabulary:,} entries and the {role} has embeddings for {rows:,}: it cannot read all of"
-        " them"
-    ),
     Kind.CHAT_TEMPLATE_MISSING: _no_chat_template,
     Kind.CHAT_TEMPLATES_DIFFER: lambda v: (
         f"the teacher's chat template {'differs' if v['teacher_has_one'] else 'is missing'}: prompts of both models are"

@@ -119,11 +119,19 @@ class Kind(StrEnum):
     # --- rows against splits and lengths ---
     ROW_IN_TWO_SPLITS = "row_in_two_splits"
     PROMPT_WITHOUT_TOKENS = "prompt_without_tokens"
+    CHAT_TEMPLATE_FAILED = "chat_template_failed"
     ROW_TOO_LONG = "row_too_long"
 
     # --- models, checkpoints, machine ---
     VOCABULARIES_DIFFER = "vocabularies_differ"
     END_OF_SEQUENCE_DIFFERS = "end_of_sequence_differs"
+    EMBEDDINGS_TOO_SMALL = "embeddings_too_small"
+    WEIGHTS_INCOMPLETE = "weights_incomplete"
+    WEIGHTS_NOT_FINITE = "weights_not_finite"
+    WEIGHTS_NOT_SAFETENSORS = "weights_not_safetensors"
+    FLOAT16_TRAINED = "float16_trained"
+    ADAPTERS_ON_TIED_HEAD = "adapters_on_tied_head"
+    SAVED_MODEL_DIFFERS = "saved_model_differs"
     DISK_TOO_SMALL = "disk_too_small"
     TEACHER_LEARNED_NOTHING = "teacher_learned_nothing"
     NOTHING_TO_GAIN = "nothing_to_gain"
@@ -152,7 +160,6 @@ class Kind(StrEnum):
     FEW_STEPS = "few_steps"
     TOKENIZER_UNREADABLE = "tokenizer_unreadable"
     LORA_TARGETS_UNKNOWN = "lora_targets_unknown"
-    EMBEDDINGS_TOO_SMALL = "embeddings_too_small"
     CHAT_TEMPLATE_MISSING = "chat_template_missing"
     CHAT_TEMPLATES_DIFFER = "chat_templates_differ"
     TRAINING_ARGUMENTS_REFUSED = "training_arguments_refused"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from tutelage.errors import wording_machine, wording_stops
+from tutelage.errors import wording_machine, wording_models, wording_stops
 from tutelage.errors.kinds import Kind
 from tutelage.errors.problem import Problem
 from tutelage.errors.secrets import redacted
@@ -138,16 +138,6 @@ _RECIPE: dict[Kind, Text] = {
 }
 
 
-def _different_vocabularies(v: Values) -> str:
-    teacher, student = ("absent" if number is None else number for number in v["ids"])
-    return (
-        "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
-        f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
-        f" {v['sizes'][1]:,}). Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT"
-        " --layers N"
-    )
-
-
 TEXTS: dict[Kind, Text] = {
     **dict.fromkeys(_WITHOUT_IDENTIFIER, "{text}"),
     **_RECIPE,
@@ -156,11 +146,7 @@ TEXTS: dict[Kind, Text] = {
     **ANSWERS,
     **wording_machine.TEXTS,
     **wording_stops.TEXTS,
-    Kind.VOCABULARIES_DIFFER: _different_vocabularies,
-    Kind.END_OF_SEQUENCE_DIFFERS: (
-        "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
-        " student's tokenizer_config.json to {teacher!r}"
-    ),
+    **wording_models.TEXTS,
     Kind.ARTIFACT_DAMAGED: "{path} is damaged: expected {expected}, found {found}. {again}",
     Kind.DISK_TOO_SMALL: lambda v: (
         f"the cache needs up to {v['needed'] / 1e9:,.1f} GB and {v['folder']} has {v['free'] / 1e9:,.1f} GB free. Use a"

@@ -323,5 +323,9 @@ ANSWERS: dict[Kind, Text] = {
     Kind.TAGS_UNEVEN: "{tokens} tokens and {tags} tags; each token needs one tag",
     Kind.ROW_IN_TWO_SPLITS: "{row} = {other_row}",
     Kind.PROMPT_WITHOUT_TOKENS: "row {row}",
+    Kind.CHAT_TEMPLATE_FAILED: (
+        "row {row}: the tokenizer's chat template cannot render its messages ({reason}). Leave out what it refuses (a"
+        " system message: data.system), correct the template, or write data.chat_template=false"
+    ),
     Kind.ROW_TOO_LONG: _too_long,
 }

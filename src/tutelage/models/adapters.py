@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from tutelage.errors import ModelError
+from tutelage.errors import Kind, ModelError, Problem
+from tutelage.errors.wording import first_line
+from tutelage.models.weights import Found, check_finite
 from tutelage.recipe.schema import Lora
 from tutelage.utils.integrity import MODEL_FILES, check_folder, present
 
+WEIGHTS = "adapter_model.safetensors"
+
 
 def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """`model` with new adapters to train; the output head never gets one, so that all checkpoints share one head."""
+    """`model` with new adapters to train; the output head never gets one, so that all checkpoints share one head.
+
+    Raises ModelError if the target modules are none of the model's, or the output head is among them.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -23,7 +31,15 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
     )
-    return get_peft_model(model, config)
+    tied = _tied(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they are about is an error below
+            adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(first_line(error)) from error
+    _refuse_tied(adapted, tied, "lora.target_modules")
+    return adapted
 
 
 def has_adapters(folder: Path) -> bool:
@@ -34,16 +50,27 @@ def has_adapters(folder: Path) -> bool:
 def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
     """`base` with the adapters of `folder`; `.unload()` gives the base back unchanged.
 
-    trainable: whether the adapters are to be trained further; otherwise the model is in eval mode. Raises ModelError if
-    the adapters do not fit the base.
+    trainable: whether the adapters are to be trained further; otherwise the model is in eval mode. Only safetensors are
+    read. Raises ModelError if the adapters do not fit the base: weights that are missing, match nothing, have another
+    shape, are NaN or infinite; or if merging them would change more than they do.
     """
     from peft import PeftModel
 
     check_folder(folder, *MODEL_FILES)
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(Problem(Kind.WEIGHTS_NOT_SAFETENSORS, values={"name": str(folder), "file": WEIGHTS}))
+    tied = _tied(base)
     try:
-        adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they are about is an error below
+            adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+            found = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
+    except Exception as error:  # PEFT raises whatever a wrong config leads to
         raise ModelError(f"the adapters in {folder} do not fit their base model: {first_line(error)}") from error
+    keys = {"missing_keys": found.missing_keys, "unexpected_keys": found.unexpected_keys}
+    Found({**keys, "mismatched_keys": [], "error_msgs": []}).refuse(str(folder))
+    check_finite(((name, weight) for name, weight in adapted.named_parameters() if "lora_" in name), str(folder))
+    _refuse_tied(adapted, tied, str(folder))
     return adapted if trainable else adapted.eval()
 
 
@@ -52,7 +79,16 @@ def merged(model: nn.Module) -> nn.Module:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def first_line(error: BaseException) -> str:
-    """First line of a library's error message; the error's type if it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _tied(model: nn.Module) -> bool:
+    """Whether input embedding and output head are one weight."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def _refuse_tied(adapted: nn.Module, tied: bool, name: str) -> None:
+    """Raises ModelError for adapters on a tied output head or embedding: merged into one, they would change both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    layers = adapted.get_base_model().get_output_embeddings(), adapted.get_base_model().get_input_embeddings()
+    if tied and any(isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper) for layer in layers):
+        raise ModelError(Problem(Kind.ADAPTERS_ON_TIED_HEAD, values={"name": name}))

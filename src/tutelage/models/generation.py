@@ -6,6 +6,7 @@ Answers from a closed set of labels are in `label_scoring`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor
 
-from tutelage.data.collate import pad_id_of
+from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import DataError, problems
 from tutelage.models.heads import takes_logits_to_keep
 
@@ -58,7 +59,7 @@ def generate_answers(
     """Greedy answers to `prompts` (token ids), decoded without special tokens and stripped, in the order given.
 
     Each token is the most probable of the tokenizer's entries; padding entries of the model's matrix are never written.
-    An answer ends before the first end-of-sequence token (the tokenizer's, or any in the model's generation config) or
+    An answer ends before the first end-of-sequence token (the tokenizer's, or any in the model's configs) or
     after `max_new_tokens`. Its log-probability is in float32, over the tokenizer's entries. Other settings of that
     config (sampling, penalties, forced tokens) are ignored. A model that returns no key-value cache is decoded by its
     own `generate`, with the same result.
@@ -66,7 +67,7 @@ def generate_answers(
     on_batch: called with the number of prompts answered since its last call. Raises DataError for empty prompts.
     """
     check_tokens(prompts)
-    ends, vocabulary, cached = _end_ids(model, tokenizer), len(tokenizer), True
+    ends, vocabulary, cached = end_ids(model, tokenizer), vocabulary_of(tokenizer), True
     answers = [Answer("", 0.0)] * len(prompts)
     with greedy_mode(model) as plain:
         for indices in length_batches(prompts, batch_size):
@@ -246,12 +247,13 @@ def pad_left(prompts: list[Sequence[int]], pad_id: int, device: torch.device) ->
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
 
 
-def _end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
-    """Token ids that end an answer."""
+def end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Token ids that end an answer: the tokenizer's, and those of the model's config and generation config."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    configured = plain.generation_config.eos_token_id
-    configured = configured if isinstance(configured, list) else [configured]
-    return sorted({end for end in [tokenizer.eos_token_id, *configured] if end is not None})
+    configs = plain.generation_config, plain.config.get_text_config()
+    configured = [getattr(config, "eos_token_id", None) for config in configs]
+    lists = [ends if isinstance(ends, list) else [ends] for ends in configured]
+    return sorted({end for end in itertools.chain([tokenizer.eos_token_id], *lists) if end is not None})
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tutelage.data.collate import pad_id_of
+from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import ModelError
 from tutelage.models.generation import cache_of, check_tokens, greedy_mode, length_batches, pad_left
 from tutelage.models.heads import takes_logits_to_keep
@@ -122,7 +122,7 @@ class _ReadPrompts:
                 f"{type(model).__name__} returns no key-value cache, which scoring labels needs: use"
                 " task.decoding=generate"
             )
-        self.model, self.vocabulary, self.mask = model, len(tokenizer), inputs["attention_mask"]
+        self.model, self.vocabulary, self.mask = model, vocabulary_of(tokenizer), inputs["attention_mask"]
         self.first = output.logits[:, -1, : self.vocabulary].float().log_softmax(-1)
         """[B, V] log-probabilities of an answer's first token."""
 

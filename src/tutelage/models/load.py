@@ -1,17 +1,23 @@
-"""Models and tokenizers: loading, saving, what their configs say, and whether two vocabularies are the same."""
+"""Models and tokenizers: loading whole models only, what their configs say, and whether two vocabularies are the
+same."""
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from tutelage.data.collate import vocabulary_of
 from tutelage.errors import Kind, ModelError, Problem
-from tutelage.models.adapters import first_line, has_adapters, load_adapter, with_lora
+from tutelage.errors.wording import first_line
+from tutelage.models.adapters import has_adapters, load_adapter, with_lora
+from tutelage.models.weights import WRAPPERS, Found, check_files, check_finite
 from tutelage.recipe.schema import Model
-from tutelage.utils.files import replacing
+from tutelage.utils.console import Screen
 from tutelage.utils.integrity import MODEL_FILES, check_folder
 
 # --- loading ---
@@ -27,7 +33,7 @@ def load_tokenizer(model: Model) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers and tokenizers raise whatever a wrong file leads to
         raise ModelError(f"cannot load a tokenizer from {name!r}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {name!r} has no end-of-sequence token, so answers would never end")
@@ -38,32 +44,82 @@ def load_model(model: Model, path: Path | str | None = None) -> nn.Module:
     """A causal language model in eval mode, on the accelerator if there is one.
 
     path: a folder of fine-tuned weights to load instead of `model.model_name_or_path`: full weights, or PEFT adapters,
-    which are merged into their base. Only safetensors are read. Raises ModelError if the folder holds no model.
+    which are merged into their base. Only safetensors are read. Raises ModelError if the folder holds no model, or not
+    all of it: weights that are missing, unknown to the model, of another shape, NaN or infinite.
     """
     folder = Path(path) if path is not None else None
     if folder is not None and has_adapters(folder):
         return load_adapter(load_model(model), folder).merge_and_unload().eval()
-    return _load_full(model, str(path or model.model_name_or_path)).to(device()).eval()
+    name = str(path or model.model_name_or_path)
+    loaded = _load_full(model, name)
+    check_finite(loaded.named_parameters(), name if model.dtype == "auto" else f"{name} in {model.dtype}")
+    return loaded.to(device()).eval()
 
 
-def load_trainable(model: Model, folder: Path | None, seed: int) -> nn.Module:
-    """The student to train: untrained, with new adapters if the recipe asks for them, or as saved in `folder`.
+def load_trainable(model: Model, folder: Path | None, seed: int, vocabulary: int | None = None) -> nn.Module:
+    """The model to train: untrained, with new adapters if the recipe asks for them, or as saved in `folder`.
 
-    seed: of new adapters' initial weights.
+    seed: of new adapters' initial weights. vocabulary: for students, see `cut_vocabulary`. Raises ModelError for
+    float16 weights, whose gradients and updates underflow, unless only adapters are trained.
     """
-    if folder is None:
-        student = load_model(model)
-        if model.lora:
-            torch.manual_seed(seed)
-            student = with_lora(student, model.lora)
-        return student
-    if has_adapters(folder):
-        return load_adapter(load_model(model), folder, trainable=True)
-    return load_model(model, folder)
+    full = folder is not None and not has_adapters(folder)
+    trained = load_model(model, folder if full else None)
+    if vocabulary is not None:
+        cut_vocabulary(trained, vocabulary)
+    if folder is not None and not full:
+        return load_adapter(trained, folder, trainable=True)
+    if model.lora and not full:
+        torch.manual_seed(seed)
+        return with_lora(trained, model.lora)
+    if trained.dtype == torch.float16:
+        raise ModelError(Problem(Kind.FLOAT16_TRAINED, values={"name": model.model_name_or_path}))
+    return trained
+
+
+def cut_vocabulary(model: nn.Module, vocabulary: int) -> nn.Module:
+    """The model, in place, without rows of embedding and output head beyond the tokenizer's `vocabulary` ids.
+
+    Nothing trains the logits of such padding down, and programs that do not know of it would answer with them; without
+    it the softmax is over the tokenizer's ids everywhere. Raises ModelError if the other logits would change, or if
+    there are fewer rows.
+    """
+    config, rows = model.config.get_text_config(), len(model.get_output_embeddings().weight)
+    check_embeddings(model.config, vocabulary)
+    if rows == vocabulary:
+        return model
+    if config.pad_token_id is not None and config.pad_token_id >= vocabulary:
+        config.pad_token_id = None  # an embedding without this row cannot be made
+    ids = torch.arange(min(vocabulary, 16), device=model.device)[None]
+    with torch.no_grad(), torch.random.fork_rng():
+        before = model(ids).logits[..., :vocabulary]
+        model.resize_token_embeddings(vocabulary)
+        after = model(ids).logits
+    # not equal: a matrix product of another width can round 16-bit sums in another order
+    if after.shape != before.shape or (after - before).abs().max() > 0.01 * before.abs().max():
+        raise ModelError(
+            f"the {rows:,} rows of {type(model).__name__}'s embeddings cannot be cut to the {vocabulary:,} ids of its"
+            " tokenizer without changing its answers: cut them yourself (resize_token_embeddings), or take another"
+            " student"
+        )
+    return model
+
+
+def check_weights(model: Model, path: Path | None = None) -> None:
+    """Compare names and shapes of all weights in the files of a model with what its config describes, and read those
+    on this disk for NaN and infinite values. Nothing is kept in memory.
+
+    path: as for `load_model`. Raises ModelError as `load_model`.
+    """
+    adapters = path is not None and has_adapters(path)
+    loaded = _load_full(model, str(path if path and not adapters else model.model_name_or_path), device_map="meta")
+    if adapters:
+        load_adapter(loaded, path)
+    check_files(path or Path(model.model_name_or_path))
 
 
 def check_lora_targets(model: Model) -> None:
-    """Refuse adapters for layers that a model does not have, before anything is trained. Loads no weights.
+    """Refuse adapters for layers that a model does not have, or for a tied output head, before anything is trained.
+    Loads no weights.
 
     Raises ModelError. A model whose config cannot be read is not judged: loading it says why.
     """
@@ -81,7 +137,9 @@ def check_lora_targets(model: Model) -> None:
         reason = ""
         try:
             with_lora(skeleton, model.lora)
-        except (ValueError, RuntimeError) as error:
+        except (ModelError, RuntimeError) as error:
+            if isinstance(error, ModelError) and error.kind != Kind.MODEL:
+                raise
             reason = first_line(error)
     if unknown or reason:
         inner = sorted({name.rpartition(".")[2] for name in layers if "layers." in name and "norm" not in name})
@@ -94,25 +152,62 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def _load_full(model: Model, name: str) -> nn.Module:
+def _load_full(model: Model, name: str, **options: Any) -> nn.Module:
+    """A model with all of its weights. options: for `from_pretrained`."""
+    _check_local(name)
+    loaded, found = _from_files(model, name, **options)
+    if prefix := found.wrapper(loaded):
+        pattern = f"^{re.escape(prefix)}"
+        loaded, found = _from_files(model, name, key_mapping={pattern: ""}, **options)
+        # transformers would put the prefix back when the model is saved
+        kept = [rule for rule in loaded._weight_conversions if rule.source_patterns != [pattern]]
+        loaded._weight_conversions = kept
+        if found.complete:
+            _say_stripped(name, prefix)
+    found.refuse(name)
+    if loaded.get_output_embeddings().weight is not loaded.get_input_embeddings().weight:
+        loaded.config.get_text_config().tie_word_embeddings = False  # a file can hold both, whatever the config says
+    return loaded
+
+
+def _from_files(model: Model, name: str, **options: Any) -> tuple[Any, Found]:
+    """What transformers makes of a model's files, and what it found in them."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    _check_local(name)
-    dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-    options = {"attn_implementation": model.attn_implementation} if model.attn_implementation else {}
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of wrong weights; they are refused in our words
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        loaded, info = AutoModelForCausalLM.from_pretrained(
             name,
             revision=model.revision if name == model.model_name_or_path else None,
-            dtype=dtype,
+            dtype=model.dtype if model.dtype == "auto" else getattr(torch, model.dtype),
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported with the other wrong weights
             **options,
         )
-    except (OSError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers raises whatever a wrong file leads to
+        if any(Path(name).glob("*.bin")) and not any(Path(name).glob("*.safetensors")):
+            values = {"name": name, "file": "model.safetensors"}
+            raise ModelError(Problem(Kind.WEIGHTS_NOT_SAFETENSORS, values=values)) from error
         raise ModelError(f"cannot load a causal language model from {name!r}: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(level)
+    return loaded, Found(info)
+
+
+@lru_cache
+def _say_stripped(name: str, prefix: str) -> None:
+    """Once for each model: its weights were found under other names."""
+    reason = next(WRAPPERS[wrapper].partition(":")[0] for wrapper in WRAPPERS if wrapper in prefix)
+    Screen().warn(f"{name}: the names of all weights begin with `{prefix}`, which was left out ({reason})")
 
 
 def _check_local(name: str) -> None:
@@ -122,20 +217,6 @@ def _check_local(name: str) -> None:
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(name).is_dir():
         raise ModelError(f"there is no folder {name!r}: give a folder in Hugging Face layout or a hub id (owner/name)")
-
-
-# --- saving ---
-
-
-def save_student(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write weights (safetensors), tokenizer and generation config; plain transformers then decodes greedily."""
-    config = model.generation_config
-    config.eos_token_id = config.eos_token_id or tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
-    with replacing(folder) as draft:
-        model.save_pretrained(str(draft))
-        tokenizer.save_pretrained(str(draft))
 
 
 # --- configs and vocabularies ---
@@ -149,7 +230,7 @@ def config_of(model: Model) -> Any:
         config = AutoConfig.from_pretrained(
             model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError):
+    except Exception:  # whatever is wrong with it, loading the model says so
         return None
     return config.get_text_config()
 
@@ -178,4 +259,12 @@ def check_vocabularies(teacher: Any, student: Any) -> int:
     if teacher.eos_token_id != student.eos_token_id:
         values = {"teacher": teacher.eos_token, "student": student.eos_token}
         raise ModelError(Problem(Kind.END_OF_SEQUENCE_DIFFERS, values=values))
-    return max(teacher_ids.values()) + 1
+    return vocabulary_of(student)
+
+
+def check_embeddings(config: Any, vocabulary: int, role: str = "student") -> None:
+    """Raises ModelError for a model with fewer embeddings than its tokenizer has ids. config: as from `config_of`."""
+    rows = getattr(config and config.get_text_config(), "vocab_size", None)
+    if rows is not None and rows < vocabulary:
+        values = {"role": role, "rows": rows, "vocabulary": vocabulary}
+        raise ModelError(Problem(Kind.EMBEDDINGS_TOO_SMALL, values=values))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.collate import vocabulary_of
 from tutelage.data.encode import make_encoder
 from tutelage.data.readers import PlacedRow, parse_object, read_rows
 from tutelage.data.row_formats import example_from_row
@@ -62,8 +63,8 @@ class Predictor:
         tokenizer = load_tokenizer(model_section)
         self.task = make_task(self.task_section, self.task_section.labels, choice=usage["choice"])
         encoder = make_encoder(self.data, tokenizer)
-        decoding = self.task_section.decoding
-        self.evaluator = Evaluator(self.task, encoder, len(tokenizer), usage["max_new_tokens"], decoding, batch_size)
+        decoding, vocabulary = self.task_section.decoding, vocabulary_of(tokenizer)
+        self.evaluator = Evaluator(self.task, encoder, vocabulary, usage["max_new_tokens"], decoding, batch_size)
         self.model, self.rows_ahead = load_model(model_section), batch_size * read_ahead
 
     def __call__(self, rows: Iterable[PlacedRow]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from tutelage.errors import ModelError
-from tutelage.models.load import load_model, load_tokenizer, save_student
+from tutelage.models.load import load_model, load_tokenizer
+from tutelage.models.save import save_student
 from tutelage.recipe.schema import Model
 from tutelage.utils.console import Screen
 from tutelage.utils.disk import full_disk_as_user_error

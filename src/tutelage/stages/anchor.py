@@ -14,9 +14,8 @@ from pathlib import Path
 
 from torch import nn
 
-from tutelage.models.adapters import merged
 from tutelage.models.evaluation import loss_records, validation_records
-from tutelage.models.load import load_model, save_student
+from tutelage.models.load import cut_vocabulary, load_model
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.callbacks import WHOLE, seconds_before
@@ -33,8 +32,8 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         if work is None:
             return
         work.seconds_before = seconds_before(work.folder / "trainer")
-        model = load_model(recipe.student, given) if given else _train(run, models, work.folder)
-        save_student(model, models.tokenizer, work.folder)
+        trained = _given(models, given) if given else _train(run, models, work.folder)
+        model = models.save_whole(trained, recipe.student, work.folder)
         train, validation = models.encoded("train"), models.eval_set("validation")
         total = len(train) + len(validation.examples)
         with models.autocast(), run.screen.progress("anchor losses", total) as advance:
@@ -42,6 +41,11 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             validated = models.evaluator.validate(model, validation, advance)
         records = itertools.chain(loss_records(train, losses), validation_records(validation.rows, validated))
         write_jsonl(work.folder / "sample_loss.jsonl", records)
+
+
+def _given(models: RunModels, name: str) -> nn.Module:
+    """The user's own anchor."""
+    return cut_vocabulary(load_model(models.run.recipe.student, name), models.vocabulary)
 
 
 def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:
@@ -52,7 +56,7 @@ def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:
     steps = spaced_steps(args, len(rows), plan.num_stages)
     train = partial(models.fine_tuned, "anchor", recipe.student, args, rows, seed=recipe.seed, log=folder / "log.jsonl")
     if recipe.anchor.keep == "last":
-        return merged(train(save_at=steps[:-1])).eval()
+        return train(save_at=steps[:-1])
     checkpoints = [folder / "trainer" / f"checkpoint-{step}" for step in steps]
     if not (checkpoints[-1] / WHOLE).exists():
         train(save_at=steps)

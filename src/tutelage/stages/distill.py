@@ -14,14 +14,13 @@ from torch import nn
 
 from tutelage.data.token_store import TokenStore
 from tutelage.method.methods import find_method
-from tutelage.models.adapters import merged
-from tutelage.models.load import device, save_student
+from tutelage.models.load import device
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.sources import CachedTeacher
-from tutelage.training import recorded_losses
+from tutelage.training import recorded_losses, stage_records
 from tutelage.training.distillation import Distillation, restart_only
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.run_models import RunModels
@@ -50,7 +49,7 @@ def cell(run: RunFolder, models: RunModels, method: str, seed: int) -> None:
             distillation = Distillation(plan, work.folder, setup)
             work.seconds_before = distillation.seconds_before()
             kept, records = distillation.run()
-        _finish(run, work, distillation, kept, records)
+        _finish(models, work, distillation, kept, records)
 
 
 def _plan(run: RunFolder, method: str, seed: int) -> DistillationPlan:
@@ -114,13 +113,14 @@ def _say(run: RunFolder, record: StageRecord) -> None:
         run.screen.warn(f"stall in stage {record['stage']}: {record['stall']}")
 
 
-def _finish(run: RunFolder, work: Work, distillation: Distillation, kept: Path, records: list[StageRecord]) -> None:
+def _finish(models: RunModels, work: Work, distillation: Distillation, kept: Path, records: list[StageRecord]) -> None:
     """Save the kept student as a whole model that plain transformers loads."""
-    seed, setup = distillation.plan.seed, distillation.setup
-    save_student(merged(setup.load(kept, seed)), setup.tokenizer, work.folder)
-    write_usage(run, work.folder)
-    stages = [record["stage"] for record in records]
-    work.about = {"kept_stage": next((n for n in stages if distillation.end(n) == kept), len(stages)), "seed": seed}
+    seed, setup, stages = distillation.plan.seed, distillation.setup, [record["stage"] for record in records]
+    kept_stage = next((stage for stage in stages if distillation.end(stage) == kept), len(stages))
+    losses = stage_records.validation_losses(work.folder, kept_stage)
+    models.save_whole(setup.load(kept, seed), setup.model, work.folder, losses)
+    write_usage(models.run, work.folder)
+    work.about = {"kept_stage": kept_stage, "seed": seed}
     if device().type == "cpu":
         work.about["threads"] = torch.get_num_threads()
 

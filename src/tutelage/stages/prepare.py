@@ -13,8 +13,18 @@ from tutelage.data.dataset import load_rows
 from tutelage.data.encode import Encoder, Misfits, check_not_emptied, fitting_test, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
-from tutelage.models.load import check_lora_targets, check_vocabularies, device, load_tokenizer, longest_context
+from tutelage.models.load import (
+    check_embeddings,
+    check_lora_targets,
+    check_vocabularies,
+    check_weights,
+    config_of,
+    device,
+    load_tokenizer,
+    longest_context,
+)
 from tutelage.models.precision import bf16_pays
+from tutelage.recipe.schema import Model, Recipe
 from tutelage.records import SPLITS, Example
 from tutelage.run import stage_inputs
 from tutelage.run.checkpoints import list_checkpoints
@@ -41,6 +51,7 @@ def run_stage(run: RunFolder) -> None:
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         tokenizer = load_tokenizer(recipe.student)
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
+        _check_models(recipe, given or [], vocabulary)
         encoded, dropped = _tokenize(rows.examples, make_encoder(recipe.data, tokenizer), work.folder / "tokens")
         predicted_size(
             encoded["train"],
@@ -118,6 +129,18 @@ def _check_trainers(run: RunFolder) -> None:
             check_arguments(run.recipe.trainer_arguments(*sections))
         except ConfigError as error:
             raise ConfigError(f"{sections[-1]}.trainer: {error}") from error
+
+
+def _check_models(recipe: Recipe, checkpoints: list[Path], vocabulary: int) -> None:
+    """Refuse models whose weights are not complete, before the first of them is trained. checkpoints: the user's."""
+    for role in ("teacher", "student"):
+        model: Model = getattr(recipe, role)
+        check_embeddings(config_of(model), vocabulary, role)
+        check_weights(model)
+    if recipe.anchor.model_name_or_path:
+        check_weights(recipe.student, Path(recipe.anchor.model_name_or_path))
+    for folder in checkpoints:
+        check_weights(recipe.teacher, folder)
 
 
 def _check_fit(run: RunFolder, longest: int) -> None:

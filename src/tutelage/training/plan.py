@@ -14,7 +14,8 @@ from tutelage.data.collate import pad_id_of
 from tutelage.data.encode import EncodedRow
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting
-from tutelage.models.load import load_trainable, save_student
+from tutelage.models.load import load_trainable
+from tutelage.models.save import save_student
 from tutelage.recipe.schema import Model
 from tutelage.run.artifacts import StageRecord
 from tutelage.teacher.sources import TeacherSource
@@ -80,7 +81,7 @@ class StudentSetup:
 
     def load(self, folder: Path | None, seed: int) -> nn.Module:
         """The student to train: untrained, or as `save` wrote it into a folder. seed: of fresh adapters."""
-        return load_trainable(self.model, folder, seed)
+        return load_trainable(self.model, folder, seed, self.vocabulary)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the student, so that `load` gives it back."""

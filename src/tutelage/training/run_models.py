@@ -8,15 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
 from tutelage.data.collate import pad_id_of
-from tutelage.data.encode import EncodedRow, Encoder, make_encoder
+from tutelage.data.encode import EncodedRow, Encoder, Subset, make_encoder
 from tutelage.data.token_store import TokenStore
+from tutelage.models.adapters import merged
 from tutelage.models.evaluation import EvalSet, Evaluator, ValidationScores
 from tutelage.models.load import device, load_model, load_tokenizer, load_trainable
+from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
 from tutelage.records import Example
 from tutelage.run.artifacts import CheckpointScore
@@ -24,6 +27,9 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.training.finetuning import fine_tune
 from tutelage.utils.files import read_jsonl
+
+CHECKED_ROWS = 64
+"""Validation rows on which a saved model is compared with the one in memory."""
 
 
 class RunModels:
@@ -119,18 +125,36 @@ class RunModels:
 
         label: heading of the progress bar.
         """
+        recipe = self.run.recipe
+        cut = None if section is recipe.teacher else self.vocabulary
         with self.run.screen.steps(label) as on_step:
             return fine_tune(
-                load_trainable(section, None, seed),
+                load_trainable(section, None, seed, cut),
                 args,
                 rows,
                 save_at=save_at,
                 log=log,
                 vocabulary=self.vocabulary,
                 pad_id=self.pad_id,
-                fused=self.run.recipe.fused_loss,
+                fused=recipe.fused_loss,
                 on_step=on_step,
             )
+
+    def save_whole(self, model: nn.Module, section: Model, folder: Path, losses: np.ndarray | None = None) -> nn.Module:
+        """Write a trained student as a whole model, and compare its loss with that of what was written. Returns the
+        student with its adapters merged.
+
+        losses: [validation rows] of the student in nats, if they are known. Raises ModelError if the two differ.
+        """
+        validation = self.encoded("validation")
+        rows = Subset(validation, range(min(CHECKED_ROWS, len(validation))))
+        with self.autocast():
+            before = self.evaluator.losses(model, rows) if losses is None else losses[: len(rows)]
+            whole = merged(model).eval()
+            save_student(whole, self.tokenizer, folder)
+            if len(rows):
+                check_same_loss(before, self.evaluator.losses(load_model(section, folder), rows), folder)
+        return whole
 
     def cache_builder(self, folder: Path) -> CacheBuilder:
         """Writes what a model says about the training rows into a store in `folder`."""

@@ -34,8 +34,8 @@ from tutelage.models.load import (
     load_model,
     load_tokenizer,
     load_trainable,
-    save_student,
 )
+from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.load import check_settings
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.run.artifacts import StageRecord
@@ -47,6 +47,7 @@ from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.distillation import Distillation
 from tutelage.training.finetuning import fine_tune, spaced_steps
 from tutelage.training.plan import DistillationPlan, StudentSetup
+from tutelage.training.run_models import CHECKED_ROWS
 from tutelage.training.stage_records import Validation
 from tutelage.training.trainer import check_arguments, training_arguments
 from tutelage.utils.files import read_json
@@ -177,6 +178,8 @@ class SCDTrainer:
         self.rows = self._encode(train_dataset, "train")
         self.eval_rows = self._encode(eval_dataset, "validation") if eval_dataset is not None else []
         self.model: nn.Module | None = None
+        self._trained = np.zeros(0)
+        """Losses of the trained student on `_checked_rows`, adapters not merged."""
 
     def train(self) -> list[StageRecord]:
         """Train the anchor, build the cache, run the stages. Returns the records of the stages.
@@ -197,7 +200,9 @@ class SCDTrainer:
         work.prepare()
         setup = self._setup(method, anchor_nll)
         kept, records = Distillation(plan, work.folder, setup).run()
-        self.model = merged(setup.load(kept, args.seed)).eval()
+        student = setup.load(kept, args.seed)
+        self._trained = self._losses(student, self._checked_rows)
+        self.model = merged(student).eval()
         return records
 
     def _setup(self, method: Method, anchor_nll: np.ndarray | None) -> StudentSetup:
@@ -219,10 +224,20 @@ class SCDTrainer:
         )
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the student and its tokenizer, to `args.output_dir` if no folder is given."""
+        """Write the student and its tokenizer, to `args.output_dir` if no folder is given.
+
+        Raises ModelError if the loss of the model written is not that of the student.
+        """
         if self.model is None:
             raise ModelError("there is no student yet: call train() first")
-        save_student(self.model, self.tokenizer, Path(output_dir or self.args.output_dir))
+        folder = Path(output_dir or self.args.output_dir)
+        save_student(self.model, self.tokenizer, folder)
+        check_same_loss(self._trained, self._losses(load_model(self.student, folder), self._checked_rows), folder)
+
+    @property
+    def _checked_rows(self) -> list[EncodedRow]:
+        """Rows on which the saved student is compared with the trained one."""
+        return (self.eval_rows or self.rows)[:CHECKED_ROWS]
 
     def _plan(self) -> DistillationPlan:
         names = DistillationPlan.__dataclass_fields__
@@ -257,7 +272,7 @@ class SCDTrainer:
         )
         if work.prepare():
             args = training_arguments(folder / "trainer", self.args.given(), seed=self.args.seed, epochs=self._epochs())
-            model = load_trainable(self.student, None, self.args.seed)
+            model = load_trainable(self.student, None, self.args.seed, self.vocabulary)
             fine_tune(
                 model,
                 args,

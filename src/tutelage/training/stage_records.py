@@ -105,6 +105,12 @@ def write_validation_rows(folder: Path, stage: int, rows: Sequence[ValidationRow
         _add_stage(folder / "validation_rows.jsonl", stage, new)
 
 
+def validation_losses(folder: Path, stage: int) -> np.ndarray:
+    """[rows] losses of the student on the validation rows after a stage, in nats."""
+    lines = read_jsonl(folder / "validation_rows.jsonl")
+    return np.array([line["nll"] for line in lines if line["stage"] == stage])
+
+
 def write_weights(folder: Path, stage: int, records: Iterable[WeightRecord]) -> None:
     """Add a stage's rows to weights.jsonl, as `write_validation_rows` does; none for a stage without a teacher."""
     _add_stage(folder / "weights.jsonl", stage, records)

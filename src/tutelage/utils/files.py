@@ -18,6 +18,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from tutelage.errors import Kind, Problem, UserError
 from tutelage.utils import integrity
 
 _REMAINS = re.compile(r"\..+\.(part|deleting-[0-9a-f]{8})", re.DOTALL)
@@ -31,8 +32,8 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Gives the name of a draft to write, a file or a folder. On leaving it takes the place of `path`, and the disk has
     it; if an exception was raised it is deleted.
 
-    The files of a draft that is a folder move one by one if `path` is a folder already. new: raises FileExistsError
-    instead of replacing a file that has come meanwhile.
+    The files of a draft that is a folder move one by one if `path` is a folder already. Raises UserError if one of the
+    two is a folder and the other is not. new: also if anything has come there meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
@@ -40,8 +41,8 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     try:
         yield draft
         sync_tree(draft)
-        if new and os.path.lexists(path):
-            raise FileExistsError(f"{path} exists")
+        if os.path.lexists(path) and (new or path.is_dir() != draft.is_dir()):
+            raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(path)}))
         _move(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):

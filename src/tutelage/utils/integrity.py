@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
@@ -150,16 +150,23 @@ def check_run(run: Path, patterns: Iterable[str]) -> None:
 
     patterns: of `Path.glob`, relative to the run.
     """
-    patterns = tuple(patterns)
-    found = {path for pattern in patterns for path in run.glob(pattern)}
+    wanted = [pattern.split("/") for pattern in patterns]
     for folder, content in sealed_folders(run):
         for path in (folder / name for name in content.get("files") or {}):
-            missing = not path.exists() and any(fnmatch(str(path.relative_to(run)), pattern) for pattern in patterns)
-            if missing or path in found:
+            if any(_matches(path.relative_to(run).parts, pattern) for pattern in wanted):
                 check(path)
         for key in content.get("inputs") or {}:
             if key.startswith("stage "):
                 check_not_lost(run / key.removeprefix("stage "))
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern as in `Path.glob`, which finds existing files alone."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def lost(folder: Path) -> bool:

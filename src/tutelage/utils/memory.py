@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import CodeType, ModuleType
 
 
 @contextmanager
@@ -49,6 +49,14 @@ def machine_memory() -> int:
     return torch.cuda.get_device_properties(0).total_memory if torch else psutil.virtual_memory().total
 
 
+def _raised_in(error: BaseException) -> CodeType | None:
+    """The code of the function that raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code if trace is not None else None
+
+
 def _accelerated() -> ModuleType | None:
     """The module torch, if it is loaded and has a CUDA device."""
     torch = sys.modules.get("torch")
@@ -59,8 +67,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory could not be allocated."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError):
+        return False
+    if _raised_in(error) is threading.Thread.start.__code__:  # there is no memory for the stack of a thread
+        return True
+    if (torch := sys.modules.get("torch")) is None:
         return False
     # On an accelerator torch raises a type of its own. Its CPU allocator has none, so the only sign is the allocator's
     # name in the message: a name in torch's code, not wording. How much memory is free afterwards says nothing, because

@@ -53,7 +53,8 @@ def read_text(path: Path, encoding: str | None, read: Callable[[str], Result]) -
         head = file.read(SAMPLE_BYTES)
     marked = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
     first = marked or ("utf-8-sig" if encoding is None or _extends_ascii(encoding) else encoding)
-    if first == "utf-8-sig" and b"\0" in head[:200]:  # UTF-16 without a mark: valid UTF-8, every other letter a NUL
+    # UTF-16 without a mark is valid UTF-8, in which every other letter is a NUL.
+    if first == "utf-8-sig" and head[:200].count(b"\0") > len(head[:200]) / 5:
         guess = "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
         raise _undecodable(path, None, "NUL characters", [guess])
     try:

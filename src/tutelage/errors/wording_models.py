@@ -1,0 +1,74 @@
+"""The texts of problems of models, tokenizers and checkpoints."""
+
+from __future__ import annotations
+
+from tutelage.errors.kinds import Kind
+from tutelage.errors.wording_rows import Text, Values
+
+
+def _different_vocabularies(v: Values) -> str:
+    teacher, student = ("absent" if number is None else number for number in v["ids"])
+    return (
+        "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
+        f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
+        f" {v['sizes'][1]:,}). Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT"
+        " --layers N"
+    )
+
+
+def _incomplete(v: Values) -> str:
+    counts, parts = v["counts"], []
+    for field in ("missing", "unexpected", "errors"):
+        if counts[field]:
+            parts.append(f"{counts[field]:,} {field} ({_first(v[field], counts[field])})")
+    if counts["misshapen"]:
+        shapes = [f"{key}: {list(file)} instead of {list(model)}" for key, file, model in v["misshapen"]]
+        parts.append(f"{counts['misshapen']:,} of another shape ({_first(shapes, counts['misshapen'])})")
+    return (
+        f"the weights in {v['name']} are not all those of the model: {'; '.join(parts)}. Random numbers would take the"
+        f" place of what is missing. {v['cause']}"
+    )
+
+
+def _first(names: list[str], count: int) -> str:
+    return ", ".join(names) + (", ..." if count > len(names) else "")
+
+
+def _not_finite(v: Values) -> str:
+    return (
+        f"{v['count']:,} weights of {v['name']} are NaN or infinite ({_first(v['first'], v['count'])}): its training"
+        " diverged, or its dtype is too narrow for them. Take another checkpoint, train it with a lower learning_rate,"
+        " or load it in float32"
+    )
+
+
+TEXTS: dict[Kind, Text] = {
+    Kind.VOCABULARIES_DIFFER: _different_vocabularies,
+    Kind.END_OF_SEQUENCE_DIFFERS: (
+        "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"
+        " student's tokenizer_config.json to {teacher!r}"
+    ),
+    Kind.EMBEDDINGS_TOO_SMALL: (
+        "the tokenizer has {vocabulary:,} ids and the {role} has embeddings for {rows:,}: it cannot read all of them."
+        " Take a model with its own tokenizer, or add the missing rows (resize_token_embeddings)"
+    ),
+    Kind.WEIGHTS_INCOMPLETE: _incomplete,
+    Kind.WEIGHTS_NOT_FINITE: _not_finite,
+    Kind.WEIGHTS_NOT_SAFETENSORS: (
+        "{name} has no {file}, and only safetensors are read, since other formats can run code: load it where you trust"
+        " it and write it again, model.save_pretrained(FOLDER)"
+    ),
+    Kind.FLOAT16_TRAINED: (
+        "the weights of {name} are float16, in which full fine-tuning ends in NaN: write dtype: float32 or bfloat16, or"
+        " train adapters with lora: {{}}"
+    ),
+    Kind.ADAPTERS_ON_TIED_HEAD: (
+        "{name}: there are adapters on the output head or the input embedding, and in this model both are one weight:"
+        " merged into it, they would change both. Leave them out of the target modules"
+    ),
+    Kind.SAVED_MODEL_DIFFERS: (
+        "the model saved in {folder} is not the one that was trained: on {rows:,} validation rows its loss is"
+        " {saved:.4f} nats, and was {trained:.4f}. Merging adapters into 16-bit weights can do this: write"
+        " student.dtype=float32. Otherwise a file of it was damaged: run the stage again"
+    ),
+}
