@@ -94,6 +94,20 @@ def test_character_offsets_stay_character_offsets(tmp_path, texts, surfaces):
     assert rows.examples["test"][0].answer == f"DRUG: {surfaces[0]}"
 
 
+def test_korean_offsets_in_utf_16_units_are_read(tmp_path):
+    found = load_rows(offset_project(tmp_path, "utf16", [f"😀 {n} 서울에서 만났다" for n in range(9)], ["서울"] * 9))
+    assert found.decided == {"offsets": "utf16"} and found.examples["test"][0].answer == "DRUG: 서울"
+
+
+def test_offsets_that_cut_most_words_are_refused_whatever_they_count(tmp_path):
+    rows = [{"text": f"Case {n}: ibuprofen.", "entities": [[9, 18, "DRUG"]]} for n in range(9)]  # counted from 1
+    project = recipe(write(tmp_path / "d", train=rows[2:], test=rows[:2]), NER)
+    with pytest.raises(DataError, match=r"9 of 9 entities begin or end inside words, such as 'buprofen.' at \[9, 18\]"):
+        load_rows(project)
+    meant = project.model_copy(update={"data": project.data.model_copy(update={"offsets": "characters"})})
+    assert load_rows(meant).examples["test"][0].answer == "DRUG: buprofen."
+
+
 def test_where_words_are_cut():
     assert cuts_words("ibuprofen left", 1, 9) and cuts_words("ibuprofen left", 0, 10) and not cuts_words("a b-c", 2, 3)
     assert not cuts_words("서울에서", 0, 2) and cuts_words("서울에서", 1, 2) and not cuts_words("北京市", 1, 2)

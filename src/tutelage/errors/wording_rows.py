@@ -237,6 +237,12 @@ def _unclear_choice(v: Values) -> str:
 
 
 def _unclear_offsets(v: Values) -> str:
+    if len(v["readings"]) == 1:
+        return (
+            f"{v['cut']:,} of {v['entities']:,} entities begin or end inside words, such as {v['surfaces'][0]!r} at"
+            f" {v['offsets']}; offsets count characters from 0, end excluded. Correct them, or write"
+            " data.offsets=characters if that is meant"
+        )
     readings = " or ".join(
         f"{surface!r} (data.offsets={name})" for name, surface in zip(v["readings"], v["surfaces"], strict=True)
     )

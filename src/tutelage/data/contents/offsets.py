@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 from tutelage.data.columns import MappedRow
 from tutelage.data.contents.entities import offsets_in, parts_of_entities
-from tutelage.data.contents.words import cuts_words, is_whole
+from tutelage.data.contents.words import begins_inside, cuts_words, is_whole
 from tutelage.data.files.problems import BAD_CELL
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.recipe.schema import Offsets
@@ -25,6 +25,8 @@ MISTAKEN = 0.02
 """Fraction of the entities that may be outside their text however offsets count: mistakes in the rows."""
 MOST = 20_000
 """Entities that are looked at, spread over all rows."""
+MOSTLY = 0.5
+"""Fraction of the entities that begin inside words from which on offsets cannot be right, though no count is better."""
 NAMES = {"characters": "characters", "utf16": "UTF-16 units", "bytes": "UTF-8 bytes"}
 READINGS = get_args(Offsets)
 """Values of `data.offsets`; the first is the default."""
@@ -66,24 +68,49 @@ def decide_offsets(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[str, s
     default, *others = (_reading(name, located) for name in READINGS)
     others = [other for other in others if other.spans != default.spans]
     others = [other for other in others if other.spans.count(None) <= MISTAKEN * len(located)]
-    best = min(others, key=lambda other: sum(other.cut), default=None)
-    if best is None:
-        return None
+    best = min(others, key=lambda other: sum(other.cut), default=default)
+    verdict = _compared(default, best) if best is not default else "default"
     rivals = [other for other in others if sum(other.cut) == sum(best.cut) and other.spans != best.spans]
-    verdict = _compared(default, best)
+    rivals = [other for other in rivals if other.name.endswith("-inclusive") == best.name.endswith("-inclusive")]
     if verdict == "unclear" or (verdict == "other" and rivals):
-        split, place = first or (None, None)
-        example = _example(located, default, best)
-        values = example | {"readings": (default.name, best.name)}
-        change = f"data.offsets={best.name}"
-        raise DataError(Problem(Kind.OFFSETS_UNCLEAR, split, place, key="data.offsets", change=change, values=values))
+        raise _unclear(located, first, default, best)
     if verdict == "default":
+        # A compound may hold an entity at its start; few words hold one at their end.
+        pairs = [(span, entity) for span, entity in zip(default.spans, located, strict=True) if span]
+        inside = sum(entity.surface is None and begins_inside(entity.text, span[0]) for span, entity in pairs)
+        if inside >= MOSTLY * len(located):
+            raise _unclear(located, first, default)
         return None
     differ = [index for index, span in enumerate(best.spans) if span != default.spans[index]]
     unit, _, inclusive = best.name.partition("-")
     end = ", the last one included" if inclusive else ""
     cut = f"{sum(default.cut[index] for index in differ):,} of {len(located):,} entities would cut words otherwise"
     return best.name, f"offsets are read as {NAMES[unit]}{end}: {cut}"
+
+
+def _unclear(
+    located: Sequence[_Located], first: tuple[str, Place] | None, default: _Reading, other: _Reading | None = None
+) -> DataError:
+    """The error with the first entity that two counts read differently, or that the default cuts where none is better.
+
+    first: split and place of the first row with offsets.
+    """
+    split, place = first or (None, None)
+    readings = [default, other] if other else [default]
+    index = default.cut.index(True) if other is None else 0
+    while other and other.spans[index] == default.spans[index]:
+        index += 1
+    text, start, end, _ = located[index]
+    spans = [reading.spans[index] or (0, 0) for reading in readings]
+    values = {
+        "offsets": [start, end],
+        "readings": [reading.name for reading in readings],
+        "surfaces": [text[begins:ends] for begins, ends in spans],
+        "cut": sum(default.cut),
+        "entities": len(located),
+    }
+    change = f"data.offsets={readings[-1].name}"
+    return DataError(Problem(Kind.OFFSETS_UNCLEAR, split, place, key="data.offsets", change=change, values=values))
 
 
 def _compared(default: _Reading, other: _Reading) -> str:
@@ -97,14 +124,6 @@ def _compared(default: _Reading, other: _Reading) -> str:
         silent = not cut and not any(default.whole[index] or other.cut[index] for index in differ)
         return "unclear" if silent and other.name == "utf16" else "default"
     return "other" if SURE * sum(other.cut[index] for index in differ) <= mended else "unclear"
-
-
-def _example(located: Sequence[_Located], default: _Reading, other: _Reading) -> dict[str, Any]:
-    """The first entity that two counts read differently, as each reads it."""
-    index = next(index for index, span in enumerate(other.spans) if span != default.spans[index])
-    spans = [reading.spans[index] for reading in (default, other)]
-    text, start, end, _ = located[index]
-    return {"offsets": [start, end], "surfaces": [text[span[0] : span[1]] if span else "" for span in spans]}
 
 
 def _located(row: dict[str, Any]) -> list[_Located]:

@@ -12,9 +12,14 @@ def cuts_words(text: str, start: int, end: int) -> bool:
     Inside means: between two letters of a script that has spaces between words. A Korean word may go on after the end,
     with a particle.
     """
-    if text[start].isspace() or text[end - 1].isspace():
+    if text[end - 1].isspace():
         return True
-    return _joins(text, start, _spaced) or _joins(text, end, lambda letter: _spaced(letter) and not _hangul(letter))
+    return begins_inside(text, start) or _joins(text, end, lambda letter: _spaced(letter) and not _hangul(letter))
+
+
+def begins_inside(text: str, start: int) -> bool:
+    """Whether a span that begins here begins inside a word, or with white space."""
+    return text[start].isspace() or _joins(text, start, _spaced)
 
 
 def stands_whole(surface: str, text: str) -> bool:
