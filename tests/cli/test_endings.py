@@ -87,6 +87,7 @@ def start(recipe, cleanup):
     words = [sys.executable, "-c", SLOW_STAGE, "prepare", str(recipe), f"output_dir={recipe.parent}/run", str(cleanup)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "at work\n"
+    time.sleep(0.2)  # for the process to be asleep
     return process
 
 

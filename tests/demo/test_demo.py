@@ -312,7 +312,7 @@ def test_prepare_keeps_what_exists_and_rebuilds_another_version(small, tmp_path)
 
 def test_prepare_starts_again_after_an_interruption(small, tmp_path):
     setup.prepare(tmp_path, ["ner"])
-    (tmp_path / "ready.json").unlink()
+    (tmp_path / "ready.json").write_text("{}")  # as an interrupted command leaves it
     (tmp_path / "models" / "student" / "config.json").unlink()
     setup.prepare(tmp_path, ["ner"])
     assert (tmp_path / "models" / "student" / "config.json").is_file()

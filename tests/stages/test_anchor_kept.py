@@ -55,8 +55,7 @@ def test_adapters_are_selected_too_and_a_resumed_stage_does_not_train_again(tmp_
     assert command("prepare", recipe) == 0
     eval_set = RunModels.eval_set
     monkeypatch.setattr(RunModels, "eval_set", lambda models, split: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        command("anchor", recipe)
+    assert command("anchor", recipe) == 1 and "ZeroDivisionError" in command.err
     monkeypatch.setattr(RunModels, "eval_set", eval_set)
     monkeypatch.setattr(RunModels, "fine_tuned", lambda *_, **__: pytest.fail("trained again"))
     assert command("anchor", recipe) == 0

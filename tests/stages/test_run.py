@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.older import without_checksums
 from helpers.project import Command, make_project, run_to_the_end
+from tutelage.cli.endings import Stopped
+from tutelage.recipe.arguments import LIMITS
 from tutelage.stages import evaluate, prepare
 from tutelage.teacher import hidden_store
 from tutelage.training import callbacks, distillation, probe, run_models
@@ -235,8 +238,6 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 def kill(patch: pytest.MonkeyPatch, stage: str) -> None:
     """Ctrl-C in the middle of a stage: at the n-th call of one of its functions."""
-    from tutelage.cli.main import Interrupted
-
     owner, name, interrupted_call = {
         "teach": (callbacks.SaveAt, "on_save", 1),
         "anchor": (run_models, "save_student", 1),
@@ -248,7 +249,7 @@ def kill(patch: pytest.MonkeyPatch, stage: str) -> None:
 
     def interrupted(*args, **kwargs):
         if next(calls) == interrupted_call:
-            raise Interrupted
+            raise Stopped(signal.SIGINT)
         return function(*args, **kwargs)
 
     patch.setattr(owner, name, interrupted)
@@ -313,7 +314,8 @@ def test_a_whole_run_in_bfloat16(tmp_path, monkeypatch, command):
     assert "precision:" not in command.err
 
 
-def test_a_diverged_training_run_is_reported(tmp_path, command):
+def test_a_diverged_training_run_is_reported(tmp_path, command, monkeypatch):
+    monkeypatch.setitem(LIMITS, "learning_rate", {"gt": 0, "le": 1e30})
     recipe = make_project(tmp_path)
     assert command("prepare", recipe) == 0
     assert command("teach", recipe, "teach.trainer.learning_rate=1.0e+30") == 2

@@ -72,6 +72,8 @@ class ResultRow(TypedDict, total=False):
     """From 1."""
     of: int
     """Number of lines of this attempt."""
+    checksum: str
+    """Of the line's other content."""
     status: Literal["done", "failed"]
     seconds: float
     """Of training; of a failed cell, of the attempt."""

@@ -285,7 +285,7 @@ TEXTS: dict[Kind, Text] = {
         " rendered with the student's, which the teacher was not tuned for. Copy the teacher's chat_template.jinja into"
         " the student's folder"
     ),
-    Kind.TRAINING_ARGUMENTS_REFUSED: "transformers refuses these arguments: {reason}",
+    Kind.TRAINING_ARGUMENTS_REFUSED: "{reason}",
     Kind.LEARNING_RATE_UNUSUAL: _learning_rate,
     Kind.WEIGHTS_IN_16_BIT: (
         "the {role} is trained in {dtype} weights: most updates of full fine-tuning are smaller than their rounding and"

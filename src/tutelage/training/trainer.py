@@ -207,7 +207,8 @@ def training_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": device().type == "cpu",  # without it transformers refuses bfloat16 on a machine without a GPU
     }
-    return TrainingArguments(**{**defaults, **given, **decided})
+    floats = {name: float(given[name]) for name in ("adam_beta1", "adam_beta2") if name in given}  # YAML reads 0 as int
+    return TrainingArguments(**{**defaults, **given, **floats, **decided})
 
 
 def check_arguments(given: dict[str, Any]) -> None:
