@@ -82,10 +82,17 @@ def test_a_low_soft_limit_is_raised(recipe):
     assert shell(f"ulimit -S -n 16; tutelage show {recipe} | tail -n 1") == (0, [])
 
 
-def start(recipe, cleanup):
-    """A process in the middle of a stage, which takes `cleanup` seconds to clean up."""
+def start(recipe, cleanup, hangup=signal.SIG_DFL):
+    """A process in the middle of a stage, which takes `cleanup` seconds to clean up. hangup: what SIGHUP does at its
+    start."""
     words = [sys.executable, "-c", SLOW_STAGE, "prepare", str(recipe), f"output_dir={recipe.parent}/run", str(cleanup)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
+    )
     assert process.stdout.readline() == "at work\n"
     time.sleep(0.2)  # for the process to be asleep
     return process
@@ -107,11 +114,7 @@ def test_a_signal_is_one_line(recipe, number, code, words):
 
 
 def test_nohup_keeps_a_run_alive(recipe):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = start(recipe, 0)
-    finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    process = start(recipe, 0, signal.SIG_IGN)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.5)
     assert process.poll() is None
