@@ -86,7 +86,8 @@ def test_a_token_in_the_recipe_file_is_named_by_its_line(tmp_path, command):
         ["show", URL],
     ],
 )
-def test_a_token_in_another_place_is_not_repeated(tmp_path, command, words):
+def test_a_token_in_another_place_is_not_repeated(tmp_path, command, words, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # `init` writes here
     make_project(tmp_path)
     places = {"DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out"), "RUN": str(tmp_path / "run")}
     before = files_with(tmp_path, TOKEN)

@@ -22,7 +22,8 @@ from tutelage.data.guess_columns import Guess, guess_rows
 from tutelage.data.readers import ENDINGS, PlacedRow, Row, find_files, read_rows
 from tutelage.data.splits import normalised, passages_of
 from tutelage.doctor.data_checks import FEW_SCORED_ROWS
-from tutelage.errors import DataError, Kind, Problem, UserError
+from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
+from tutelage.errors.secrets import has_secret
 from tutelage.errors.wording import SPLIT_WORDS
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.schema import Data
@@ -65,6 +66,9 @@ def initialise(
         raise DataError(Problem(Kind.DATA_MISSING, values={"path": str(data)}))
     path = output or Path(re.sub(r"[^\w.-]+", "_", data.resolve().stem) + ".yaml")
     _refuse_existing(path)
+    for key, name in (("teacher", teacher), ("student", student)):
+        if name and has_secret(name):  # before it is in a file
+            raise ConfigError(Problem(Kind.SECRET_IN_RECIPE, key=f"{key}.model_name_or_path"))
     files = _files(data)
     raw = {split: read_rows(names) for split, names in files.items()}
     guess = guess_rows([row for row, _ in raw["train"]])
