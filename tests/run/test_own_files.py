@@ -32,7 +32,7 @@ def finished(tmp_path_factory) -> Path:
     distill = {"methods": ["td-aw-cf"], "num_stages": 1, "keep_stages": True}
     folds = {"folds": 2, "teacher": False}
     lora = {"lora": {"r": 2}}
-    recipe = make_project(folder, teacher=lora, cross_fit=folds, anchor={"keep": "loss"}, distill=distill)
+    recipe = make_project(folder, teacher=lora, student=lora, cross_fit=folds, anchor={"keep": "loss"}, distill=distill)
     run_to_the_end(recipe)
     return folder
 

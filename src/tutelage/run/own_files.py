@@ -35,7 +35,7 @@ _NAMES = (
     r"tokens/\w+\.(arrow|index\.safetensors)|train\.(arrow|index\.safetensors)|validation/[^/]+\.jsonl?",
     r"head-\w+\.safetensors|[^/]+/((shard-\d+|index)\.safetensors|store\.json|sample_loss\.jsonl)",
     rf"(trainer(-\d+)?/|fold-\d+/(student/|teacher/)?)?({_TRAINING})|fold-\d+/(row_)?losses\.safetensors",
-    rf"(stage-\d+-(start|end)/)?({_MODEL})",
+    rf"(stage-\d+-(start|end)/)?({_MODEL})|stage-\d+-(start|end)/README\.md",  # peft describes adapters
 )
 _OWN = re.compile("|".join(f"({names})" for names in _NAMES))
 """Files of a folder that ends with a manifest, relative to it."""
