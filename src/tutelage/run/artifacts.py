@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from tutelage.records import IntervalRecord
-from tutelage.utils.integrity import FileRecord
+from tutelage.utils.checksums import FileRecord
 
 
 class SplitLengths(TypedDict):

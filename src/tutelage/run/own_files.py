@@ -31,7 +31,7 @@ _TRAINING = rf"log\.jsonl|choice\.json|{_CHECKPOINT}|runs/(.+/)?events\.out\.tfe
 """What a training run writes, trackers included."""
 _NAMES = (
     r"(started|manifest|data|checkpoints|validation|stages|probe|tutelage|scores|slices|summary)\.json|index\.html",
-    r"(rows|sample_loss|answers|validation_rows|weights|predictions|validation_loss)\.jsonl|optimizer-\d+\.pt",
+    r"(progress|rows|sample_loss|answers|validation_rows|weights|predictions|validation_loss)\.jsonl|optimizer-\d+\.pt",
     r"tokens/\w+\.(arrow|index\.safetensors)|train\.(arrow|index\.safetensors)|validation/[^/]+\.jsonl?",
     r"head-\w+\.safetensors|[^/]+/((shard-\d+|index)\.safetensors|store\.json|sample_loss\.jsonl)",
     rf"(trainer(-\d+)?/|fold-\d+/(student/|teacher/)?)?({_TRAINING})|fold-\d+/(row_)?losses\.safetensors",

@@ -35,7 +35,7 @@ from tutelage.teacher.sources import TeacherSource
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
 from tutelage.training.fused_loss import HeadLoss, LossInputs
 from tutelage.utils.files import replacing
-from tutelage.utils.integrity import reading
+from tutelage.utils.integrity import check_folder, reading
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,8 @@ def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
 def train(trainer: DistillTrainer) -> None:
     """Train to the end, from the last complete resume checkpoint if there is one."""
     resume = last_whole_checkpoint(Path(trainer.args.output_dir))
+    if resume:
+        check_folder(resume)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
