@@ -41,7 +41,7 @@ from benchmarks import command_line
 from benchmarks.endtoend import save_models, write_rows
 from benchmarks.machine import machine_class, versions
 from benchmarks.shapes import Shape
-from tutelage.utils.integrity import SEALED
+from tutelage.utils.checksums import SEALED
 
 TEACHER = Shape(hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, vocabulary=64)
 STUDENT = Shape(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=32, vocabulary=64)
@@ -220,11 +220,8 @@ class Bench:
             return "refused", ""
         if after.code == 2:
             return "stopped", after.err.strip().splitlines()[-1] if after.err.strip() else ""
-        others = [
-            name
-            for name in before.files.keys() | after.files.keys()
-            if name != file and before.files.get(name) != after.files.get(name)
-        ]
+        names = (before.files.keys() | after.files.keys()) - {file}
+        others = [name for name in names if _apart(before.files.get(name), file) != _apart(after.files.get(name), file)]
         if after.code == before.code and _timeless(after.out) == _timeless(before.out) and not others:
             again = file in before.files and after.files.get(file) == before.files[file]
             return ("rebuilt" if again and before.files[file] == sound else "same"), ""
@@ -233,7 +230,8 @@ class Bench:
     def _named(self, file: str, text: str) -> bool:
         joined = "".join(text.split())  # tables break long paths
         folder, _, name = file.rpartition("/")
-        if name in SEALED and "isdamaged" in joined:  # the manifest of another run contradicts every file
+        # The manifest of another run contradicts every file, and the recipe.
+        if name in SEALED and any(words in joined for words in ("isdamaged", "broken:", "resultofotherinputs")):
             return True
         return any(f"{file}{rest}" in joined for rest in ("is", ",line", "cannot")) or f"{folder}hasno{name}" in joined
 
@@ -328,6 +326,12 @@ def _without_times(value: Any) -> Any:
         kept = {key: entry for key, entry in value.items() if not any(fnmatch(key, pattern) for pattern in IGNORED)}
         return {key: _without_times(entry) for key, entry in kept.items()}
     return [_without_times(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _apart(content: Any, file: str) -> Any:
+    """The content of a manifest without this file in the list of what was read."""
+    listed = isinstance(content, dict) and isinstance(content.get("inputs"), list)
+    return {**content, "inputs": [name for name in content["inputs"] if name != file]} if listed else content
 
 
 def _timeless(text: str) -> str:

@@ -210,3 +210,17 @@ def test_a_bug_has_a_traceback_that_no_terminal_obeys(command, recipe, monkeypat
 def test_numbers_on_the_command_line_have_bounds(command, words):
     assert command(*words) == 2
     assert words[-2] in command.err and "Traceback" not in command.err
+
+
+def test_an_interrupt_during_the_first_imports_prints_no_traceback():
+    program = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'tutelage.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted)\n"
+        "runpy.run_module('tutelage', run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

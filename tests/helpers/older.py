@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tutelage.utils.integrity import CHECKSUMS, MANIFEST, STARTED
+from tutelage.utils.checksums import CHECKSUMS, MANIFEST, STARTED
 
 
 def without_checksums(run: Path) -> Path:

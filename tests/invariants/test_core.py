@@ -17,7 +17,7 @@ from helpers.rows import PAD, VOCABULARY, cached, encoded, teachers
 from helpers.tiny import byte_tokenizer, tiny_model
 from tutelage.data.collate import IGNORED, Collator
 from tutelage.data.encode import EncodedRow
-from tutelage.errors import StaleArtifactError
+from tutelage.errors import DamagedArtifactError, StaleArtifactError
 from tutelage.method.mixed_loss import mixed_loss
 from tutelage.method.weighting import AdaptiveWeighting, adaptive_weight
 from tutelage.models.evaluation import loss_records, sample_losses
@@ -25,6 +25,7 @@ from tutelage.models.heads import answer_logits, answer_states, head_error, head
 from tutelage.models.load import load_model
 from tutelage.models.save import save_student
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Model
+from tutelage.run.manifest import Work
 from tutelage.teacher.sources import CachedTeacher, LiveTeacher
 from tutelage.training import callbacks, distillation
 from tutelage.training.distillation import Distillation, restart_only
@@ -317,6 +318,40 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(tmp_path, kill_at):
         [line for line in read_jsonl(tmp_path / name / "log.jsonl") if "loss" in line] for name in ("whole", "killed")
     ]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stages.json",
+        "validation_rows.jsonl",
+        "weights.jsonl",
+        "stage-2-start/model.safetensors",
+        "trainer-2/choice.json",
+        *(f"trainer-2/checkpoint-2/{name}" for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "whole")),
+        *(f"trainer-2/checkpoint-2/{name}" for name in ("rng_state.pth", "trainer_state.json")),
+    ],
+)
+def test_what_an_interrupted_run_continues_from_is_checked(killed_job, name):
+    run, source, rows = killed_job
+    path = run / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedArtifactError) as raised:
+        make_job(run, source, rows, save_steps=2, epochs_per_stage=2.0).run()
+    assert raised.value.problems[0].values["path"] == str(path)
+
+
+@pytest.fixture
+def killed_job(tmp_path):
+    """Folder of a distillation that was killed in its second stage, its teacher and rows."""
+    rows, models = encoded(8), teachers()
+    source, run = cached(tmp_path / "cache", models, rows), tmp_path / "run"
+    Work(run, {}).prepare()
+    with pytest.raises(Killed):
+        make_job(run, source, rows, save_steps=2, epochs_per_stage=2.0, kill_at=(2, 3)).run()
+    return run, source, rows
 
 
 @pytest.mark.parametrize("kill_at", [(1, 1), (2, 1), (2, 9)])

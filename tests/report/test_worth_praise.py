@@ -13,7 +13,8 @@ from tutelage.errors import Kind, UserError
 from tutelage.report.model_card import push, write_card
 from tutelage.stages.report import build_report
 from tutelage.utils.bootstrap import wilson_interval
-from tutelage.utils.files import write_jsonl
+from tutelage.utils.checksums import file_record
+from tutelage.utils.files import write_json, write_jsonl
 
 STUDENT = "scd/seed-0"
 
@@ -106,6 +107,12 @@ def test_a_student_that_is_no_better_than_a_guess_is_not_pushed_unasked(tmp_path
     assert "most common training answer" in asked[0] and asked[0].endswith("Upload it?")
     push(run, None, "me/small", dry_run=True)
     assert "may not be worth uploading" in capsys.readouterr().out
+    # Without this file the doubt cannot be told.
+    data = run / "prepare/data.json"
+    write_json(run / "prepare/manifest.json", {"inputs": {}, "files": {"data.json": file_record(data)}})
+    data.unlink()
+    with pytest.raises(UserError, match=r"data\.json is damaged"):
+        push(run, None, "me/small", dry_run=True)
     good = scored_run(tmp_path / "good", teacher=0.9, anchor=0.6, student=0.8)
     with pytest.raises(UserError, match="reached"):
         push(good, None, "me/small", api=Hub())

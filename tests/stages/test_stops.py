@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from helpers.project import Command, color_rows, make_project, write_rows
+from tutelage.utils.checksums import file_record
 from tutelage.utils.files import read_json, read_jsonl, write_json, write_jsonl
-from tutelage.utils.integrity import file_record
 
 
 @pytest.fixture(scope="module")

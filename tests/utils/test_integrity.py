@@ -7,7 +7,7 @@ import pytest
 
 from tutelage.errors import DamagedArtifactError, DataError, Kind
 from tutelage.run.manifest import Work, fingerprint, rewriting
-from tutelage.utils import integrity
+from tutelage.utils import checksums, integrity
 from tutelage.utils.files import read_json, read_jsonl, write_json, write_jsonl
 
 ROWS = [{"id": "a", "nll": 0.25}, {"id": "b", "nll": 0.5}]
@@ -118,25 +118,25 @@ def test_files_without_a_manifest_have_checksums_beside_them(tmp_path):
 
 
 def test_a_file_is_hashed_once(folder):
-    integrity._sha256.cache_clear()
+    checksums._sha256.cache_clear()
     for _ in range(3):
         integrity.check(folder / "sample_loss.jsonl")
-    assert integrity._sha256.cache_info().misses == 1
+    assert checksums._sha256.cache_info().misses == 1
 
 
 def test_of_a_large_file_samples_are_hashed_with_both_ends_among_them(folder, monkeypatch):
-    monkeypatch.setattr(integrity, "LARGE", 1 << 10)
-    monkeypatch.setattr(integrity, "SAMPLE", 64)
-    monkeypatch.setattr(integrity, "SAMPLES", 4)
+    monkeypatch.setattr(checksums, "LARGE", 1 << 10)
+    monkeypatch.setattr(checksums, "SAMPLE", 64)
+    monkeypatch.setattr(checksums, "SAMPLES", 4)
     path = folder / "model.safetensors"
     path.write_bytes(bytes(4096))
-    before = integrity.file_record(path)
+    before = checksums.file_record(path)
     assert before["sampled"] and before["bytes"] == 4096
     for place, found in ((0, True), (4095, True), (1000, False)):
         content = bytearray(4096)
         content[place] = 1
         path.write_bytes(content)
-        assert (integrity.file_record(path) != before) == found
+        assert (checksums.file_record(path) != before) == found
 
 
 def test_a_run_is_checked_by_patterns(folder):

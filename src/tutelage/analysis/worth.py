@@ -26,6 +26,7 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
 from tutelage.utils.files import read_json, read_jsonl
 from tutelage.utils.format import metric_words
+from tutelage.utils.integrity import present
 
 LITTLE = 0.25
 """Fraction of the way from the baseline to a perfect score that a teacher worth following has surely gone."""
@@ -83,7 +84,7 @@ class Skill:
 def teacher_skill(folder: Path) -> Skill | None:
     """T* of a run folder on the validation rows; None if that was not recorded."""
     path = folder / "teach" / "checkpoints.json"
-    taught: TeacherCheckpoints | dict[str, Any] = read_json(path) if path.is_file() else {}
+    taught: TeacherCheckpoints | dict[str, Any] = read_json(path) if present(path) else {}
     best = next((c for c in taught.get("checkpoints", ()) if c["name"] == taught["best"]), {})
     if "baseline" not in taught or "low" not in best:
         return None
@@ -95,7 +96,7 @@ def skill_on_test(results: Results, model: str) -> Skill | None:
     """A model of a run on the test rows; None without its answers, or if task and rows cannot be read."""
     lines, score = results.predictions.get(model, {}), results.score(model)
     path = results.folder / "prepare" / "data.json"
-    if not (lines and results.rows and score and results.training_answers and path.is_file()):
+    if not (lines and results.rows and score and results.training_answers and present(path)):
         return None
     prepared, names = read_json(path), {field.name for field in fields(Example)}
     try:
@@ -134,7 +135,7 @@ class Gain:
 def gain(folder: Path) -> Gain | None:
     """What the student of a run folder can gain from T*; None if the scores of both were not recorded."""
     path = folder / "teach" / "checkpoints.json"
-    if not path.is_file():
+    if not present(path):
         return None
     teacher = _validation_rows(folder / "teach" / "validation" / f"{read_json(path)['best']}.jsonl")
     anchor = _validation_rows(folder / "anchor" / "sample_loss.jsonl")
@@ -157,7 +158,7 @@ def gain(folder: Path) -> Gain | None:
 
 def _validation_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Lines of validation rows that have a score, by id."""
-    lines = read_jsonl(path) if path.is_file() else ()
+    lines = read_jsonl(path) if present(path) else ()
     return {line["id"]: line for line in lines if line["split"] == "validation" and "score" in line}
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from tutelage.method.methods import find_method
-from tutelage.utils.integrity import checksum, damaged, reading, seal
+from tutelage.utils.checksums import checksum, seal
+from tutelage.utils.integrity import damaged, reading
 
 RESULTS = "results.jsonl"
 RUN = ".."

@@ -29,16 +29,19 @@ from tutelage.run.artifacts import Manifest
 from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.own_files import clear, foreign_files, refusal, refuse_foreign
 from tutelage.utils import integrity
+from tutelage.utils.checksums import CHECKSUMS, MANIFEST, STARTED, file_record, records_of
 from tutelage.utils.disk import full_disk_as_user_error
 from tutelage.utils.files import discard, discard_remains, write_json
-from tutelage.utils.integrity import CHECKSUMS, MANIFEST, STARTED
+from tutelage.utils.progress import PROGRESS
 
 NOT_RECORDED = (
     *RESUME_ONLY,
     *("trainer", "trainer-*", "fold-*", "optimizer-*", "stage-*-start", "stage-*-end"),
-    *("*.part", ".*", "README.md"),
+    *("*.part", ".*", "README.md", PROGRESS),
 )
 """Patterns of names in a finished folder that no later step reads, or that users may change."""
+EMPTY = (STARTED, PROGRESS)
+"""Files of a folder in which nothing has been done yet."""
 VERSIONS_OF = ("tutelage", "torch", "transformers", "peft", "datasets")
 
 
@@ -151,7 +154,7 @@ class Work:
         elif not record.exists():
             found = f"has no {MANIFEST} that says what its files were made from:"
             refuse_foreign(self.folder, lambda name: False, found=found)
-        nothing_yet = not finished and record.is_file() and not any(foreign_files(self.folder, STARTED.__eq__))
+        nothing_yet = not finished and record.is_file() and not any(foreign_files(self.folder, EMPTY.__contains__))
         if self.force or nothing_yet:
             self._clear()
         elif changed := self._changed_or_damaged():
@@ -165,8 +168,10 @@ class Work:
                 self.tidy()
             else:
                 record.touch()  # when the process that works now began
+                (self.folder / PROGRESS).touch()
             return not finished
         write_json(self.folder / STARTED, {"inputs": self.inputs})
+        (self.folder / PROGRESS).touch()
         return True
 
     def changed(self) -> list[str]:
@@ -206,7 +211,7 @@ class Work:
             "seconds": spent,
             "finished": now,
             "versions": versions(),
-            "files": integrity.records_of(self.folder, NOT_RECORDED, self.restart_only(self.folder)),
+            "files": records_of(self.folder, NOT_RECORDED, self.restart_only(self.folder)),
             **self.about,
         }
         write_json(self.folder / MANIFEST, manifest)
@@ -214,7 +219,7 @@ class Work:
 
     def tidy(self) -> None:
         """Delete what a finished result does not need, unless it holds files that are not the tool's own."""
-        for path in [*self.restart_only(self.folder), self.folder / STARTED]:
+        for path in [*self.restart_only(self.folder), self.folder / STARTED, self.folder / PROGRESS]:
             if not any(foreign_files(self.folder, within=path)):
                 discard(path)
 
@@ -227,7 +232,7 @@ def rewriting(folder: Path, *names: str) -> Iterator[None]:
     """Record these files of a folder that has no manifest, in checksums.json, after they are written inside."""
     discard(folder / CHECKSUMS)
     yield
-    write_json(folder / CHECKSUMS, {"files": {name: integrity.file_record(folder / name) for name in names}})
+    write_json(folder / CHECKSUMS, {"files": {name: file_record(folder / name) for name in names}})
 
 
 def _stale_message(folder: Path, changed: list[str], what: str, again: str) -> str:
@@ -288,12 +293,14 @@ def locked(
     lock = FileLock(str(folder / ".lock"))
     try:
         lock.acquire(timeout=0)
-    except IsADirectoryError as error:
-        raise integrity.damaged(folder / ".lock", error) from error
     except Timeout:
         raise RunLockedError(
             f"another process is working in {folder}: wait for it, or use another folder: {elsewhere}"
         ) from None
+    except OSError as error:
+        if not os.path.lexists(folder / ".lock"):
+            raise
+        raise integrity.damaged(folder / ".lock", error, again="Delete it, and repeat the command") from error
     try:
         with full_disk_as_user_error(folder):
             discard_remains(folder)

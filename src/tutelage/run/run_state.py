@@ -91,9 +91,10 @@ def _broken(run: Path, manifests: Manifests) -> str | None:
         for pattern in REQUIRED_FILES.get(name.split("/")[0], ()):
             if not any((run / name).glob(pattern)):
                 return f"{name} has no {pattern}"
-        for key in manifest.get("inputs") or {}:
-            if key.startswith("stage ") and integrity.lost(run / key.removeprefix("stage ")):
-                return f"{key.removeprefix('stage ')}/{MANIFEST} is missing"
+        keys = [key for key in manifest.get("inputs") or {} if key.startswith("stage ")]
+        for folder in (*(key.removeprefix("stage ") for key in keys), "diagnose", "report"):
+            if integrity.lost(run / folder):
+                return f"{folder}/{MANIFEST} is missing"
     scores = run / "evaluate/scores.json"
     try:
         return "evaluate/scores.json cannot be read" if scores.exists() and read_or_none(scores) is None else None

@@ -48,7 +48,7 @@ from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import out, print_table
 from tutelage.utils.files import read_json, write_json, write_jsonl
 from tutelage.utils.format import metric_words
-from tutelage.utils.integrity import check_run, content_hash
+from tutelage.utils.integrity import check_run, content_hash, present
 
 if TYPE_CHECKING:
     from tutelage.run.run_folder import RunFolder
@@ -300,7 +300,7 @@ def show(folder: Path) -> None:
     """Print diagnose/: every student against T*, and the slices with significant differences."""
     slices: SlicesFile = read_json(folder / "diagnose" / "slices.json")
     scores = folder / "evaluate" / "scores.json"
-    metric = metric_words(row_metric(read_json(scores)["metric"] if scores.is_file() else None))
+    metric = metric_words(row_metric(read_json(scores)["metric"] if present(scores) else None))
     head = ["student", metric, "teacher", "difference", "wins", "losses", "loss (nats)", "advantage", "deficit"]
     pairs = slices["pairs"]
     print_table(f"{slices['rows']:,} test rows, 95 % intervals", head, [_whole_cells(pair) for pair in pairs])

@@ -1,7 +1,7 @@
 """Callbacks of the trainer: resume checkpoints, the log in JSON lines, progress, and TAID's interpolation.
 
 A resume checkpoint counts only if it was written completely. `SaveAt` marks it with the file WHOLE after everything
-else in it; a half-written one is ignored.
+else in it, and after their checksums are recorded; a half-written one is ignored, a damaged one is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from tutelage.method.taid import Interpolation
 from tutelage.utils.files import read_json, sync_tree, write_json, write_text
 from tutelage.utils.integrity import reading
+from tutelage.utils.progress import note
 
 WHOLE = "whole"
 """File in a complete resume checkpoint; it holds the seconds of training up to there."""
@@ -61,6 +62,7 @@ class SaveAt(TrainerCallback):
         """Mark the checkpoint: the disk has everything in it."""
         folder, seconds = checkpoint_folder(args, state.global_step), time.monotonic() - self.began
         sync_tree(folder)
+        note(folder, folder)
         write_text(folder / WHOLE, f"{seconds:.3f}")
 
 

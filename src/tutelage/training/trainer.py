@@ -35,7 +35,7 @@ from tutelage.teacher.sources import TeacherSource
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
 from tutelage.training.fused_loss import HeadLoss, LossInputs
 from tutelage.utils.files import replacing
-from tutelage.utils.integrity import reading
+from tutelage.utils.integrity import check_folder, reading
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,18 @@ def steps_of(args: TrainingArguments, rows: int) -> int:
     return int(-(-args.num_train_epochs * updates // 1))
 
 
+def epochs_in_budget(given: dict[str, Any], epochs: float, rows: int, budget_rows: int) -> float:
+    """Epochs over `rows` rows that make as many optimizer steps as `epochs` over `budget_rows`.
+
+    given: TrainingArguments of the recipe. Methods that see fewer rows are so trained for as many steps.
+    """
+    if rows == budget_rows:
+        return epochs
+    budget = steps_of(training_arguments(Path("unused"), given, seed=0, epochs=epochs), budget_rows)
+    one_epoch = steps_of(training_arguments(Path("unused"), given, seed=0, epochs=1), rows)
+    return (budget - 0.5) / one_epoch  # transformers rounds steps up
+
+
 def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
     """Save the optimizer's state for the next segment. The file appears under its name only when it is complete."""
     if trainer.args.should_save:
@@ -240,6 +252,8 @@ def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
 def train(trainer: DistillTrainer) -> None:
     """Train to the end, from the last complete resume checkpoint if there is one."""
     resume = last_whole_checkpoint(Path(trainer.args.output_dir))
+    if resume:
+        check_folder(resume)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")

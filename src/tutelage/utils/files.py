@@ -20,6 +20,8 @@ from typing import Any
 
 from tutelage.errors import Kind, Problem, UserError
 from tutelage.utils import integrity
+from tutelage.utils.checksums import SEALED, seal
+from tutelage.utils.progress import note
 
 _REMAINS = re.compile(r"\..+\.(part|deleting-[0-9a-f]{8})", re.DOTALL)
 
@@ -30,7 +32,7 @@ _REMAINS = re.compile(r"\..+\.(part|deleting-[0-9a-f]{8})", re.DOTALL)
 @contextmanager
 def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Gives the name of a draft to write, a file or a folder. On leaving it takes the place of `path`, and the disk has
-    it; if an exception was raised it is deleted.
+    it; if an exception was raised it is deleted. In a folder of unfinished work its checksum is recorded.
 
     The files of a draft that is a folder move one by one if `path` is a folder already. Raises UserError if one of the
     two is a folder and the other is not. new: also if anything has come there meanwhile.
@@ -43,6 +45,7 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
         sync_tree(draft)
         if os.path.lexists(path) and (new or path.is_dir() != draft.is_dir()):
             raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(path)}))
+        note(draft, path)
         _move(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -88,7 +91,7 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all; manifests with a checksum of their content."""
-    value = integrity.seal(value) if path.name in integrity.SEALED else value
+    value = seal(value) if path.name in SEALED else value
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -105,7 +108,7 @@ def write_jsonl(path: Path, records: Iterable[Any], *, new: bool = False) -> Non
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises DamagedArtifactError if it is not as its run recorded it, or is no JSON."""
-    if path.name in integrity.SEALED:
+    if path.name in SEALED:
         return integrity.read_sealed(path)
     with integrity.reading(path, ValueError):
         return json.loads(path.read_bytes())

@@ -1,99 +1,36 @@
 """What the files of a run folder should hold: recorded when they are finished, compared whenever one is read.
 
 A finished folder's `manifest.json` records size and SHA-256 of its files; `checksums.json` does so where there is no
-manifest (the run folder itself, `evaluate/`). Both carry a checksum of their own content. Files that neither lists,
-as of older versions or of unfinished work, are read as they are. Every file is hashed once a process.
+manifest (the run folder itself, `evaluate/`). Both carry a checksum of their own content. A folder of unfinished work
+has `progress.jsonl`, a line for each file that an interrupted process continues from. Files that none of them lists,
+as of older versions, are read as they are. Every file is hashed once a process.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NotRequired, TypedDict
+from typing import Any
 
 from tutelage.errors import DamagedArtifactError, Kind, Problem
+from tutelage.utils.checksums import CHECKSUMS, DEEPEST, MANIFEST, SEALED, STARTED, FileRecord, checksum, file_record
+from tutelage.utils.progress import PROGRESS, noted
 
-STARTED, MANIFEST, CHECKSUMS = "started.json", "manifest.json", "checksums.json"
-SEALED = (STARTED, MANIFEST, CHECKSUMS)
-"""Files with a checksum of their own content."""
-LARGE = 4 << 30
-"""Bytes. Of a larger file, evenly spaced samples are hashed: a whole one would take longer to hash than to load."""
-SAMPLES, SAMPLE = 1024, 1 << 20
-"""Number of samples of a large file, the first and the last megabyte among them, and bytes of each."""
-DEEPEST = 4
-"""Levels between a file and the folder whose manifest lists it, at most."""
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 """Endings of the files of a model folder that decide how the model answers."""
 COMMANDS = {
-    **{name: name for name in ("prepare", "teach", "anchor", "cache", "distill", "evaluate", "diagnose", "report")},
+    **{
+        name: name
+        for name in ("prepare", "teach", "silver", "anchor", "cache", "distill", "evaluate", "diagnose", "report")
+    },
     "cross_fit": "cross-fit",
     "teacher_answers": "cache",
 }
 """Folder of a run: the command that makes it."""
-
-
-class FileRecord(TypedDict):
-    """A file as it was when its folder was finished."""
-
-    bytes: int
-    sha256: str
-    sampled: NotRequired[bool]
-    """True if the hash is that of samples, see `LARGE`."""
-
-
-# --- recording ---
-
-
-def file_record(path: Path) -> FileRecord:
-    """Size and hash of a file as it is now."""
-    stat = path.stat()
-    record: FileRecord = {
-        "bytes": stat.st_size,
-        "sha256": _sha256(str(path.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns),
-    }
-    return record | {"sampled": True} if stat.st_size > LARGE else record
-
-
-@cache
-def _sha256(path: str, inode: int, size: int, written: int) -> str:
-    """inode, size, written: only so that a file that was replaced is hashed again."""
-    with open(path, "rb") as file:
-        return (hashlib.file_digest(file, "sha256") if size <= LARGE else _of_samples(file, size)).hexdigest()
-
-
-def _of_samples(file: BinaryIO, size: int) -> Any:
-    total = hashlib.sha256()
-    for number in range(SAMPLES):
-        file.seek((size - SAMPLE) * number // (SAMPLES - 1))
-        total.update(file.read(SAMPLE))
-    return total
-
-
-def records_of(folder: Path, names: Iterable[str], paths: Iterable[Path]) -> dict[str, FileRecord]:
-    """Records of the files of a folder by their path in it, but those of these names (patterns) or in these paths."""
-    left_out = {path for pattern in (*names, *SEALED) for path in folder.rglob(pattern)} | set(paths)
-    kept = (path for path in sorted(folder.rglob("*")) if left_out.isdisjoint((path, *path.parents)))
-    return {path.relative_to(folder).as_posix(): file_record(path) for path in kept if path.is_file()}
-
-
-def seal(value: dict[str, Any]) -> dict[str, Any]:
-    """The value with a checksum of its content, for the files in `SEALED`."""
-    value = json.loads(json.dumps(value))
-    return {**value, "checksum": checksum(value)}
-
-
-def checksum(value: Any) -> str:
-    """Short hash of a JSON value: the same before it is written and after it is read."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-# --- checking ---
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -138,10 +75,10 @@ def check_all(folder: Path) -> None:
 
 
 def check_folder(folder: Path, *suffixes: str) -> None:
-    """`check` every recorded file of a folder that has one of the suffixes; subfolders are left out."""
+    """`check` every recorded file of a folder, or those with one of the suffixes; subfolders are left out."""
     owner, records = _owner(folder / "any")
     for name in records:
-        if (owner / name).parent == folder and name.endswith(suffixes):
+        if (owner / name).parent == folder and (not suffixes or name.endswith(suffixes)):
             check(owner / name)
 
 
@@ -231,23 +168,28 @@ def _fault(path: Path) -> tuple[str | Exception, str] | None:
     if expected is None:
         return None
     wanted = f"{expected['bytes']:,} bytes with SHA-256 {expected['sha256'][:12]}..."
+    if "earlier" in expected and not path.exists():  # unfinished work may be without it yet
+        return None
+    sound = [expected, *expected.get("earlier", ())]
     try:
         if path.is_dir():
             return "a folder", wanted
-        if (size := path.stat().st_size) != expected["bytes"]:
+        if (size := path.stat().st_size) not in [record["bytes"] for record in sound]:
             return f"{size:,} bytes", wanted
         found = file_record(path)["sha256"]
     except OSError as error:
         return error, wanted
-    return None if found == expected["sha256"] else (f"SHA-256 {found[:12]}...", wanted)
+    return None if found in [record["sha256"] for record in sound] else (f"SHA-256 {found[:12]}...", wanted)
 
 
 def _owner(path: Path) -> tuple[Path, dict[str, FileRecord]]:
-    """The nearest folder above a file that has a manifest or checksums, and the records in it."""
+    """The nearest folder above a file that has a manifest, checksums or unfinished work, and the records in it."""
     for folder in list(path.parents)[:DEEPEST]:
         for name in (MANIFEST, CHECKSUMS):
             if (folder / name).exists():
                 return folder, _files_of(folder / name)
+        if (folder / PROGRESS).is_file():
+            return folder, noted(folder)
     return path.parent, {}
 
 
