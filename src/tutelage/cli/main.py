@@ -147,9 +147,19 @@ def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False, a
 
 def _show(run_folder: RunFolder) -> None:
     """Print the scores of a finished run, and where the report is."""
+    from tutelage.analysis.run_results import read_results
+    from tutelage.report.sections_scores import selection
     from tutelage.stages.evaluate import show_scores
+    from tutelage.utils.format import signed_span
 
     show_scores(run_folder.folder)
+    if found := selection(read_results(run_folder.folder)):
+        chosen, lead = found.chosen, found.chosen.over_sft
+        sure = "" if lead is None else f", {signed_span(lead)} over sft"
+        run_folder.screen.say(
+            f"selected on {found.rows:,} validation rows: {run_folder.folder / 'distill' / chosen.model}"
+            f" ({run_folder.task.metric} {chosen.score:.3f}{sure})"
+        )
     run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
 
 
