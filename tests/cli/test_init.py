@@ -18,8 +18,8 @@ from tutelage.data.dataset import load_rows
 from tutelage.data.guess_columns import guess_rows
 from tutelage.doctor import examine_file, exit_code
 from tutelage.errors import DataError, UserError
-from tutelage.models.prune import shrink_model
 from tutelage.recipe.load import load_recipe
+from tutelage.shrink.make import shrink_model
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,348 @@
+"""Healing: the unpruned model is distilled into the pruned one at every position of text without labels.
+
+The recipe is Minitron's (arXiv 2407.14679): the loss is the forward KL between full distributions alone, without gold
+tokens. The unpruned model reads the text once; its final hidden states are stored, and read back in every epoch.
+
+`OUT.healing` holds what an interrupted command continues from, and is deleted when `OUT` is finished:
+
+    started.json          what was asked for
+    blocks/               the text as blocks of tokens, to train on and held out
+    cache/unpruned/       hidden states of the unpruned model at all positions
+    pruned.json           influence, layers kept, loss of the unpruned model on held-out blocks
+    pruned/               the model without those layers, not yet trained
+    trainer/, log.jsonl   resume checkpoints and the loss curve
+    healed/               the trained model
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tutelage.data.collate import pad_id_of, vocabulary_of
+from tutelage.data.encode import EncodedRow
+from tutelage.data.token_store import TokenStore, write_tokens
+from tutelage.errors import ConfigError, DiskFullError, ModelError, StaleArtifactError
+from tutelage.models.evaluation import sample_losses
+from tutelage.models.load import (
+    check_embeddings,
+    config_of,
+    device,
+    hidden_size,
+    load_model,
+    load_tokenizer,
+    load_trainable,
+    longest_context,
+)
+from tutelage.models.precision import bf16_pays
+from tutelage.models.prune import check_layers, kept_layers, prune
+from tutelage.models.save import check_same_loss, save_student
+from tutelage.recipe.schema import Model
+from tutelage.run.manifest import differences, folder_fingerprint, locked, versions
+from tutelage.shrink.influence import most_influential
+from tutelage.shrink.make import (
+    blocks_at_a_time,
+    influence_rows,
+    measure_influence,
+    refuse_existing,
+    say_influence,
+)
+from tutelage.shrink.plan import HealingPlan, healing_arguments, trained_tokens, training_steps
+from tutelage.shrink.text import as_rows, pack, read_documents, split_blocks
+from tutelage.teacher.build_cache import CacheBuilder
+from tutelage.teacher.hidden_store import bytes_on_disk
+from tutelage.teacher.sources import CachedTeacher
+from tutelage.training.callbacks import JsonLog, OnStep, SaveAt, seconds_before
+from tutelage.training.trainer import DistillTrainer, Guidance, train, training_arguments
+from tutelage.utils.checksums import STARTED
+from tutelage.utils.console import Screen, print_table
+from tutelage.utils.disk import free_space
+from tutelage.utils.files import discard, read_json, write_json
+from tutelage.utils.integrity import content_hash
+from tutelage.utils.progress import PROGRESS
+
+RECORD = "healing.json"
+UNPRUNED = "unpruned"
+"""Name of the unpruned model in the cache."""
+SHARDS = 128
+"""Most files of the cache."""
+RESUME_POINTS = 10
+"""An interrupted training loses at most one in so many of its steps."""
+
+
+def heal_model(name: str, out: Path, plan: HealingPlan) -> None:
+    """Prune `name` as the plan says, heal it, write model, tokenizer, healing.json and log.jsonl to `out`.
+
+    The same call continues an interrupted one. Raises ModelError if `out` exists, ConfigError for a plan that cannot
+    work, StaleArtifactError if `OUT.healing` was begun with another plan, RunLockedError if another process works
+    there, DiskFullError if the disk is too small.
+    """
+    folder = out.with_name(f"{out.name}.healing")
+    if (out / RECORD).is_file() and (folder / STARTED).is_file():  # killed between the last two steps
+        discard(folder)
+        Screen().say(f"{out} is finished")
+        return
+    refuse_existing(out)
+    with locked(folder, "type another OUT", lambda path: (path / STARTED).is_file()):
+        Healing(name, out, plan, folder).run()
+
+
+@dataclass
+class Healing:
+    """The steps of a healing; each leaves a file or folder by which a later process sees that it is done."""
+
+    name: str
+    out: Path
+    plan: HealingPlan
+    folder: Path
+    """`OUT.healing`."""
+    on_step: Callable[[int, int], None] = lambda done, total: None
+    """Called with the optimizer steps done, and all of them."""
+    screen: Screen = field(default_factory=Screen)
+
+    def run(self) -> None:
+        """Do what is not done yet, and tell the user the perplexities."""
+        self._begin()
+        self._write_blocks()
+        facts = self._read_unpruned()
+        self._prune(facts["kept"])
+        if not (self.folder / "healed").is_dir():
+            self._train()
+        record = self._record(facts)
+        write_json(self.folder / "healed" / RECORD, record)
+        shutil.copyfile(self.folder / "log.jsonl", self.folder / "healed" / "log.jsonl")
+        (self.folder / "healed").rename(self.out)
+        discard(self.folder)
+        self._show(record)
+
+    # --- what is needed everywhere ---
+
+    @cached_property
+    def section(self) -> Model:
+        """The unpruned model, in the precision in which this machine reads fastest."""
+        return Model(model_name_or_path=self.name, dtype="bfloat16" if self.bf16 else "float32")
+
+    @cached_property
+    def bf16(self) -> bool:
+        """Whether to compute in bfloat16 here."""
+        return bf16_pays(device().type)[0]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own."""
+        return load_tokenizer(self.section)
+
+    @cached_property
+    def rows(self) -> TokenStore:
+        """The blocks to train on."""
+        return TokenStore(self.folder / "blocks" / "train.arrow", "train")
+
+    @cached_property
+    def held_out(self) -> TokenStore:
+        """The blocks that are never trained on."""
+        return TokenStore(self.folder / "blocks" / "held_out.arrow", "validation")
+
+    def losses(self, model: nn.Module) -> np.ndarray:
+        """[held-out blocks] mean cross-entropy with the text, in nats per token."""
+        return sample_losses(
+            model,
+            self.held_out,
+            vocabulary=vocabulary_of(self.tokenizer),
+            pad_id=pad_id_of(self.tokenizer),
+            batch_size=blocks_at_a_time(self.held_out, self.tokenizer),
+        )
+
+    # --- the steps ---
+
+    def _begin(self) -> None:
+        """Check the plan, and that the folder was begun with the same one."""
+        plan, started = self.plan, self.folder / STARTED
+        config = config_of(self.section)
+        check_embeddings(config, vocabulary_of(self.tokenizer), "teacher")
+        if config is not None:
+            check_layers(config.num_hidden_layers, plan.layers)
+        context = longest_context(self.section)
+        if context is not None and plan.block_length > context:
+            raise ConfigError(
+                f"{self.name} has positions for {context:,} tokens, and blocks would have {plan.block_length:,}: type"
+                f" --block-length {context}"
+            )
+        texts = {f"text {path}": content_hash(path) for path in plan.text if path.is_file()}
+        others = {key: value for key, value in asdict(plan).items() if key != "text"}
+        inputs = {"model": self.name, "weights": folder_fingerprint(self.name), **others, **texts}
+        if not started.is_file():
+            write_json(started, {"inputs": inputs})
+        elif changed := differences(read_json(started)["inputs"], inputs):
+            raise StaleArtifactError(
+                f"{self.folder} holds an unfinished healing of other options ({'; '.join(changed)}): type the former"
+                " command to continue it, name another OUT, or delete that folder to start anew"
+            )
+        (self.folder / PROGRESS).touch()
+
+    def _write_blocks(self) -> None:
+        """Tokenize the text, and choose the blocks to train on and those held out."""
+        path = self.folder / "blocks" / "train.arrow"
+        if path.with_suffix(".index.safetensors").is_file():
+            return
+        blocks = pack(read_documents(self.plan.text, self.tokenizer), self.plan.block_length)
+        split = split_blocks(len(blocks), -(-self.plan.tokens // self.plan.block_length), self.plan.seed)
+        write_tokens(path.with_name("held_out.arrow"), as_rows(blocks, split.held_out, "validation"))
+        write_tokens(path, as_rows(blocks, split.train, "train"))
+        self.screen.say(
+            f"text: {len(blocks):,} blocks of {self.plan.block_length:,} tokens; {len(split.train):,} to train on,"
+            f" {len(split.held_out):,} held out"
+        )
+
+    def _read_unpruned(self) -> dict[str, Any]:
+        """Run the unpruned model over the text: influence of its layers, loss on held-out blocks, hidden states."""
+        done = self.folder / "pruned.json"
+        if done.is_file():
+            return read_json(done)
+        self._check_disk()
+        model = load_model(self.section)
+        influence = measure_influence(model, self.tokenizer, influence_rows(_as_array(self.rows)))
+        total, layers = len(influence), self.plan.layers
+        kept = most_influential(influence, layers) if self.plan.by == "influence" else kept_layers(total, layers)
+        say_influence(influence, kept)
+        facts = {
+            "kept": kept,
+            "influence": influence,
+            "parameters": model.num_parameters(),
+            "nll": float(self.losses(model).mean()),
+        }
+        with self.screen.progress("hidden states", len(self.rows)) as advance:
+            note = self._builder().build(UNPRUNED, model, {"checkpoint": self.name}, advance)
+        if note:
+            self.screen.warn(note)
+        write_json(done, facts)
+        return facts
+
+    def _check_disk(self) -> None:
+        width = hidden_size(self.section)
+        needed = bytes_on_disk(self.rows, width, 2) if width else 0
+        if needed > (free := free_space(self.folder)):
+            raise DiskFullError(
+                f"the hidden states of {self.name} take {needed / 1e9:,.1f} GB and {self.folder} has"
+                f" {free / 1e9:,.1f} GB free: heal on fewer tokens (--tokens), or name an OUT on a larger disk"
+            )
+
+    def _builder(self) -> CacheBuilder:
+        return CacheBuilder(
+            self.folder / "cache",
+            self.rows,
+            vocabulary=vocabulary_of(self.tokenizer),
+            pad_id=pad_id_of(self.tokenizer),
+            dtype=torch.bfloat16,
+            batch_size=blocks_at_a_time(self.rows, self.tokenizer),
+            shard_rows=max(8, -(-len(self.rows) // SHARDS)),
+        )
+
+    def _prune(self, kept: Sequence[int]) -> None:
+        """Save the model without the other layers, in the dtype that it is stored in."""
+        if not (self.folder / "pruned").is_dir():
+            model = load_model(self.section.model_copy(update={"dtype": "auto"}))
+            save_student(prune(model, kept), self.tokenizer, self.folder / "pruned")
+
+    def _train(self) -> None:
+        """Train the pruned model on the stored hidden states; `healed` is the result, checked."""
+        folder, stored = self.folder / "trainer", Model(model_name_or_path=str(self.folder / "pruned"), dtype="auto")
+        model = load_trainable(stored.model_copy(update={"dtype": "float32"}), None, self.plan.seed)
+        began, steps = time.monotonic() - seconds_before(folder), training_steps(self.plan, len(self.rows))
+        given = healing_arguments(self.plan, steps, self.bf16)
+        every = given["logging_steps"]  # a logged loss is a mean since the last one, so none spans a restart
+        every *= -(-steps // (RESUME_POINTS * every))
+        source = CachedTeacher(self.folder / "cache", [UNPRUNED], self.rows, bf16=self.bf16)
+        with self.screen.steps("heal") as on_step:
+
+            def report(done: int, total: int) -> None:
+                on_step(done, total)
+                self.on_step(done, total)
+
+            train(
+                DistillTrainer(
+                    model,
+                    training_arguments(folder, given, seed=self.plan.seed),
+                    self.rows,
+                    vocabulary=vocabulary_of(self.tokenizer),
+                    pad_id=pad_id_of(self.tokenizer),
+                    guidance=Guidance(source, UNPRUNED, np.ones(len(self.rows))),
+                    callbacks=[
+                        SaveAt(range(every, steps, every), began),
+                        JsonLog(self.folder / "log.jsonl"),
+                        OnStep(report),
+                    ],
+                )
+            )
+        self._save(model.to(config_of(stored).dtype).eval())
+
+    def _save(self, model: nn.Module) -> None:
+        """Write the model, and compare what was written with what was trained."""
+        checked = self.folder / "unchecked"
+        losses = self.losses(model)
+        if not np.isfinite(losses).all():
+            raise ModelError(
+                f"the loss became NaN or infinite while healing, so the training diverged: delete {self.folder} and"
+                f" type a lower --learning-rate than {self.plan.learning_rate:g}"
+            )
+        save_student(model, self.tokenizer, checked)
+        again = load_model(Model(model_name_or_path=str(checked), dtype="auto"))
+        check_same_loss(losses, self.losses(again), checked)
+        checked.rename(self.folder / "healed")
+
+    # --- what is reported ---
+
+    def _record(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Content of healing.json: everything that shaped the model, and perplexities on held-out blocks."""
+        rows, plan = len(self.rows), self.plan
+        (pruned, smaller), (healed, _) = self._loss_and_size("pruned"), self._loss_and_size("healed")
+        losses = {UNPRUNED: facts["nll"], "pruned": pruned, "healed": healed}
+        return {
+            "model": self.name,
+            "layers": {"kept": facts["kept"], "of": len(facts["influence"]), "by": plan.by},
+            "influence": facts["influence"],
+            "parameters": {"unpruned": facts["parameters"], "pruned": smaller},
+            "text": [str(path) for path in plan.text],
+            "blocks": {"length": plan.block_length, "train": rows, "held_out": len(self.held_out)},
+            "tokens": trained_tokens(plan, rows),
+            "steps": training_steps(plan, rows),
+            "learning_rate": plan.learning_rate,
+            "batch_size": plan.batch_size,
+            "seed": plan.seed,
+            "perplexity": {name: math.exp(loss) for name, loss in losses.items()},
+            "versions": versions(),
+        }
+
+    def _loss_and_size(self, name: str) -> tuple[float, int]:
+        """Loss on held-out blocks and number of parameters of a model in the folder."""
+        model = load_model(self.section.model_copy(update={"model_name_or_path": str(self.folder / name)}))
+        return float(self.losses(model).mean()), model.num_parameters()
+
+    def _show(self, record: dict[str, Any]) -> None:
+        """One table, and what to do next."""
+        layers, sizes = record["layers"], record["parameters"]
+        rows = [
+            [
+                name,
+                f"{layers['of'] if name == UNPRUNED else len(layers['kept'])}",
+                f"{sizes[UNPRUNED if name == UNPRUNED else 'pruned'] / 1e6:,.1f}",
+                f"{value:,.2f}",
+            ]
+            for name, value in record["perplexity"].items()
+        ]
+        print_table("held-out text", ["model", "layers", "million parameters", "perplexity"], rows)
+        self.screen.say(f"{self.out}: healed on {record['tokens']:,} tokens; {self.out / RECORD} has the numbers")
+
+
+def _as_array(rows: Sequence[EncodedRow]) -> np.ndarray:
+    """[blocks, length] token ids."""
+    return np.array([[*row.prompt, *row.answer] for row in rows], dtype=np.int32)
