@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -258,13 +259,13 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(taught, tmp_path, ki
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("step", ["_write_blocks", "_prune", "_record", "discard"])
+@pytest.mark.parametrize("step", ["_write_blocks", "_prune", "_record", "discard", "rmtree"])
 def test_a_kill_before_or_after_training_is_continued(taught, tmp_path, monkeypatch, step):
     model, file = taught
     out, plan = tmp_path / "small", small_plan(file, tokens=2_000)
-    owner = healing if step == "discard" else Healing
+    owner = {"discard": healing, "rmtree": shutil}.get(step, Healing)
 
-    def killed(*_):
+    def killed(*_, **__):
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -313,6 +314,7 @@ def test_stored_hidden_states_give_the_loss_of_the_live_model(taught, tmp_path):
         (["--heal", "--text", "nowhere.txt"], "nowhere.txt"),
         (["--heal", "--text", "t.txt", "--block-length", "4096"], "--block-length 2048"),
         (["--heal", "--text", "few.txt"], "two blocks of 512"),
+        (["--heal", "--text", "t.txt", "--tokens", "4000"], "raise --tokens"),
         (["--heal", "--text", "t.txt", "--layers", "4"], "between 2 and 3"),
         (["--by", "size"], "influence"),
     ],
@@ -323,7 +325,7 @@ def test_wrong_options_are_refused_with_what_to_type(command, taught, tmp_path, 
     (tmp_path / "t.txt").write_text(file.read_text())
     (tmp_path / "few.txt").write_text("short")
     assert command("shrink", model, "small", "--layers", 2, *options) == 2
-    assert said in command.err and not (tmp_path / "small").exists()
+    assert said in command.err and not list(tmp_path.glob("small*"))
 
 
 def test_a_folder_that_exists_is_refused_before_anything_is_read(taught, tmp_path, monkeypatch):
@@ -348,9 +350,16 @@ def test_unfinished_work_of_other_options_and_a_second_process_are_refused(taugh
         with pytest.raises(RunLockedError, match="another OUT"):
             heal_model(str(model), out, small_plan(file))
         with pytest.raises(Killed):
-            Healing(str(model), out, small_plan(file), working, kill).run()
-    with pytest.raises(StaleArtifactError, match=r"learning_rate: 0.003 -> 0.001.*former command"):
+            Healing(str(model), out, small_plan(file, batch_size=16), working, kill).run()
+    with pytest.raises(StaleArtifactError, match=r"layers: 2 -> 3.*former command.*healing to start anew"):
+        heal_model(str(model), out, small_plan(file, layers=3, batch_size=16))
+    with pytest.raises(Killed):  # no resume checkpoint yet: the training can have other options
+        Healing(str(model), out, small_plan(file), working, lambda done, total: done < 20 or kill(done, total)).run()
+    with pytest.raises(StaleArtifactError, match=r"learning_rate: 0.003 -> 0.001.*trainer to train anew"):
         heal_model(str(model), out, small_plan(file, learning_rate=1e-3))
+    shutil.rmtree(working / "trainer")
+    heal_model(str(model), out, small_plan(file, learning_rate=1e-3))
+    assert json.loads((out / "healing.json").read_text())["learning_rate"] == 1e-3
 
 
 def test_text_that_fills_no_block_is_refused():

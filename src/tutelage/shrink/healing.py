@@ -31,8 +31,9 @@ from torch import nn
 
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.data.encode import EncodedRow
+from tutelage.data.readers import check_files
 from tutelage.data.token_store import TokenStore, write_tokens
-from tutelage.errors import ConfigError, DiskFullError, ModelError, StaleArtifactError
+from tutelage.errors import ConfigError, DiskFullError, ModelError, StaleArtifactError, UserError
 from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import (
     check_embeddings,
@@ -54,6 +55,7 @@ from tutelage.shrink.make import (
     blocks_at_a_time,
     influence_rows,
     measure_influence,
+    reading_dtype,
     refuse_existing,
     say_influence,
 )
@@ -62,12 +64,12 @@ from tutelage.shrink.text import as_rows, pack, read_documents, split_blocks
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.hidden_store import bytes_on_disk
 from tutelage.teacher.sources import CachedTeacher
-from tutelage.training.callbacks import JsonLog, OnStep, SaveAt, seconds_before
+from tutelage.training.callbacks import JsonLog, OnStep, SaveAt, last_whole_checkpoint, seconds_before
 from tutelage.training.trainer import DistillTrainer, Guidance, train, training_arguments
 from tutelage.utils.checksums import STARTED
 from tutelage.utils.console import Screen, print_table
 from tutelage.utils.disk import free_space
-from tutelage.utils.files import discard, read_json, write_json
+from tutelage.utils.files import discard, is_remains, read_json, write_json
 from tutelage.utils.integrity import content_hash
 from tutelage.utils.progress import PROGRESS
 
@@ -76,6 +78,8 @@ UNPRUNED = "unpruned"
 """Name of the unpruned model in the cache."""
 SHARDS = 128
 """Most files of the cache."""
+OF_TRAINING = ("batch_size", "learning_rate")
+"""Options that only the training depends on."""
 RESUME_POINTS = 10
 """An interrupted training loses at most one in so many of its steps."""
 
@@ -88,13 +92,22 @@ def heal_model(name: str, out: Path, plan: HealingPlan) -> None:
     there, DiskFullError if the disk is too small.
     """
     folder = out.with_name(f"{out.name}.healing")
-    if (out / RECORD).is_file() and (folder / STARTED).is_file():  # killed between the last two steps
-        discard(folder)
+    left = [path for path in out.parent.glob(f".{folder.name}.deleting-*") if is_remains(path)]
+    if (folder / STARTED).is_file():
+        left.append(folder)
+    if left and (out / RECORD).is_file():  # killed in the last step
+        for path in left:
+            discard(path)
         Screen().say(f"{out} is finished")
         return
     refuse_existing(out)
     with locked(folder, "type another OUT", lambda path: (path / STARTED).is_file()):
-        Healing(name, out, plan, folder).run()
+        try:
+            Healing(name, out, plan, folder).run()
+        except UserError:
+            if not (folder / "blocks").exists():  # nothing to continue from
+                discard(folder)
+            raise
 
 
 @dataclass
@@ -123,14 +136,15 @@ class Healing:
         shutil.copyfile(self.folder / "log.jsonl", self.folder / "healed" / "log.jsonl")
         (self.folder / "healed").rename(self.out)
         discard(self.folder)
-        self._show(record)
+        show(record)
+        self.screen.say(f"{self.out}: healed on {record['tokens']:,} tokens; {self.out / RECORD} has the numbers")
 
     # --- what is needed everywhere ---
 
     @cached_property
     def section(self) -> Model:
-        """The unpruned model, in the precision in which this machine reads fastest."""
-        return Model(model_name_or_path=self.name, dtype="bfloat16" if self.bf16 else "float32")
+        """The unpruned model, in the dtype in which this machine reads fastest."""
+        return Model(model_name_or_path=self.name, dtype=reading_dtype())
 
     @cached_property
     def bf16(self) -> bool:
@@ -145,7 +159,7 @@ class Healing:
     @cached_property
     def rows(self) -> TokenStore:
         """The blocks to train on."""
-        return TokenStore(self.folder / "blocks" / "train.arrow", "train")
+        return TokenStore(self._blocks_file, "train")
 
     @cached_property
     def held_out(self) -> TokenStore:
@@ -177,29 +191,53 @@ class Healing:
                 f"{self.name} has positions for {context:,} tokens, and blocks would have {plan.block_length:,}: type"
                 f" --block-length {context}"
             )
-        texts = {f"text {path}": content_hash(path) for path in plan.text if path.is_file()}
+        check_files([str(path) for path in plan.text])
+        texts = {f"text {path}": content_hash(path) for path in plan.text}
         others = {key: value for key, value in asdict(plan).items() if key != "text"}
         inputs = {"model": self.name, "weights": folder_fingerprint(self.name), **others, **texts}
-        if not started.is_file():
-            write_json(started, {"inputs": inputs})
-        elif changed := differences(read_json(started)["inputs"], inputs):
-            raise StaleArtifactError(
-                f"{self.folder} holds an unfinished healing of other options ({'; '.join(changed)}): type the former"
-                " command to continue it, name another OUT, or delete that folder to start anew"
-            )
+        if self._blocks_file.with_suffix(".index.safetensors").is_file():
+            self._refuse_changed(read_json(started)["inputs"], inputs)
+        write_json(started, {"inputs": inputs})
         (self.folder / PROGRESS).touch()
+
+    def _refuse_changed(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Raises StaleArtifactError for work with other options, unless these concern a training that has no resume
+        checkpoint yet: too large a batch shows in its first step."""
+        changed, trainer = differences(before, now), self.folder / "trainer"
+        if not changed:
+            return
+        trained = last_whole_checkpoint(trainer) or (self.folder / "healed").is_dir()
+        anew = f"delete {self.folder} to start anew"
+        if all(before.get(key) == now.get(key) for key in (before | now).keys() - set(OF_TRAINING)):
+            if not trained:
+                return
+            anew = f"delete {trainer} to train anew on the same hidden states"
+        raise StaleArtifactError(
+            f"{self.folder} holds an unfinished healing with other options ({'; '.join(changed)}): type the former"
+            f" command to continue it, name another OUT, or {anew}"
+        )
+
+    @property
+    def _blocks_file(self) -> Path:
+        return self.folder / "blocks" / "train.arrow"
 
     def _write_blocks(self) -> None:
         """Tokenize the text, and choose the blocks to train on and those held out."""
-        path = self.folder / "blocks" / "train.arrow"
+        path, plan = self._blocks_file, self.plan
         if path.with_suffix(".index.safetensors").is_file():
             return
-        blocks = pack(read_documents(self.plan.text, self.tokenizer), self.plan.block_length)
-        split = split_blocks(len(blocks), -(-self.plan.tokens // self.plan.block_length), self.plan.seed)
+        blocks = pack(read_documents(plan.text, self.tokenizer), plan.block_length)
+        split = split_blocks(len(blocks), -(-plan.tokens // plan.block_length), plan.seed)
+        if training_steps(plan, len(split.train)) < 2:
+            raise ConfigError(
+                f"{plan.tokens:,} tokens are one optimizer step of {plan.batch_size:,} blocks with"
+                f" {plan.block_length:,} tokens, and the first step has learning rate 0: raise --tokens, or lower"
+                " --batch-size"
+            )
         write_tokens(path.with_name("held_out.arrow"), as_rows(blocks, split.held_out, "validation"))
         write_tokens(path, as_rows(blocks, split.train, "train"))
         self.screen.say(
-            f"text: {len(blocks):,} blocks of {self.plan.block_length:,} tokens; {len(split.train):,} to train on,"
+            f"text: {len(blocks):,} blocks of {plan.block_length:,} tokens; {len(split.train):,} to train on,"
             f" {len(split.held_out):,} held out"
         )
 
@@ -283,21 +321,24 @@ class Healing:
                     ],
                 )
             )
-        self._save(model.to(config_of(stored).dtype).eval())
+        self._save(model, config_of(stored).dtype)
 
-    def _save(self, model: nn.Module) -> None:
-        """Write the model, and compare what was written with what was trained."""
-        checked = self.folder / "unchecked"
-        losses = self.losses(model)
+    def _save(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Write the model in this dtype, and compare what was written with what was trained."""
+        unchecked, read_dtype = self.folder / "unchecked", getattr(torch, self.section.dtype)
+        losses = self.losses(model.to(dtype).to(read_dtype))  # rounded as the file is
         if not np.isfinite(losses).all():
             raise ModelError(
-                f"the loss became NaN or infinite while healing, so the training diverged: delete {self.folder} and"
-                f" type a lower --learning-rate than {self.plan.learning_rate:g}"
+                "the loss became NaN or infinite while healing, so the training diverged: delete"
+                f" {self.folder / 'trainer'} and type a lower --learning-rate than {self.plan.learning_rate:g}"
             )
-        save_student(model, self.tokenizer, checked)
-        again = load_model(Model(model_name_or_path=str(checked), dtype="auto"))
-        check_same_loss(losses, self.losses(again), checked)
-        checked.rename(self.folder / "healed")
+        save_student(model.to(dtype), self.tokenizer, unchecked)
+        check_same_loss(losses, self.losses(self._load("unchecked")), unchecked)
+        unchecked.rename(self.folder / "healed")
+
+    def _load(self, name: str) -> nn.Module:
+        """A model in the folder."""
+        return load_model(self.section.model_copy(update={"model_name_or_path": str(self.folder / name)}))
 
     # --- what is reported ---
 
@@ -324,25 +365,21 @@ class Healing:
 
     def _loss_and_size(self, name: str) -> tuple[float, int]:
         """Loss on held-out blocks and number of parameters of a model in the folder."""
-        model = load_model(self.section.model_copy(update={"model_name_or_path": str(self.folder / name)}))
+        model = self._load(name)
         return float(self.losses(model).mean()), model.num_parameters()
-
-    def _show(self, record: dict[str, Any]) -> None:
-        """One table, and what to do next."""
-        layers, sizes = record["layers"], record["parameters"]
-        rows = [
-            [
-                name,
-                f"{layers['of'] if name == UNPRUNED else len(layers['kept'])}",
-                f"{sizes[UNPRUNED if name == UNPRUNED else 'pruned'] / 1e6:,.1f}",
-                f"{value:,.2f}",
-            ]
-            for name, value in record["perplexity"].items()
-        ]
-        print_table("held-out text", ["model", "layers", "million parameters", "perplexity"], rows)
-        self.screen.say(f"{self.out}: healed on {record['tokens']:,} tokens; {self.out / RECORD} has the numbers")
 
 
 def _as_array(rows: Sequence[EncodedRow]) -> np.ndarray:
     """[blocks, length] token ids."""
     return np.array([[*row.prompt, *row.answer] for row in rows], dtype=np.int32)
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print layers, size and perplexity of the three models. record: content of healing.json."""
+    layers, sizes, rows = record["layers"], record["parameters"], []
+    for name, value in record["perplexity"].items():
+        whole = name == UNPRUNED
+        count = layers["of"] if whole else len(layers["kept"])
+        size = sizes[UNPRUNED if whole else "pruned"] / 1e6
+        rows.append([name, f"{count}", f"{size:,.1f}", f"{value:,.2f}"])
+    print_table("held-out text", ["model", "layers", "million parameters", "perplexity"], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -12,8 +12,9 @@ from torch import nn
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.data.encode import EncodedRow
 from tutelage.errors import ConfigError, ModelError
-from tutelage.models.load import check_embeddings, load_model, load_tokenizer, longest_context
-from tutelage.models.prune import kept_layers, layers_of, prune
+from tutelage.models.load import check_embeddings, device, load_model, load_tokenizer, longest_context
+from tutelage.models.precision import bf16_pays
+from tutelage.models.prune import check_layers, kept_layers, layers_of, prune
 from tutelage.models.save import save_student
 from tutelage.recipe.schema import Model
 from tutelage.shrink.influence import INFLUENCE_TOKENS, block_influence, most_influential
@@ -39,15 +40,11 @@ def shrink_model(name: str, out: Path, layers: int, by: str = "even", text: Sequ
             " text, rows, or your recipe)"
         )
     section = Model(model_name_or_path=name, dtype="auto")
-    tokenizer, model = load_tokenizer(section), load_model(section)
+    tokenizer = load_tokenizer(section)
+    kept = _by_influence(section, tokenizer, layers, text) if by == "influence" else None
+    model = load_model(section)
     size_before, total = model.num_parameters(), len(layers_of(model))
-    kept = kept_layers(total, layers)  # refuses a wrong number before any text is read
-    if by == "influence":
-        rows = influence_rows(pack(read_documents(text, tokenizer), _block_length(section)))
-        influence = measure_influence(model, tokenizer, rows)
-        kept = most_influential(influence, layers)
-        say_influence(influence, kept)
-    model = prune(model, kept)
+    model = prune(model, kept or kept_layers(total, layers))
     with full_disk_as_user_error(out.parent):
         save_student(model, tokenizer, out)
     size = model.num_parameters()
@@ -55,6 +52,22 @@ def shrink_model(name: str, out: Path, layers: int, by: str = "even", text: Sequ
         f"{out}: {layers} of {total} layers, {size / 1e6:,.1f} of {size_before / 1e6:,.1f} million parameters."
         " A pruned model predicts badly until it is fine-tuned or distilled"
     )
+
+
+def _by_influence(section: Model, tokenizer: Any, layers: int, text: Sequence[Path]) -> list[int]:
+    """Indices of the layers to keep."""
+    blocks = pack(read_documents(text, tokenizer), _block_length(section))
+    model = load_model(section.model_copy(update={"dtype": reading_dtype()}))
+    check_layers(len(layers_of(model)), layers)
+    influence = measure_influence(model, tokenizer, influence_rows(blocks))
+    kept = most_influential(influence, layers)
+    say_influence(influence, kept)
+    return kept
+
+
+def reading_dtype() -> Literal["bfloat16", "float32"]:
+    """The dtype in which this machine runs a model fastest."""
+    return "bfloat16" if bf16_pays(device().type)[0] else "float32"
 
 
 def refuse_existing(out: Path) -> None:
