@@ -27,8 +27,8 @@ import scipy.stats  # noqa: F401 - the doctor imports it when it needs it; here 
 import yaml
 from hypothesis import strategies as st
 
+from tutelage.cli.guess_columns import guess_rows
 from tutelage.data.dataset import load_rows
-from tutelage.data.guess_columns import guess_rows
 from tutelage.data.readers import read_rows
 from tutelage.doctor.data_checks import check_data
 from tutelage.errors import UserError

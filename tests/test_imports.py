@@ -14,7 +14,7 @@ WITHOUT_TORCH = ("errors", "utils", "recipe", "tasks", "run", "analysis", "repor
 """Packages that start without torch, transformers and datasets; so do `doctor` itself and the modules named below."""
 MORE_WITHOUT_TORCH = (
     *("records", "__init__", "method", "method.methods", "method.schedule", "method.weighting", "method.risk_split"),
-    *("data.dataset", "data.encode", "data.guess_columns", "stages.diagnose", "stages.report", "doctor"),
+    *("data.dataset", "data.encode", "cli.guess_columns", "stages.diagnose", "stages.report", "doctor"),
     *("compare.cell_table", "compare.summary.summarise", "compare.summary.page"),
 )
 LARGEST_PACKAGE = 12

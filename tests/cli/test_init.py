@@ -14,9 +14,9 @@ import pytest
 from helpers.project import LABELS, Command, write_rows
 from helpers.sound_project import rows, texts
 from helpers.tiny import save_pair
+from tutelage.cli.guess_columns import guess_rows
 from tutelage.cli.init import initialise
 from tutelage.data.dataset import load_rows
-from tutelage.data.guess_columns import guess_rows
 from tutelage.doctor import examine_file, exit_code
 from tutelage.errors import DataError, UserError
 from tutelage.recipe.load import load_recipe

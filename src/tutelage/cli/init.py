@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tutelage.cli.guess_columns import Guess, guess_rows
 from tutelage.cli.recipe_settings import guess_settings
 from tutelage.cli.recipe_text import recipe_text
 from tutelage.data.columns import accepted_answers, map_columns
-from tutelage.data.guess_columns import Guess, guess_rows
 from tutelage.data.readers import ENDINGS, PlacedRow, Row, find_files, read_rows
 from tutelage.data.splits import normalised, passages_of
 from tutelage.doctor.data_checks import FEW_SCORED_ROWS

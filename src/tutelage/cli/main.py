@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ON_THEIR_OWN = ("diagnose", "report")
 """Stages whose commands are written out, because they print or take more than the others."""
-MAY_STOP = ("teach", "anchor", "cache", "cross_fit", "distill")
+MAY_STOP = ("teach", "silver", "anchor", "cache", "cross_fit", "distill")
 """Stages whose commands stop where going on is not worth it."""
 
 app = typer.Typer(

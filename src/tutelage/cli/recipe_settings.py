@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tutelage.cli.guess_columns import Guess
 from tutelage.data.contents.languages import language_fractions, main_language
 from tutelage.data.dataset import Rows, load_rows
-from tutelage.data.guess_columns import Guess
 from tutelage.data.readers import Row
 from tutelage.data.splits import prompt_text
 from tutelage.errors import DataError, Kind, UserError

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from tutelage.cli.guess_columns import Guess
 from tutelage.cli.recipe_settings import LEARNING_RATE, LONGEST, MANY_LABELS, Settings
-from tutelage.data.guess_columns import Guess
 from tutelage.recipe.yaml_text import Dumper
 
 

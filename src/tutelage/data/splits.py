@@ -25,6 +25,8 @@ from tutelage.recipe.schema import Data
 from tutelage.records import SPLITS, Example
 
 Entry = TypeVar("Entry")
+UNLABELLED = "unlabelled"
+"""What rows without gold have as their split."""
 
 
 # --- which files ---
@@ -35,7 +37,7 @@ def read_splits(data: Data) -> dict[str, list[PlacedRow]]:
     files = split_files(data)
     check_files([name for names in files.values() for name in names])
     raw = {split: read_rows(files[split], data.encoding) if split in files else [] for split in SPLITS}
-    if not _on_hub(data) or len(files) == len(SPLITS):
+    if not on_hub(data) or len(files) == len(SPLITS):
         return raw
     from datasets import get_dataset_split_names
 
@@ -54,7 +56,7 @@ def read_splits(data: Data) -> dict[str, list[PlacedRow]]:
 def split_files(data: Data) -> dict[str, list[str]]:
     """Local files by split: those of the folder, replaced by those that the recipe names."""
     files: dict[str, list[str]] = {}
-    if data.dataset is not None and not _on_hub(data):
+    if data.dataset is not None and not on_hub(data):
         folder = Path(data.dataset)
         names = _split_names(data)
         files = find_files(folder, names)
@@ -67,16 +69,29 @@ def split_files(data: Data) -> dict[str, list[str]]:
     return files | {split: given for split in SPLITS if (given := getattr(data, split))}
 
 
+def unlabelled_files(data: Data) -> list[str]:
+    """Local files of rows without gold. Raises DataError for a split that the folder lacks."""
+    if data.unlabelled or data.unlabelled_split is None or on_hub(data):
+        return data.unlabelled or []
+    folder, name = Path(data.dataset or "."), data.unlabelled_split
+    files = find_files(folder, {UNLABELLED: (name,)})
+    if not files:
+        values = {"name": name, "folder": str(folder)}
+        raise DataError(Problem(Kind.SPLIT_FILE_MISSING, UNLABELLED, key="data.unlabelled_split", values=values))
+    return files[UNLABELLED]
+
+
 def data_fingerprint(data: Data) -> dict[str, str]:
     """Content hashes of the data files and of the label list next to them (or name and revision of a Hub data set)."""
     files = split_files(data)
-    hub = {"hub": f"{data.dataset}/{data.dataset_config}@{data.revision}"} if _on_hub(data) else {}
+    hub = {"hub": f"{data.dataset}/{data.dataset_config}@{data.revision}"} if on_hub(data) else {}
     paths = [Path(name) for names in files.values() for name in names]
+    paths += [Path(name) for name in unlabelled_files(data)]
     paths += [Path(data.dataset) / "task.json"] if data.dataset else []
     return hub | {str(path): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths if path.is_file()}
 
 
-def _on_hub(data: Data) -> bool:
+def on_hub(data: Data) -> bool:
     """Whether `data.dataset` is a Hub id. Raises DataError if it can only be a folder, and there is none."""
     if data.dataset is None or (folder := Path(data.dataset)).is_dir():
         return False

@@ -72,6 +72,7 @@ class Kind(StrEnum):
     ROWS_TOO_FEW = "rows_too_few"
     ROWS_MISSING = "rows_missing"
     SPLIT_EMPTIED = "split_emptied"
+    SILVER_EMPTIED = "silver_emptied"
 
     # --- columns and cells of a row ---
     COLUMN_REPEATED = "column_repeated"

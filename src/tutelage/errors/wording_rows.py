@@ -9,7 +9,7 @@ from tutelage.errors.kinds import Kind
 
 SHOWN = 3
 """Rows shown of each kind of problem."""
-SPLIT_WORDS = {"train": "training", "validation": "validation", "test": "test"}
+SPLIT_WORDS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 _BRACES = "Write a literal brace twice: {{ }}"
 _ENCODINGS = {
     "cp932": "Japanese Windows",
@@ -132,6 +132,11 @@ FILES: dict[Kind, Text] = {
     Kind.ROWS_TOO_FEW: _too_few_rows,
     Kind.ROWS_MISSING: _no_rows,
     Kind.SPLIT_EMPTIED: _emptied,
+    Kind.SILVER_EMPTIED: (
+        "none of the teacher's answers to the {rows:,} unlabelled rows can be used ({invalid:,} cannot be parsed,"
+        " {unsure:,} are less sure than silver.min_confidence, {too_long:,} are too long). Lower silver.min_confidence,"
+        " train the teacher for longer, or leave out data.unlabelled"
+    ),
 }
 
 

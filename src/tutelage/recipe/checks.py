@@ -16,8 +16,8 @@ from tutelage.recipe.values import shown
 from tutelage.records import SPLITS
 
 STAGE_FOLDERS = (
-    *("prepare", "teach", "anchor", "cache", "cross_fit", "teacher_answers", "distill", "evaluate", "diagnose"),
-    "report",
+    *("prepare", "teach", "silver", "anchor", "cache", "cross_fit", "teacher_answers", "distill", "evaluate"),
+    *("diagnose", "report"),
 )
 """Folders in a run folder that stages write, and rebuild where they are stale."""
 _MODELS = ("teacher", "student", "anchor")
@@ -66,7 +66,7 @@ def _folder_problems(recipe: Recipe) -> Iterator[Conflict]:
     own = [Path(recipe.output_dir).resolve() / name for name in STAGE_FOLDERS]
     given = {
         "data.dataset": recipe.data.dataset,
-        **{f"data.{split}": getattr(recipe.data, split) for split in SPLITS},
+        **{f"data.{split}": getattr(recipe.data, split) for split in (*SPLITS, "unlabelled")},
         "teach.checkpoints": recipe.teach.checkpoints,
         **{f"{role}.model_name_or_path": getattr(recipe, role).model_name_or_path for role in _MODELS},
     }
@@ -84,6 +84,14 @@ def _task_problems(recipe: Recipe) -> Iterator[Conflict]:
     if not (data.dataset or data.train):
         hint = "no training rows; set data.dataset (a folder or Hub id) or data.train (one or more files)"
         yield Conflict("data.dataset", hint, ("data.train",))
+    if data.unlabelled_split and not data.dataset:
+        hint = "names a split of data.dataset, which is not set; write data.unlabelled: FILE"
+        yield Conflict("data.unlabelled_split", hint, ("data.dataset",))
+    if data.unlabelled and data.unlabelled_split:
+        yield Conflict("data.unlabelled_split", "data.unlabelled names files; leave out one of the two")
+    if recipe.silver.min_confidence and not data.has_unlabelled:
+        hint = "has no effect without unlabelled rows; set data.unlabelled, or leave it out"
+        yield Conflict("silver.min_confidence", hint, ("data.unlabelled",))
     if data.system is not None and not data.chat_template:
         hint = (
             "a system message needs a chat prompt; set data.chat_template: true, or write the text into data.template"

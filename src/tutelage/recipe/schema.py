@@ -104,6 +104,11 @@ class Data(Section):
     """Validation file or files. Without any, a seeded fraction of the training rows is held out."""
     test: list[str] | None = None
     """Test file or files; scored once, at the end."""
+    unlabelled: list[str] | None = None
+    """File or files of rows without gold answers, in any format that rows have; answers in them are not read. The
+    teacher answers them, and the student learns them by the divergence alone."""
+    unlabelled_split: str | None = None
+    """Name of a split inside `dataset` with such rows."""
     encoding: str | None = None
     """Encoding of files that are not UTF-8, e.g. `cp932` (Excel in Japan), `cp949` (Korea), `gb18030`, `cp1252`."""
     columns: dict[str, str] = {}
@@ -129,6 +134,9 @@ class Data(Section):
     overlap: Literal["error", "drop"] = "error"
     """What happens to a row whose prompt also occurs in a later split. `drop` removes it from the earlier split, never
     from test."""
+    unlabelled_overlap: Literal["drop", "keep"] = "drop"
+    """What happens to an unlabelled row whose prompt is also a validation or test row. `keep` (the transductive case)
+    is told on report and model card."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Fraction of the training rows held out when there is no validation split."""
     max_train_rows: int | None = Field(None, gt=0)
@@ -137,6 +145,8 @@ class Data(Section):
     """Use a seeded sample of this many validation rows."""
     max_test_rows: int | None = Field(None, gt=0)
     """Use a seeded sample of this many test rows."""
+    max_unlabelled_rows: int | None = Field(None, gt=0)
+    """Use a seeded sample of this many unlabelled rows."""
 
     @field_validator("encoding")
     @classmethod
@@ -147,10 +157,15 @@ class Data(Section):
             raise ValueError(f"{value!r} is no encoding of text that Python knows, such as cp932 or cp1252") from error
         return value
 
-    @field_validator("train", "validation", "test", mode="before")
+    @field_validator("train", "validation", "test", "unlabelled", mode="before")
     @classmethod
     def _file_to_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether there are rows without gold answers."""
+        return bool(self.unlabelled or self.unlabelled_split)
 
 
 class Lora(Section):
@@ -214,6 +229,14 @@ class Anchor(Section):
     or by loss."""
 
 
+class Silver(Section):
+    """The teacher's answers to the unlabelled rows (`data.unlabelled`)."""
+
+    min_confidence: float = Field(0.0, ge=0, le=1)
+    """Leave out rows that the teacher answers with a lower probability (of the whole answer). Answers that cannot be
+    parsed are always left out."""
+
+
 class CrossFit(Section):
     """Out-of-fold losses on the training rows, for methods `ccd-aw` and `*-aw-cf`."""
 
@@ -256,7 +279,8 @@ class Distill(Section):
     num_stages: int = Field(4, gt=0, le=1000)
     """N: stages of training, each with a checkpoint to follow."""
     epochs_per_stage: float = Field(2.0, gt=0, le=10_000)
-    """T: passes over the training rows in one stage."""
+    """T: passes over the training rows, unlabelled ones included, in one stage. Plain fine-tuning, which has only the
+    rows with gold, gets as many steps."""
     stage_reset: bool = True
     """Optimizer and learning-rate schedule start anew in each stage, as published. false: one schedule and one
     optimizer over all stages."""
@@ -353,6 +377,7 @@ class Recipe(Section):
     loss by rounding only."""
     teach: Teach = Teach()
     anchor: Anchor = Anchor()
+    silver: Silver = Silver()
     cache: Cache = Cache()
     cross_fit: CrossFit = CrossFit()
     distill: Distill = Distill()

@@ -24,6 +24,39 @@ class SplitLengths(TypedDict):
     """Longest answer in tokens, end-of-sequence included."""
 
 
+class UnlabelledRecord(TypedDict):
+    """Rows without gold, counted; see `data.unlabelled.UnlabelledRows`."""
+
+    rows: int
+    """In prepare/unlabelled.jsonl."""
+    read: int
+    repeated: int
+    labelled: int
+    overlapping: int
+    too_long: int
+
+
+class SilverRecord(TypedDict):
+    """silver/silver.json: the teacher's answers to the unlabelled rows, counted."""
+
+    teacher: str
+    """Name of T*."""
+    rows: int
+    """Unlabelled rows that were answered."""
+    kept: int
+    """Rows that students are trained on; silver/train.arrow holds them after the rows with gold."""
+    invalid: int
+    """Left out: the answer could not be parsed."""
+    unsure: int
+    """Left out: less confident than `silver.min_confidence`."""
+    too_long: int
+    """Left out: prompt and answer have more than `data.max_length` tokens."""
+    gold: int
+    """Rows with gold."""
+    confidence: float | None
+    """Mean confidence of the kept answers, in [0, 1]."""
+
+
 class PreparedData(TypedDict):
     """prepare/data.json: what is known of all rows before any model is loaded."""
 
@@ -36,6 +69,8 @@ class PreparedData(TypedDict):
     max_new_tokens: int
     lengths: dict[str, SplitLengths]
     """By split."""
+    unlabelled: NotRequired[UnlabelledRecord]
+    """Rows without gold; absent where the recipe names none."""
     bf16: bool
     """Whether this machine computes in bfloat16 unless the recipe says otherwise."""
     dropped: list[str]

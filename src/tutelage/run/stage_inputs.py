@@ -26,6 +26,8 @@ STUDENT_TRAINING = (
 """Settings that the plain fine-tuning of the student depends on."""
 OFF: dict[str, Any] = {
     **dict.fromkeys(("data.encoding", "data.offsets", "data.choice_answer", "data.join_tokens")),
+    **dict.fromkeys(("data.unlabelled", "data.unlabelled_split", "data.max_unlabelled_rows")),
+    "data.unlabelled_overlap": "drop",
     "anchor.keep": "last",
     "distill.start": "student",
     "distill.stage_reset": True,
@@ -77,6 +79,16 @@ def teach(run: RunFolder) -> Inputs:
     return _without_defaults(inputs)
 
 
+def silver(run: RunFolder) -> Inputs:
+    """The prepared rows, T*, how answers are decoded, and which are kept."""
+    return _answers(run) | run.settings("silver")
+
+
+def _silver(run: RunFolder) -> Inputs:
+    """The rows with the teacher's answers, where there are any: they also decide how many steps everything takes."""
+    return upstream(run, "silver") if run.recipe.data.has_unlabelled else {}
+
+
 def anchor(run: RunFolder) -> Inputs:
     """The prepared rows and how the student is trained, for as long as distillation; or the user's own anchor."""
     names = STUDENT_TRAINING
@@ -84,6 +96,7 @@ def anchor(run: RunFolder) -> Inputs:
     names += ("task.metric", "task.decoding") if run.recipe.anchor.keep == "score" else ()
     return (
         upstream(run, "prepare")
+        | _silver(run)
         | _without_defaults(run.settings(*names))
         | ({"anchor model": _model(own, _before(run, "anchor").get("anchor model"))} if own else {})
     )
@@ -91,22 +104,28 @@ def anchor(run: RunFolder) -> Inputs:
 
 def cache(run: RunFolder) -> Inputs:
     """The prepared rows and the teacher's checkpoints."""
-    return upstream(run, "prepare", "teach") | run.settings(
-        "cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype"
+    return (
+        upstream(run, "prepare", "teach")
+        | _silver(run)
+        | run.settings("cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype")
     )
 
 
 def teacher_answers(run: RunFolder) -> Inputs:
-    """The prepared rows, T*, and how answers are decoded."""
-    return upstream(run, "prepare", "teach") | run.settings("task.decoding", "task.max_new_tokens", "teacher.dtype")
+    """The prepared rows, T*, and how answers are decoded; the rows without gold, which are added."""
+    return _answers(run) | _silver(run)
+
+
+def _answers(run: RunFolder) -> Inputs:
+    own = run.settings("task.decoding", "task.max_new_tokens", "teacher.dtype")
+    return upstream(run, "prepare", "teach") | own
 
 
 def cross_fit(run: RunFolder) -> Inputs:
     """The prepared rows, and how student and teacher are trained; the cache where the teacher is not trained again."""
     more = ["teacher", "teach"] if run.recipe.cross_fit.teacher else []
-    return upstream(run, "prepare", "teach", *([] if more else ["cache"])) | _without_defaults(
-        run.settings(*STUDENT_TRAINING, "cross_fit", *more)
-    )
+    own = _without_defaults(run.settings(*STUDENT_TRAINING, "cross_fit", *more))
+    return upstream(run, "prepare", "teach", *([] if more else ["cache"])) | _silver(run) | own
 
 
 def student(run: RunFolder, method: str) -> Inputs:
@@ -118,7 +137,11 @@ def student(run: RunFolder, method: str) -> Inputs:
     stages += ["anchor"] if parts.needs_anchor or varied.recipe.distill.start == "anchor" else []
     stages += ["cross_fit"] if parts.needs_cross_fit else []
     stages += ["teacher_answers"] if parts.answers == "teacher" else []
-    inputs = upstream(run, *stages) | varied.settings("student", "trainer", "distill", "task.metric", "task.decoding")
+    inputs = (
+        upstream(run, *stages)
+        | _silver(run)
+        | varied.settings("student", "trainer", "distill", "task.metric", "task.decoding")
+    )
     return {
         key: value
         for key, value in _without_defaults(inputs).items()
@@ -136,7 +159,7 @@ def inputs_of(run: RunFolder, name: str) -> Inputs:
         return student(run, name.split("/")[1])
     made_from = {
         "prepare": prepare, "teach": teach, "anchor": anchor, "cache": cache, "cross_fit": cross_fit,
-        "teacher_answers": teacher_answers,
+        "teacher_answers": teacher_answers, "silver": silver,
     }  # fmt: skip
     return made_from[name](run)
 

@@ -4,6 +4,7 @@ and below."""
 STAGES: dict[str, str] = {
     "prepare": "Read, check and render the rows; loads no model.",
     "teach": "Fine-tune the teacher and keep its checkpoints, or use yours. Selects the best on validation.",
+    "silver": "Let the teacher answer the unlabelled rows, if there are any.",
     "anchor": "Fine-tune the student without a teacher: the anchor. Adaptive weights use its losses.",
     "cache": "Store the hidden states of every checkpoint. Distillation reads them in place of the teacher.",
     "cross_fit": "Compute out-of-fold losses, for methods ccd-aw and *-aw-cf.",

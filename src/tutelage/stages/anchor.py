@@ -21,7 +21,7 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
 from tutelage.training.run_models import RunModels
-from tutelage.training.trainer import training_arguments
+from tutelage.training.trainer import epochs_in_budget, training_arguments
 from tutelage.utils.files import write_json, write_jsonl
 
 
@@ -46,7 +46,8 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
 def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:
     """Plain fine-tuning of the student; its end, or the checkpoint that `anchor.keep` asks for."""
     recipe, plan, rows = run.recipe, run.recipe.distill, models.encoded("train")
-    epochs, given = plan.num_stages * plan.epochs_per_stage, run.trainer_arguments("distill", "anchor")
+    given = run.trainer_arguments("distill", "anchor")
+    epochs = epochs_in_budget(given, plan.num_stages * plan.epochs_per_stage, len(rows), len(models.training_rows()))
     args = training_arguments(folder / "trainer", given, seed=recipe.seed, epochs=epochs)
     steps = spaced_steps(args, len(rows), plan.num_stages)
     train = partial(models.fine_tuned, "anchor", recipe.student, args, rows, seed=recipe.seed, log=folder / "log.jsonl")

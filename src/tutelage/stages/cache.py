@@ -1,12 +1,14 @@
 """cache: read every teacher checkpoint once over the training rows and keep what it said.
 
 Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them; for methods that
-learn from the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold.
+learn from the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold. Rows
+without gold are read with T*'s answer; sample_loss.jsonl has those with gold alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain, islice
 
 from tutelage.data.token_store import write_tokens
 from tutelage.errors import ModelError
@@ -35,7 +37,7 @@ def _states(run: RunFolder, models: RunModels) -> None:
     with run.work("cache", stage_inputs.cache(run)) as work:
         if work is None:
             return
-        rows = models.encoded("train")
+        rows, gold = models.training_rows(), models.encoded("train")
         folders = list(run.checkpoint_folders.values())
         count, vocabulary = len(folders), run.prepared["vocabulary"]
         size = predicted_size(rows, recipe.teacher, count, vocabulary, section.dtype, run.folder)
@@ -49,7 +51,7 @@ def _states(run: RunFolder, models: RunModels) -> None:
                 run.screen.warn(note)
         for folder in folders:
             store = work.folder / folder.name
-            write_jsonl(store / "sample_loss.jsonl", loss_records(rows, HiddenStore(store).nll()))
+            write_jsonl(store / "sample_loss.jsonl", loss_records(gold, HiddenStore(store).nll()[: len(gold)]))
 
 
 def _refuse_top_k(run: RunFolder) -> None:
@@ -83,6 +85,7 @@ def _answers(run: RunFolder, models: RunModels) -> None:
         with run.screen.progress("teacher's answers", len(eval_set.examples)) as advance:
             answers = [answer.text for answer in models.evaluator.answers(teacher, eval_set, advance)]
         rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(eval_set.rows, answers, strict=True))
-        write_tokens(work.folder / "train.arrow", rows)
+        silver = islice(models.training_rows(), len(answers), None)
+        write_tokens(work.folder / "train.arrow", chain(rows, silver))
         lines = zip(eval_set.examples, answers, strict=True)
         write_jsonl(work.folder / "answers.jsonl", ({"id": example.id, "raw": text} for example, text in lines))

@@ -29,7 +29,7 @@ from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
-from tutelage.training.trainer import steps_of, training_arguments
+from tutelage.training.trainer import epochs_in_budget, steps_of, training_arguments
 from tutelage.utils.files import discard, replacing, write_jsonl
 from tutelage.utils.integrity import reading
 
@@ -93,7 +93,9 @@ def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, n
         with reading(saved, SafetensorError):
             return load_file(str(saved))
     recipe = run.recipe
+    rows, budget_rows = len(models.encoded("train")), len(models.training_rows())
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
+    epochs = epochs_in_budget(run.trainer_arguments("distill", "anchor"), epochs, rows, budget_rows)
     student = _FineTuning(recipe.student, ("distill", "anchor"), recipe.seed, epochs, [1.0])
     losses = dict(zip(["anchor"], _measured(run, models, folder / "student", student, fold), strict=True))
     if recipe.cross_fit.teacher:

@@ -74,7 +74,7 @@ def _setup(run: RunFolder, models: RunModels, method: str) -> StudentSetup:
     if components.answers == "teacher":
         rows = TokenStore(run.folder / "teacher_answers/train.arrow", "train")
     else:
-        rows = models.encoded("train")
+        rows = models.encoded("train") if components.schedule == "none" else models.training_rows()
     teacher = best = None
     if components.schedule != "none":
         taught = run.teacher_checkpoints
@@ -87,7 +87,9 @@ def _setup(run: RunFolder, models: RunModels, method: str) -> StudentSetup:
         rows=rows,
         teacher=teacher,
         best=best,
-        weighting=recorded_losses.weighting(run, components, rows, teacher),
+        gold=len(models.encoded("train")),
+        budget_rows=len(models.training_rows()),
+        weighting=recorded_losses.weighting(run, components, models.encoded("train"), teacher),
         validate=partial(_validate, models),
         autocast=models.autocast,
         on_stage=partial(_say, run),

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 WITHOUT_MODELS = ("prepare", "diagnose", "report")
 """Stages that take the run folder alone; the others also take `RunModels`, which they share."""
-NEED_A_TEACHER = ("anchor", "cache", "cross_fit", "distill")
-"""Stages that are not worth their time after a teacher that learned nothing; all but the first, after an anchor that
+NEED_A_TEACHER = ("silver", "anchor", "cache", "cross_fit", "distill")
+"""Stages that are not worth their time after a teacher that learned nothing; those after `anchor`, after an anchor that
 equals it."""
 
 
@@ -37,7 +37,7 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
             refuse_foreign(manifest.parent)
     for name in names:
         if name in NEED_A_TEACHER:
-            stop_if_hopeless(run, by_anchor=name != "anchor")
+            stop_if_hopeless(run, by_anchor=name not in ("silver", "anchor"))
         stage = importlib.import_module(f"tutelage.stages.{name}")
         if name in WITHOUT_MODELS:
             stage.run_stage(run)

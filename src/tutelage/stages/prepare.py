@@ -1,7 +1,7 @@
 """prepare: read, check and freeze the rows, before any model weights are loaded.
 
-Writes prepare/rows.jsonl (every example that is used), prepare/tokens/ (the same as token ids, see `token_store.py`)
-and prepare/data.json (label set, vocabulary size, lengths, notes).
+Writes prepare/rows.jsonl (every example that is used), prepare/tokens/ (the same as token ids, see `token_store.py`),
+prepare/unlabelled.jsonl (rows without gold) and prepare/data.json (label set, vocabulary size, lengths, notes).
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from tutelage.data.dataset import load_rows
+from tutelage.data.dataset import Rows, load_rows
 from tutelage.data.encode import Encoder, Misfits, check_not_emptied, fitting_test, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
+from tutelage.data.unlabelled import UnlabelledRows, load_unlabelled, notes_of
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
@@ -67,12 +68,18 @@ def run_stage(run: RunFolder) -> None:
             )
         _check_fit(run, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
+        longest_generated = recipe.task.max_new_tokens or longest + longest // 2 + 4
+        unlabelled = _unlabelled(run, rows, make_encoder(recipe.data, tokenizer), longest_generated)
+        if unlabelled:
+            notes += notes_of(unlabelled, recipe.data)
+            write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)
         if not {"bf16", "fp16"} & recipe.trainer.keys():
             notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
         for note in notes:
             run.screen.say(note)
         counts = ", ".join(f"{lengths[split]['rows']:,} {split}" for split in SPLITS)
+        counts += f", {len(unlabelled.examples):,} unlabelled" if unlabelled else ""
         run.screen.say(f"prepare: {counts} rows, longest {max(v['longest'] for v in lengths.values())} tokens")
         left_out, everything = set(dropped), itertools.chain.from_iterable(rows.examples[split] for split in SPLITS)
         write_jsonl(work.folder / "rows.jsonl", (example for example in everything if example.id not in left_out))
@@ -82,14 +89,25 @@ def run_stage(run: RunFolder) -> None:
                 "labels": rows.labels,
                 "choice": rows.choice,
                 "vocabulary": vocabulary,
-                "max_new_tokens": recipe.task.max_new_tokens or longest + longest // 2 + 4,
+                "max_new_tokens": longest_generated,
                 "lengths": lengths,
+                **({"unlabelled": unlabelled.counts} if unlabelled else {}),
                 "bf16": bf16,
                 "dropped": dropped,
                 "decided": rows.decided,
                 "notes": notes,
             },
         )
+
+
+def _unlabelled(run: RunFolder, rows: Rows, encoder: Encoder, longest: int) -> UnlabelledRows | None:
+    """Rows without gold that fit with an answer of `longest` tokens; None if the recipe names none."""
+    recipe = run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update=rows.decided)})
+    if not recipe.data.has_unlabelled:
+        return None
+    room = encoder.max_length - longest
+    labels = recipe.task.labels if recipe.task.type == "qa" else rows.labels
+    return load_unlabelled(recipe, labels, rows.examples, lambda row: 0 < len(encoder.prompt(row, longest)) <= room)
 
 
 def _tokenize(

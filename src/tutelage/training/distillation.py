@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 from transformers import TrainingArguments
 
+from tutelage.data.encode import Subset
 from tutelage.errors import ModelError
 from tutelage.method.taid import Interpolation
 from tutelage.method.weighting import constant_weight
@@ -27,6 +28,7 @@ from tutelage.training.trainer import (
     DistillTrainer,
     Guidance,
     ScheduleSegment,
+    epochs_in_budget,
     save_optimizer,
     steps_of,
     train,
@@ -77,13 +79,19 @@ class Distillation:
         return self.folder / (f"stage-{stage + 1}-start" if stage < self.plan.num_stages else f"stage-{stage}-end")
 
     def weights(self, checkpoint: str | None) -> np.ndarray:
-        """[rows] fraction of each row's loss that follows the teacher in a stage with this checkpoint."""
+        """[rows] fraction of each row's loss that follows the teacher in a stage with this checkpoint.
+
+        It is 1 for rows without gold: there is nothing to weigh the teacher against.
+        """
         rows = len(self.setup.rows)
         if checkpoint is None:
             return constant_weight(rows, 0.0)
+        gold = rows if self.setup.gold is None else self.setup.gold
         if self.plan.components.weighting == "constant":
-            return constant_weight(rows, self.plan.kd_ratio)
-        return self.setup.weighting.weights(checkpoint)
+            weights = constant_weight(gold, self.plan.kd_ratio)
+        else:
+            weights = self.setup.weighting.weights(checkpoint)
+        return np.concatenate([weights, constant_weight(rows - gold, 1.0)])
 
     def _trainer_folder(self, stage: int) -> Path:
         """What an interrupted stage continues from: its choice and its resume checkpoints."""
@@ -134,7 +142,7 @@ class Distillation:
         plan, setup = self.plan, self.setup
         # A seed for every stage: with the same one each stage would see the rows in the same order.
         seed = plan.seed * 1000 + stage
-        args = training_arguments(self._trainer_folder(stage), plan.trainer, seed=seed, epochs=plan.epochs_per_stage)
+        args = training_arguments(self._trainer_folder(stage), plan.trainer, seed=seed, epochs=self._epochs())
         steps = steps_of(args, len(setup.rows))
         if plan.stage_reset:
             _refuse_warmup_only(args, steps)
@@ -160,6 +168,11 @@ class Distillation:
             save_optimizer(trainer, self._optimizer(stage))
         return guidance
 
+    def _epochs(self) -> float:
+        """Passes over `setup.rows` in a stage."""
+        plan, rows = self.plan, len(self.setup.rows)
+        return epochs_in_budget(plan.trainer, plan.epochs_per_stage, rows, self.setup.budget_rows or rows)
+
     def _guidance(self, checkpoint: str | None, interpolate: Interpolate | None) -> Guidance | None:
         """The teacher in a stage that follows this checkpoint; None for gold only."""
         if checkpoint is None:
@@ -182,13 +195,14 @@ class Distillation:
         return ScheduleSegment(steps * (stage - 1), steps * self.plan.num_stages, self._optimizer(stage - 1))
 
     def _write_weights(self, stage: int, guidance: Guidance | None) -> None:
-        """weights.jsonl: the weight of every row as the trainer of this stage had it, and the losses behind it."""
+        """weights.jsonl: the weight of every row with gold as the trainer of this stage had it, and the losses behind
+        it."""
         records: Iterable[stage_records.WeightRecord] = ()
         if guidance is not None:
             weighting, name = self.setup.weighting, guidance.checkpoint
             anchor_nll = weighting.anchor if weighting else None
             teacher_nll = (weighting.teacher if weighting else guidance.source.nll)(name)
-            rows = self.setup.rows
+            rows = Subset(self.setup.rows, range(self.setup.gold or len(self.setup.rows)))
             records = stage_records.weight_records(rows, stage, name, anchor_nll, teacher_nll, guidance.weight)
         stage_records.write_weights(self.folder, stage, records)
 

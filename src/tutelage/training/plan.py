@@ -59,7 +59,7 @@ class StudentSetup:
     vocabulary: int
     """Entries of the tokenizer that logits are computed for."""
     rows: Sequence[EncodedRow]
-    """Training rows."""
+    """Training rows: those with gold, then those that the teacher answered."""
     teacher: TeacherSource | None
     """None for methods without a teacher."""
     best: str | None
@@ -67,6 +67,11 @@ class StudentSetup:
     weighting: AdaptiveWeighting | None
     """None for methods with constant weights."""
     validate: Callable[[nn.Module], Validation]
+    gold: int | None = None
+    """Number of rows with gold; the others follow the teacher with weight 1. None: all rows have gold."""
+    budget_rows: int | None = None
+    """Number of rows that `epochs_per_stage` counts, if that is not the number of `rows`: methods that see fewer rows
+    get as many steps."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Precision in which the student is compared with checkpoints and validated."""
     on_step: Callable[[int, int, int], None] = lambda stage, done, total: None

@@ -22,14 +22,19 @@ from tutelage.utils.integrity import present
 def weighting(
     run: RunFolder, method: Method, rows: Sequence[EncodedRow], source: TeacherSource | None
 ) -> AdaptiveWeighting | None:
-    """Adaptive weights of a method on the training rows; None if its weights are constant."""
+    """Adaptive weights of a method on the rows with gold; None if its weights are constant.
+
+    rows: those with gold. source: has them first.
+    """
     if method.schedule == "none" or not (method.needs_anchor or method.needs_cross_fit):
         return None
     if method.needs_cross_fit:
         lines = list(read_jsonl(run.folder / "cross_fit" / "sample_loss.jsonl"))
         anchor = np.array([line["anchor"] for line in lines])
         return AdaptiveWeighting(anchor, cache(lambda name: np.array([line["teacher"][name] for line in lines])))
-    return AdaptiveWeighting(of_anchor(run, "train", rows), source.nll, weighting_function(method.weighting))
+    gold = len(rows)
+    anchor = of_anchor(run, "train", rows)
+    return AdaptiveWeighting(anchor, lambda name: source.nll(name)[:gold], weighting_function(method.weighting))
 
 
 def of_anchor(run: RunFolder, split: str, rows: Sequence[EncodedRow]) -> np.ndarray:

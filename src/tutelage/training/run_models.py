@@ -64,6 +64,15 @@ class RunModels:
         """Rows of a split as token ids, without those that `prepare` left out."""
         return TokenStore(self.run.folder / "prepare" / "tokens" / f"{split}.arrow", split)
 
+    def training_rows(self) -> TokenStore:
+        """The rows that distillation trains on, as token ids: those with gold, then those that T* answered.
+
+        Methods that use gold alone get as many steps as these rows make.
+        """
+        if not self.run.recipe.data.has_unlabelled:
+            return self.encoded("train")
+        return TokenStore(self.run.folder / "silver" / "train.arrow", "train")
+
     def load(self, model: Model, folder: Path | str | None = None) -> nn.Module:
         """A model to read or answer with: weights kept in float32 for training are loaded in bfloat16 where that is
         fast."""
@@ -161,7 +170,7 @@ class RunModels:
         section = self.run.recipe.cache
         return CacheBuilder(
             folder,
-            self.encoded("train"),
+            self.training_rows(),
             vocabulary=self.vocabulary,
             pad_id=self.pad_id,
             dtype=getattr(torch, section.dtype),

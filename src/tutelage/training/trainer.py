@@ -230,6 +230,18 @@ def steps_of(args: TrainingArguments, rows: int) -> int:
     return int(-(-args.num_train_epochs * updates // 1))
 
 
+def epochs_in_budget(given: dict[str, Any], epochs: float, rows: int, budget_rows: int) -> float:
+    """Epochs over `rows` rows that make as many optimizer steps as `epochs` over `budget_rows`.
+
+    given: TrainingArguments of the recipe. Methods that see fewer rows are so trained for as many steps.
+    """
+    if rows == budget_rows:
+        return epochs
+    budget = steps_of(training_arguments(Path("unused"), given, seed=0, epochs=epochs), budget_rows)
+    one_epoch = steps_of(training_arguments(Path("unused"), given, seed=0, epochs=1), rows)
+    return (budget - 0.5) / one_epoch  # transformers rounds steps up
+
+
 def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
     """Save the optimizer's state for the next segment. The file appears under its name only when it is complete."""
     if trainer.args.should_save:

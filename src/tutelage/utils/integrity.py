@@ -23,7 +23,10 @@ from tutelage.utils.progress import PROGRESS, noted
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 """Endings of the files of a model folder that decide how the model answers."""
 COMMANDS = {
-    **{name: name for name in ("prepare", "teach", "anchor", "cache", "distill", "evaluate", "diagnose", "report")},
+    **{
+        name: name
+        for name in ("prepare", "teach", "silver", "anchor", "cache", "distill", "evaluate", "diagnose", "report")
+    },
     "cross_fit": "cross-fit",
     "teacher_answers": "cache",
 }
