@@ -160,16 +160,19 @@ def test_a_large_plain_text_is_tokenized_in_pieces_without_a_loss(tmp_path, monk
     assert list(read_documents([file], byte_tokenizer())) == whole
 
 
-def test_the_text_of_a_recipe_is_the_prompts_of_its_training_rows(tmp_path):
+def test_the_text_of_a_recipe_is_the_prompts_of_its_training_and_unlabelled_rows(tmp_path):
     train = [{"text": f"t{number}", "label": "ab"[number % 2]} for number in range(20)]
     write_rows(tmp_path / "train.jsonl", train)
     write_rows(tmp_path / "test.jsonl", [{"text": "z", "label": "a"}])
+    write_rows(tmp_path / "more.jsonl", [{"text": "u1"}, {"text": "z"}])
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         f"task: {{type: classification}}\ndata: {{train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl,"
+        f" unlabelled: {tmp_path}/more.jsonl,"
         ' template: "Text: {text}\\nLabel:"}\nteacher: {model_name_or_path: a}\nstudent: {model_name_or_path: b}\n'
     )
     texts = [byte_tokenizer().decode(ids) for ids in read_documents([recipe], byte_tokenizer())]
+    assert texts.pop() == f"Text: u1\nLabel:{EOS}"  # no prompt of a test row
     assert set(texts) <= {f"Text: {row['text']}\nLabel:{EOS}" for row in train} and len(texts) > 10
 
 

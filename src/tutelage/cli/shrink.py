@@ -34,7 +34,7 @@ def shrink(
         typer.Option(
             metavar="FILE",
             help="Text without labels; may be given more than once. Plain text (.txt, .md), rows (.jsonl, .csv, ...),"
-            " or a recipe (.yaml) for the prompts of its training rows.",
+            " or a recipe (.yaml) for the prompts of its training and unlabelled rows.",
         ),
     ] = None,
     heal: Annotated[

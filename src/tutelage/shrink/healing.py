@@ -12,6 +12,7 @@ tokens. The unpruned model reads the text once; its final hidden states are stor
     pruned/               the model without those layers, not yet trained
     trainer/, log.jsonl   resume checkpoints and the loss curve
     healed/               the trained model
+    checked.json          its loss, once what was written is known to be what was trained
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ from tutelage.training.trainer import DistillTrainer, Guidance, train, training_
 from tutelage.utils.checksums import STARTED
 from tutelage.utils.console import Screen, print_table
 from tutelage.utils.disk import free_space
-from tutelage.utils.files import discard, is_remains, read_json, write_json
+from tutelage.utils.files import discard, is_remains, read_json, replacing, write_json
 from tutelage.utils.integrity import content_hash
 from tutelage.utils.progress import PROGRESS
 
-RECORD = "healing.json"
+RECORD, CHECKED = "healing.json", "checked.json"
 UNPRUNED = "unpruned"
 """Name of the unpruned model in the cache."""
 SHARDS = 128
@@ -129,12 +130,13 @@ class Healing:
         self._write_blocks()
         facts = self._read_unpruned()
         self._prune(facts["kept"])
-        if not (self.folder / "healed").is_dir():
+        if not self._is_trained:
             self._train()
         record = self._record(facts)
-        write_json(self.folder / "healed" / RECORD, record)
-        shutil.copyfile(self.folder / "log.jsonl", self.folder / "healed" / "log.jsonl")
-        (self.folder / "healed").rename(self.out)
+        with replacing(self.out, new=True) as draft:
+            shutil.copytree(self.folder / "healed", draft)
+            shutil.copyfile(self.folder / "log.jsonl", draft / "log.jsonl")
+            write_json(draft / RECORD, record)
         discard(self.folder)
         show(record)
         self.screen.say(f"{self.out}: healed on {record['tokens']:,} tokens; {self.out / RECORD} has the numbers")
@@ -206,7 +208,7 @@ class Healing:
         changed, trainer = differences(before, now), self.folder / "trainer"
         if not changed:
             return
-        trained = last_whole_checkpoint(trainer) or (self.folder / "healed").is_dir()
+        trained = last_whole_checkpoint(trainer) or self._is_trained
         anew = f"delete {self.folder} to start anew"
         if all(before.get(key) == now.get(key) for key in (before | now).keys() - set(OF_TRAINING)):
             if not trained:
@@ -216,6 +218,10 @@ class Healing:
             f"{self.folder} holds an unfinished healing with other options ({'; '.join(changed)}): type the former"
             f" command to continue it, name another OUT, or {anew}"
         )
+
+    @property
+    def _is_trained(self) -> bool:
+        return (self.folder / CHECKED).is_file()
 
     @property
     def _blocks_file(self) -> Path:
@@ -325,16 +331,16 @@ class Healing:
 
     def _save(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Write the model in this dtype, and compare what was written with what was trained."""
-        unchecked, read_dtype = self.folder / "unchecked", getattr(torch, self.section.dtype)
+        healed, read_dtype = self.folder / "healed", getattr(torch, self.section.dtype)
         losses = self.losses(model.to(dtype).to(read_dtype))  # rounded as the file is
         if not np.isfinite(losses).all():
             raise ModelError(
                 "the loss became NaN or infinite while healing, so the training diverged: delete"
                 f" {self.folder / 'trainer'} and type a lower --learning-rate than {self.plan.learning_rate:g}"
             )
-        save_student(model.to(dtype), self.tokenizer, unchecked)
-        check_same_loss(losses, self.losses(self._load("unchecked")), unchecked)
-        unchecked.rename(self.folder / "healed")
+        save_student(model.to(dtype), self.tokenizer, healed)
+        check_same_loss(losses, self.losses(self._load("healed")), healed)
+        write_json(self.folder / CHECKED, {"nll": float(losses.mean())})
 
     def _load(self, name: str) -> nn.Module:
         """A model in the folder."""

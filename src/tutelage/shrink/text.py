@@ -19,6 +19,7 @@ from tutelage.data.encode import EncodedRow, Encoder, make_encoder
 from tutelage.data.files.text import read_text
 from tutelage.data.readers import PlacedRow, check_files, read_rows
 from tutelage.data.row_formats import example_from_row
+from tutelage.data.unlabelled import load_unlabelled
 from tutelage.errors import ConfigError, DataError, Kind
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.schema import Data, Task
@@ -45,8 +46,8 @@ def read_documents(files: Sequence[Path], tokenizer: Any) -> Iterator[list[int]]
     """The documents of the files as token ids, each with end-of-sequence.
 
     A plain text file is one document. A row of any other file is one: the conversation or prompt with its completion,
-    else the text alone, without label or entities. A recipe gives the prompts of its training rows, as the student
-    will see them. Raises DataError for files or rows that cannot be read, ConfigError for a wrong recipe.
+    else the text alone, without label or entities. A recipe gives the prompts of its training and unlabelled rows, as
+    the student will see them. Raises DataError for files or rows that cannot be read, ConfigError for a wrong recipe.
     """
     check_files([str(file) for file in files])
     for file in files:
@@ -95,8 +96,13 @@ def as_rows(blocks: np.ndarray, indices: Sequence[int], split: str) -> Iterator[
 
 def _of_recipe(file: Path, tokenizer: Any) -> Iterator[list[int]]:
     recipe = load_recipe(file, []).recipe
-    encoder = make_encoder(recipe.data, tokenizer)
-    for example in load_rows(recipe).examples["train"]:
+    rows, encoder = load_rows(recipe), make_encoder(recipe.data, tokenizer)
+    examples = rows.examples["train"]
+    if recipe.data.has_unlabelled:
+        decided = recipe.model_copy(update={"data": recipe.data.model_copy(update=rows.decided)})
+        labels = recipe.task.labels if recipe.task.type == "qa" else rows.labels
+        examples = [*examples, *load_unlabelled(decided, labels, rows.examples).examples]
+    for example in examples:
         yield [*encoder.prompt(example), tokenizer.eos_token_id]
 
 
