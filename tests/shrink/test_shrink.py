@@ -365,6 +365,19 @@ def test_unfinished_work_of_other_options_and_a_second_process_are_refused(taugh
     assert json.loads((out / "healing.json").read_text())["learning_rate"] == 1e-3
 
 
+def test_too_little_memory_names_the_option_and_keeps_the_work(taught, tmp_path, monkeypatch):
+    model, file = taught
+
+    def full(*_):
+        raise torch.OutOfMemoryError("tried to allocate 9 GB")
+
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="smaller --batch-size than 8"):
+        patch.setattr(healing, "train", full)
+        heal_model(str(model), tmp_path / "small", small_plan(file, tokens=2_000))
+    monkeypatch.setattr(healing, "measure_influence", lambda *_: pytest.fail("the text was read again"))
+    heal_model(str(model), tmp_path / "small", small_plan(file, tokens=2_000, batch_size=4))
+
+
 def test_text_that_fills_no_block_is_refused():
     with pytest.raises(ConfigError, match="has 5 tokens"):
         pack([[1, 2, 3, 4, 5]], 4)

@@ -35,6 +35,7 @@ from tutelage.data.encode import EncodedRow
 from tutelage.data.readers import check_files
 from tutelage.data.token_store import TokenStore, write_tokens
 from tutelage.errors import ConfigError, DiskFullError, ModelError, StaleArtifactError, UserError
+from tutelage.errors.wording import first_line
 from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import (
     check_embeddings,
@@ -61,6 +62,7 @@ from tutelage.shrink.make import (
     say_influence,
 )
 from tutelage.shrink.plan import HealingPlan, healing_arguments, trained_tokens, training_steps
+from tutelage.shrink.record import RECORD, UNPRUNED, show
 from tutelage.shrink.text import as_rows, pack, read_documents, split_blocks
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.hidden_store import bytes_on_disk
@@ -68,15 +70,14 @@ from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.callbacks import JsonLog, OnStep, SaveAt, last_whole_checkpoint, seconds_before
 from tutelage.training.trainer import DistillTrainer, Guidance, train, training_arguments
 from tutelage.utils.checksums import STARTED
-from tutelage.utils.console import Screen, print_table
+from tutelage.utils.console import Screen
 from tutelage.utils.disk import free_space
 from tutelage.utils.files import discard, is_remains, read_json, replacing, write_json
 from tutelage.utils.integrity import content_hash
+from tutelage.utils.memory import is_out_of_memory
 from tutelage.utils.progress import PROGRESS
 
-RECORD, CHECKED = "healing.json", "checked.json"
-UNPRUNED = "unpruned"
-"""Name of the unpruned model in the cache."""
+CHECKED = "checked.json"
 SHARDS = 128
 """Most files of the cache."""
 OF_TRAINING = ("batch_size", "learning_rate")
@@ -109,6 +110,13 @@ def heal_model(name: str, out: Path, plan: HealingPlan) -> None:
             if not (folder / "blocks").exists():  # nothing to continue from
                 discard(folder)
             raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"not enough memory ({first_line(error)}): type a smaller --batch-size than {plan.batch_size}, which"
+                " continues the work so far, or another OUT and a smaller --block-length"
+            ) from error
 
 
 @dataclass
@@ -378,14 +386,3 @@ class Healing:
 def _as_array(rows: Sequence[EncodedRow]) -> np.ndarray:
     """[blocks, length] token ids."""
     return np.array([[*row.prompt, *row.answer] for row in rows], dtype=np.int32)
-
-
-def show(record: dict[str, Any]) -> None:
-    """Print layers, size and perplexity of the three models. record: content of healing.json."""
-    layers, sizes, rows = record["layers"], record["parameters"], []
-    for name, value in record["perplexity"].items():
-        whole = name == UNPRUNED
-        count = layers["of"] if whole else len(layers["kept"])
-        size = sizes[UNPRUNED if whole else "pruned"] / 1e6
-        rows.append([name, f"{count}", f"{size:,.1f}", f"{value:,.2f}"])
-    print_table("held-out text", ["model", "layers", "million parameters", "perplexity"], rows)

@@ -7,6 +7,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 from tutelage.utils.checksums import DEEPEST, MANIFEST, SEALED, FileRecord, file_record
 
@@ -64,5 +65,6 @@ def _noted(path: Path, inode: int, size: int, written: int) -> dict[str, FileRec
         except (ValueError, KeyError, TypeError, AttributeError):  # a process was killed while it wrote this line
             continue
         before = records.get(name)
-        records[name] = {**record, "earlier": [before, *before["earlier"]] if before else []}
+        earlier = [before, *before["earlier"]] if before else []
+        records[name] = cast(FileRecord, {**record, "earlier": earlier})
     return records
