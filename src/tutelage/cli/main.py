@@ -17,6 +17,7 @@ import typer
 
 from tutelage.cli import run_commands
 from tutelage.cli.endings import run_command
+from tutelage.cli.shrink import shrink
 from tutelage.stages import STAGES
 from tutelage.utils.console import err, out, print_table
 
@@ -287,18 +288,7 @@ def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     print_table(str(recipe), ["key", "value", "origin"], rows)
 
 
-@app.command()
-def shrink(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of the model to prune.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the smaller model; must not exist yet.")],
-    layers: Annotated[
-        int, typer.Option(min=1, help="Number of layers to keep: evenly spaced, first and last included.")
-    ],
-) -> None:
-    """Make a student from a model by removing layers. It keeps the model's tokenizer."""
-    from tutelage.models.prune import shrink_model
-
-    shrink_model(model, out, layers)
+app.command()(shrink)
 
 
 @app.command()
