@@ -1,5 +1,6 @@
 """Rows without gold (`data.unlabelled`): who answers them, who learns them, and what keeps them out of test."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,19 @@ from tutelage.utils.files import read_json, read_jsonl, read_records
 METHODS = ["td", "scd-aw", "sft", "seqkd", "td-aw-cf"]
 NEW = [{"text": f"a new thing {n} is {LABELS[n % 3]}"} for n in range(20)]
 LEAKED = [{"text": "Test thing 1 is green!"}, {"text": "validation thing 2 is blue"}]
+LONG = "where the last letter of the month before went, and whom to call about the fee that came with it"
+NEAR = {"text": f"I would like to know {LONG} now"}
 KNOWN = [{"text": "train thing 1 is green", "label": "blue"}, {"text": "a new thing 3 is red"}]
 
 
 def make_unlabelled(folder: Path, **changes) -> Path:
-    """A project whose tiny models give valid answers, with 20 new rows and 4 that a run must leave out."""
-    write_rows(folder / "more.jsonl", [*NEW[:10], *LEAKED, *KNOWN, *NEW[10:]])
+    """A project whose tiny models give valid answers, with 20 new rows and 5 that a run must leave out."""
     data = {"unlabelled": str(folder / "more.jsonl")} | changes.pop("data", {})
-    return make_project(folder, task={"decoding": "labels"}, data=data, **changes)
+    recipe = make_project(folder, task={"decoding": "labels"}, data=data, **changes)
+    write_rows(folder / "more.jsonl", [*NEW[:10], *LEAKED, NEAR, *KNOWN, *NEW[10:]])
+    with (folder / "data/test.jsonl").open("a") as file:
+        file.write(json.dumps({"text": f"I would like to know {LONG}", "label": "red"}) + "\n")
+    return recipe
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +56,8 @@ def models(finished) -> RunModels:
 
 def test_rows_of_validation_test_and_training_are_left_out_and_counted(finished):
     counts = read_json(finished / "prepare/data.json")["unlabelled"]
-    left_out = {"repeated": 1, "labelled": 1, "overlapping": 2, "too_long": 0}
-    assert counts == {"rows": 20, "read": 24, "shared": 0, **left_out}
+    left_out = {"repeated": 1, "labelled": 1, "overlapping": 2, "near": 1, "too_long": 0}
+    assert counts == {"rows": 20, "read": 25, "shared": 0, **left_out}
     prompts = [row["prompt"] for row in read_jsonl(finished / "prepare/unlabelled.jsonl")]
     assert prompts == [f"{row['text']}:" for row in NEW]
     notes = " ".join(read_json(finished / "prepare/data.json")["notes"])
@@ -126,7 +132,18 @@ def test_rows_that_are_also_test_rows_can_be_kept(tmp_path, command):
     recipe = make_unlabelled(tmp_path, data={"unlabelled_overlap": "keep"})
     assert command("prepare", recipe) == 0
     counts = read_json(tmp_path / "run/prepare/data.json")["unlabelled"]
-    assert counts["rows"] == 22 and counts["overlapping"] == counts["shared"] == 2
+    assert counts["rows"] == 23 and counts["overlapping"] == 2 and counts["near"] == 1 and counts["shared"] == 3
+
+
+def test_another_language_or_length_is_said(tmp_path, command):
+    recipe = make_unlabelled(tmp_path)
+    german = "Ich möchte wissen, warum die Karte noch nicht angekommen ist und wann sie kommt, Vorgang "
+    write_rows(tmp_path / "more.jsonl", [{"text": f"{german}{n * 7919}"} for n in range(12)])
+    english = "I would like to know why the card has not arrived, case "
+    write_rows(tmp_path / "data/train.jsonl", [{"text": f"{english}{n}", "label": LABELS[n % 3]} for n in range(12)])
+    assert command("prepare", recipe) == 0
+    notes = read_json(tmp_path / "run/prepare/data.json")["notes"]
+    assert "unlabelled rows are mostly in de, training rows in en" in notes
 
 
 def test_the_gold_of_unlabelled_rows_is_not_read(tmp_path, command):

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from tutelage.data.contents.languages import main_language
+from tutelage.data.near_duplicates import distinct_texts, near_pairs
 from tutelage.data.readers import PlacedRow, check_files, read_hub, read_rows
 from tutelage.data.row_formats import content_id, example_from_row
-from tutelage.data.splits import UNLABELLED, on_hub, prompt_key, sample, unlabelled_files
+from tutelage.data.splits import UNLABELLED, normalised, on_hub, prompt_key, prompt_text, sample, unlabelled_files
 from tutelage.errors import DataError, Kind, Problem, RowsError
 from tutelage.recipe.schema import Data, Recipe
 from tutelage.records import Example
+
+LOOKED_AT = 500
+"""Rows whose language and length are compared with those of the training rows."""
+MUCH_LONGER = 2.0
+"""Ratio of the median lengths of prompts from which on the user is told."""
 
 
 @dataclass
@@ -27,15 +36,17 @@ class UnlabelledRows:
     """Left out: their prompt is that of a training row."""
     overlapping: int = 0
     """Rows whose prompt is also a validation or test row: left out, or kept as `data.unlabelled_overlap` says."""
+    near: int = 0
+    """Rows whose text nearly repeats that of a validation or test row: left out or kept likewise."""
     shared: int = 0
-    """Rows among `examples` whose prompt is also a validation or test row: 0 unless such rows are kept."""
+    """Rows among `examples` that are, or nearly repeat, validation or test rows: 0 unless such rows are kept."""
     too_long: int = 0
     """Left out: prompt and the longest answer have more than `data.max_length` tokens."""
 
     @property
     def counts(self) -> dict[str, int]:
         """All numbers, and `rows`, how many are left."""
-        numbers = ("read", "repeated", "labelled", "overlapping", "shared", "too_long")
+        numbers = ("read", "repeated", "labelled", "overlapping", "near", "shared", "too_long")
         return {"rows": len(self.examples), **{name: getattr(self, name) for name in numbers}}
 
 
@@ -62,7 +73,8 @@ def load_unlabelled(
     found, keep = UnlabelledRows(), recipe.data.unlabelled_overlap == "keep"
     raw = read_unlabelled(recipe.data)
     found.read = len(raw)
-    held_out = {prompt_key(example) for split in ("validation", "test") for example in examples[split]}
+    scored = [example for split in ("validation", "test") for example in examples[split]]
+    held_out = {prompt_key(example) for example in scored}
     labelled = {prompt_key(example) for example in examples["train"]}
     drafts, seen = [], set()
     for example in _rendered(raw, recipe, labels):
@@ -75,8 +87,11 @@ def load_unlabelled(
             found.too_long += not fitting
             drafts += [example] * fitting
         seen.add(key)
+    near = _near(scored, [draft for draft in drafts if prompt_key(draft) not in held_out])
+    found.near = len(near)
+    drafts = drafts if keep else [draft for draft in drafts if draft.id not in near]
     drawn, _ = sample(drafts, recipe.data.max_unlabelled_rows, f"{recipe.seed}/{UNLABELLED}")
-    found.shared = sum(prompt_key(example) in held_out for example in drawn)
+    found.shared = sum(prompt_key(example) in held_out or example.id in near for example in drawn)
     taken = {example.id for rows in examples.values() for example in rows}
     found.examples = list(_named(drawn, taken))
     if not found.examples:
@@ -95,9 +110,32 @@ def notes_of(found: UnlabelledRows, data: Data) -> list[str]:
         f"{found.overlapping:,} unlabelled rows have the prompt of a validation or test row and are {kept}": (
             found.overlapping
         ),
+        f"{found.near:,} unlabelled rows nearly repeat a validation or test row and are {kept}": found.near,
         f"{found.too_long:,} unlabelled rows exceed {data.max_length:,} tokens and are left out": found.too_long,
     }
     return [line for line, count in lines.items() if count]
+
+
+def differences(training: Sequence[Example], unlabelled: Sequence[Example]) -> list[str]:
+    """How the rows without gold differ from those with gold, for the user, a line each: another domain teaches less."""
+    texts = [[prompt_text(example.prompt) for example in rows[:LOOKED_AT]] for rows in (training, unlabelled)]
+    languages = [main_language(of_kind) for of_kind in texts]
+    lengths = [float(np.median([len(text) for text in of_kind])) for of_kind in texts]
+    lines = []
+    if all(languages) and languages[0] != languages[1]:
+        lines.append(f"unlabelled rows are mostly in {languages[1]}, training rows in {languages[0]}")
+    if not 1 / MUCH_LONGER <= lengths[1] / max(1.0, lengths[0]) <= MUCH_LONGER:
+        lines.append(
+            f"unlabelled prompts have a median of {lengths[1]:,.0f} characters, training prompts {lengths[0]:,.0f}"
+        )
+    return lines
+
+
+def _near(scored: Sequence[Example], drafts: Sequence[Example]) -> set[str]:
+    """Ids of the drafts whose text nearly repeats that of a scored row."""
+    folded = [normalised(text) for text in distinct_texts([*scored, *drafts])]
+    pairs = near_pairs(folded[: len(scored)], folded[len(scored) :])
+    return {drafts[late].id for late, _, _ in pairs}
 
 
 def _rendered(raw: Iterable[PlacedRow], recipe: Recipe, labels: list[str] | None) -> Iterable[Example]:

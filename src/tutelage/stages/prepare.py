@@ -12,7 +12,7 @@ from pathlib import Path
 from tutelage.data.dataset import Rows, load_rows
 from tutelage.data.encode import Encoder, Misfits, check_not_emptied, fitting_test, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
-from tutelage.data.unlabelled import UnlabelledRows, load_unlabelled, notes_of
+from tutelage.data.unlabelled import UnlabelledRows, differences, load_unlabelled, notes_of
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
@@ -71,7 +71,7 @@ def run_stage(run: RunFolder) -> None:
         longest_generated = recipe.task.max_new_tokens or longest + longest // 2 + 4
         unlabelled = _unlabelled(run, rows, make_encoder(recipe.data, tokenizer), longest_generated)
         if unlabelled:
-            notes += notes_of(unlabelled, recipe.data)
+            notes += notes_of(unlabelled, recipe.data) + differences(rows.examples["train"], unlabelled.examples)
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)
         if not {"bf16", "fp16"} & recipe.trainer.keys():
