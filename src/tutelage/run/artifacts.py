@@ -168,6 +168,8 @@ class ScoresFile(TypedDict, total=False):
     rows: int
     models: dict[str, dict[str, IntervalRecord | float]]
     """Every metric, and `nll`, by model."""
+    baseline: dict[str, IntervalRecord]
+    """Every metric of TF-IDF with logistic regression (`tasks.tfidf`); absent where that does not suit the task."""
 
 
 class Manifest(TypedDict):
