@@ -29,7 +29,7 @@ from tutelage.stages import STAGES
 from tutelage.utils.console import out_frame, visible
 from tutelage.utils.format import duration, number, percent
 
-SHOWN = [name for name in STAGES if name != "cross_fit"]  # which few methods need
+SHOWN = [name for name in STAGES if name not in ("cross_fit", "silver")]  # which few runs need
 
 
 @dataclass

@@ -46,7 +46,7 @@ def prepare_rows(run: RunFolder, methods: Sequence[str]) -> None:
 
 def teacher_stages(run: RunFolder, methods: Sequence[str]) -> None:
     """The stages that do not depend on how students are trained."""
-    _run_stages(run, methods, ["prepare", "teach", "cache"])
+    _run_stages(run, methods, ["prepare", "teach", "silver", "cache"])
 
 
 def anchor_stages(run: RunFolder, methods: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from tutelage.teacher.hidden_store import bytes_on_disk
 from tutelage.training.trainer import steps_of, training_arguments
 from tutelage.utils.memory import machine_memory
 
-STAGES = ("prepare", "teach", "anchor", "cache", "cross_fit", "distill", "evaluate")
+STAGES = ("prepare", "teach", "silver", "anchor", "cache", "cross_fit", "distill", "evaluate")
 """Stages whose time is predicted, in the order of a run."""
 TRAINING_TEACH, TRAINING_DISTILL = "teach while training", "distill while training"
 """What a stage takes on disk only until it is done."""

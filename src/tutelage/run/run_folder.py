@@ -105,6 +105,13 @@ class RunFolder:
         """prepare/data.json, which is there once `prepare` has finished."""
         return read_json(self.folder / "prepare" / "data.json")
 
+    @property
+    def budget_rows(self) -> int:
+        """Rows that `distill.epochs_per_stage` counts: those with gold, and the unlabelled ones. Every method and the
+        anchor get the steps that these rows make, however many of them they can use."""
+        prepared = self.prepared
+        return prepared["lengths"]["train"]["rows"] + prepared.get("unlabelled", {"rows": 0})["rows"]
+
     @cached_property
     def task(self) -> BaseTask:
         """The task with its resolved label set."""

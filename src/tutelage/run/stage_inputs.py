@@ -85,7 +85,7 @@ def silver(run: RunFolder) -> Inputs:
 
 
 def _silver(run: RunFolder) -> Inputs:
-    """The rows with the teacher's answers, where there are any: they also decide how many steps everything takes."""
+    """The rows with the teacher's answers, where there are any."""
     return upstream(run, "silver") if run.recipe.data.has_unlabelled else {}
 
 
@@ -96,7 +96,6 @@ def anchor(run: RunFolder) -> Inputs:
     names += ("task.metric", "task.decoding") if run.recipe.anchor.keep == "score" else ()
     return (
         upstream(run, "prepare")
-        | _silver(run)
         | _without_defaults(run.settings(*names))
         | ({"anchor model": _model(own, _before(run, "anchor").get("anchor model"))} if own else {})
     )
@@ -125,7 +124,7 @@ def cross_fit(run: RunFolder) -> Inputs:
     """The prepared rows, and how student and teacher are trained; the cache where the teacher is not trained again."""
     more = ["teacher", "teach"] if run.recipe.cross_fit.teacher else []
     own = _without_defaults(run.settings(*STUDENT_TRAINING, "cross_fit", *more))
-    return upstream(run, "prepare", "teach", *([] if more else ["cache"])) | _silver(run) | own
+    return upstream(run, "prepare", "teach", *([] if more else ["cache"])) | own
 
 
 def student(run: RunFolder, method: str) -> Inputs:
@@ -137,11 +136,7 @@ def student(run: RunFolder, method: str) -> Inputs:
     stages += ["anchor"] if parts.needs_anchor or varied.recipe.distill.start == "anchor" else []
     stages += ["cross_fit"] if parts.needs_cross_fit else []
     stages += ["teacher_answers"] if parts.answers == "teacher" else []
-    inputs = (
-        upstream(run, *stages)
-        | _silver(run)
-        | varied.settings("student", "trainer", "distill", "task.metric", "task.decoding")
-    )
+    inputs = upstream(run, *stages) | varied.settings("student", "trainer", "distill", "task.metric", "task.decoding")
     return {
         key: value
         for key, value in _without_defaults(inputs).items()

@@ -47,7 +47,7 @@ def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:
     """Plain fine-tuning of the student; its end, or the checkpoint that `anchor.keep` asks for."""
     recipe, plan, rows = run.recipe, run.recipe.distill, models.encoded("train")
     given = run.trainer_arguments("distill", "anchor")
-    epochs = epochs_in_budget(given, plan.num_stages * plan.epochs_per_stage, len(rows), len(models.training_rows()))
+    epochs = epochs_in_budget(given, plan.num_stages * plan.epochs_per_stage, len(rows), run.budget_rows)
     args = training_arguments(folder / "trainer", given, seed=recipe.seed, epochs=epochs)
     steps = spaced_steps(args, len(rows), plan.num_stages)
     train = partial(models.fine_tuned, "anchor", recipe.student, args, rows, seed=recipe.seed, log=folder / "log.jsonl")

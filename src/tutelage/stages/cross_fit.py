@@ -93,9 +93,9 @@ def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, n
         with reading(saved, SafetensorError):
             return load_file(str(saved))
     recipe = run.recipe
-    rows, budget_rows = len(models.encoded("train")), len(models.training_rows())
+    rows = len(models.encoded("train"))
     epochs = recipe.distill.num_stages * recipe.distill.epochs_per_stage
-    epochs = epochs_in_budget(run.trainer_arguments("distill", "anchor"), epochs, rows, budget_rows)
+    epochs = epochs_in_budget(run.trainer_arguments("distill", "anchor"), epochs, rows, run.budget_rows)
     student = _FineTuning(recipe.student, ("distill", "anchor"), recipe.seed, epochs, [1.0])
     losses = dict(zip(["anchor"], _measured(run, models, folder / "student", student, fold), strict=True))
     if recipe.cross_fit.teacher:

@@ -88,7 +88,7 @@ def _setup(run: RunFolder, models: RunModels, method: str) -> StudentSetup:
         teacher=teacher,
         best=best,
         gold=len(models.encoded("train")),
-        budget_rows=len(models.training_rows()),
+        budget_rows=run.budget_rows,
         weighting=recorded_losses.weighting(run, components, models.encoded("train"), teacher),
         validate=partial(_validate, models),
         autocast=models.autocast,
