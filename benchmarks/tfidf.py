@@ -1,8 +1,8 @@
 """Scores and seconds of TF-IDF with logistic regression: `python -m benchmarks.tfidf DATA [--json FILE]`.
 
 DATA holds a folder for each data set, with train.jsonl, validation.jsonl and test.jsonl (`prompt`, `completion`, and
-`labels`, `language` where a row has them). Trained on a seeded sample of 200, 500 and 2,000 rows, and on all where
-there are fewer; scored on all test rows. `--penalties` scores other values of the one setting, on validation rows.
+`labels`, `language` where a row has them). Trained on a seeded sample of 200, 500, 1,000 and 2,000 rows, and on all
+where there are fewer; scored on all test rows. `--penalties` scores other values of the one setting, on validation rows.
 `--repeat 10000` repeats the rows of a set to that number, for the seconds that many take; its score says nothing.
 """
 
@@ -27,7 +27,7 @@ from tutelage.tasks.classification import Classification
 from tutelage.utils.files import read_jsonl
 
 SETS = ("banking77", "intent_3i4k", "xsid_intent", "jmed_crade_short", "jmed_rrtnm", "pubmedqa_short")
-SIZES = (200, 500, 2000)
+SIZES = (200, 500, 1000, 2000)
 RESAMPLES = 1000
 
 

@@ -13,6 +13,7 @@ from tutelage.doctor import wording_results
 from tutelage.doctor.wording_results import in_bytes
 from tutelage.errors import Kind, Problem
 from tutelage.errors.wording import SPLIT_WORDS, Text, Values, group_text
+from tutelage.records import SPLITS
 
 STATUS_WORDS = {"passed": "passed", "skipped": "skipped", "look": "look", "fail": "will fail"}
 
@@ -56,7 +57,7 @@ def _near_duplicates(v: Values) -> str:
 
 
 def _contradictions(v: Values) -> str:
-    total = sum(v[split]["contradicting"] for split in SPLIT_WORDS)
+    total = sum(v[split]["contradicting"] for split in SPLITS)
     examples = "; ".join(
         f"{_short(example['text'])!r}: "
         + ", ".join(f"{row} says {_short(answer)!r}" for row, answer in example["answers"])
@@ -69,7 +70,7 @@ def _contradictions(v: Values) -> str:
 
 
 def _no_contradictions(v: Values) -> str:
-    repeated = sum(v[split]["repeated"] for split in SPLIT_WORDS)
+    repeated = sum(v[split]["repeated"] for split in SPLITS)
     more = f"; {repeated:,} rows repeat another one with the same answer" if repeated else ""
     return f"no prompt has two different answers{more}"
 

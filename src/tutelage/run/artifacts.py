@@ -191,6 +191,9 @@ class Manifest(TypedDict):
     threads: NotRequired[int]
     answering: NotRequired[float]
     """Seconds that answering and scoring the test rows took, without loading the model."""
+    training_rows: NotRequired[int]
+    """Of `baseline` only, as are `features`: the numbers of rows and features that it was trained on."""
+    features: NotRequired[int]
 
 
 def checkpoint_folder(run: Path, record: Mapping[str, Any], own: bool) -> Path:

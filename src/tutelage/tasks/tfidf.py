@@ -2,7 +2,8 @@
 
 Where it answers as well as a fine-tuned model, the task may not need one. Features are the runs of 2 to 5 characters
 within what white space separates, and whole words: the former make do without a tokenizer where a language writes no
-spaces. Trained on at most `MOST_ROWS` rows and `MOST_FEATURES` features, which keeps it below half a minute.
+spaces. Trained on at most `MOST_ROWS` rows, `MOST_CHARACTERS` characters and `MOST_FEATURES` features, which keeps it
+to about half a minute.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from tutelage.records import Example
 from tutelage.tasks.base import BaseTask
 from tutelage.tasks.qa import choice_letters
 
-MOST_ROWS = 10_000
-"""Training rows; of more, a seeded sample."""
+MOST_ROWS, MOST_CHARACTERS = 10_000, 5_000_000
+"""Training rows and their texts; of more, a seeded sample of the rows."""
 MOST_FEATURES = 200_000
 """The most frequent ones."""
 RUNS = range(2, 6)
@@ -62,8 +63,10 @@ def tfidf_answers(
     The same input gives the same answers.
     """
     pairs = [(_folded(text), task.gold(row)) for text, row in zip(texts, training, strict=False)]
-    if len(pairs) > MOST_ROWS:
-        pairs = random.Random(0).sample(pairs, MOST_ROWS)
+    characters = sum(len(text) for text, _ in pairs)
+    most = min(MOST_ROWS, MOST_CHARACTERS * len(pairs) // max(1, characters))
+    if len(pairs) > most:
+        pairs = random.Random(0).sample(pairs, max(1, most))
     known, gold = [text for text, _ in pairs], [label for _, label in pairs]
     labels = sorted(set(gold))
     if len(labels) == 1 or not any(known):
