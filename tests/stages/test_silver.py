@@ -50,7 +50,8 @@ def models(finished) -> RunModels:
 
 def test_rows_of_validation_test_and_training_are_left_out_and_counted(finished):
     counts = read_json(finished / "prepare/data.json")["unlabelled"]
-    assert counts == {"rows": 20, "read": 24, "repeated": 1, "labelled": 1, "overlapping": 2, "too_long": 0}
+    left_out = {"repeated": 1, "labelled": 1, "overlapping": 2, "too_long": 0}
+    assert counts == {"rows": 20, "read": 24, "shared": 0, **left_out}
     prompts = [row["prompt"] for row in read_jsonl(finished / "prepare/unlabelled.jsonl")]
     assert prompts == [f"{row['text']}:" for row in NEW]
     notes = " ".join(read_json(finished / "prepare/data.json")["notes"])
@@ -104,6 +105,17 @@ def test_the_run_is_up_to_date(finished, command):
     assert "silver: up to date" in command.out + command.err
 
 
+def test_report_card_and_explain_know_these_rows(finished, command):
+    page = (finished / "report/index.html").read_text()
+    assert "Besides the 12 training rows with gold, the students were trained on 20 rows" in page
+    assert "are also validation or test rows" not in page
+    assert command("card", finished, "--student", "td/seed-0") == 0
+    assert "Rows without gold: 20, answered by checkpoint-" in (finished / "distill/td/seed-0/README.md").read_text()
+    row = next(read_jsonl(finished / "silver/answers.jsonl"))
+    assert command("explain", row["id"], "--run", finished) == 0
+    assert f"no gold; T* answers: {row['raw']}" in command.out and "with weight 1" in command.out
+
+
 def test_less_confident_answers_are_left_out(tmp_path, command):
     recipe = make_unlabelled(tmp_path, silver={"min_confidence": 0.5})
     assert command("run", recipe) == 2  # these models are sure of nothing
@@ -114,7 +126,7 @@ def test_rows_that_are_also_test_rows_can_be_kept(tmp_path, command):
     recipe = make_unlabelled(tmp_path, data={"unlabelled_overlap": "keep"})
     assert command("prepare", recipe) == 0
     counts = read_json(tmp_path / "run/prepare/data.json")["unlabelled"]
-    assert counts["rows"] == 22 and counts["overlapping"] == 2
+    assert counts["rows"] == 22 and counts["overlapping"] == counts["shared"] == 2
 
 
 def test_the_gold_of_unlabelled_rows_is_not_read(tmp_path, command):

@@ -30,6 +30,8 @@ from tutelage.utils.integrity import check_run, present
 INPUTS = (
     "recipe.yaml",
     "prepare/rows.jsonl",
+    "prepare/data.json",
+    "silver/silver.json",
     "teach/checkpoints.json",
     "teach/log.jsonl",
     "anchor/log.jsonl",

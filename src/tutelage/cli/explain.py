@@ -1,11 +1,12 @@
 """`tutelage explain`: everything that a run knows about one row.
 
 `row_story` collects it from the run's files, `explain` prints it. Training rows have losses by checkpoint and weights
-by stage, test rows have answers, validation rows have losses of all models.
+by stage, test rows have answers, validation rows have losses of all models, rows without gold the answer of T*.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ READ = (
     *("prepare/rows.jsonl", "teach/checkpoints.json", "teach/validation/*.jsonl", "cache/*/sample_loss.jsonl"),
     *("anchor/sample_loss.jsonl", "cross_fit/sample_loss.jsonl", "evaluate/**/*.jsonl"),
     *("distill/*/*/weights.jsonl", "distill/*/*/validation_rows.jsonl"),
+    *("prepare/unlabelled.jsonl", "silver/answers.jsonl"),
 )
 """Patterns of the files that tell about a row."""
 Line = dict[str, Any]
@@ -56,6 +58,8 @@ class RowStory:
     """By student: the row's lines of validation_rows.jsonl."""
     answers: dict[str, Line]
     """By model, base models first: the row's line of predictions.jsonl."""
+    silver: Line | None = None
+    """Of a row without gold: its line of silver/answers.jsonl."""
 
 
 class Table(NamedTuple):
@@ -81,6 +85,7 @@ def row_story(run: Path, id: str) -> RowStory:
         weights=_by_student(run, "weights.jsonl", id),
         stages=_by_student(run, "validation_rows.jsonl", id),
         answers=_answers(run, id),
+        silver=next(_lines_of(run / "silver/answers.jsonl", id), None),
     )
 
 
@@ -90,7 +95,8 @@ def _row(run: Path, id: str) -> Line:
         raise DataError(
             f"{run} has no prepare/rows.jsonl: name a run folder whose rows are prepared (`tutelage ls` lists runs)"
         )
-    for line in read_jsonl(path):
+    unlabelled = run / "prepare" / "unlabelled.jsonl"
+    for line in itertools.chain(read_jsonl(path), read_jsonl(unlabelled) if unlabelled.is_file() else ()):
         if line["id"] == id:
             return line
         ids.append(line["id"])
@@ -168,7 +174,8 @@ def explain(run: Path, id: str) -> None:
     about = [row["split"], *(f"{key} {row[key]}" for key in ("language", "subdomain") if row.get(key))]
     out(f"row {visible(id)} of {run}: {visible(', '.join(about))}\n")
     out(f"{_prompt(row['prompt'])}\n")
-    out(_prompt(f"gold: {row['answer']}").replace("\n", "\n    ").strip())
+    answer = f"gold: {row['answer']}" if story.silver is None else f"no gold; T* answers: {story.silver['raw']}"
+    out(_prompt(answer).replace("\n", "\n    ").strip())
     if accepted := [answer for answer in row.get("answers") or [] if answer != row["answer"]]:
         out(f"also accepted: {visible('; '.join(accepted))}")
     if row.get("labels"):
@@ -194,7 +201,7 @@ def _prompt(prompt: str | list[dict[str, str]]) -> str:
 def sentences(story: RowStory) -> list[str]:
     """What happened to the row, in sentences, as far as the run's files tell."""
     losses, best = story.losses, story.best
-    lines = [*_path_of_losses(losses, best)]
+    lines = [*_path_of_losses(losses, best), *_used(story.silver)]
     if best in losses and "anchor" in losses:
         winner = "anchor" if losses["anchor"] < losses[best] else "teacher"
         lines.append(
@@ -205,6 +212,22 @@ def sentences(story: RowStory) -> list[str]:
         if "-aw" in student and student.endswith("seed-0"):
             lines.append(f"{student}: {_followed([line['weight'] for line in stage_lines])}.")
     return [*lines, *_who_is_right(story.answers)]
+
+
+def _used(silver: Line | None) -> Iterator[str]:
+    """What became of a row without gold."""
+    if silver is None:
+        return
+    sure = f"T* is {percent(silver['confidence'])} sure of its answer" if silver["confidence"] is not None else ""
+    why = {
+        "invalid": "the answer cannot be parsed",
+        "unsure": "that is below silver.min_confidence",
+        "too_long": "prompt and answer are longer than data.max_length",
+    }
+    if left_out := silver.get("left_out"):
+        yield f"{sure}; the row is left out: {why[left_out]}."
+    else:
+        yield f"{sure}; students learn this row from the teacher alone, with weight 1."
 
 
 def _path_of_losses(losses: dict[str, float], best: str | None) -> Iterator[str]:

@@ -27,13 +27,15 @@ class UnlabelledRows:
     """Left out: their prompt is that of a training row."""
     overlapping: int = 0
     """Rows whose prompt is also a validation or test row: left out, or kept as `data.unlabelled_overlap` says."""
+    shared: int = 0
+    """Rows among `examples` whose prompt is also a validation or test row: 0 unless such rows are kept."""
     too_long: int = 0
     """Left out: prompt and the longest answer have more than `data.max_length` tokens."""
 
     @property
     def counts(self) -> dict[str, int]:
         """All numbers, and `rows`, how many are left."""
-        numbers = ("read", "repeated", "labelled", "overlapping", "too_long")
+        numbers = ("read", "repeated", "labelled", "overlapping", "shared", "too_long")
         return {"rows": len(self.examples), **{name: getattr(self, name) for name in numbers}}
 
 
@@ -74,6 +76,7 @@ def load_unlabelled(
             drafts += [example] * fitting
         seen.add(key)
     drawn, _ = sample(drafts, recipe.data.max_unlabelled_rows, f"{recipe.seed}/{UNLABELLED}")
+    found.shared = sum(prompt_key(example) in held_out for example in drawn)
     taken = {example.id for rows in examples.values() for example in rows}
     found.examples = list(_named(drawn, taken))
     if not found.examples:

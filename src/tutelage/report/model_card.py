@@ -31,6 +31,7 @@ from tutelage.report.card_facts import (
     slices_against_teacher,
 )
 from tutelage.report.page import TEMPLATES, metric_name, model_name, slice_value
+from tutelage.report.sections_run import silver_rows
 from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
 from tutelage.run.own_files import by_hand, card_mark
 from tutelage.utils import format
@@ -202,6 +203,7 @@ def _training(student: FinishedStudent) -> dict[str, Any]:
     splits = [row["split"] for row in student.rows]
     return {
         "rows": {split: splits.count(split) for split in SPLITS},
+        "silver": silver_rows(student.results.folder),
         "stages": [stage["chosen"] or "gold" for stage in stages],
         "kept_stage": manifest.get("kept_stage", len(stages)),
         "seconds": manifest.get("seconds"),

@@ -10,6 +10,8 @@ from pathlib import Path
 from tutelage.analysis.run_results import Results
 from tutelage.run.artifacts import Manifest
 from tutelage.run.live_reader import best_checkpoint, parameters
+from tutelage.utils.files import read_json
+from tutelage.utils.integrity import present
 
 Pair = tuple[float, float]
 """Of the student and of its teacher."""
@@ -55,6 +57,39 @@ def _weight_bytes(folder: Path | None) -> int:
 def _seconds_per_row(results: Results, model: str) -> float | None:
     seconds, rows = results.manifests.get(f"evaluate/{model}", {}).get("answering"), results.scores.get("rows")
     return seconds / rows if seconds and rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class SilverRows:
+    """The rows without gold that the students were trained on."""
+
+    gold: int
+    """Training rows with gold."""
+    kept: int
+    left_out: int
+    """Answers of T* that cannot be used."""
+    teacher: str
+    """Name of T*."""
+    confidence: float | None
+    """Mean over the kept answers, in [0, 1]."""
+    shared: int
+    """Unlabelled rows whose prompt is also a validation or test row (`data.unlabelled_overlap: keep`)."""
+
+
+def silver_rows(folder: Path) -> SilverRows | None:
+    """The rows without gold of a run; None for a run without any."""
+    if not present(folder / "silver" / "silver.json"):
+        return None
+    counts = read_json(folder / "silver" / "silver.json")
+    prepared = read_json(folder / "prepare" / "data.json")["unlabelled"]
+    return SilverRows(
+        gold=counts["gold"],
+        kept=counts["kept"],
+        left_out=counts["rows"] - counts["kept"],
+        teacher=counts["teacher"],
+        confidence=counts["confidence"],
+        shared=prepared["shared"],
+    )
 
 
 @dataclass(frozen=True, slots=True)

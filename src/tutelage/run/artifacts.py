@@ -33,6 +33,7 @@ class UnlabelledRecord(TypedDict):
     repeated: int
     labelled: int
     overlapping: int
+    shared: int
     too_long: int
 
 

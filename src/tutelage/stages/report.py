@@ -86,6 +86,7 @@ def _sections(results: Results) -> dict[str, Any]:
         "scores": scores.score_table(results),
         "gap": scores.gap_table(results),
         "teacher": training.trajectory(results),
+        "silver": sections_run.silver_rows(run),
         "schedules": [training.schedule(results, student) for student in students if student.stages],
         "splits": slices.splits(results),
         "examples": slices.examples(results),
