@@ -1,9 +1,9 @@
-"""Scores and seconds of TF-IDF with logistic regression: `python -m benchmarks.tfidf DATA [--json FILE]`.
+"""Scores and CPU seconds of TF-IDF with logistic regression: `python -m benchmarks.tfidf DATA [--json FILE]`.
 
 DATA holds a folder for each data set, with train.jsonl, validation.jsonl and test.jsonl (`prompt`, `completion`, and
 `labels`, `language` where a row has them). Trained on a seeded sample of 200, 500, 1,000 and 2,000 rows, and on all
-where there are fewer; scored on all test rows. `--penalties` scores other values of the one setting, on validation rows.
-`--repeat 10000` repeats the rows of a set to that number, for the seconds that many take; its score says nothing.
+where there are fewer; scored on all test rows. `--penalties` scores other values of the one setting, on validation
+rows. `--repeat 10000` repeats the rows of a set to that number, for the seconds that many take; its score says nothing.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def cases(rows: Sequence[Example], sizes: Sequence[int]) -> Iterator[list[Exampl
 
 
 def measure(training: Sequence[Example], asked: Sequence[Example]) -> dict[str, Any]:
-    """Accuracy and macro-F1 with their intervals, seconds, rows and features."""
+    """Accuracy and macro-F1 with their intervals, seconds of CPU time, rows and features."""
     task = Classification()
-    start = time.perf_counter()
+    start = time.process_time()
     found = tfidf.tfidf_answers(training, asked, task, distinct_texts([*training, *asked]))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     metrics = task.metrics(found.answers, asked, resamples=RESAMPLES)
     scores = {name: metrics[name].as_record() for name in ("accuracy", "macro_f1")}
     guess = task.baseline([row.answer for row in training], asked).score
@@ -84,7 +84,7 @@ def measure_set(
 def table(records: Sequence[dict[str, Any]]) -> Table:
     """A line for each record."""
     view = Table()
-    for heading in ("data", "split", "rows", "C", "accuracy", "macro-F1", "no prompt read", "features", "s"):
+    for heading in ("data", "split", "rows", "C", "accuracy", "macro-F1", "no prompt read", "features", "CPU s"):
         view.add_column(heading, justify="left" if heading in ("data", "split") else "right")
     for record in records:
         scores = [
