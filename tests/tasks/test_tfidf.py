@@ -84,3 +84,8 @@ def test_letters_of_choices_and_free_answers_do_not_suit_it():
     assert not suits(ChoiceQA(), letters) and suits(Classification(), letters)
     assert suits(ChoiceQA(), verdicts)
     assert not suits(SpanQA(), verdicts) and not suits(EntityRecognition(), verdicts)
+
+
+def test_many_rows_that_share_no_characters_are_no_error():
+    train = [Example(str(n), "train", chr(0x4E00 + n), "ab"[n % 2], ["ab"[n % 2]]) for n in range(120)]
+    assert answered(train, train).answers == [row.answer for row in train]

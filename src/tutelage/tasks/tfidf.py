@@ -98,7 +98,10 @@ def _scores(known: Sequence[str], gold: Sequence[str], asked: Sequence[str]) -> 
 
     least = 2 if len(known) >= SEVERAL else 1
     vectorizer = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, max_features=MOST_FEATURES, min_df=least)
-    features: Any = vectorizer.fit_transform(known)
+    try:
+        features: Any = vectorizer.fit_transform(known)
+    except ValueError:  # no feature occurs in two rows
+        features = vectorizer.set_params(min_df=1).fit_transform(known)
     # One label against all others: as good as all at once, and several times as fast where there are many labels.
     each = LogisticRegression(C=INVERSE_PENALTY, solver="liblinear", max_iter=1000)
     model = OneVsRestClassifier(each).fit(features, gold)
