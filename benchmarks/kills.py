@@ -116,12 +116,15 @@ def more_commands(recipe: Path) -> Iterator[Command]:
         if command.name != "diagnose":
             yield command._replace(name=f"{command.name} --force", words=[*command.words, "--force"])
     student, rows, new = str(run / "distill" / METHODS[0] / "seed-0"), str(here / "data" / "test.jsonl"), here / "new"
+    shrink, fewer = ["shrink", str(here / "models" / "checkpoint-1")], ["--layers", "2"]
+    healing = ["--heal", "--text", rows, "--tokens", "1200", "--block-length", "16", "--batch-size", "4"]
     for words in (
         ["clean", str(run), "--yes"],
         ["card", str(run)],
         ["compare", str(recipe), "--methods", f"sft,{METHODS[0]}", "--seeds", "1", "--teacher-seeds", "2", "--anyway"],
         ["predict", student, "--input", rows, "--output", str(new / "answers.jsonl")],
-        ["shrink", str(here / "models" / "checkpoint-1"), str(new / "small"), "--layers", "2"],
+        [*shrink, str(new / "small"), *fewer],
+        [*shrink, str(new / "healed"), *fewer, *healing],
         ["init", str(here / "data" / "train.jsonl"), "--output", str(new / "recipe.yaml")],
     ):
         yield Command(words[0], words, here)

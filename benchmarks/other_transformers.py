@@ -65,15 +65,19 @@ for line in sys.stdin:
 """
 
 
-def save(name: str, changes: dict[str, Any], folder: Path, tokenizer: Any) -> None:
-    """A student as a run leaves it, with a tokenizer that has more special tokens than the usual ones."""
+def save(name: str, changes: dict[str, Any], folder: Path, tokenizer: Any, cut: bool = True) -> None:
+    """A student as a run leaves it, with a tokenizer that has more special tokens than the usual ones.
+
+    cut: False for one that still has embeddings beyond the tokenizer.
+    """
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|turn|>", special=True)]})
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = AutoConfig.for_model(
         name.partition(",")[0], vocab_size=len(tokenizer) + PADDING, **SHAPE, **ids, **changes
     )
     torch.manual_seed(0)
-    save_student(cut_vocabulary(AutoModelForCausalLM.from_config(config).eval(), len(tokenizer)), tokenizer, folder)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    save_student(cut_vocabulary(model, len(tokenizer)) if cut else model, tokenizer, folder)
 
 
 def answers(python: str, folders: list[Path]) -> list[list[Any]]:

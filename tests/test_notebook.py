@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
+import pytest
 
 from helpers.project import make_project, run_to_the_end
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 
@@ -14,7 +16,7 @@ def test_the_notebook_runs_on_a_finished_run(tmp_path):
     project = tmp_path / "runs" / "demo"
     run_to_the_end(make_project(project, output_dir=str(project / "classification")))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     shown = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
     assert "scd-aw/seed-0 is the best student on validation" in shown[0]

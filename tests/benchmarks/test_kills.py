@@ -38,7 +38,7 @@ def test_killed_stages_and_commands_end_as_undisturbed_ones(warm, tmp_path):
     for command in [*stage_commands(recipe, METHODS), *more]:
         if command.name != "diagnose":
             verdicts += killed_at_operations(command, tmp_path / "copy", some)
-    assert len(verdicts) == 12 and [verdict for verdict in verdicts if verdict.kind != "same"] == []
+    assert len(verdicts) == 14 and [verdict for verdict in verdicts if verdict.kind != "same"] == []
 
 
 def test_a_command_that_does_not_end_and_another_result_are_found(warm, tmp_path):

@@ -6,11 +6,12 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 
-from helpers.project import LABELS, write_rows
+from helpers.project import LABELS, Command, write_rows
 from helpers.sound_project import rows, texts
 from helpers.tiny import save_pair
 from tutelage.cli.guess_columns import guess_rows
@@ -18,8 +19,9 @@ from tutelage.cli.init import initialise
 from tutelage.data.dataset import load_rows
 from tutelage.doctor import examine_file, exit_code
 from tutelage.errors import DataError, UserError
-from tutelage.models.prune import shrink_model
 from tutelage.recipe.load import load_recipe
+from tutelage.shrink.make import shrink_model
+from tutelage.utils.format import parameter_count
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +136,19 @@ def test_what_is_missing_is_said(tmp_path):
     assert any("tutelage shrink" in line for line in sketch.missing) and any(
         "multi-label" in line for line in sketch.missing
     )
+
+
+def test_the_proposed_student_can_be_made_as_proposed(tmp_path, monkeypatch, capsys):
+    teacher, _ = save_pair(tmp_path / "models")
+    write_rows(tmp_path / "r.jsonl", rows("train"))
+    (line,) = initialise("r.jsonl", str(teacher)).missing
+    proposed, heal = re.findall(r"`(?:tutelage )?([^`]+)`", line)
+    more = [*heal.split(), "--tokens", "2000", "--block-length", "32"]
+    command = Command(monkeypatch, capsys)
+    assert command(*proposed.split(), *more) == 0
+    sizes = json.loads(Path("models/teacher-small/healing.json").read_text())["parameters"]
+    assert parameter_count(sizes["pruned"]) in line and parameter_count(sizes["unpruned"]) in line
+    assert load_recipe("r.yaml").recipe.student.model_name_or_path == "models/teacher-small"
 
 
 def test_a_large_teacher_gets_adapters_and_a_student_of_its_family(tmp_path):

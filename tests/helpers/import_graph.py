@@ -19,6 +19,7 @@ PACKAGES = [
     "models",
     "teacher",
     "training",
+    "shrink",
     "doctor",
     "stages",
     "compare",

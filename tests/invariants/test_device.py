@@ -9,12 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils import backend_registration
 
 from helpers.project import make_project, run_to_the_end
 from tutelage.models import precision
 from tutelage.utils.files import read_jsonl
 
 TESTS = Path(__file__).parents[1]
+needs_device = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no devices written in Python",
+)
 METHODS = ["scd-aw", "ccd-aw", "taid", "akl", "cd-aw+temperature=2.0"]
 
 
@@ -30,6 +35,7 @@ def stages(folder, method):
     return json.loads((folder / "run/distill" / method / "seed-0/stages.json").read_text())
 
 
+@needs_device
 @pytest.mark.parametrize(
     "changes",
     [
@@ -66,6 +72,7 @@ def test_a_run_on_another_device_ends_as_on_the_cpu(tmp_path, changes):
     assert [line["prediction"] for line in answers[0]] == [line["prediction"] for line in answers[1]]
 
 
+@needs_device
 def test_the_simulated_device_refuses_what_a_gpu_refuses():
     code = (
         "from helpers import elsewhere; import torch; elsewhere.install(); a = torch.ones(2, device='away')\n"
@@ -82,6 +89,7 @@ def test_the_simulated_device_refuses_what_a_gpu_refuses():
     ]
 
 
+@needs_device
 def test_label_scores_need_no_float64():
     code = (
         "from helpers import elsewhere; elsewhere.install()\n"

@@ -39,6 +39,29 @@ def test_every_file_of_a_folder_is_recorded(folder):
     assert records(folder) == ["stage-1-end/config.json"]
 
 
+def test_a_process_that_is_killed_inside_a_draft_can_write_it_again(folder, monkeypatch):
+    """`save_student` completes config.json after transformers has written it."""
+
+    def save() -> None:
+        with replacing(folder / "stage-1-end") as draft:
+            draft.mkdir()
+            (draft / "config.json").write_text("{}")  # by transformers, unrecorded
+            write_json(draft / "config.json", read_json(draft / "config.json") | {"rope_theta": 1.0})
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("tutelage.utils.files.discard", lambda *_: None)
+        patched.setattr("tutelage.utils.files.sync_tree", lambda path: _stop_at(path, "stage-1-end"))
+        save()
+    save()
+    assert records(folder) == ["stage-1-end/config.json"]
+    assert read_json(folder / "stage-1-end" / "config.json") == {"rope_theta": 1.0}
+
+
+def _stop_at(path: Path, name: str) -> None:
+    if name in path.name:
+        raise KeyboardInterrupt
+
+
 def test_a_process_that_is_killed_before_it_replaces_a_file_leaves_the_one_before(folder, monkeypatch):
     path = folder / "stages.json"
     write_json(path, [1])

@@ -22,7 +22,7 @@ from tutelage.method.risk_split import score_lead
 from tutelage.recipe.renamed import translate_nested
 from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
-from tutelage.run.live_reader import recipe_of
+from tutelage.run.live_reader import dig, recipe_of
 from tutelage.run.manifest import MANIFEST
 from tutelage.utils.files import read_json, read_jsonl
 from tutelage.utils.integrity import check_run, present
@@ -40,6 +40,7 @@ INPUTS = (
     "distill/*/*/stages.json",
     "distill/*/*/weights.jsonl",
     "distill/*/*/log.jsonl",
+    "distill/*/*/validation_rows.jsonl",
     "distill/*/*/manifest.json",
     "diagnose/*.json*",
     "*/manifest.json",
@@ -213,9 +214,11 @@ class Results:
     def main(self) -> str | None:
         """The distilled student to show first: the best on validation, since test rows choose nothing.
 
-        A student without a teacher (`sft`) is a baseline; it comes first only if there is no other.
+        A student without a teacher (`sft`) is a baseline; it comes first only if there is no other, or if the recipe
+        has it compete (`distill.select: auto`).
         """
-        with_teacher = [name for name in self.distilled if not name.startswith("sft/")] or self.distilled
+        with_teacher = [name for name in self.distilled if not name.startswith("sft/")]
+        with_teacher = self.distilled if self.selects else with_teacher or self.distilled
         validation = {student.name: student.kept.get("validation") or {} for student in self.students}
         ranked = [name for name in with_teacher if is_finite(validation.get(name, {}).get("nll"))]
 
@@ -223,6 +226,11 @@ class Results:
             return validation[name].get("score") or 0.0, -validation[name]["nll"]
 
         return max(ranked, key=rank, default=None) or next(iter(with_teacher), None)
+
+    @property
+    def selects(self) -> bool:
+        """Whether the recipe takes the best student on validation, plain fine-tuning included."""
+        return dig(self.recipe, "distill", "select") == "auto"
 
     def score(self, model: str, metric: str | None = None) -> Interval | None:
         """A metric of a model on the test rows; by default the one that choices were made by."""

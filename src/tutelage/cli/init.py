@@ -81,7 +81,8 @@ def initialise(
         section, training_rows = _split(raw["train"], guess, path, written.found)
     if not files.keys() >= {"validation", "test"}:  # with one of them, it is the test split
         section["validation_fraction"] = _fraction(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training_rows)
-    settings = guess_settings(section, guess, teacher, student, [row for row, _ in raw["train"]], written.missing)
+    rows = [row for row, _ in raw["train"]]
+    settings = guess_settings(section, guess, teacher, student, rows, path, written.missing)
     written.text = recipe_text(path, guess, settings)
     write_text(path, written.text, new=True)
     load_recipe(path)

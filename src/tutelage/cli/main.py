@@ -17,6 +17,7 @@ import typer
 
 from tutelage.cli import run_commands
 from tutelage.cli.endings import run_command
+from tutelage.cli.shrink import shrink
 from tutelage.stages import STAGES
 from tutelage.utils.console import err, out, print_table
 
@@ -147,9 +148,19 @@ def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False, a
 
 def _show(run_folder: RunFolder) -> None:
     """Print the scores of a finished run, and where the report is."""
+    from tutelage.analysis.run_results import read_results
+    from tutelage.report.sections_scores import selection
     from tutelage.stages.evaluate import show_scores
+    from tutelage.utils.format import signed_span
 
     show_scores(run_folder.folder)
+    if found := selection(read_results(run_folder.folder)):
+        chosen, lead = found.chosen, found.chosen.over_sft
+        sure = "" if lead is None else f", {signed_span(lead)} over sft"
+        run_folder.screen.say(
+            f"selected on {found.rows:,} validation rows: {run_folder.folder / 'distill' / chosen.model}"
+            f" ({run_folder.task.metric} {chosen.score:.3f}{sure})"
+        )
     run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
 
 
@@ -277,18 +288,7 @@ def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     print_table(str(recipe), ["key", "value", "origin"], rows)
 
 
-@app.command()
-def shrink(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of the model to prune.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the smaller model; must not exist yet.")],
-    layers: Annotated[
-        int, typer.Option(min=1, help="Number of layers to keep: evenly spaced, first and last included.")
-    ],
-) -> None:
-    """Make a student from a model by removing layers. It keeps the model's tokenizer."""
-    from tutelage.models.prune import shrink_model
-
-    shrink_model(model, out, layers)
+app.command()(shrink)
 
 
 @app.command()

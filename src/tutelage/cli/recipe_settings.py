@@ -16,8 +16,9 @@ from tutelage.data.splits import prompt_text
 from tutelage.errors import DataError, Kind, UserError
 from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
-from tutelage.run.live_reader import is_pruned, parameters
+from tutelage.run.live_reader import is_pruned, layer_sizes, parameters
 from tutelage.tasks import template_for
+from tutelage.utils.format import parameter_count, rough_duration
 
 MANY_LABELS = 20
 """Labels above which neither recipe nor prompt lists them."""
@@ -85,14 +86,16 @@ def guess_settings(
     teacher: str | None,
     student: str | None,
     raw: Sequence[Row],
+    recipe: Path,
     missing: list[str],
 ) -> Settings:
-    """data: the `data` section so far, completed here. missing: gets what the user has still to do, a line each."""
+    """data: the `data` section so far, completed here. recipe: the file that will be written. missing: gets what the
+    user has still to do, a line each."""
     if guess.chat:
         data["chat_template"] = True
     texts = ["\n".join(str(value) for key, value in row.items() if key not in guess.not_input) for row in raw[:500]]
     languages, language = language_fractions(texts), main_language(texts)
-    models = _models(teacher, student, language == "en" or not languages, missing)
+    models = _models(teacher, student, language == "en" or not languages, recipe, missing)
     large = _weights(models.teacher) > LARGE_TEACHER
     settings = Settings(data, models.teacher, models.student, large, language, languages)
     if models.pruned and not large:
@@ -113,7 +116,7 @@ class _ModelPair(NamedTuple):
     """Whether the student is the teacher with layers removed, or is still to be made so."""
 
 
-def _models(teacher: str | None, student: str | None, english: bool, missing: list[str]) -> _ModelPair:
+def _models(teacher: str | None, student: str | None, english: bool, recipe: Path, missing: list[str]) -> _ModelPair:
     """The models given; else a small pair for the language, or a student of the teacher's family."""
     if teacher is None:
         pair = ENGLISH if english else MULTILINGUAL
@@ -123,12 +126,30 @@ def _models(teacher: str | None, student: str | None, english: bool, missing: li
     if student is None:
         student = f"models/{Path(teacher).name}-small"
         if not Path(student).is_dir():
-            missing.append(
-                f"there is no student yet: make one with `tutelage shrink {teacher} {student} --layers N` (start with"
-                " half of its layers), or name one in student.model_name_or_path"
-            )
+            missing.append(_shrink_proposal(teacher, student, recipe))
             return _ModelPair(teacher, student, True)
     return _ModelPair(teacher, student, is_pruned(Path(teacher), Path(student)))
+
+
+def _shrink_proposal(teacher: str, student: str, recipe: Path) -> str:
+    """How to make a student with half of the teacher's layers: the command, sizes and time if the teacher is here."""
+    start, end = "there is no student yet: make one with", "or name one in student.model_name_or_path"
+    sizes = layer_sizes(Path(teacher))
+    if sizes is None or sizes[0] < 3:
+        command = f"`tutelage shrink {teacher} {student} --layers N`"
+        return f"{start} {command} (start with half of its layers), {end}"
+    from tutelage.shrink.estimate import healing_seconds
+    from tutelage.shrink.plan import HealingPlan
+
+    layers, inside = sizes
+    kept, whole, tokens = max(2, layers // 2), parameters(Path(teacher)), HealingPlan.tokens
+    small = whole - inside * (layers - kept) // layers
+    time = rough_duration(healing_seconds(whole, small, tokens))
+    return (
+        f"{start} `tutelage shrink {teacher} {student} --layers {kept}` ({kept} of {layers} layers,"
+        f" {parameter_count(small)} of {parameter_count(whole)} parameters; seconds), {end}. With `--heal --text"
+        f" {recipe}` it is first distilled on your prompts: about {time} here for {tokens:,} tokens"
+    )
 
 
 def _weights(teacher: str) -> float:

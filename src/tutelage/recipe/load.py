@@ -66,6 +66,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     recipe = _validate(source, with_variants=True)
     if source.problems or recipe is None:
         raise ConfigError(*source.problems, subject=str(path))
+    distill = recipe.distill.model_copy(update={"methods": recipe.distill.with_baselines})
+    recipe = recipe.model_copy(update={"distill": distill})
     if not source.recorded:
         source.notes += [note for method in recipe.distill.methods for note in variant_notes(method)]
     origins = {}

@@ -276,6 +276,9 @@ class Distill(Section):
     """Names in METHODS; each method gets the same rows, steps, stages, stage resets and seeds."""
     seeds: list[int] = [0]
     """One student per method and seed."""
+    select: Literal["auto"] | None = None
+    """`auto`: also train `td` and `sft` (same cache, same steps) and take the student that is best on validation, so
+    that none is handed over that plain fine-tuning beats there. Costs up to two more students."""
     num_stages: int = Field(4, gt=0, le=1000)
     """N: stages of training, each with a checkpoint to follow."""
     epochs_per_stage: float = Field(2.0, gt=0, le=10_000)
@@ -311,6 +314,12 @@ class Distill(Section):
     @classmethod
     def _value_to_list(cls, value: Any) -> Any:
         return value if isinstance(value, list) else [value]
+
+    @property
+    def with_baselines(self) -> list[str]:
+        """`methods`, with those that `select: auto` adds."""
+        added = ("td", "sft") if self.select == "auto" else ()
+        return list(dict.fromkeys([*self.methods, *added]))
 
     @property
     def students(self) -> list[str]:

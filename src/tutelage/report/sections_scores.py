@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tutelage.analysis.method_effects import MethodEffect
-from tutelage.analysis.run_results import Results, as_interval
+from tutelage.analysis.run_results import Results, StudentRecords, as_interval, read_lines
 from tutelage.analysis.worth import Skill, skill_on_test
-from tutelage.method.risk_split import gap_closed
+from tutelage.method.risk_split import gap_closed, score_lead
 from tutelage.records import TEXT_BASELINE, Interval
 from tutelage.report.charts import IntervalPlot, interval_plot
 
@@ -135,6 +135,56 @@ def score_table(results: Results) -> ScoreTable | None:
         types={name: [score(model, name) for model in models] for name in names if "/" in name},
         plot=interval_plot({model: score(model, metric) for model in models}, may_leave="student"),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionRow:
+    """A student that competes on validation."""
+
+    model: str
+    score: float
+    """The task's metric."""
+    nll: float
+    """Nats per answer token."""
+    over_sft: Interval | None
+    """Mean row score minus that of plain fine-tuning, paired by row; None for plain fine-tuning itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which student `distill.select: auto` takes."""
+
+    chosen: SelectionRow
+    rows: int
+    """Validation rows."""
+    students: list[SelectionRow]
+
+
+def selection(results: Results) -> Selection | None:
+    """The students on validation, as far as they are finished; None if the recipe takes none by itself."""
+    by_row = {student.name: _validation_scores(results, student) for student in results.students}
+    finished = {name: scores for name, scores in by_row.items() if scores and name in results.distilled}
+    if not results.selects or results.main not in finished:
+        return None
+    rows = []
+    for student in (student for student in results.students if student.name in finished):
+        name, validation = student.name, student.kept["validation"]
+        plain = f"sft/{name.rpartition('/')[2]}"
+        lead = None
+        if name != plain and plain in finished:
+            shared = [row for row in finished[name] if row in finished[plain]]
+            pair = ([finished[model][row] for row in shared] for model in (name, plain))
+            lead = score_lead(*pair) if shared else None
+        rows.append(SelectionRow(name, validation["score"], validation["nll"], lead))
+    chosen = next(row for row in rows if row.model == results.main)
+    return Selection(chosen, len(finished[results.main]), sorted(rows, key=lambda row: (-row.score, row.nll)))
+
+
+def _validation_scores(results: Results, student: StudentRecords) -> dict[str, float]:
+    """Row scores of the kept student by validation row."""
+    path, stage = results.folder / "distill" / student.name / "validation_rows.jsonl", student.kept.get("stage")
+    lines = (line for line in read_lines(path) if line["stage"] == stage and line["score"] is not None)
+    return {line["id"]: line["score"] for line in lines}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1}
 """Of a number in a safetensors file, by its type; tensors of rare types are not checked."""
+_IN_LAYER = re.compile(r"\.\d+\.")
+"""In the name of a weight: it belongs to a numbered layer."""
 DEPTHS = ("*", "*/*", "*/*/*")
 """Glob patterns of the folders in a run that a manifest can end: cache, evaluate/anchor, distill/METHOD/seed-K."""
 
@@ -114,14 +117,24 @@ def parameters(folder: Path | None) -> int:
     return sum(map(_parameters, folder.glob("model*.safetensors"))) if folder else 0
 
 
-def _parameters(path: Path) -> int:
-    """Of one file. Shapes are checked against the space of the tensors: the weights themselves are not read."""
+def layer_sizes(folder: Path) -> tuple[int, int] | None:
+    """Number of layers of a model, and of the parameters in all of them together; None if config.json or the names of
+    the weights do not show it. Raises as `parameters`."""
+    layers = _sizes(folder).get("num_hidden_layers")
+    inside = sum(_parameters(path, only=_IN_LAYER) for path in folder.glob("model*.safetensors"))
+    return (layers, inside) if isinstance(layers, int) and inside else None
+
+
+def _parameters(path: Path, only: re.Pattern[str] | None = None) -> int:
+    """Of one file. Shapes are checked against the space of the tensors: the weights themselves are not read. only: the
+    tensors whose names this pattern finds."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size - 8 - length
             header = json.loads(file.read(length)) if size >= 0 else {}
-        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        names = [name for name in header if name != "__metadata__"]
+        tensors = [header[name] for name in names]
         counts = [math.prod(tensor["shape"]) for tensor in tensors]
         spaces = [end - start for start, end in (tensor["data_offsets"] for tensor in tensors)]
         widths = [_BYTES.get(tensor["dtype"]) for tensor in tensors]
@@ -130,7 +143,7 @@ def _parameters(path: Path) -> int:
     needed = [count * width if width else space for count, width, space in zip(counts, widths, spaces, strict=True)]
     if sum(spaces) != size or spaces != needed:
         raise integrity.damaged(path, "one that does not", "a header that fits the size of the file")
-    return sum(counts)
+    return sum(count for name, count in zip(names, counts, strict=True) if only is None or only.search(name))
 
 
 def is_pruned(teacher: Path, student: Path) -> bool:

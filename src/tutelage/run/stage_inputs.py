@@ -140,7 +140,7 @@ def student(run: RunFolder, method: str) -> Inputs:
     return {
         key: value
         for key, value in _without_defaults(inputs).items()
-        if not key.startswith(("distill.methods", "distill.seeds"))
+        if not key.startswith(("distill.methods", "distill.seeds")) and key != "distill.select"
     }
 
 

@@ -85,6 +85,7 @@ def _sections(results: Results) -> dict[str, Any]:
         "size": sections_run.size(results),
         "scores": scores.score_table(results),
         "gap": scores.gap_table(results),
+        "selection": scores.selection(results),
         "teacher": training.trajectory(results),
         "silver": sections_run.silver_rows(run),
         "schedules": [training.schedule(results, student) for student in students if student.stages],

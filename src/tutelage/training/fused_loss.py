@@ -341,6 +341,8 @@ class HeadLoss:
         finally:
             for module in training:
                 module.training = True
+            # torch 2.6 would go on with the casts of the weights made here, which have no gradient, for the first batch
+            torch.clear_autocast_cache()
         return bool(torch.allclose(fused, plain, rtol=AGREEMENT, atol=AGREEMENT))
 
 

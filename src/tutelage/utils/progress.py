@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 from tutelage.utils.checksums import DEEPEST, MANIFEST, SEALED, FileRecord, file_record
 
@@ -13,16 +15,21 @@ PROGRESS = "progress.jsonl"
 """File of an unfinished folder: path in the folder, size and hash of what it holds so far."""
 UNNOTED = (*SEALED, PROGRESS, "log.jsonl", "README.md")
 """Names that are not recorded: files that grow line by line, or that users may change."""
+_DRAFT = re.compile(r"\..+\.part", re.DOTALL)
+"""Name of a file or folder that is being written, see `files.replacing`."""
 
 
 def note(written: Path, final: Path) -> None:
     """Record a file, or every file of a folder, in `progress.jsonl` of the unfinished folder that it belongs to.
 
     written: where it is now. final: where it will be. This must happen before it gets that name: a process that is
-    killed in between leaves the file before it, which was recorded too. Without an unfinished folder nothing is done.
+    killed in between leaves the file before it, which was recorded too. Without an unfinished folder nothing is done,
+    nor inside a draft: nothing continues from one, and it is recorded as a whole.
     """
     owner = next((folder for folder in list(final.parents)[:DEEPEST] if (folder / PROGRESS).is_file()), None)
     if owner is None or (owner / MANIFEST).exists() or final.name in UNNOTED:
+        return
+    if any(_DRAFT.fullmatch(part) for part in final.relative_to(owner).parts):
         return
     files = sorted(path for path in written.rglob("*") if path.is_file()) if written.is_dir() else [written]
     with (owner / PROGRESS).open("ab") as file:
@@ -58,5 +65,6 @@ def _noted(path: Path, inode: int, size: int, written: int) -> dict[str, FileRec
         except (ValueError, KeyError, TypeError, AttributeError):  # a process was killed while it wrote this line
             continue
         before = records.get(name)
-        records[name] = {**record, "earlier": [before, *before["earlier"]] if before else []}
+        earlier = [before, *before["earlier"]] if before else []
+        records[name] = cast(FileRecord, {**record, "earlier": earlier})
     return records

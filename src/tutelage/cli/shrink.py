@@ -1,0 +1,95 @@
+"""`tutelage shrink`: its options, and which of them belong together."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from tutelage.errors import ConfigError
+
+
+def _a_number(value: float | None) -> float | None:
+    """NaN passes a check of bounds."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is no number")
+    return value
+
+
+def shrink(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of the model to prune.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the smaller model; must not exist yet.")],
+    layers: Annotated[int, typer.Option(min=1, help="Number of layers to keep.")],
+    by: Annotated[
+        Literal["even", "influence"],
+        typer.Option(
+            help="Which layers to keep. even: evenly spaced, first and last included. influence: the first, and those"
+            " that change their input most on your text."
+        ),
+    ] = "even",
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text without labels; may be given more than once. Plain text (.txt, .md), rows (.jsonl, .csv, ...),"
+            " or a recipe (.yaml) for the prompts of its training and unlabelled rows.",
+        ),
+    ] = None,
+    heal: Annotated[
+        bool, typer.Option("--heal", help="Then distil the unpruned model into the pruned one on that text.")
+    ] = False,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --heal: tokens to train on, all epochs together. Default: 1000000.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, callback=_a_number, help="With --heal: peak learning rate. Default: 5e-4."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="With --heal: blocks per optimizer step. Default: 8.")
+    ] = None,
+    block_length: Annotated[
+        int | None, typer.Option(min=2, max=1_000_000, help="With --heal: tokens per block. Default: 512.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="With --heal: of held-out blocks and order. Default: 0.")
+    ] = None,
+) -> None:
+    """Make a student from a model by removing layers. It keeps the model's tokenizer.
+
+    With --heal, the same command continues after an interruption, and the perplexity of the unpruned, pruned and healed
+    model on held-out text is printed at the end.
+    """
+    given = {
+        "tokens": tokens,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "block_length": block_length,
+        "seed": seed,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    _refuse(by, text, heal, options)
+    from tutelage.shrink.healing import heal_model
+    from tutelage.shrink.make import shrink_model
+    from tutelage.shrink.plan import HealingPlan
+
+    if heal:
+        heal_model(model, out, HealingPlan(layers, tuple(text or ()), by, **options))
+    else:
+        shrink_model(model, out, layers, by, text or ())
+
+
+def _refuse(by: str, text: list[Path] | None, heal: bool, options: dict[str, Any]) -> None:
+    """Raises ConfigError for options that have no effect together, or lack the text that they need."""
+    names = ", ".join("--" + name.replace("_", "-") for name in options)
+    if options and not heal:
+        raise ConfigError(f"{names} sets how the pruned model is healed, which was not asked for: add --heal")
+    if text and not heal and by == "even":
+        raise ConfigError("--text is read by --by influence and by --heal: add one of them, or leave --text out")
+    if heal and not text:
+        raise ConfigError(
+            "--heal distils on text without labels, and there is none: add --text FILE (plain text, rows, or your"
+            " recipe)"
+        )
