@@ -254,3 +254,14 @@ def test_the_conversion_in_the_message_works(tmp_path, name):
     (tmp_path / "train.jsonl").write_text(done.stdout)
     ((row, _),) = read_rows([str(tmp_path / "train.jsonl")])
     assert example(row, NER).answer == "PER: Bo"
+
+
+def test_definitions_of_tools_are_not_read_and_that_is_said(tmp_path):
+    for split in ("train", "test"):
+        chats = [
+            [{"role": "user", "content": f"{split} {n}"}, {"role": "assistant", "content": "yes"}] for n in range(12)
+        ]
+        lines = (json.dumps({"messages": chat, "tools": [{"name": "search"}]}) for chat in chats)
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows = load_rows(recipe("qa", dataset=str(tmp_path), chat_template=True))
+    assert "the column tools of 12 training rows is not read: prompts show no tools" in rows.notes

@@ -60,7 +60,7 @@ def load_rows(recipe: Recipe, fits: Callable[[Example], bool] | None = None) -> 
     task, data = recipe.task, recipe.data
     raw = read_splits(data)
     read = {split: len(raw[split]) for split in SPLITS}
-    notes = _renamed_columns(raw["train"], recipe)
+    notes = _renamed_columns(raw["train"], recipe) + _unread_tools(raw["train"], data)
     left_out = without_rejected(raw, task, data)
     conventions = settle(raw, task, data)
     notes += conventions.notes
@@ -113,6 +113,15 @@ def _renamed_columns(train: list[PlacedRow], recipe: Recipe) -> list[str]:
             )
             return [f"columns read under another name: {listed}; data.columns can change that"] if listed else []
     return []
+
+
+def _unread_tools(train: list[PlacedRow], data: Data) -> list[str]:
+    """A note on conversations with definitions of tools, which a chat template could show and prompts do not."""
+    count = sum(bool(row.get("tools")) and ("messages" in row or "conversations" in row) for row, _ in train)
+    shown = "tools" in data.columns.values() or "{tools}" in (data.template or "")
+    return [f"the column tools of {count:,} training rows is not read: prompts show no tools"] * bool(
+        count and not shown
+    )
 
 
 def _drafts(rows: list[PlacedRow], recipe: Recipe, labels: list[str] | None) -> list[Example | None]:
