@@ -233,7 +233,8 @@ class Bench:
         # The manifest of another run contradicts every file, and the recipe.
         if name in SEALED and any(words in joined for words in ("isdamaged", "broken:", "resultofotherinputs")):
             return True
-        return any(f"{file}{rest}" in joined for rest in ("is", ",line", "cannot")) or f"{folder}hasno{name}" in joined
+        missing = (f"{folder}hasno{name}", f"afolderwithout{file}")
+        return any(words in joined for words in (*(f"{file}{rest}" for rest in ("is", ",line", "cannot")), *missing))
 
     def _sound_result(self, command: str) -> Result:
         if command not in self._sound_results:

@@ -14,6 +14,9 @@ SPLITS = ("train", "validation", "test")
 BASE_MODELS = ("teacher", "student", "anchor")
 """Models that every run scores besides its distilled students: teacher, untrained student, fine-tuned student."""
 
+TEXT_BASELINE = "tfidf"
+"""What tables call TF-IDF with logistic regression. It is none of the models of a run: nothing ranks or compares it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -27,7 +27,7 @@ def test_a_sound_recipe_passes_and_nothing_is_written(tmp_path):
     assert exit_code(checks) == 0
     assert not (tmp_path / "run").exists()
     areas = {check.area for check in checks if check.status == "passed"}
-    assert areas == {"data", "models", "budget"}
+    assert areas == {"data", "models", "payoff", "budget"}
     assert {check.name for check in checks if check.status == "skipped"} == {"trajectory", "payoff"}
 
 

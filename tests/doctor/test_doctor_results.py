@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
-from helpers.project import make_project
-from helpers.sound_project import SIZES, sound
+from helpers.project import make_project, write_rows
+from helpers.sound_project import SIZES, rows, sound
 from tutelage.doctor import Check
 from tutelage.errors import Kind
 from tutelage.models.evaluation import loss_records
@@ -180,3 +182,106 @@ def test_the_schedule_is_asked_ahead_once_teacher_cache_and_anchor_are_there(tmp
     assert {check.numbers["untrained"], check.numbers["anchor"]} <= set(check.numbers["checkpoints"])
     assert all(nats >= 0 for nats in check.numbers["kl_student"].values())
     assert not (tmp_path / "run" / "distill").exists()
+
+
+# --- a baseline that needs no language model ---
+
+
+def answerable(tmp_path, **changes) -> RunModels:
+    """A run whose rows say their label, with prepared rows."""
+    from tutelage.stages import prepare
+
+    path = sound(tmp_path, **changes)
+    for split in SIZES:
+        shown = [{**row, "text": f"{row['text']} it is {row['label']}"} for row in rows(split)]
+        write_rows(tmp_path / "data" / f"{split}.jsonl", shown)
+    run = RunFolder(load_recipe(path).recipe, Screen())
+    prepare.run_stage(run)
+    return RunModels(run)
+
+
+def scored_teacher(models: RunModels, score: float) -> None:
+    """A teacher with this accuracy on the validation rows, and an anchor that is right on half of them."""
+    encoded, baseline = models.encoded("validation"), {"score": 0.33, "source": "chance", "rows": SIZES["validation"]}
+    right = (np.arange(SIZES["validation"]) < round(score * SIZES["validation"])).astype(float)
+    losses = list(loss_records(encoded, np.ones(len(encoded))))
+    own = {"name": "checkpoint-1", "folder": "checkpoint-1", "score": score, "low": score - 0.1, "high": score + 0.1}
+    own |= {"nll": 1.0, "unreadable": 0.0}
+
+    def lines(scores):
+        return [{**asdict(loss), "score": float(value)} for loss, value in zip(losses, scores, strict=True)]
+
+    def files(folder):
+        write_jsonl(folder / "validation" / "checkpoint-1.jsonl", lines(right))
+        taught = {"best": "checkpoint-1", "by": "score", "checkpoints": [own], "baseline": baseline}
+        write_json(folder / "checkpoints.json", taught)
+        write_jsonl(folder / "log.jsonl", [])
+
+    write_stage(models, "teach", files)
+    halves = lines(np.arange(SIZES["validation"]) % 2)
+    write_stage(models, "anchor", lambda folder: write_jsonl(folder / "sample_loss.jsonl", halves))
+
+
+def baseline(models: RunModels) -> Check:
+    from tutelage.doctor import examine
+
+    (check,) = (check for check in examine(models.run.recipe) if check.name == "baseline")
+    return check
+
+
+def test_the_baseline_is_scored_before_anything_is_trained(tmp_path):
+    check = baseline(answerable(tmp_path))
+    score = check.numbers["score"]
+    assert (check.status, check.kind, check.area) == ("passed", Kind.OK, "payoff")
+    assert score["value"] > 0.95 and score["low"] < score["value"] <= score["high"]
+    assert (check.numbers["rows"], check.numbers["training_rows"]) == (SIZES["validation"], SIZES["train"])
+    assert "accuracy 1.000" in check.text and "60 validation rows" in check.text and "teacher" not in check.text
+
+
+@pytest.mark.parametrize(("score", "kind"), [(0.7, Kind.BASELINE_ENOUGH), (1.0, Kind.BASELINE_ENOUGH)])
+def test_a_task_that_the_baseline_solves_may_need_no_student(score, kind, tmp_path):
+    models = answerable(tmp_path)
+    scored_teacher(models, score)
+    check = baseline(models)
+    assert (check.status, check.kind, check.change) == ("look", kind, None)
+    assert (check.numbers["teacher"], check.numbers["anchor"]) == (score, 0.5)
+    assert "may not need an LLM student" in check.text and f"teacher {score:.3f}" in check.text
+
+
+def test_a_teacher_above_the_interval_of_the_baseline_passes(models):
+    scored_teacher(models, 0.9)
+    check = baseline(models)
+    assert (check.status, check.kind) == ("passed", Kind.OK)
+    assert "teacher 0.900 (above that interval)" in check.text
+
+
+def test_a_baseline_that_has_learned_nothing_is_never_enough(models):
+    """The labels of these rows cannot be told from their texts, and neither model can."""
+    scored_teacher(models, 0.3)
+    assert baseline(models).kind == Kind.OK
+
+
+def test_the_anchor_is_left_out_where_its_metric_is_unknown(tmp_path):
+    models = answerable(tmp_path, task={"metric": "macro_f1"})
+    scored_teacher(models, 0.9)
+    numbers = baseline(models).numbers
+    assert (numbers["metric"], numbers["teacher"], numbers["anchor"]) == ("macro_f1", 0.9, None)
+
+
+def test_results_of_another_recipe_are_not_compared_with_the_baseline(tmp_path):
+    models = answerable(tmp_path)
+    scored_teacher(models, 0.7)
+    recipe = models.run.recipe.model_copy(update={"seed": models.run.recipe.seed + 1})
+    assert baseline(RunModels(RunFolder(recipe, Screen()))).numbers["teacher"] is None
+
+
+def test_the_baseline_does_not_apply_to_letters_of_choices(tmp_path):
+    path = sound(tmp_path, task={"type": "qa"}, data={"template": "{question}\n{choices}:"})
+    for split in SIZES:
+        own = [
+            {"id": row["id"], "question": row["text"], "choices": row["text"].split()[1:4], "answer": "ABC"[n % 3]}
+            for n, row in enumerate(rows(split))
+        ]
+        write_rows(tmp_path / "data" / f"{split}.jsonl", own)
+    check = baseline(RunModels(RunFolder(load_recipe(path).recipe, Screen())))
+    assert (check.status, check.kind) == ("skipped", Kind.BASELINE_UNSUITABLE) and "does not apply" in check.text

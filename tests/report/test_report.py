@@ -351,3 +351,22 @@ def test_a_thousand_rows_in_a_second_without_torch(tmp_path):
     code += f"; build_report(Path({str(run)!r}), title='t')"
     code += "; import sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- TF-IDF with logistic regression ---
+
+
+def test_the_score_table_shows_the_baseline_without_a_loss_and_nothing_else_takes_it_for_a_student(tmp_path):
+    run = make_fake_run(tmp_path, rows=40)
+    before = Page(build_report(run, title="t"))
+    path = run / "evaluate" / "scores.json"
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    scores["baseline"] = {"accuracy": {"value": 0.987, "low": 0.911, "high": 0.999}}
+    path.write_text(json.dumps(scores), encoding="utf-8")
+    page = Page(build_report(run, title="t"))
+    name = "TF-IDF and logistic regression"
+    table = page.text.partition("Dashed: teacher")[2].partition("Arrow: lower")[0]
+    assert re.search(rf"{re.escape(name)} 0\.987 \[0\.911, 0\.999\] – –", table)
+    assert "no language model" in page.text and name not in before.text
+    assert page.text.partition("Arrow: lower")[0].count(name) == 2  # chart and table
+    assert name not in page.text.partition("no loss per token")[2]

@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_every_file_of_a_finished_run_is_the_tools_own(finished):
     found = results(finished / "run")
-    assert len(found) == 12 and [name for folder in found for name in foreign_files(folder)] == []
+    assert len(found) == 13 and [name for folder in found for name in foreign_files(folder)] == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.older import without_checksums
-from helpers.project import Command, make_project, run_to_the_end
+from helpers.project import Command, color_rows, make_project, run_to_the_end, write_rows
+from tutelage.analysis.run_results import read_results
 from tutelage.cli.endings import Stopped
 from tutelage.stages import evaluate, prepare
 from tutelage.teacher import hidden_store
@@ -200,7 +201,7 @@ def test_a_run_scored_before_confidences_stays_as_it_is_and_can_be_scored_again(
     for path in paths:
         old = [{key: value for key, value in line.items() if key != "confidence"} for line in read_jsonl(path)]
         write_jsonl(path, old)
-    assert command("evaluate", recipe) == 0 and command.err.count("up to date") == 4
+    assert command("evaluate", recipe) == 0 and command.err.count("up to date") == 5
     assert {line["confidence"] for line in read_jsonl(tmp_path / "run/evaluate/predictions.jsonl")} == {None}
     assert command("diagnose", tmp_path / "run") == 0
     assert "`tutelage evaluate RECIPE --force`" in " ".join(command.out.split())
@@ -320,3 +321,46 @@ def test_a_diverged_training_run_is_reported(tmp_path, command, monkeypatch):
     assert command("prepare", recipe) == 0
     assert command("teach", recipe) == 2
     assert "are NaN or infinite" in command.err and "lower learning_rate" in command.err
+
+
+# --- TF-IDF with logistic regression beside the models ---
+
+
+def test_the_baseline_is_scored_on_the_test_rows_and_is_no_model_of_the_run(finished, command):
+    scores = json.loads((finished / "run/evaluate/scores.json").read_text())
+    assert set(scores["baseline"]) == {"accuracy", "macro_f1", "invalid_rate"}  # no loss in nats per token
+    answers = list(read_jsonl(finished / "run/baseline/answers.jsonl"))
+    assert [line["id"] for line in answers] == [f"test-{n}" for n in range(6)]
+    assert scores["baseline"]["accuracy"]["value"] == sum(line["score"] for line in answers) / 6 == 1.0
+    results = read_results(finished / "run")
+    assert results.predictions.keys() == set(results.models)
+    slices = json.loads((finished / "run/diagnose/slices.json").read_text())
+    pairs = {pair["student"] for pair in slices["pairs"]}
+    assert {"anchor", "scd-aw/seed-0"} <= pairs and "tfidf" not in {*results.models, *pairs, *scores["models"]}
+
+
+def test_the_printed_table_shows_the_baseline_with_a_dash_for_its_loss(finished, capsys):
+    evaluate.show_scores(finished / "run")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "tfidf" in line)
+    assert "1.000" in line and line.rstrip(" │|").endswith("–")
+
+
+def test_a_finished_baseline_is_kept_and_a_damaged_one_is_rebuilt(tmp_path, copy_of_stages, command):
+    words = copy_of_stages("prepare", "teach", "anchor", "cache", "distill", "evaluate", "baseline")
+    path = tmp_path / "run/baseline/scores.json"
+    sound, written = path.read_text(), (tmp_path / "run/baseline/manifest.json").read_text()
+    assert command("evaluate", *words) == 0 and "baseline: up to date" in command.err
+    assert (tmp_path / "run/baseline/manifest.json").read_text() == written
+    path.write_text(sound.replace("1.0", "0.5"))
+    assert command("evaluate", *words) == 0 and path.read_text() == sound
+
+
+def test_a_task_with_free_answers_has_no_baseline(tmp_path):
+    recipe = make_project(tmp_path, task={"type": "qa", "max_new_tokens": 6}, data={"template": "{question}:"})
+    for split, count in (("train", 12), ("validation", 6), ("test", 6)):
+        rows = [{**row, "question": row["text"], "answers": [row["label"]]} for row in color_rows(split, count)]
+        keys = ("id", "question", "answers")
+        write_rows(tmp_path / "data" / f"{split}.jsonl", [{key: row[key] for key in keys} for row in rows])
+    run_to_the_end(recipe)
+    assert "baseline" not in json.loads((tmp_path / "run/evaluate/scores.json").read_text())
+    assert not (tmp_path / "run/baseline").exists()

@@ -70,7 +70,7 @@ def examine(recipe: Recipe, *, timing_rows: int | None = None, say: Say = _silen
             checks += more
         elif timing_rows is not None:
             checks.append(Check("time", "budget", "skipped", Kind.TIMING_RUN_NEEDED))
-        return checks + _finished_stages(recipe, losses)
+        return [*checks, *_baseline(recipe, rows, fitting, checks), *_finished_stages(recipe, losses)]
 
 
 def _recipe_problem(problem: Problem) -> Check:
@@ -142,6 +142,22 @@ def _failed_timing_run(recipe: Recipe, error: Exception) -> Check:
     out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     change, details = smaller_batch(recipe) if out_of_memory else None, {"reason": first_line(error)}
     return Check("timing_run", "budget", "fail", Kind.TIMING_RUN_FAILED, change=change, details=details)
+
+
+def _baseline(recipe: Recipe, rows: Rows | None, fitting: FittingRows | None, checks: Sequence[Check]) -> list[Check]:
+    """What a task needs no language model for, on the rows that the run would use, as far as these are sound."""
+    from tutelage.doctor.headroom import check_baseline
+    from tutelage.run.run_folder import RunFolder
+    from tutelage.tasks import make_task
+
+    if rows is None or any(check.status == "fail" and check.area in ("recipe", "data") for check in checks):
+        return []
+    task = make_task(recipe.task, rows.labels, choice=rows.choice)
+    try:
+        check = check_baseline(RunFolder(recipe), task, fitting.examples if fitting else rows.examples)
+    except DamagedArtifactError:  # the checks of finished stages report it
+        return []
+    return [check] if check else []
 
 
 def _finished_stages(recipe: Recipe, losses: PairedLosses | None) -> list[Check]:

@@ -2,11 +2,12 @@
 
 Judged by the validation losses of anchor and T*, of finished stages or of a timing run. Scores on test rows, or before
 `evaluate` on validation rows, are shown, and decide nothing but the smallest gap. A reason to stop the run decides all.
+Before all that: whether TF-IDF with logistic regression answers as well as the teacher, so that no student is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,17 +16,21 @@ import numpy as np
 from tutelage.analysis import worth
 from tutelage.analysis.run_results import read_results
 from tutelage.analysis.worth import SMALL_LEAD, reason_to_stop
+from tutelage.data.near_duplicates import distinct_texts
 from tutelage.doctor.checkpoint_checks import validation_losses
 from tutelage.doctor.checks import Check
 from tutelage.doctor.stall import predict_stall, recorded_stalls
-from tutelage.errors import Kind, UserError
+from tutelage.errors import DamagedArtifactError, Kind, UserError
 from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import SMALLEST_GAP, Split, interval, oracle_risk, split_risk
 from tutelage.method.weighting import adaptive_weight
 from tutelage.recipe.schema import Recipe, row_metric
-from tutelage.records import Interval, SampleLoss
+from tutelage.records import Example, Interval, SampleLoss
 from tutelage.run import stage_inputs
+from tutelage.run.run_folder import RunFolder
+from tutelage.tasks.base import BaseTask
+from tutelage.tasks.tfidf import MOST_FEATURES, suits, tfidf_answers
 from tutelage.training import recorded_losses as losses
 from tutelage.training.run_models import RunModels
 from tutelage.utils.bootstrap import wilson_interval
@@ -133,6 +138,61 @@ def _scores(models: RunModels) -> Scores | None:
     ids, (by_anchor, by_teacher) = results.paired("score", "anchor", "teacher")
     oracle = float(np.maximum(by_anchor, by_teacher).mean()) if ids else None
     return Scores(results.scores.get("metric"), anchor.value, teacher.value, oracle, "test")
+
+
+# --- is a language model needed at all ---
+
+
+def check_baseline(run: RunFolder, task: BaseTask, examples: Mapping[str, Sequence[Example]]) -> Check | None:
+    """What TF-IDF with logistic regression scores on the validation rows, and whether teacher and anchor exceed it.
+
+    examples: by split. None for free answers, or without rows.
+    """
+    training, validation = examples["train"], examples["validation"]
+    if not (task.closed and training and validation):
+        return None
+    if not suits(task, training):
+        return Check("baseline", "payoff", "skipped", Kind.BASELINE_UNSUITABLE)
+    found = tfidf_answers(training, validation, task, distinct_texts([*training, *validation]))
+    score = task.metrics(found.answers, validation)[task.metric]
+    guess = task.baseline([example.answer for example in training], validation).score
+    teacher, anchor = _validation_scores(run, task.metric)
+    numbers = {
+        "metric": task.metric,
+        "score": score.as_record(),
+        "rows": len(validation),
+        "guess": guess,
+        "training_rows": found.training_rows,
+        "features": found.features,
+        "teacher": teacher,
+        "anchor": anchor,
+    }
+    details = {"given": len(training), "most_features": MOST_FEATURES}
+    enough = teacher is not None and score.high >= teacher and not worth.learned_nothing(score, guess)
+    status, kind = ("look", Kind.BASELINE_ENOUGH) if enough else ("passed", Kind.OK)
+    return Check("baseline", "payoff", status, kind, numbers, details=details)
+
+
+def _validation_scores(run: RunFolder, metric: str) -> tuple[float | None, float | None]:
+    """A metric of T* and anchor on the validation rows, as far as up-to-date stages have recorded it.
+
+    Of the anchor there are the rows' own scores only, which give no metric that is not their mean.
+    """
+    skill = worth.teacher_skill(run.folder)
+    if skill is None or not _are_fresh(run, "teach"):
+        return None, None
+    pair = worth.gain(run.folder) if row_metric(metric) == metric and _are_fresh(run, "anchor") else None
+    return skill.score.value, pair and pair.anchor
+
+
+def _are_fresh(run: RunFolder, *stages: str) -> bool:
+    try:
+        stage_inputs.upstream(run, *stages)
+    except DamagedArtifactError:
+        raise
+    except (UserError, OSError):  # other checks say what is missing
+        return False
+    return True
 
 
 # --- how far the teacher is ahead, and where ---

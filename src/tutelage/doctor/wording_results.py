@@ -18,6 +18,27 @@ def in_bytes(count: float) -> str:
 # --- trajectory and payoff ---
 
 
+def _baseline(v: Values) -> str:
+    score, metric = v["score"], metric_words(v["metric"])
+    sampled = f" of {v['given']:,}" if v["training_rows"] < v["given"] else ""
+    cut = f" and the {v['features']:,} most frequent features" if v["features"] == v["most_features"] else ""
+    text = (
+        f"TF-IDF with logistic regression, on {v['training_rows']:,}{sampled} training rows{cut}: {metric}"
+        f" {score['value']:.3f} (95 %: {score['low']:.3f} to {score['high']:.3f}) on {v['rows']:,} validation rows;"
+        f" answers that read no prompt {v['guess']:.3f}"
+    )
+    models = {"teacher": v["teacher"], "plain fine-tuning": v["anchor"]}
+    known = [f"{name} {value:.3f} ({_place(value, score)})" for name, value in models.items() if value is not None]
+    return f"{text}; {', '.join(known)}" if known else text
+
+
+def _place(value: float, interval: Values) -> str:
+    """Where a score lies."""
+    if value > interval["high"]:
+        return "above that interval"
+    return "below that interval" if value < interval["low"] else "inside that interval"
+
+
 def _distinct(v: Values) -> str:
     listed = ", ".join(f"{nats:.3f}" for nats in v["mean_difference"].values()) or "nothing to compare"
     return f"{len(v['nll'])} checkpoints; mean differences of their validation losses, one to the next: {listed} nats"
@@ -144,6 +165,7 @@ def _memory(v: Values) -> str:
 
 
 PASSED: dict[str, Text] = {
+    "baseline": _baseline,
     "distinct_checkpoints": _distinct,
     "best_checkpoint": _best_checkpoint,
     "overfitting": "the validation loss ends {rise:.0%} above its lowest value",
@@ -197,6 +219,13 @@ TEXTS: dict[Kind, Text] = {
     ),
     Kind.LEAD_TOO_SMALL: _verdict(_fine_tune_only),
     Kind.LEAD_NOT_USED: _verdict(_distil),
+    Kind.BASELINE_ENOUGH: lambda v: (
+        f"{_baseline(v)}. It solves the task about as well as the teacher, in seconds: this task may not need an LLM"
+        " student. See whether it keeps up on more rows before you train one"
+    ),
+    Kind.BASELINE_UNSUITABLE: (
+        "TF-IDF with logistic regression does not apply: the answers are letters, and name other choices on every row"
+    ),
     Kind.TIMING_RUN_NEEDED: "a timing run makes sense once no check fails",
     Kind.TIMING_RUN_FAILED: "a few steps of training end with: {reason}",
     Kind.DISK_TOO_SMALL: _disk,

@@ -192,6 +192,8 @@ class Kind(StrEnum):
     LEAD_IN_SCORE_ONLY = "lead_in_score_only"
     LEAD_TOO_SMALL = "lead_too_small"
     LEAD_NOT_USED = "lead_not_used"
+    BASELINE_ENOUGH = "baseline_enough"
+    BASELINE_UNSUITABLE = "baseline_unsuitable"
     TIMING_RUN_NEEDED = "timing_run_needed"
     TIMING_RUN_FAILED = "timing_run_failed"
     MEMORY_TIGHT = "memory_tight"

@@ -17,7 +17,7 @@ from tutelage.records import SPLITS
 
 STAGE_FOLDERS = (
     *("prepare", "teach", "silver", "anchor", "cache", "cross_fit", "teacher_answers", "distill", "evaluate"),
-    *("diagnose", "report"),
+    *("baseline", "diagnose", "report"),
 )
 """Folders in a run folder that stages write, and rebuild where they are stale."""
 _MODELS = ("teacher", "student", "anchor")

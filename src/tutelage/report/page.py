@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.recipe.schema import row_metric
+from tutelage.records import TEXT_BASELINE
 from tutelage.report.translations import install, join_sentences, translator
 from tutelage.utils.console import visible
 from tutelage.utils.format import (
@@ -33,9 +34,14 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
-ROLES = {"teacher": "teacher", "student": "untrained", "anchor": "anchor"}
+ROLES = {"teacher": "teacher", "student": "untrained", "anchor": "anchor", TEXT_BASELINE: "baseline"}
 """Model name to its colour and mark in the charts; every other model is `distilled`."""
-NAMES = {"teacher": "Teacher", "student": "Untrained student", "anchor": "Plain fine-tuning"}
+NAMES = {
+    "teacher": "Teacher",
+    "student": "Untrained student",
+    "anchor": "Plain fine-tuning",
+    TEXT_BASELINE: "TF-IDF and logistic regression",
+}
 TERMS = {
     "train": "train",
     "validation": "validation",

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tutelage.analysis.method_effects import MethodEffect
-from tutelage.analysis.run_results import Results, StudentRecords, read_lines
+from tutelage.analysis.run_results import Results, StudentRecords, as_interval, read_lines
 from tutelage.analysis.worth import Skill, skill_on_test
 from tutelage.method.risk_split import gap_closed, score_lead
-from tutelage.records import Interval
+from tutelage.records import TEXT_BASELINE, Interval
 from tutelage.report.charts import IntervalPlot, interval_plot
 
 Outcome = Literal[
@@ -108,7 +108,7 @@ class ScoreTable:
     metrics: list[str]
     """The recipe's metric first."""
     rows: list[tuple[str, list[Interval | None]]]
-    """Model and its values, in the order of `metrics`."""
+    """Model and its values, in the order of `metrics`; TF-IDF with logistic regression last."""
     types: dict[str, list[Interval | None]]
     """Metrics by entity type (`f1/drug`), a value per row of `rows`."""
     plot: IntervalPlot
@@ -120,13 +120,20 @@ def score_table(results: Results) -> ScoreTable | None:
     if not results.models:
         return None
     metric, tables = results.scores["metric"], results.scores["models"]
+    baseline = results.scores.get("baseline") or {}
     names = list(dict.fromkeys(name for table in tables.values() for name in table))
     plain = sorted((name for name in names if "/" not in name), key=lambda name: (name != metric, name == "nll"))
+
+    models = [*results.models, *([TEXT_BASELINE] if baseline else [])]
+
+    def score(model: str, name: str) -> Interval | None:
+        return as_interval(baseline.get(name)) if model == TEXT_BASELINE else results.score(model, name)
+
     return ScoreTable(
         metrics=plain,
-        rows=[(model, [results.score(model, name) for name in plain]) for model in results.models],
-        types={name: [results.score(model, name) for model in results.models] for name in names if "/" in name},
-        plot=interval_plot({model: results.score(model) for model in results.models}, may_leave="student"),
+        rows=[(model, [score(model, name) for name in plain]) for model in models],
+        types={name: [score(model, name) for model in models] for name in names if "/" in name},
+        plot=interval_plot({model: score(model, metric) for model in models}, may_leave="student"),
     )
 
 

@@ -170,6 +170,8 @@ class ScoresFile(TypedDict, total=False):
     rows: int
     models: dict[str, dict[str, IntervalRecord | float]]
     """Every metric, and `nll`, by model."""
+    baseline: dict[str, IntervalRecord]
+    """Every metric of TF-IDF with logistic regression (`tasks.tfidf`); absent where that does not suit the task."""
 
 
 class Manifest(TypedDict):
@@ -191,6 +193,9 @@ class Manifest(TypedDict):
     threads: NotRequired[int]
     answering: NotRequired[float]
     """Seconds that answering and scoring the test rows took, without loading the model."""
+    training_rows: NotRequired[int]
+    """Of `baseline` only, as are `features`: the numbers of rows and features that it was trained on."""
+    features: NotRequired[int]
 
 
 def checkpoint_folder(run: Path, record: Mapping[str, Any], own: bool) -> Path:

@@ -2,6 +2,9 @@
 
 Writes evaluate/MODEL/ for each model (a restart, or another method, scores only what is new): predictions.jsonl,
 scores.json and validation_loss.jsonl; then evaluate/predictions.jsonl and evaluate/scores.json with all of them.
+
+TF-IDF with logistic regression is scored beside them (baseline/), and stands in evaluate/scores.json by itself: it is
+no model of the run, and has no loss per token.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from tutelage.data.near_duplicates import distinct_texts
 from tutelage.models.evaluation import loss_records
-from tutelage.records import Prediction
+from tutelage.records import SPLITS, TEXT_BASELINE, Example, Prediction
 from tutelage.run import stage_inputs
 from tutelage.run.manifest import rewriting
 from tutelage.run.run_folder import RunFolder
+from tutelage.tasks.tfidf import suits, tfidf_answers
 from tutelage.training.run_models import RunModels
 from tutelage.utils.console import print_table
 from tutelage.utils.files import read_json, read_records, write_json, write_jsonl
+from tutelage.utils.format import NO_VALUE
 
 
 class ScoredModel(NamedTuple):
@@ -35,6 +41,7 @@ class ScoredModel(NamedTuple):
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
+    baseline = score_baseline(run)
     scores: dict[str, Any] = {}
     everything: list[Prediction] = []
     for model in [*base_models(run, models), *_students(run, models)]:
@@ -47,7 +54,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
     result = {"task": run.recipe.task.type, "metric": run.task.metric, "split": "test", "rows": rows}
     with rewriting(folder, "predictions.jsonl", "scores.json"):
         write_jsonl(folder / "predictions.jsonl", everything)
-        write_json(folder / "scores.json", {**result, "models": scores})
+        write_json(folder / "scores.json", {**result, "models": scores} | ({"baseline": baseline} if baseline else {}))
 
 
 def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:
@@ -69,6 +76,30 @@ def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:
         write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))
         summary = models.evaluator.summary(predictions, eval_set.examples, run.recipe.evaluate.resamples)
         write_json(work.folder / "scores.json", summary)
+
+
+def score_baseline(run: RunFolder) -> dict[str, Any] | None:
+    """Every metric of TF-IDF with logistic regression on the test rows; None where that does not suit the task.
+
+    Trained on the training rows with gold. Its answers are in baseline/answers.jsonl.
+    """
+    inputs = stage_inputs.upstream(run, "prepare") | run.settings("evaluate.resamples")
+    rows = list(read_records(run.folder / "prepare" / "rows.jsonl", Example))
+    training, _, test = ([row for row in rows if row.split == split] for split in SPLITS)
+    if not (training and test and suits(run.task, training)):
+        return None
+    with run.work("baseline", inputs, rebuild_stale=True) as work:
+        if work is not None:
+            found = tfidf_answers(training, test, run.task, distinct_texts([*training, *test]))
+            lines = [
+                {"id": row.id, "gold": run.task.gold(row), "prediction": answer, "score": run.task.score(answer, row)}
+                for row, answer in zip(test, found.answers, strict=True)
+            ]
+            work.about = {"training_rows": found.training_rows, "features": found.features}
+            metrics = run.task.metrics(found.answers, test, resamples=run.recipe.evaluate.resamples)
+            write_jsonl(work.folder / "answers.jsonl", lines)
+            write_json(work.folder / "scores.json", {name: score.as_record() for name, score in metrics.items()})
+    return read_json(run.folder / "baseline" / "scores.json")
 
 
 def base_models(run: RunFolder, models: RunModels) -> Iterator[ScoredModel]:
@@ -101,11 +132,12 @@ def _students(run: RunFolder, models: RunModels) -> Iterator[ScoredModel]:
 def show_scores(folder: Path) -> None:
     """Print evaluate/scores.json as a table."""
     result = read_json(folder / "evaluate" / "scores.json")
-    names = list(dict.fromkeys(m for table in result["models"].values() for m in table if "/" not in m))
+    tables = result["models"] | ({TEXT_BASELINE: result["baseline"]} if "baseline" in result else {})
+    names = list(dict.fromkeys(m for table in tables.values() for m in table if "/" not in m))
     names.sort(key=lambda name: name != result["metric"])
-    rows = [[model, *(_interval(table.get(name)) for name in names)] for model, table in result["models"].items()]
+    rows = [[model, *(_interval(table.get(name)) for name in names)] for model, table in tables.items()]
     print_table(f"{result['rows']:,} {result['split']} rows, 95 % intervals", ["model", *names], rows)
 
 
 def _interval(score: dict[str, float] | None) -> str:
-    return "" if score is None else f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+    return NO_VALUE if score is None else f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"

@@ -27,6 +27,7 @@ COMMANDS = {
         name: name
         for name in ("prepare", "teach", "silver", "anchor", "cache", "distill", "evaluate", "diagnose", "report")
     },
+    "baseline": "evaluate",
     "cross_fit": "cross-fit",
     "teacher_answers": "cache",
 }
