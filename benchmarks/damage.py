@@ -233,7 +233,7 @@ class Bench:
         # The manifest of another run contradicts every file, and the recipe.
         if name in SEALED and any(words in joined for words in ("isdamaged", "broken:", "resultofotherinputs")):
             return True
-        missing = (f"{folder}hasno{name}", f"afolderwithout{file}")
+        missing = (f"{folder}hasno{name}", f"afolderwithout{file}", f"kept:{file}", f"kept:{Path(folder).name},which")
         return any(words in joined for words in (*(f"{file}{rest}" for rest in ("is", ",line", "cannot")), *missing))
 
     def _sound_result(self, command: str) -> Result:
