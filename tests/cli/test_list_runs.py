@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def test_the_state_tells_work_from_a_stop(tmp_path):
         assert state(run) == "running: distill/td/seed-0"
     (run / "distill/td/seed-0/started.json").unlink()
     (run / "report/manifest.json").unlink()
+    assert state(run) == "broken: report/manifest.json is missing"
+    shutil.rmtree(run / "report")
     assert state(run) == "finished up to evaluate"
 
 
