@@ -204,3 +204,17 @@ def test_an_interrupted_stage_answers_no_row_twice(tmp_path, command, monkeypatc
     names = ["answers.jsonl", "manifest.json", "silver.json", "train.arrow", "train.index.safetensors"]
     assert sorted(path.name for path in (tmp_path / "run/silver").iterdir()) == names
     assert read_json(tmp_path / "run/silver/silver.json")["kept"] == 20
+
+
+def test_the_doctor_counts_these_rows_and_says_what_differs(tmp_path, command):
+    recipe = make_unlabelled(tmp_path)
+    command("doctor", recipe)
+    text = " ".join((command.out + command.err).split())
+    assert "unlabelled: 20 rows without gold of 25 in the files" in text
+    assert "2 unlabelled rows have the prompt of a validation or test row and are left out" in text
+    write_rows(tmp_path / "more.jsonl", [{"text": f"{LONG} {LONG} {n}"} for n in range(9)])
+    command("doctor", recipe)
+    assert "[unlabelled_differs]" in command.out + command.err
+    write_rows(tmp_path / "more.jsonl", LEAKED)
+    assert command("doctor", recipe) == 2
+    assert "unlabelled [split_emptied]" in command.out + command.err

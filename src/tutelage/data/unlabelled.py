@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tutelage.data.contents.languages import main_language
+from tutelage.data.dataset import Rows
+from tutelage.data.encode import Encoder
 from tutelage.data.near_duplicates import distinct_texts, near_pairs
 from tutelage.data.readers import PlacedRow, check_files, read_hub, read_rows
 from tutelage.data.row_formats import content_id, example_from_row
@@ -99,6 +101,18 @@ def load_unlabelled(
         values = {"read": found.read, "left_out": notes_of(found, recipe.data)}
         raise RowsError(Problem(Kind.SPLIT_EMPTIED, UNLABELLED, change=change, values=values))
     return found
+
+
+def load_fitting(recipe: Recipe, rows: Rows, encoder: Encoder, longest: int) -> UnlabelledRows | None:
+    """Rows without gold that fit with an answer of `longest` tokens; None if the recipe names none.
+
+    Raises as `load_unlabelled`.
+    """
+    if not recipe.data.has_unlabelled:
+        return None
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=rows.decided)})
+    room, labels = encoder.max_length - longest, recipe.task.labels if recipe.task.type == "qa" else rows.labels
+    return load_unlabelled(recipe, labels, rows.examples, lambda row: 0 < len(encoder.prompt(row, longest)) <= room)
 
 
 def notes_of(found: UnlabelledRows, data: Data) -> list[str]:

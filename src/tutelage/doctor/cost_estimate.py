@@ -60,13 +60,17 @@ def predict_seconds(recipe: Recipe, fitting: FittingRows, timings: Timings) -> d
     scored = {role: rows["validation"] * (model.answer + model.read) for role, model in timings.models.items()}
     teacher = timings.models["teacher"]
     uses_teacher = any(method.schedule != "none" for method in methods)
-    cache = _checkpoints(recipe) * (teacher.load + rows["train"] * teacher.cache)
+    cache = _checkpoints(recipe) * (teacher.load + fitting.budget_rows * teacher.cache)
+    budget = fitting.budget_rows
     return {
         "teach": _teach(recipe, timings, rows["train"], scored["teacher"]),
-        "anchor": _anchor(recipe, timings, rows, scored["student"]),
+        "silver": teacher.load + fitting.unlabelled * teacher.answer if fitting.unlabelled else 0.0,
+        "anchor": _anchor(recipe, timings, rows, budget, scored["student"]),
         "cache": cache if uses_teacher else 0.0,
-        "cross_fit": _cross_fit(recipe, timings, rows["train"]) if any(m.needs_cross_fit for m in methods) else 0.0,
-        "distill": _distill(recipe, timings, rows["train"], scored["student"]),
+        "cross_fit": _cross_fit(recipe, timings, rows["train"], budget)
+        if any(m.needs_cross_fit for m in methods)
+        else 0.0,
+        "distill": _distill(recipe, timings, budget, scored["student"]),
         "evaluate": _evaluate(recipe, fitting, timings, rows),
     }
 
@@ -99,11 +103,11 @@ def _teach(recipe: Recipe, timings: Timings, rows: int, scoring: float) -> float
     return seconds
 
 
-def _anchor(recipe: Recipe, timings: Timings, rows: dict[str, int], scoring: float) -> float:
+def _anchor(recipe: Recipe, timings: Timings, rows: dict[str, int], budget: int, scoring: float) -> float:
     student, stages = timings.models["student"], recipe.distill.num_stages
     seconds = (rows["train"] + rows["validation"]) * student.read
     if not recipe.anchor.model_name_or_path:
-        seconds += student.load + _anchor_steps(recipe, rows["train"]) * student.step + stages * student.save
+        seconds += student.load + _anchor_steps(recipe, budget) * student.step + stages * student.save
     if recipe.anchor.keep != "last":
         seconds += stages * (student.load + scoring)
     return seconds
@@ -130,11 +134,11 @@ def _evaluate(recipe: Recipe, fitting: FittingRows, timings: Timings, rows: dict
     )
 
 
-def _cross_fit(recipe: Recipe, timings: Timings, rows: int) -> float:
+def _cross_fit(recipe: Recipe, timings: Timings, rows: int, budget: int) -> float:
     """Every fold: models trained on the other folds, their losses on it."""
     teacher, student, folds = timings.models["teacher"], timings.models["student"], recipe.cross_fit.folds
     fraction = (folds - 1) / folds
-    each = student.load + fraction * _anchor_steps(recipe, rows) * student.step + rows / folds * student.read
+    each = student.load + fraction * _anchor_steps(recipe, budget) * student.step + rows / folds * student.read
     if recipe.cross_fit.teacher:
         checkpoint = teacher.save + teacher.load + rows / folds * teacher.read
         steps = _steps(recipe, rows, ("teach",))

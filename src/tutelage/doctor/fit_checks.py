@@ -14,6 +14,7 @@ import numpy as np
 from tutelage.data.dataset import Rows
 from tutelage.data.encode import EncodedRow, Encoder, Misfits, check_not_emptied, make_encoder
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
+from tutelage.data.unlabelled import differences, load_fitting, notes_of
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.data_checks import data_line
 from tutelage.errors import DataError, Kind, ModelError, UserError
@@ -46,6 +47,13 @@ class FittingRows:
     vocabulary: int
     longest_answer: int
     """Of the training rows, in tokens, end-of-sequence included."""
+    unlabelled: int = 0
+    """Number of rows without gold."""
+
+    @property
+    def budget_rows(self) -> int:
+        """Rows that `distill.epochs_per_stage` counts."""
+        return len(self.stores["train"]) + self.unlabelled
 
     @property
     def max_new_tokens(self) -> int:
@@ -74,6 +82,9 @@ def check_fit(
     if not len(stores["train"]):
         return None, checks
     fitting = FittingRows(encoder, stores, kept, vocabulary, int(answer_lengths(stores["train"]).max()))
+    if recipe.data.has_unlabelled:
+        check, count = _unlabelled(rows, recipe, fitting)
+        fitting, checks = replace(fitting, unlabelled=count), [*checks, check]
     checks += [_positions(fitting, recipe), _answer_lengths(fitting, recipe), _answers_as_tokens(fitting)]
     checks += [_steps(fitting, recipe), *_cache_size(fitting, recipe)]
     return fitting, checks
@@ -85,6 +96,26 @@ def _encoded(encoder: Encoder, examples: list[Example], misfits: Misfits, kept: 
         for row in encoder.fitting([example], misfits):
             kept.append(example)
             yield row
+
+
+# --- rows without gold ---
+
+
+def _unlabelled(rows: Rows, recipe: Recipe, fitting: FittingRows) -> tuple[Check, int]:
+    """How many rows without gold are left, and whether they are like those with gold."""
+    longest = recipe.task.max_new_tokens or fitting.max_new_tokens
+    try:
+        found = load_fitting(recipe, rows, fitting.encoder, longest)
+    except DataError as error:
+        return failed("unlabelled", "data", error.problems[0], "data.unlabelled=MENDED_FILE"), 0
+    differ = differences(rows.examples["train"], found.examples)
+    details = {"notes": notes_of(found, recipe.data), "differences": differ}
+    if differ:
+        change = "data.unlabelled=ROWS_OF_THE_SAME_KIND"
+        check = Check("unlabelled", "data", "look", Kind.UNLABELLED_DIFFERS, found.counts, change, details=details)
+    else:
+        check = Check("unlabelled", "data", "passed", numbers=found.counts, details=details)
+    return check, len(found.examples)
 
 
 # --- lengths ---
@@ -179,7 +210,8 @@ def _answers_as_tokens(fitting: FittingRows) -> Check:
 
 def _steps(fitting: FittingRows, recipe: Recipe) -> Check:
     """Whether batches leave enough optimizer steps to learn from."""
-    rows, plan = len(fitting.stores["train"]), recipe.distill
+    plan, rows = recipe.distill, {"teach": len(fitting.stores["train"])}
+    rows |= dict.fromkeys(("anchor", "stage"), fitting.budget_rows)
     epochs = {"anchor": plan.num_stages * plan.epochs_per_stage, "stage": plan.epochs_per_stage}
     if recipe.teach.checkpoints is None:
         epochs = {"teach": recipe.trainer_arguments("teach").get("num_train_epochs", 3), **epochs}
@@ -191,15 +223,15 @@ def _steps(fitting: FittingRows, recipe: Recipe) -> Check:
         name: given.get(BATCH_SIZE, 8) * given.get("gradient_accumulation_steps", 1)
         for name, given in arguments.items()
     }
-    steps = {name: math.ceil(epochs[name] * math.ceil(rows / batches[name])) for name in epochs}
+    steps = {name: math.ceil(epochs[name] * math.ceil(rows[name] / batches[name])) for name in epochs}
     name = min(steps, key=steps.get)
-    largest = int(rows * epochs[name] / FEW_STEPS)
+    largest = int(rows[name] * epochs[name] / FEW_STEPS)
     if steps[name] >= FEW_STEPS or largest < 1:  # so few rows fail the check `sizes`
         return Check("steps", "models", "passed", numbers=steps)
     key = "gradient_accumulation_steps" if arguments[name].get("gradient_accumulation_steps", 1) > 1 else BATCH_SIZE
     factor = batches[name] // arguments[name].get(key, 8)
     line = argument_line(recipe, "distill" if name == "stage" else name, key)
-    details = {"rows": rows, "batch": batches[name], "steps": steps[name], "part": name}
+    details = {"rows": rows[name], "batch": batches[name], "steps": steps[name], "part": name}
     change = f"{line}={max(1, largest // factor)}"
     return Check("steps", "models", "look", Kind.FEW_STEPS, steps, change, details=details)
 

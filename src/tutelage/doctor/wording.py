@@ -200,6 +200,7 @@ PASSED: dict[str, Text] = {
         f"enough rows: a score of 0.8 is uncertain by {v['uncertainty_points']['validation']:.0f} points on validation"
         f" and {v['uncertainty_points']['test']:.0f} on test"
     ),
+    "unlabelled": lambda v: "\n".join([f"{v['rows']:,} rows without gold of {v['read']:,} in the files", *v["notes"]]),
     "near_leaks": lambda v: (
         f"{sum(n for key, n in v.items() if key != 'change') or 'no'} rows of one split nearly repeat rows of another"
     ),
@@ -240,6 +241,9 @@ PASSED: dict[str, Text] = {
 TEXTS: dict[Kind, Text] = {
     Kind.FEW_ROWS: _few_rows,
     Kind.NEAR_DUPLICATES: _near_duplicates,
+    Kind.UNLABELLED_DIFFERS: lambda v: "\n".join(
+        [*v["differences"], "rows of another kind teach the student less about the ones that it will get", *v["notes"]]
+    ),
     Kind.ANSWERS_CONTRADICT: _contradictions,
     Kind.CLASSES_TOO_SMALL: _small_classes,
     Kind.SINGLE_LABEL: "all rows have the answer {commonest!r}: nothing to learn; is another column the label?",

@@ -142,6 +142,7 @@ class Kind(StrEnum):
     OK = "ok"
     FEW_ROWS = "few_rows"
     NEAR_DUPLICATES = "near_duplicates"
+    UNLABELLED_DIFFERS = "unlabelled_differs"
     ANSWERS_CONTRADICT = "answers_contradict"
     CLASSES_TOO_SMALL = "classes_too_small"
     SINGLE_LABEL = "single_label"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from tutelage.data.dataset import Rows, load_rows
+from tutelage.data.dataset import load_rows
 from tutelage.data.encode import Encoder, Misfits, check_not_emptied, fitting_test, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
-from tutelage.data.unlabelled import UnlabelledRows, differences, load_unlabelled, notes_of
+from tutelage.data.unlabelled import differences, load_fitting, notes_of
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
@@ -69,7 +69,7 @@ def run_stage(run: RunFolder) -> None:
         _check_fit(run, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
         longest_generated = recipe.task.max_new_tokens or longest + longest // 2 + 4
-        unlabelled = _unlabelled(run, rows, make_encoder(recipe.data, tokenizer), longest_generated)
+        unlabelled = load_fitting(recipe, rows, make_encoder(recipe.data, tokenizer), longest_generated)
         if unlabelled:
             notes += notes_of(unlabelled, recipe.data) + differences(rows.examples["train"], unlabelled.examples)
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
@@ -98,16 +98,6 @@ def run_stage(run: RunFolder) -> None:
                 "notes": notes,
             },
         )
-
-
-def _unlabelled(run: RunFolder, rows: Rows, encoder: Encoder, longest: int) -> UnlabelledRows | None:
-    """Rows without gold that fit with an answer of `longest` tokens; None if the recipe names none."""
-    recipe = run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update=rows.decided)})
-    if not recipe.data.has_unlabelled:
-        return None
-    room = encoder.max_length - longest
-    labels = recipe.task.labels if recipe.task.type == "qa" else rows.labels
-    return load_unlabelled(recipe, labels, rows.examples, lambda row: 0 < len(encoder.prompt(row, longest)) <= room)
 
 
 def _tokenize(
