@@ -50,6 +50,7 @@ def _data(settings: Settings) -> list[str]:
     }
     lines = ["data:"]
     lines += [f"  {key}: {_value(value)}{_comment(comments.get(key, ''))}" for key, value in settings.data.items()]
+    lines.append("  # unlabelled: FILE  # rows without labels: the teacher answers them, the student learns them")
     if not settings.lengths:
         return lines
     longest, about = settings.lengths.longest, "" if settings.lengths.counted else "about "
@@ -86,6 +87,7 @@ def _training(settings: Settings) -> list[str]:
         "",
         "distill:",
         "  methods: [scd-aw]  # `tutelage compare` compares it with others",
+        "  # select: auto  # also train td and sft, and let validation pick the student",
         "  num_stages: 4",
         f"  epochs_per_stage: {settings.epochs_per_stage}  # passes over the training rows in each stage",
         f"  trainer: {{learning_rate: {settings.learning_rate}}}{_comment(why)}",
