@@ -54,7 +54,7 @@ def test_a_copy_goes_on_without_the_run_it_was_copied_from(project, copied, comm
     spoil(project / "run")
     try:
         assert command("run", copied) == 0, command.err
-        assert command.err.count("up to date") == 10 if not older else "teach: up to date" in command.err
+        assert command.err.count("up to date") == 11 if not older else "teach: up to date" in command.err
         assert command("cache", copied, "--force") == 0 and command("evaluate", copied, "--force") == 0, command.err
         assert command("distill", copied, "distill.methods=[td]") == 0, command.err
         assert best_checkpoint(copied).parent == copied / "teach"
@@ -81,7 +81,7 @@ def test_a_lost_checkpoint_is_never_taken_from_the_run_it_was_copied_from(copied
 def test_a_linked_run_is_the_run(project, tmp_path, command):
     link = tmp_path / "link"
     link.symlink_to(project / "run")
-    assert command("run", link) == 0 and command.err.count("up to date") == 10
+    assert command("run", link) == 0 and command.err.count("up to date") == 11
 
 
 def test_a_run_goes_on_where_its_data_and_models_are_not(project, copied, command, tmp_path):
