@@ -1,15 +1,19 @@
 """`distill.select: auto`: the student that is best on validation is handed over, plain fine-tuning among them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from helpers.project import Command, make_project, run_to_the_end
 from tutelage.analysis.run_results import read_results
-from tutelage.recipe.load import load_recipe
+from tutelage.errors import ConfigError
+from tutelage.recipe.load import load_recipe, varied
 from tutelage.report.card_facts import find_student
 from tutelage.report.sections_scores import selection
 from tutelage.utils.files import read_json, write_json, write_jsonl
+
+BANKING = Path(__file__).parents[2] / "recipes/banking77_smollm2.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,11 @@ def test_td_and_sft_are_trained_beside_the_methods(recipe):
     assert load_recipe(recipe).recipe.distill.methods == ["scd-aw", "td", "sft"]
     assert load_recipe(recipe, ["distill.select=null"]).recipe.distill.methods == ["scd-aw"]
     assert load_recipe(recipe, ["distill.methods=[sft, ccd]"]).recipe.distill.methods == ["sft", "ccd", "td"]
+
+
+def test_select_is_no_setting_of_one_method():
+    with pytest.raises(ConfigError, match="select belong to the whole run"):
+        varied(load_recipe(BANKING).recipe, "td+select=auto")
 
 
 def give_scores(run: Path, name: str, scores: list[float]) -> None:
@@ -51,8 +60,8 @@ def give_scores(run: Path, name: str, scores: list[float]) -> None:
         ("sft/seed-0", {"scd-aw": [1] * 60 + [0] * 40, "td": [1] * 50 + [0] * 50, "sft": [1] * 80 + [0] * 20}),
     ],
 )
-def test_validation_picks_and_says_by_how_much(recipe, tmp_path, copy_tree, best, scores):
-    run = copy_tree(recipe.parent / "run", tmp_path / "run")
+def test_validation_picks_and_says_by_how_much(recipe, tmp_path, best, scores):
+    run = Path(shutil.copytree(recipe.parent / "run", tmp_path / "run"))
     for method, values in scores.items():
         give_scores(run, f"{method}/seed-0", [float(value) for value in values])
     found = selection(read_results(run))
@@ -63,11 +72,18 @@ def test_validation_picks_and_says_by_how_much(recipe, tmp_path, copy_tree, best
     assert find_student(run, None).name == best
 
 
-@pytest.fixture
-def copy_tree():
-    import shutil
-
-    return lambda source, target: Path(shutil.copytree(source, target))
+def test_without_plain_fine_tuning_nothing_is_said_about_it(recipe, tmp_path, command):
+    """Its student may not be finished yet."""
+    run = Path(shutil.copytree(recipe.parent / "run", tmp_path / "run"))
+    shutil.rmtree(run / "distill/sft")
+    for name in ("scores.json", "checksums.json"):
+        (run / "evaluate" / name).unlink()
+    scores = read_json(recipe.parent / "run/evaluate/scores.json")
+    del scores["models"]["sft/seed-0"]
+    write_json(run / "evaluate/scores.json", scores)
+    assert command("report", run, "--force") == 0
+    page = (run / "report/index.html").read_text()
+    assert "Selected on validation" in page and "No distilled student is better" not in page
 
 
 def test_the_run_says_which_student_and_where(recipe, command):

@@ -106,3 +106,11 @@ def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
     (tmp_path / "run/.lock").mkdir(parents=True)
     with pytest.raises(UserError, match=r"\.lock is damaged"), locked(tmp_path / "run"):
         pass
+
+
+def test_a_file_of_the_users_with_that_name_is_left_alone(tmp_path):
+    own = tmp_path / PROGRESS
+    own.write_text('{"path": "answers.json", "bytes": 1, "sha256": "of another program"}\n')
+    write_json(tmp_path / "answers.json", [1])
+    assert read_json(tmp_path / "answers.json") == [1]
+    assert own.read_text().count("\n") == 1

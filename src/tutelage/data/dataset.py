@@ -119,9 +119,8 @@ def _unread_tools(train: list[PlacedRow], data: Data) -> list[str]:
     """A note on conversations with definitions of tools, which a chat template could show and prompts do not."""
     count = sum(bool(row.get("tools")) and ("messages" in row or "conversations" in row) for row, _ in train)
     shown = "tools" in data.columns.values() or "{tools}" in (data.template or "")
-    return [f"the column tools of {count:,} training rows is not read: prompts show no tools"] * bool(
-        count and not shown
-    )
+    note = f"the column tools of {count:,} training rows is not read: prompts show no tools"
+    return [note] if count and not shown else []
 
 
 def _drafts(rows: list[PlacedRow], recipe: Recipe, labels: list[str] | None) -> list[Example | None]:

@@ -91,9 +91,9 @@ def load_unlabelled(
         seen.add(key)
     near = _near(scored, [draft for draft in drafts if prompt_key(draft) not in held_out])
     found.near = len(near)
-    drafts = drafts if keep else [draft for draft in drafts if draft.id not in near]
+    drafts = drafts if keep else [draft for draft in drafts if prompt_key(draft) not in near]
     drawn, _ = sample(drafts, recipe.data.max_unlabelled_rows, f"{recipe.seed}/{UNLABELLED}")
-    found.shared = sum(prompt_key(example) in held_out or example.id in near for example in drawn)
+    found.shared = sum(prompt_key(example) in held_out | near for example in drawn)
     taken = {example.id for rows in examples.values() for example in rows}
     found.examples = list(_named(drawn, taken))
     if not found.examples:
@@ -146,10 +146,10 @@ def differences(training: Sequence[Example], unlabelled: Sequence[Example]) -> l
 
 
 def _near(scored: Sequence[Example], drafts: Sequence[Example]) -> set[str]:
-    """Ids of the drafts whose text nearly repeats that of a scored row."""
+    """Keys of the drafts whose text nearly repeats that of a scored row. drafts: with different keys."""
     folded = [normalised(text) for text in distinct_texts([*scored, *drafts])]
     pairs = near_pairs(folded[: len(scored)], folded[len(scored) :])
-    return {drafts[late].id for late, _, _ in pairs}
+    return {prompt_key(drafts[late]) for late, _, _ in pairs}
 
 
 def _rendered(raw: Iterable[PlacedRow], recipe: Recipe, labels: list[str] | None) -> Iterable[Example]:

@@ -150,8 +150,8 @@ def _budget_problems(recipe: Recipe, variant: Recipe) -> list[Problem]:
         for (name, value), other in budgets
         if value != other
     ]
-    if (variant.distill.methods, variant.distill.seeds) != (recipe.distill.methods, recipe.distill.seeds):
-        texts.append("methods and seeds belong to the whole run; leave them out")
+    if any(getattr(variant.distill, name) != getattr(recipe.distill, name) for name in ("methods", "seeds", "select")):
+        texts.append("methods, seeds and select belong to the whole run; leave them out")
     return [_setting(text) for text in texts]
 
 

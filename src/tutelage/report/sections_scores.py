@@ -147,7 +147,10 @@ class SelectionRow:
     nll: float
     """Nats per answer token."""
     over_sft: Interval | None
-    """Mean row score minus that of plain fine-tuning, paired by row; None for plain fine-tuning itself."""
+    """Mean row score minus that of plain fine-tuning, paired by row; None for plain fine-tuning itself, and before it
+    is finished."""
+    is_plain: bool
+    """Whether it is plain fine-tuning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,7 @@ def selection(results: Results) -> Selection | None:
             shared = [row for row in finished[name] if row in finished[plain]]
             pair = ([finished[model][row] for row in shared] for model in (name, plain))
             lead = score_lead(*pair) if shared else None
-        rows.append(SelectionRow(name, validation["score"], validation["nll"], lead))
+        rows.append(SelectionRow(name, validation["score"], validation["nll"], lead, name == plain))
     chosen = next(row for row in rows if row.model == results.main)
     return Selection(chosen, len(finished[results.main]), sorted(rows, key=lambda row: (-row.score, row.nll)))
 

@@ -7,12 +7,13 @@ prepare/unlabelled.jsonl (rows without gold) and prepare/data.json (label set, v
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tutelage.data.dataset import load_rows
+from tutelage.data.dataset import Rows, load_rows
 from tutelage.data.encode import Encoder, Misfits, check_not_emptied, fitting_test, make_encoder
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
-from tutelage.data.unlabelled import differences, load_fitting, notes_of
+from tutelage.data.unlabelled import UnlabelledRows, differences, load_fitting, notes_of
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
@@ -23,6 +24,7 @@ from tutelage.models.load import (
     longest_context,
 )
 from tutelage.models.precision import bf16_pays
+from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
 from tutelage.run import stage_inputs
 from tutelage.run.checkpoints import list_checkpoints
@@ -61,19 +63,14 @@ def run_stage(run: RunFolder) -> None:
             run.folder,
         )
         lengths = {split: _lengths(encoded[split]) for split in SPLITS}
-        notes = list(rows.notes)
-        if dropped:
-            notes.append(
-                f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ..."
-            )
         _check_fit(run, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
         longest_generated = recipe.task.max_new_tokens or longest + longest // 2 + 4
         unlabelled = load_fitting(recipe, rows, make_encoder(recipe.data, tokenizer), longest_generated)
         if unlabelled:
-            notes += notes_of(unlabelled, recipe.data) + differences(rows.examples["train"], unlabelled.examples)
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)
+        notes = [*rows.notes, *_left_out(recipe, rows, dropped, unlabelled)]
         if not {"bf16", "fp16"} & recipe.trainer.keys():
             notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
         for note in notes:
@@ -98,6 +95,15 @@ def run_stage(run: RunFolder) -> None:
                 "notes": notes,
             },
         )
+
+
+def _left_out(recipe: Recipe, rows: Rows, dropped: Sequence[str], unlabelled: UnlabelledRows | None) -> Iterator[str]:
+    """What was left out after the rows were read, and how rows without gold differ, a line each."""
+    if dropped:
+        yield f"{len(dropped):,} rows are longer than {recipe.data.max_length} tokens and left out: {dropped[:3]} ..."
+    if unlabelled:
+        yield from notes_of(unlabelled, recipe.data)
+        yield from differences(rows.examples["train"], unlabelled.examples)
 
 
 def _tokenize(

@@ -18,7 +18,7 @@ from typing import Any
 
 from tutelage.errors import DamagedArtifactError, Kind, Problem
 from tutelage.utils.checksums import CHECKSUMS, DEEPEST, MANIFEST, SEALED, STARTED, FileRecord, checksum, file_record
-from tutelage.utils.progress import PROGRESS, noted
+from tutelage.utils.progress import is_unfinished, noted
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 """Endings of the files of a model folder that decide how the model answers."""
@@ -189,7 +189,7 @@ def _owner(path: Path) -> tuple[Path, dict[str, FileRecord]]:
         for name in (MANIFEST, CHECKSUMS):
             if (folder / name).exists():
                 return folder, _files_of(folder / name)
-        if (folder / PROGRESS).is_file():
+        if is_unfinished(folder):
             return folder, noted(folder)
     return path.parent, {}
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from tutelage.utils.checksums import DEEPEST, MANIFEST, SEALED, FileRecord, file_record
+from tutelage.utils.checksums import DEEPEST, MANIFEST, SEALED, STARTED, FileRecord, file_record
 
 PROGRESS = "progress.jsonl"
 """File of an unfinished folder: path in the folder, size and hash of what it holds so far."""
@@ -26,8 +26,8 @@ def note(written: Path, final: Path) -> None:
     killed in between leaves the file before it, which was recorded too. Without an unfinished folder nothing is done,
     nor inside a draft: nothing continues from one, and it is recorded as a whole.
     """
-    owner = next((folder for folder in list(final.parents)[:DEEPEST] if (folder / PROGRESS).is_file()), None)
-    if owner is None or (owner / MANIFEST).exists() or final.name in UNNOTED:
+    owner = next((folder for folder in list(final.parents)[:DEEPEST] if is_unfinished(folder)), None)
+    if owner is None or final.name in UNNOTED:
         return
     if any(_DRAFT.fullmatch(part) for part in final.relative_to(owner).parts):
         return
@@ -47,6 +47,11 @@ def _torn(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return size > 0 and file.read() != b"\n"
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds unfinished work whose files are recorded; a user's own `progress.jsonl` makes it none."""
+    return all((folder / name).is_file() for name in (PROGRESS, STARTED)) and not (folder / MANIFEST).exists()
 
 
 def noted(folder: Path) -> dict[str, FileRecord]:
