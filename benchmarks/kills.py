@@ -219,6 +219,8 @@ def _work(command: Command, at: int | None, output: int, count: int) -> NoReturn
     """In the forked process: the command. output, count: descriptors for what it prints, and for its operations."""
     code, operations = 70, FileOperations(command.folder, at)
     try:
+        # torch makes its thread pool anew after a fork, and fails if two threads that load weights ask for it at once.
+        torch.set_num_threads(1)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.argv, cell_runs.LocalExecutor = command_line(command.words), Inline
