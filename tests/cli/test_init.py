@@ -16,11 +16,11 @@ from helpers.sound_project import rows, texts
 from helpers.tiny import save_pair
 from tutelage.cli.guess_columns import guess_rows
 from tutelage.cli.init import initialise
+from tutelage.cli.recipe_settings import learning_rate
 from tutelage.data.dataset import load_rows
 from tutelage.doctor import examine_file, exit_code
 from tutelage.errors import DataError, UserError
 from tutelage.recipe.load import load_recipe
-from tutelage.shrink.make import shrink_model
 from tutelage.utils.format import parameter_count
 
 
@@ -157,20 +157,34 @@ def test_a_large_teacher_gets_adapters_and_a_student_of_its_family(tmp_path):
     assert recipe.teacher.lora is not None and recipe.student.model_name_or_path == "Qwen/Qwen2.5-0.5B-Instruct"
 
 
-def test_a_pruned_student_is_trained_at_a_higher_rate(tmp_path):
-    """Its teacher with layers taken out has much to heal; another model of the family, or a large one, has not been
-    measured."""
-    teacher, smaller = save_pair(tmp_path / "models")
-    pruned = tmp_path / "models/pruned"
-    shrink_model(str(teacher), pruned, 2)
+@pytest.mark.parametrize(
+    ("weights", "rate", "pruned_rate"),
+    [
+        (1e6, 3e-3, 3e-3),
+        (50e6, 1e-3, 1e-3),
+        (81e6, 2e-4, 5e-4),
+        (135e6, 2e-4, 5e-4),
+        (494e6, 1e-4, 2.5e-4),
+        (3e9, 2e-5, 5e-5),
+    ],
+)
+def test_the_larger_the_student_the_smaller_its_rate_and_a_pruned_one_has_more(weights, rate, pruned_rate):
+    assert learning_rate(weights) == rate
+    assert learning_rate(weights, pruned=True) == pytest.approx(pruned_rate)
+
+
+def test_rates_are_written_by_the_sizes_of_both_models(tmp_path):
     write_rows(tmp_path / "r.jsonl", rows("train"))
-    rates = [
-        read(initialise("r.jsonl", str(teacher), student and str(student), tmp_path / f"{name}.yaml"))[
-            0
-        ].distill.trainer["learning_rate"]
-        for name, student in (("pruned", pruned), ("smaller", smaller), ("itself", teacher), ("to_be_made", None))
-    ]
-    assert rates == [5e-4, 2e-4, 2e-4, 5e-4]
+    names = ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"]
+    recipe, _ = read(initialise("r.jsonl", *names))
+    assert (recipe.teach.trainer["learning_rate"], recipe.distill.trainer["learning_rate"]) == (2e-4, 5e-5)
+    assert "learning_rate: 5.0e-5}  # by the student's size" in Path("r.yaml").read_text()
+
+
+def test_a_student_that_is_still_to_be_pruned_has_half_its_teachers_weights(tmp_path):
+    write_rows(tmp_path / "r.jsonl", rows("train"))
+    recipe, _ = read(initialise("r.jsonl", "someone/model-135M", None, tmp_path / "a.yaml"))
+    assert recipe.distill.trainer["learning_rate"] == 5e-4
 
 
 def test_leaks_between_splits_are_left_out(tmp_path):

@@ -32,8 +32,14 @@ FEW_ROWS = 200
 """Training rows below which the batch is small."""
 LARGE_TEACHER = 1e9
 """Weights above which a teacher is trained with adapters."""
-LEARNING_RATE, PRUNED_LEARNING_RATE = "2.0e-4", "5.0e-4"
-"""Learning rates of a pretrained student, and of a small teacher with layers removed (benchmarks/RESULTS.md)."""
+LEARNING_RATES = ((30e6, 3e-3), (60e6, 1e-3), (200e6, 2e-4), (700e6, 1e-4), (2e9, 5e-5))
+"""Weights up to which a student gets the rate, when all of them are trained. The first three are the best of those
+tried on validation (benchmarks/RESULTS.md); the others continue the fall and are not measured."""
+LARGE_LEARNING_RATE, ADAPTER_LEARNING_RATE, PRUNED_FACTOR = 2e-5, 2e-4, 2.5
+"""Rates of larger models and of adapters, and what a student with layers removed gets more, above 60 million weights:
+5e-4 was the best of three for half of SmolLM2-135M (benchmarks/RESULTS.md)."""
+LARGEST_TEACHER_RATE = 1e-4
+"""Of a teacher that is fine-tuned whole; smaller models than 700 million weights get it as well."""
 ENGLISH = ("HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")
 MULTILINGUAL = ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
 FAMILIES = (
@@ -77,7 +83,9 @@ class Settings:
     step_rows: int = BATCH
     """Rows of an optimizer step."""
     epochs_per_stage: float = 2.0
-    learning_rate: str = LEARNING_RATE
+    learning_rate: float = 2e-4
+    """Of the student."""
+    teacher_learning_rate: float = LARGEST_TEACHER_RATE
 
 
 def guess_settings(
@@ -98,12 +106,22 @@ def guess_settings(
     models = _models(teacher, student, language == "en" or not languages, recipe, missing)
     large = _weights(models.teacher) > LARGE_TEACHER
     settings = Settings(data, models.teacher, models.student, large, language, languages)
-    if models.pruned and not large:
-        settings.learning_rate = PRUNED_LEARNING_RATE
+    weights = _weights(models.student) or (0.5 * _weights(models.teacher) if models.pruned else 0.0)
+    settings.learning_rate = learning_rate(weights, pruned=models.pruned)
+    whole = min(LARGEST_TEACHER_RATE, learning_rate(_weights(models.teacher)))
+    settings.teacher_learning_rate = ADAPTER_LEARNING_RATE if large else whole
     rows = _read(settings, guess, missing)
     if rows:
         _set_by_rows(settings, rows, guess, missing)
     return settings
+
+
+def learning_rate(weights: float, *, pruned: bool = False) -> float:
+    """Peak learning rate to start from for a model with so many weights, all of them trained. pruned: the model is
+    another one with layers removed. 0 weights: not known; then the rate of SmolLM2-135M."""
+    weights = weights or 135e6
+    rate = next((rate for most, rate in LEARNING_RATES if weights <= most), LARGE_LEARNING_RATE)
+    return rate * PRUNED_FACTOR if pruned and weights > LEARNING_RATES[1][0] else rate
 
 
 # --- models ---
@@ -152,12 +170,12 @@ def _shrink_proposal(teacher: str, student: str, recipe: Path) -> str:
     )
 
 
-def _weights(teacher: str) -> float:
-    """Number of weights of a local teacher, or as its name says; 0 if neither shows it."""
-    if Path(teacher).is_dir():
-        return parameters(Path(teacher))
-    billions = re.search(r"(\d+(?:\.\d+)?)B\b", teacher)
-    return float(billions[1]) * 1e9 if billions else 0.0
+def _weights(model: str) -> float:
+    """Number of weights of a local model, or as its name says (`-135M`, `-1.5B`); 0 if neither shows it."""
+    if Path(model).is_dir():
+        return parameters(Path(model))
+    size = re.search(r"(\d+(?:\.\d+)?)([BM])\b", model)
+    return float(size[1]) * {"B": 1e9, "M": 1e6}[size[2]] if size else 0.0
 
 
 # --- rows ---

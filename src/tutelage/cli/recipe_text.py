@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tutelage.cli.guess_columns import Guess
-from tutelage.cli.recipe_settings import LEARNING_RATE, LONGEST, MANY_LABELS, Settings
+from tutelage.cli.recipe_settings import LONGEST, MANY_LABELS, Settings
 from tutelage.recipe.yaml_text import Dumper
 
 
@@ -20,7 +20,7 @@ def recipe_text(path: Path, guess: Guess, settings: Settings) -> str:
         f"#   tutelage doctor {path}       # preflight checks",
         f"#   tutelage run {path}",
     ]
-    sections = [head, _task(guess, settings), _data(settings), _models(settings), _training(settings)]
+    sections = [head, _task(guess, settings), _data(settings), _models(settings), _training(path, settings)]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
@@ -70,12 +70,11 @@ def _models(settings: Settings) -> list[str]:
     return [*lines, "", "student:  # must have the teacher's tokenizer", student]
 
 
-def _training(settings: Settings) -> list[str]:
+def _training(path: Path, settings: Settings) -> list[str]:
     lengths, batch = settings.lengths, settings.batch
     typical = f"nine rows in ten have at most {lengths.typical:,} tokens" if lengths else ""
     steps = settings.step_rows // batch
     accumulation = [f"  gradient_accumulation_steps: {steps}  # {settings.step_rows} rows per optimizer step"]
-    why = "" if settings.learning_rate == LEARNING_RATE else "higher, since the student is pruned"
     return [
         "trainer:",
         f"  per_device_train_batch_size: {batch}{_comment(typical)}",
@@ -83,15 +82,22 @@ def _training(settings: Settings) -> list[str]:
         "",
         "teach:",
         "  num_checkpoints: 4  # the student follows these",
-        "  trainer: {num_train_epochs: 3, learning_rate: 1.0e-4}",
+        f"  trainer: {{num_train_epochs: 3, learning_rate: {_rate(settings.teacher_learning_rate)}}}",
         "",
         "distill:",
         "  methods: [scd-aw]  # `tutelage compare` compares it with others",
-        "  # select: auto  # also train td and sft, and let validation pick the student",
+        "  select: auto  # also trains td and sft, and validation picks the student; null: scd-aw alone",
         "  num_stages: 4",
         f"  epochs_per_stage: {settings.epochs_per_stage}  # passes over the training rows in each stage",
-        f"  trainer: {{learning_rate: {settings.learning_rate}}}{_comment(why)}",
+        f"  trainer: {{learning_rate: {_rate(settings.learning_rate)}}}  # by the student's size; `tutelage compare"
+        f" {path} --tune` tries others",
     ]
+
+
+def _rate(value: float) -> str:
+    """A learning rate as YAML reads a number: 2.0e-4."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _comment(text: str) -> str:

@@ -111,7 +111,7 @@ def _literals(annotation: Any) -> list[str]:
 
 
 METHODS: dict[str, Method] = {
-    "sft": Method("none", "none", "none", "plain fine-tuning on gold, with the stages and resets of the other methods"),
+    "sft": Method("none", "none", "none", "plain fine-tuning on gold, by the rules of the other methods"),
     "td": Method("best", "forward_kl", "constant", "Hinton et al. 2015, arXiv 1503.02531"),
     "td-aw": Method("best", "forward_kl", "adaptive", "the weighting of arXiv 2601.10114 without its schedule"),
     "cd": Method("in_order", "forward_kl", "constant", "arXiv 2601.10114, baseline: checkpoints in fixed order"),

@@ -193,7 +193,6 @@ def _given_model_problems(recipe: Recipe) -> Iterator[Conflict]:
     without_effect = {
         "teach.trainer": (recipe.teach.trainer, "teach.checkpoints", checkpoints),
         "anchor.trainer": (anchor.trainer, "anchor.model_name_or_path", anchor.model_name_or_path),
-        "anchor.keep": (anchor.keep != "last", "anchor.model_name_or_path", anchor.model_name_or_path),
     }
     for trainer_key, (is_set, key, value) in without_effect.items():
         if value and is_set:

@@ -23,6 +23,7 @@ from tutelage.errors.wording import problem_text
 from tutelage.method.methods import find_method, method_names, split_variant
 from tutelage.recipe.arguments import refusal, trainer_argument_names, value_problem
 from tutelage.recipe.checks import budget, check, cross_problems, method_problems, name_problems
+from tutelage.recipe.presets import apply_preset
 from tutelage.recipe.renamed import RENAMED, variant_notes
 from tutelage.recipe.schema import Recipe, Section
 from tutelage.recipe.values import as_plain, unusable_texts, wrong
@@ -40,7 +41,7 @@ class LoadedRecipe:
 
     recipe: Recipe
     origins: dict[str, str]
-    """Dotted key of every leaf -> `default`, `override`, or file and line (`banking77.yaml:14`)."""
+    """Dotted key of every leaf -> `default`, `preset NAME`, `override`, or file and line (`banking77.yaml:14`)."""
     path: Path
     notes: tuple[str, ...] = ()
     """Warnings, one line each: keys that are given by their old names."""
@@ -63,6 +64,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     source.values.setdefault("name", source.path.stem)
     source.values.setdefault("output_dir", f"runs/{source.values['name']}")
     _fill_empty_sections(source.values)
+    # A run folder of a version that did not know a key was made with what `paper` says of it.
+    preset = "paper" if source.recorded else source.values.get("preset")
+    of_preset = apply_preset(source.values, preset)
     recipe = _validate(source, with_variants=True)
     if source.problems or recipe is None:
         raise ConfigError(*source.problems, subject=str(path))
@@ -73,7 +77,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     origins = {}
     for keys, _, _ in _leaves(recipe):
         is_given = _get(given, keys) is not _ABSENT
-        origins[dotted(keys)] = str(source.place(keys, source.path.name)) if is_given else "default"
+        otherwise = f"preset {preset}" if keys in of_preset else "default"
+        origins[dotted(keys)] = str(source.place(keys, source.path.name)) if is_given else otherwise
     return LoadedRecipe(recipe, origins, source.path, tuple(source.notes))
 
 

@@ -224,9 +224,9 @@ class Anchor(Section):
     distillation gets."""
     trainer: dict[str, Any] = {}
     """TrainingArguments for the anchor alone; default: the student's, with epochs = num_stages x epochs_per_stage."""
-    keep: Literal["last", "score", "loss"] = "last"
-    """Which model of the run is kept: the last, or of `distill.num_stages` checkpoints the best on validation, by score
-    or by loss."""
+    keep: Literal["last", "score", "loss"] = "loss"
+    """Which model of its fine-tuning is kept: of `distill.num_stages` checkpoints the best on validation, by loss or by
+    score, or the last, as published. An anchor that has memorised its training rows has no losses to weigh by."""
 
 
 class Silver(Section):
@@ -276,15 +276,16 @@ class Distill(Section):
     """Names in METHODS; each method gets the same rows, steps, stages, stage resets and seeds."""
     seeds: list[int] = [0]
     """One student per method and seed."""
-    select: Literal["auto"] | None = None
+    select: Literal["auto"] | None = "auto"
     """`auto`: also train `td` and `sft` (same cache, same steps) and take the student that is best on validation, so
-    that none is handed over that plain fine-tuning beats there. Costs up to two more students."""
+    that none is handed over that plain fine-tuning beats there. Costs up to two more students. null: only
+    `methods`."""
     num_stages: int = Field(4, gt=0, le=1000)
     """N: stages of training, each with a checkpoint to follow."""
     epochs_per_stage: float = Field(2.0, gt=0, le=10_000)
     """T: passes over the training rows, unlabelled ones included, in one stage. Plain fine-tuning, which has only the
     rows with gold, gets as many steps."""
-    stage_reset: bool = True
+    stage_reset: bool = False
     """Optimizer and learning-rate schedule start anew in each stage, as published. false: one schedule and one
     optimizer over all stages."""
     kd_ratio: float = Field(0.5, ge=0, le=1)
@@ -373,6 +374,9 @@ class Recipe(Section):
     """Name of the run. Default: the recipe file's name."""
     output_dir: str
     """The run folder. Default: runs/NAME."""
+    preset: Literal["paper"] | None = None
+    """`paper`: the published protocol (arXiv 2601.10114) wherever the recipe gives no value itself: stage resets, the
+    anchor at the end of its fine-tuning, `scd-aw` alone."""
     seed: int = 0
     """Seed of held-out rows, samples, teacher and anchor; `distill.seeds` are those of the students."""
     task: Task

@@ -29,7 +29,7 @@ class DistillationPlan:
     method: str = "scd-aw"
     num_stages: int = 4
     epochs_per_stage: float = 2.0
-    stage_reset: bool = True
+    stage_reset: bool = False
     kd_ratio: float = 0.5
     temperature: float = 1.0
     advance: bool = False

@@ -72,14 +72,16 @@ class SCDConfig(TrainingArguments):
     """All TrainingArguments, and the settings of the method, which mean the same as in a recipe.
 
     `num_train_epochs` is not used: training lasts `num_stages` x `epochs_per_stage`. The defaults are the paper's:
-    batch size 8, AdamW betas (0.9, 0.95), gradient clipping at 1.0, a cosine schedule with 10 % warm-up in each stage.
+    batch size 8, AdamW betas (0.9, 0.95), gradient clipping at 1.0, a cosine schedule with 10 % warm-up; but for the
+    stage resets, which are off.
     """
 
     method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
     num_stages: int = field(default=4, metadata={"help": "N: stages of training, each with a checkpoint to follow."})
     epochs_per_stage: float = field(default=2.0, metadata={"help": "T: passes over the rows in one stage."})
     stage_reset: bool = field(
-        default=True, metadata={"help": "Optimizer and learning-rate schedule start anew in each stage."}
+        default=False,
+        metadata={"help": "Optimizer and learning-rate schedule start anew in each stage, as published."},
     )
     kd_ratio: float = field(
         default=0.5, metadata={"help": "Constant weighting: loss = (1 - kd_ratio) CE + kd_ratio KD."}
