@@ -36,7 +36,8 @@ def recipe(data: Path, run: Path, given: argparse.Namespace) -> dict[str, Any]:
     unlabelled = min(given.unlabelled, train - gold)
     rows: dict[str, Any] = {"max_train_rows": gold}
     if unlabelled:
-        rows |= {"unlabelled": str(data / "train.jsonl"), "max_unlabelled_rows": unlabelled}
+        file = given.unlabelled_file or data / "train.jsonl"
+        rows |= {"unlabelled": str(file), "max_unlabelled_rows": unlabelled}
     return {
         "name": data.name,
         "output_dir": str(run),
@@ -73,7 +74,7 @@ def recipe(data: Path, run: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 def compare(data: Path, given: argparse.Namespace) -> dict[str, Any]:
     """The section of summary.json of one data set."""
-    name = f"{data.name}-{given.gold}-{given.unlabelled}"
+    name = f"{data.name}-{given.gold}-{given.unlabelled}{given.suffix}"
     path = given.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe(data, given.folder / name, given), allow_unicode=True), encoding="utf-8")
     command = [sys.executable, "-m", "tutelage", "compare", str(path), "--methods", given.methods]
@@ -90,6 +91,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where recipes, runs and results.jsonl go")
     parser.add_argument("--gold", type=int, default=500, help="training rows that keep their gold")
     parser.add_argument("--unlabelled", type=int, default=1500, help="most training rows without it")
+    parser.add_argument(
+        "--unlabelled-file", type=Path, help="rows without gold; default: the rest of the training rows"
+    )
+    parser.add_argument("--suffix", default="", help="of the run's name")
     parser.add_argument("--methods", default="sft,seqkd,td,ccd,scd-aw")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=400, help=f"optimizer steps of a student, of {BATCH} rows")

@@ -21,6 +21,7 @@ PACKAGES = [
     "training",
     "shrink",
     "doctor",
+    "predict",
     "stages",
     "compare",
     "demo",

@@ -14,8 +14,9 @@ from helpers.tiny import EOS, byte_tokenizer, tiny_model
 from helpers.whole_run import whole_run
 from tutelage.data.readers import Place
 from tutelage.models.load import load_tokenizer, load_trainable
-from tutelage.models.predict import Predictor
 from tutelage.models.save import save_student
+from tutelage.predict.find_model import find_model
+from tutelage.predict.predictor import Predictor
 from tutelage.recipe.schema import Model
 from tutelage.report.model_card import write_card
 
@@ -80,7 +81,7 @@ def test_the_code_of_the_card_answers_as_predict(tmp_path, capsys, tokenizer, ch
         exec(code.replace('text="..."', f"text={text!r}"), {})
         plain.append(capsys.readouterr().out.removesuffix("\n"))
     rows = [({"text": text}, Place("rows", n)) for n, text in enumerate(TEXTS)]
-    predicted = [line["raw"] for line in Predictor(folder, batch_size=1)(rows)]
+    predicted = [line["raw"] for line in Predictor(find_model(folder), batch_size=1)(rows)]
     assert plain == predicted
     assert len(set(plain)) > 2 and len(set(map(len, plain))) > 2, "answers must differ, and end at different tokens"
     kept = json.loads((folder / "generation_config.json").read_text())

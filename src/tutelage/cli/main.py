@@ -293,22 +293,42 @@ app.command()(shrink)
 
 @app.command()
 def predict(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder of a distilled student (it holds tutelage.json).")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a distilled student, or a run folder.")],
     input: Annotated[str, typer.Option("--input", help="File of rows, or - for JSON lines on standard input.")],
     output: Annotated[
-        Path | None, typer.Option("--output", help="File for the answers. Default: standard output.")
+        Path | None,
+        typer.Option("--output", help="File for the answers (.jsonl, .csv, .tsv, .parquet). Default: standard output."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Of a run: teacher, anchor, METHOD or METHOD/seed-K. Default: the student it hands over."
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="OURS=THEIRS", help="Name of a column in the input, e.g. text=review."),
+    ] = None,
+    defer_below: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="P", help="Let the teacher answer rows with a lower confidence than this."),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run of that teacher. Default: the student's own.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows per batch.")] = 16,
 ) -> None:
-    """Answer new rows with a distilled student.
+    """Answer new rows with a distilled student, or another model of a run.
 
-    Writes one JSON line per row (id, prediction, raw, confidence), in the order of the input.
+    Writes one JSON line per row (id, prediction, raw, confidence), in the order of the input. A table (.csv, .tsv,
+    .parquet) keeps the input's columns. With --output, the same command continues after an interruption.
     """
-    from tutelage.models.predict import predict_file
+    from tutelage.predict.command import predict as answer
 
-    predict_file(model, input, output, batch_size)
+    answer(
+        folder, input, output, model=model, columns=column or (), defer_below=defer_below, teacher=teacher,
+        batch_size=batch_size,
+    )  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)

@@ -15,6 +15,7 @@ from torch import nn
 from tutelage.data.token_store import TokenStore
 from tutelage.method.methods import find_method
 from tutelage.models.load import device
+from tutelage.predict.usage import usage_of
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.manifest import Work
@@ -129,11 +130,4 @@ def _finish(models: RunModels, work: Work, distillation: Distillation, kept: Pat
 
 def write_usage(run: RunFolder, folder: Path) -> None:
     """Write tutelage.json beside the student: how `predict` renders a row and reads an answer."""
-    usage = {
-        "task": run.recipe.task.model_dump() | {"labels": run.prepared["labels"]},
-        "data": run.recipe.data.model_dump() | run.prepared.get("decided", {}),
-        "choice": run.prepared["choice"],
-        "max_new_tokens": run.prepared["max_new_tokens"],
-        "run": run.recipe.name,
-    }
-    write_json(folder / "tutelage.json", usage)
+    write_json(folder / "tutelage.json", usage_of(run))

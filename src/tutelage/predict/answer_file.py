@@ -1,0 +1,155 @@
+"""Writes answers to a file: JSON lines, or the input's columns with the answers in CSV, TSV or Parquet.
+
+A file appears when it is finished. Until then the answers are in OUTPUT.predicting, and the same command continues
+after an interruption.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.readers import PlacedRow
+from tutelage.errors import ConfigError, Kind, Problem, StaleArtifactError, UserError
+from tutelage.predict.predictor import AnswerRecord, Answers
+from tutelage.run.manifest import differences, locked
+from tutelage.utils.checksums import STARTED
+from tutelage.utils.console import Screen
+from tutelage.utils.files import discard, read_json, read_jsonl, replacing, write_json, write_jsonl
+from tutelage.utils.progress import PROGRESS
+
+CHUNK = 512
+"""Rows between two saves: what an interrupted command answers again at most."""
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+_COLUMNS = ("prediction", "raw", "confidence", "answered_by")
+"""Columns that a table gets."""
+
+
+def refuse_existing(output: Path) -> None:
+    """Raises UserError for a file that exists, unless an unfinished command may have just put it there."""
+    if output.exists() and not (_work_folder(output) / STARTED).is_file():
+        raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
+
+
+def _work_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.predicting")
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """One output file."""
+
+    path: Path
+    inputs: dict[str, Any]
+    """What the answers depend on: model, rows, options."""
+
+    @property
+    def _folder(self) -> Path:
+        return _work_folder(self.path)
+
+    def write(self, rows: Sequence[PlacedRow], answers: Answers) -> list[AnswerRecord]:
+        """Answer all rows and write the file; returns the answers.
+
+        Raises UserError if the file exists: it could be the input, or earlier answers. Raises StaleArtifactError for
+        unfinished answers of another model, other rows or other options, ConfigError for columns that the output would
+        have twice.
+        """
+        if self.path.exists() and not self._was_finished():
+            raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(self.path)}))
+        self._check_columns(rows)
+        with locked(self._folder, "type another --output", lambda path: (path / STARTED).is_file()):
+            self._begin()
+            found = self._answered(rows, answers)
+            if not self.path.exists():
+                self._finish(rows, found)
+        discard(self._folder)
+        return found
+
+    def _was_finished(self) -> bool:
+        """Whether a process wrote the file and was killed before it deleted its folder."""
+        started = self._folder / STARTED
+        return started.is_file() and read_json(started)["inputs"] == self.inputs
+
+    def _check_columns(self, rows: Sequence[PlacedRow]) -> None:
+        is_table = self.path.suffix.lower() in (*SEPARATORS, PARQUET)
+        taken = [name for name in _COLUMNS if is_table and any(name in row for row, _ in rows)]
+        if taken:
+            raise ConfigError(
+                f"the input has a column {taken[0]!r}, and {self.path} gets one of that name: rename it, or write JSON"
+                " lines (--output FILE.jsonl)"
+            )
+
+    def _begin(self) -> None:
+        started = self._folder / STARTED
+        if started.is_file() and (changed := differences(read_json(started)["inputs"], self.inputs)):
+            raise StaleArtifactError(
+                f"{self._folder} holds unfinished answers of another command ({'; '.join(changed)}): type that command"
+                f" to continue it, type another --output, or delete {self._folder}"
+            )
+        write_json(started, {"inputs": self.inputs})
+        (self._folder / PROGRESS).touch()
+
+    def _answered(self, rows: Sequence[PlacedRow], answers: Answers) -> list[AnswerRecord]:
+        found: list[AnswerRecord] = []
+        with Screen().progress("rows", len(rows)) as advance:
+            for number, start in enumerate(range(0, len(rows), CHUNK)):
+                chunk, path = rows[start : start + CHUNK], self._folder / f"answers-{number:05d}.jsonl"
+                if not path.is_file():
+                    write_jsonl(path, answers(chunk))
+                found += list(read_jsonl(path))
+                advance(len(chunk))
+        return found
+
+    def _finish(self, rows: Sequence[PlacedRow], answers: Sequence[AnswerRecord]) -> None:
+        ending = self.path.suffix.lower()
+        if ending not in (*SEPARATORS, PARQUET):
+            write_jsonl(self.path, answers, new=True)
+            return
+        table = [
+            {**row, **{k: v for k, v in a.items() if k != "id"}} for (row, _), a in zip(rows, answers, strict=True)
+        ]
+        with replacing(self.path, new=True) as draft:
+            if ending == PARQUET:
+                _write_parquet(draft, table)
+            else:
+                _write_csv(draft, table, SEPARATORS[ending])
+
+
+def _write_csv(path: Path, table: Sequence[dict[str, Any]], separator: str) -> None:
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, delimiter=separator, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
+
+
+def _cell(value: Any) -> Any:
+    """Lists and objects, such as entities, become JSON."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
+
+
+def _write_parquet(path: Path, table: Sequence[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    parquet.write_table(pyarrow.table({name: _column([row.get(name) for row in table]) for name in columns}), path)
+
+
+def _column(values: list[Any]) -> Any:
+    """A column of one type; values of several types become JSON text."""
+    import pyarrow
+
+    try:
+        return pyarrow.array(values)
+    except pyarrow.ArrowException:
+        return pyarrow.array([value if value is None or isinstance(value, str) else _json(value) for value in values])
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,94 @@
+"""Which model answers: a student's folder, or the teacher, the anchor or a student of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tutelage.errors import ConfigError, ModelError
+from tutelage.models.load import load_model, load_tokenizer
+from tutelage.predict.usage import Usage, usage_of
+from tutelage.recipe.load import load_recipe
+from tutelage.recipe.schema import Model
+from tutelage.report.card_facts import find_student
+from tutelage.run.manifest import folder_fingerprint, is_run
+from tutelage.run.run_folder import RunFolder
+from tutelage.training.run_models import RunModels
+from tutelage.utils.files import read_json
+from tutelage.utils.integrity import present
+
+USAGE = "tutelage.json"
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model that can answer, not loaded yet."""
+
+    name: str
+    """`teacher`, `anchor`, or METHOD/seed-K."""
+    usage: Usage
+    fingerprint: str
+    """Changes with the model's files."""
+    load: Callable[[], nn.Module]
+    tokenizer: Callable[[], Any]
+
+
+def find_model(folder: Path, name: str | None = None) -> FoundModel:
+    """The model in a student's folder; of a run folder the one of this name, by default the student it hands over.
+
+    name: `teacher` (T*), `anchor`, METHOD or METHOD/seed-K. Raises ModelError for a folder that is neither, ConfigError
+    for a name beside a student's folder, DataError for a student that the run does not have.
+    """
+    if present(folder / USAGE):
+        if name is not None:
+            raise ConfigError(
+                f"{folder} is one student, and --model chooses a model of a run: leave it out, or name the run folder"
+            )
+        return _student(folder)
+    if not (folder / "recipe.yaml").is_file() or not is_run(folder):
+        raise ModelError(
+            f"{folder} has no {USAGE}: name the folder of a distilled student, RUN/distill/METHOD/seed-K, or a run"
+            " folder"
+        )
+    if name in ("teacher", "anchor"):
+        return _of_run(RunFolder(load_recipe(folder).recipe), name)
+    if name and "/" not in name:
+        seeds = sorted(path.name for path in (folder / "distill" / name).glob("seed-*"))
+        name = f"{name}/{seeds[0] if seeds else 'seed-0'}"
+    return _student(find_student(folder, name).folder)
+
+
+def teacher_beside(folder: Path) -> FoundModel | None:
+    """The teacher of a run folder, or of the run that a student's folder lies in; None if there is no such run."""
+    owner = next((path for path in [folder, *folder.resolve().parents[:3]] if is_run(path)), None)
+    return find_model(owner, "teacher") if owner else None
+
+
+def _student(folder: Path) -> FoundModel:
+    section = Model(model_name_or_path=str(folder), dtype="auto")
+    return FoundModel(
+        "/".join(folder.resolve().parts[-2:]),
+        read_json(folder / USAGE),
+        folder_fingerprint(str(folder)),
+        lambda: load_model(section),
+        lambda: load_tokenizer(section),
+    )
+
+
+def _of_run(run: RunFolder, name: str) -> FoundModel:
+    """Teacher or anchor, in the precision that `evaluate` scores them in."""
+    models = RunModels(run)
+    section, weights = (
+        (run.recipe.teacher, run.best_teacher) if name == "teacher" else (run.recipe.student, run.folder / "anchor")
+    )
+    return FoundModel(
+        name,
+        usage_of(run),
+        folder_fingerprint(str(weights)),
+        lambda: models.load(section, weights),
+        lambda: models.tokenizer,
+    )

@@ -1,0 +1,111 @@
+"""Answers of one model to rows, and of a cascade: a student, and its teacher where the student is unsure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any, NotRequired, TypedDict
+
+from tutelage.data.collate import vocabulary_of
+from tutelage.data.encode import make_encoder
+from tutelage.data.readers import PlacedRow
+from tutelage.data.row_formats import example_from_row
+from tutelage.models.evaluation import Evaluator
+from tutelage.predict.find_model import FoundModel
+from tutelage.recipe.renamed import translate_nested
+from tutelage.recipe.schema import Data, Task
+from tutelage.records import Example
+from tutelage.tasks import make_task
+
+CHUNK_BATCHES = 8
+"""Batches read ahead from a file, so that rows of like length are decoded together. Standard input is answered batch by
+batch."""
+
+
+class AnswerRecord(TypedDict):
+    """A line of the output."""
+
+    id: str
+    prediction: Any
+    """The answer as parsed by the task; None if it cannot be."""
+    raw: str
+    """The answer as written."""
+    confidence: float | None
+    """Probability in [0, 1] of the whole answer, under the model that gave it."""
+    answered_by: NotRequired[str]
+    """`student` or `teacher`, in a cascade."""
+
+
+Answers = Callable[[Sequence[PlacedRow]], list[AnswerRecord]]
+"""Gives the answers to rows, in order."""
+
+
+class Predictor:
+    """A model with its tokenizer, prompt and parser. The model is loaded with the first rows."""
+
+    def __init__(self, found: FoundModel, batch_size: int = 16, columns: Mapping[str, str] | None = None) -> None:
+        """columns: our name -> the name in the rows, beside those of the run."""
+        usage = found.usage
+        self.found = found
+        self.task_section = Task(**usage["task"])
+        data = Data(**translate_nested({"data": usage["data"]})["data"])  # keys may be of an earlier version
+        self.data = data.model_copy(update={"columns": {**data.columns, **(columns or {})}})
+        self.task = make_task(self.task_section, self.task_section.labels, choice=usage["choice"])
+        self.batch_size = batch_size
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        tokenizer = self.found.tokenizer()
+        encoder, longest = make_encoder(self.data, tokenizer), self.found.usage["max_new_tokens"]
+        decoding = self.task_section.decoding
+        return Evaluator(self.task, encoder, vocabulary_of(tokenizer), longest, decoding, self.batch_size)
+
+    @cached_property
+    def _model(self) -> Any:
+        return self.found.load()
+
+    def __call__(self, rows: Sequence[PlacedRow]) -> list[AnswerRecord]:
+        """Raises RowsError for a row that cannot be rendered."""
+        examples = [self._example(*placed) for placed in rows]
+        answers = self._evaluator.answers(self._model, self._evaluator.eval_set(examples))
+        return [
+            {
+                "id": example.id,
+                "prediction": self.task.parse(answer.text, example),
+                "raw": answer.text,
+                "confidence": answer.confidence,
+            }
+            for example, answer in zip(examples, answers, strict=True)
+        ]
+
+    def _example(self, row: dict[str, Any], place: Any) -> Example:
+        labels = self.task_section.labels
+        return example_from_row(
+            row, place=place, split="test", task=self.task_section, data=self.data, labels=labels, need_answer=False
+        )
+
+
+class Cascade:
+    """The student's answers, and the teacher's where the student's confidence is below a threshold."""
+
+    def __init__(self, student: Answers, teacher: Answers, defer_below: float) -> None:
+        """defer_below: in [0, 1]; an answer without a confidence is deferred, too."""
+        self.student, self.teacher, self.defer_below = student, teacher, defer_below
+
+    def __call__(self, rows: Sequence[PlacedRow]) -> list[AnswerRecord]:
+        """Raises as `Predictor`."""
+        answers = self.student(rows)
+        unsure = [n for n, a in enumerate(answers) if a["confidence"] is None or a["confidence"] < self.defer_below]
+        deferred = dict(zip(unsure, self.teacher([rows[n] for n in unsure]) if unsure else (), strict=True))
+        return [
+            {**deferred.get(n, answer), "answered_by": "teacher" if n in deferred else "student"}
+            for n, answer in enumerate(answers)
+        ]
+
+
+def in_chunks(answers: Answers, rows: Iterable[PlacedRow], size: int) -> Iterator[AnswerRecord]:
+    """The answers, from as many rows at a time. They do not depend on the size but for rounding."""
+    rows = iter(rows)
+    while chunk := list(islice(rows, size)):
+        yield from answers(chunk)
