@@ -170,6 +170,15 @@ def test_a_file_whose_command_was_killed_at_its_end_is_finished(folder, command,
     assert command(*words) == 2 and "a.jsonl" in command.err
 
 
+def test_a_file_that_appeared_meanwhile_is_not_taken_for_the_answers(folder, command, tmp_path, reviews, monkeypatch):
+    out = tmp_path / "a.jsonl"
+    words = ["predict", folder / STUDENT, "--input", reviews, "--column", "text=review", "--output", out]
+    monkeypatch.setattr(answer_file, "discard", lambda folder: None)
+    assert command(*words) == 0
+    out.write_text("mine")
+    assert command(*words) == 2 and out.read_text() == "mine"
+
+
 def test_lists_become_json_in_a_csv(tmp_path):
     rows = [({"text": "Ada in Paris"}, None)]
     entities = [{"type": "person", "text": "Ada"}]

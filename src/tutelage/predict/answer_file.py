@@ -17,22 +17,29 @@ from tutelage.data.readers import PlacedRow
 from tutelage.errors import ConfigError, Kind, Problem, StaleArtifactError, UserError
 from tutelage.predict.predictor import AnswerRecord, Answers
 from tutelage.run.manifest import differences, locked
-from tutelage.utils.checksums import STARTED
+from tutelage.utils.checksums import STARTED, file_record
 from tutelage.utils.console import Screen
-from tutelage.utils.files import discard, read_json, read_jsonl, replacing, write_json, write_jsonl
+from tutelage.utils.files import discard, is_remains, read_json, read_jsonl, replacing, write_json, write_jsonl
 from tutelage.utils.progress import PROGRESS
 
 CHUNK = 512
 """Rows between two saves: what an interrupted command answers again at most."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
+WRITTEN = "written.json"
+"""In the work folder: size and hash of the output, just before it gets its name."""
 _COLUMNS = ("prediction", "raw", "confidence", "answered_by")
 """Columns that a table gets."""
 
 
 def refuse_existing(output: Path) -> None:
-    """Raises UserError for a file that exists, unless an unfinished command may have just put it there."""
-    if output.exists() and not (_work_folder(output) / STARTED).is_file():
+    """Raises UserError for a file that exists: it could be the input, or earlier answers. What this tool left half
+    deleted beside it is deleted."""
+    folder = _work_folder(output)
+    for path in output.parent.glob(f".{folder.name}.deleting-*"):
+        if is_remains(path):
+            discard(path)
+    if output.exists() and not (folder / WRITTEN).is_file():
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
 
 
@@ -55,25 +62,27 @@ class AnswerFile:
     def write(self, rows: Sequence[PlacedRow], answers: Answers) -> list[AnswerRecord]:
         """Answer all rows and write the file; returns the answers.
 
-        Raises UserError if the file exists: it could be the input, or earlier answers. Raises StaleArtifactError for
-        unfinished answers of another model, other rows or other options, ConfigError for columns that the output would
-        have twice.
+        Raises UserError if the file exists, StaleArtifactError for unfinished answers of another model, other rows or
+        other options, ConfigError for columns that the output would have twice.
         """
-        if self.path.exists() and not self._was_finished():
-            raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(self.path)}))
+        refuse_existing(self.path)
         self._check_columns(rows)
         with locked(self._folder, "type another --output", lambda path: (path / STARTED).is_file()):
             self._begin()
             found = self._answered(rows, answers)
-            if not self.path.exists():
+            if not self._is_written():
                 self._finish(rows, found)
         discard(self._folder)
         return found
 
-    def _was_finished(self) -> bool:
-        """Whether a process wrote the file and was killed before it deleted its folder."""
-        started = self._folder / STARTED
-        return started.is_file() and read_json(started)["inputs"] == self.inputs
+    def _is_written(self) -> bool:
+        """Whether a process wrote the file and was killed before it deleted its folder. Raises UserError if the file is
+        another one."""
+        if not self.path.exists():
+            return False
+        if read_json(self._folder / WRITTEN) != file_record(self.path):
+            raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(self.path)}))
+        return True
 
     def _check_columns(self, rows: Sequence[PlacedRow]) -> None:
         is_table = self.path.suffix.lower() in (*SEPARATORS, PARQUET)
@@ -107,17 +116,17 @@ class AnswerFile:
 
     def _finish(self, rows: Sequence[PlacedRow], answers: Sequence[AnswerRecord]) -> None:
         ending = self.path.suffix.lower()
-        if ending not in (*SEPARATORS, PARQUET):
-            write_jsonl(self.path, answers, new=True)
-            return
         table = [
             {**row, **{k: v for k, v in a.items() if k != "id"}} for (row, _), a in zip(rows, answers, strict=True)
         ]
         with replacing(self.path, new=True) as draft:
             if ending == PARQUET:
                 _write_parquet(draft, table)
-            else:
+            elif ending in SEPARATORS:
                 _write_csv(draft, table, SEPARATORS[ending])
+            else:
+                draft.write_text("".join(f"{_json(answer)}\n" for answer in answers), encoding="utf-8")
+            write_json(self._folder / WRITTEN, file_record(draft))
 
 
 def _write_csv(path: Path, table: Sequence[dict[str, Any]], separator: str) -> None:
@@ -130,7 +139,7 @@ def _write_csv(path: Path, table: Sequence[dict[str, Any]], separator: str) -> N
 
 def _cell(value: Any) -> Any:
     """Lists and objects, such as entities, become JSON."""
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
+    return _json(value) if isinstance(value, list | dict) else value
 
 
 def _write_parquet(path: Path, table: Sequence[dict[str, Any]]) -> None:
