@@ -7,6 +7,7 @@ import csv
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ from tutelage.utils.format import parameter_count
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Command:
+    return Command(monkeypatch, capsys)
 
 
 def write_csv(path: Path, records: list[dict]) -> None:
@@ -359,3 +365,64 @@ def test_a_small_batch_is_made_up_for_by_accumulation(tmp_path):
     arguments = recipe.trainer_arguments("teach")
     assert arguments["per_device_train_batch_size"] < 16
     assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 16
+
+
+def test_named_files_a_named_task_and_rows_without_labels(command, tmp_path):
+    for name, part in (("a", "train"), ("b", "validation"), ("c", "test")):
+        write_rows(tmp_path / f"{name}.jsonl", rows(part))
+    write_rows(tmp_path / "more.jsonl", [{"text": f"another thing {n}"} for n in range(9)])
+    words = ["--train", "a.jsonl", "--validation", "b.jsonl", "--test", "c.jsonl", "--unlabelled", "more.jsonl"]
+    assert command("init", *words, "--task", "classification") == 0
+    data = load_recipe("a.yaml").recipe.data
+    assert (data.train, data.validation, data.test) == (["a.jsonl"], ["b.jsonl"], ["c.jsonl"])
+    assert data.unlabelled == ["more.jsonl"]
+
+
+@pytest.mark.parametrize("words", [[], ["a.jsonl", "--train", "a.jsonl"]])
+def test_rows_are_named_once(command, words):
+    assert command("init", *words) == 2 and "DATA, or --train FILE" in command.err
+
+
+def test_a_test_file_named_like_the_training_file_is_used(tmp_path):
+    for name, part in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        write_rows(tmp_path / f"intents_{name}.jsonl", rows(part))
+    data = read(initialise("intents_train.jsonl"))[0].data
+    assert (data.validation, data.test) == (["intents_dev.jsonl"], ["intents_test.jsonl"])
+
+
+@pytest.mark.parametrize("names", [("train-v1.1.json", "dev-v1.1.json"), ("eng.train", "eng.testa", "eng.testb")])
+def test_squads_and_conlls_own_file_names_are_known_in_a_folder(tmp_path, names):
+    for number, name in enumerate(names):
+        if name.endswith(".json"):
+            passages = [{"context": f"Ada {number} {n} lives in Paris.", "qas": [
+                {"id": f"{number}-{n}", "question": "Where?", "answers": [{"text": "Paris", "answer_start": 0}]}
+            ]} for n in range(60)]  # fmt: skip
+            text = json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": passages}]})
+            text = text.replace('"answer_start": 0', f'"answer_start": {passages[0]["context"].index("Paris")}')
+        else:
+            text = "".join(f"Ada{number}{n} B-PER\nlives O\nin O\nParis B-LOC\n\n" for n in range(60))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_text(text)
+    recipe, found = read(initialise("data"))
+    assert recipe.task.type == ("qa" if len(names) == 2 else "ner")
+    assert all(found.examples.values())
+
+
+def test_a_task_that_the_columns_do_not_fit_is_refused_and_prompts_with_answers_fit_all(tmp_path):
+    write_rows(tmp_path / "r.jsonl", rows("train"))
+    with pytest.raises(DataError, match="the rows look like classification"):
+        initialise("r.jsonl", task="ner")
+    write_rows(tmp_path / "p.jsonl", [{"prompt": f"thing {n}", "completion": LABELS[n % 3]} for n in range(60)])
+    assert read(initialise("p.jsonl", task="qa"))[0].task.type == "qa"
+
+
+def test_own_checkpoints_give_a_recipe_without_fine_tuning(tmp_path):
+    teacher, student = save_pair(tmp_path / "models")
+    for step in (4, 8):
+        shutil.copytree(teacher, tmp_path / f"mine/checkpoint-{step}")
+    for part in ("train", "validation", "test"):
+        write_rows(tmp_path / "data" / f"{part}.jsonl", rows(part))
+    recipe, _ = read(initialise("data", None, str(student), checkpoints=Path("mine")))
+    assert recipe.teach.checkpoints == "mine" and not recipe.teach.trainer
+    assert recipe.teacher.model_name_or_path == "mine/checkpoint-4"
+    assert exit_code(examine_file(Path("data.yaml"))) in (0, 1)

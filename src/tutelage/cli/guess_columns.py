@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tutelage.data.columns import NATIVE, ROW_FORMATS, read_columns
@@ -20,6 +20,7 @@ from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.recipe.schema import Data, Task
 from tutelage.tasks.ner import NO_ENTITIES, entities_from_answer
 
+TASKS = ("ner", "qa", "classification")
 SAMPLE_ROWS = 2000
 FORMAT_ROWS = 50
 """Rows that must all have the same row format."""
@@ -58,22 +59,29 @@ class Guess:
     """Columns that are no part of the question: ids and answer."""
 
 
-def guess_rows(rows: Sequence[Row]) -> Guess:
-    """Task and columns of raw rows. Raises DataError where no task fits."""
+def guess_rows(rows: Sequence[Row], task: str | None = None) -> Guess:
+    """Task and columns of raw rows. task: `--task`. Raises DataError where no task, or another one fits."""
     sample = rows[:SAMPLE_ROWS]
-    guess = _by_names(sample) or _by_answers(sample, Data()) or _by_contents(sample)
+    guess = _by_names(sample, (task,) if task else TASKS) or _by_answers(sample, Data()) or _by_contents(sample)
     if guess is None:
         values = {"columns": sorted(sample[0]), "way_out": (way_out(sample[0]) or (None,))[0]}
         raise DataError(Problem(Kind.TASK_UNCLEAR, values=values))
-    return guess
+    if task in (None, guess.task):
+        return guess
+    if guess.native:
+        raise DataError(
+            f"--task {task}: the rows look like {guess.task} ({guess.why}); rename their columns as"
+            f" docs/your-own-data.md lists them for {task}, or leave --task out"
+        )
+    return replace(guess, task=task, why="as --task says")  # a prompt and its answer fit every task
 
 
 # --- by names ---
 
 
-def _by_names(rows: Sequence[Row]) -> Guess | None:
-    """All rows have a row format that belongs to one task."""
-    for task in ("ner", "qa", "classification"):
+def _by_names(rows: Sequence[Row], tasks: Sequence[str]) -> Guess | None:
+    """All rows have a row format that belongs to one of the tasks."""
+    for task in tasks:
         row_format = _common_format(rows, task, Data())
         if row_format in NATIVE[task]:
             renamed = read_columns(rows[0], Task(type=task), Data()).renamed

@@ -10,7 +10,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tutelage.cli.guess_columns import Guess, guess_rows
 from tutelage.cli.recipe_settings import guess_settings
 from tutelage.cli.recipe_text import recipe_text
 from tutelage.data.columns import accepted_answers, map_columns
-from tutelage.data.readers import ENDINGS, PlacedRow, Row, find_files, read_rows
+from tutelage.data.readers import ENDINGS, SPLIT_NAMES, PlacedRow, Row, find_files, read_rows
 from tutelage.data.splits import normalised, passages_of
 from tutelage.doctor.data_checks import FEW_SCORED_ROWS
 from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
@@ -28,6 +28,7 @@ from tutelage.errors.wording import SPLIT_WORDS
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.schema import Data
 from tutelage.records import SPLITS
+from tutelage.run.checkpoints import base_of
 from tutelage.utils.files import write_text
 
 TEST_FRACTION = 0.2
@@ -53,36 +54,53 @@ class WrittenRecipe:
 
 
 def initialise(
-    data: Path | str, teacher: str | None = None, student: str | None = None, output: Path | None = None
+    data: Path | str | None,
+    teacher: str | None = None,
+    student: str | None = None,
+    output: Path | None = None,
+    *,
+    task: str | None = None,
+    files: Mapping[str, Path] | None = None,
+    unlabelled: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> WrittenRecipe:
     """Look at `data` (a file, or a folder with train, validation and test files) and write a recipe.
 
-    output: the recipe, default NAME.yaml here. Rows without a test split are split into new files,
+    files: by split, instead of those that are found; with training rows among them, data is None. unlabelled: rows
+    without gold. checkpoints: a folder of the teacher's; then it is not fine-tuned. output: the recipe, default
+    NAME.yaml here. What is not given is guessed. Rows without a test split are split into new files,
     NAME_data/train.jsonl and test.jsonl. Raises UserError for files that exist, DataError for data that cannot be read
-    or fits no task.
+    or fits no task, ModelError for a folder without checkpoints.
     """
-    data = Path(data)
-    if not data.exists():
-        raise DataError(Problem(Kind.DATA_MISSING, values={"path": str(data)}))
+    named = dict(files or {})
+    data = Path(data or named["train"])
+    for place in (data, *named.values(), *([unlabelled] if unlabelled else ())):
+        if not place.exists():
+            raise DataError(Problem(Kind.DATA_MISSING, values={"path": str(place)}))
     path = output or Path(re.sub(r"[^\w.-]+", "_", data.resolve().stem) + ".yaml")
     _refuse_existing(path)
     for key, name in (("teacher", teacher), ("student", student)):
         if name and has_secret(name):  # before it is in a file
             raise ConfigError(Problem(Kind.SECRET_IN_RECIPE, key=f"{key}.model_name_or_path"))
-    files = _files(data)
-    raw = {split: read_rows(names) for split, names in files.items()}
-    guess = guess_rows([row for row, _ in raw["train"]])
+    found = {} if "train" in named else _files(data)
+    found |= {split: [str(file)] for split, file in named.items()}
+    raw = {split: read_rows(names) for split, names in found.items()}
+    guess = guess_rows([row for row, _ in raw["train"]], task)
     counts = ", ".join(
         f"{len(rows):,}" + (f" {SPLIT_WORDS[split]}" if len(raw) > 1 else "") for split, rows in raw.items()
     )
     written = WrittenRecipe(path, "", [f"{guess.task}: {guess.why}; {counts} rows", *guess.notes])
-    section, training_rows = _data_section(data, files, guess), len(raw["train"])
-    if "test" not in files and "validation" not in files:
+    section, training_rows = _data_section(None if named else data, found, guess), len(raw["train"])
+    if "test" not in found and "validation" not in found:
         section, training_rows = _split(raw["train"], guess, path, written.found)
-    if not files.keys() >= {"validation", "test"}:  # with one of them, it is the test split
+    if not found.keys() >= {"validation", "test"}:  # with one of them, it is the test split
         section["validation_fraction"] = _fraction(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training_rows)
     rows = [row for row, _ in raw["train"]]
+    if unlabelled:
+        section["unlabelled"] = str(unlabelled)
+    teacher = teacher or (base_of(str(checkpoints)) if checkpoints else None)
     settings = guess_settings(section, guess, teacher, student, rows, path, written.missing)
+    settings.checkpoints = str(checkpoints) if checkpoints else None
     written.text = recipe_text(path, guess, settings)
     write_text(path, written.text, new=True)
     load_recipe(path)
@@ -101,8 +119,9 @@ def _files(data: Path) -> dict[str, list[str]]:
     """Files by split, with `train` always among them."""
     if data.is_file():
         siblings = find_files(data.parent)
-        is_split = str(data) in siblings.get("train", [])
-        return {split: siblings[split] for split in SPLITS if split in siblings} if is_split else {"train": [str(data)]}
+        if str(data) in siblings.get("train", []):
+            return {split: siblings[split] for split in SPLITS if split in siblings}
+        return {"train": [str(data)], **_named_alike(data)}
     files = find_files(data)
     if "train" in files:
         return {split: files[split] for split in SPLITS if split in files}
@@ -118,9 +137,23 @@ def _files(data: Path) -> dict[str, list[str]]:
     raise DataError(Problem(Kind.TRAIN_FILE_UNCLEAR, values=values))
 
 
-def _data_section(data: Path, files: dict[str, list[str]], guess: Guess) -> dict[str, Any]:
-    """The part of `data` that names rows and columns."""
-    if data.is_dir() and files.keys() - {"train"}:
+def _named_alike(train: Path) -> dict[str, list[str]]:
+    """Validation and test files beside a training file, by its own pattern of names: intents_train.csv,
+    intents_test.csv."""
+    word = re.search(r"(?<![^\W_])train(?:ing)?(?![^\W_])", train.name, re.IGNORECASE)
+    if word is None:
+        return {}
+    found = {}
+    for split in ("validation", "test"):
+        names = [train.name[: word.start()] + name + train.name[word.end() :] for name in SPLIT_NAMES[split]]
+        paths = [train.with_name(name) for name in names if train.with_name(name).is_file()]
+        found |= {split: [str(paths[0])]} if paths else {}
+    return found
+
+
+def _data_section(data: Path | None, files: dict[str, list[str]], guess: Guess) -> dict[str, Any]:
+    """The part of `data` that names rows and columns. data: None where the user named the files."""
+    if data is not None and data.is_dir() and files.keys() - {"train"}:
         section: dict[str, Any] = {"dataset": str(data)}
         if "test" not in files:
             section["test_split"] = re.split(r"-\d+-of-", Path(files["validation"][0]).stem)[0]

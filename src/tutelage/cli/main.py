@@ -82,10 +82,21 @@ def _go(run_folder: RunFolder, stages: list[str]) -> None:
 @app.command()
 def init(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="File of rows, or folder with train, validation and test files.")
-    ],
+        Path | None,
+        typer.Argument(metavar="[DATA]", help="File of rows, or folder with train, validation and test files."),
+    ] = None,
+    train: Annotated[Path | None, typer.Option(help="File of training rows, instead of DATA.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="File of validation rows.")] = None,
+    test: Annotated[Path | None, typer.Option(help="File of test rows.")] = None,
+    unlabelled: Annotated[Path | None, typer.Option(help="File of rows without labels.")] = None,
+    task: Annotated[
+        Literal["classification", "ner", "qa"] | None, typer.Option(help="The task. Default: guessed from the rows.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the teacher.")] = None,
     student: Annotated[str | None, typer.Option(help="Hub id or folder of the student.")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder with your teacher's checkpoint-*; then it is not fine-tuned.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Recipe file to write. Default: NAME.yaml in this folder.")
     ] = None,
@@ -93,7 +104,13 @@ def init(
     """Write a commented recipe for your data. Guesses task, columns, language, lengths and batch size."""
     from tutelage.cli.init import initialise
 
-    sketch = initialise(data, teacher, student, output)
+    if (data is None) == (train is None):
+        raise typer.BadParameter("name the rows once: DATA, or --train FILE")
+    given = {"train": train, "validation": validation, "test": test}
+    files = {split: file for split, file in given.items() if file is not None}
+    sketch = initialise(
+        data, teacher, student, output, task=task, files=files, unlabelled=unlabelled, checkpoints=checkpoints
+    )
     for line in sketch.found:
         out(line)
     for line in sketch.missing:

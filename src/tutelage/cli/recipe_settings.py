@@ -86,6 +86,8 @@ class Settings:
     learning_rate: float = 2e-4
     """Of the student."""
     teacher_learning_rate: float = LARGEST_TEACHER_RATE
+    checkpoints: str | None = None
+    """The user's own, of the teacher; then it is not fine-tuned."""
 
 
 def guess_settings(

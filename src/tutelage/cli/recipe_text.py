@@ -80,9 +80,7 @@ def _training(path: Path, settings: Settings) -> list[str]:
         f"  per_device_train_batch_size: {batch}{_comment(typical)}",
         *(accumulation if steps > 1 else []),
         "",
-        "teach:",
-        "  num_checkpoints: 4  # the student follows these",
-        f"  trainer: {{num_train_epochs: 3, learning_rate: {_rate(settings.teacher_learning_rate)}}}",
+        *_teach(settings),
         "",
         "distill:",
         "  methods: [scd-aw]  # `tutelage compare` compares it with others",
@@ -91,6 +89,17 @@ def _training(path: Path, settings: Settings) -> list[str]:
         f"  epochs_per_stage: {settings.epochs_per_stage}  # passes over the training rows in each stage",
         f"  trainer: {{learning_rate: {_rate(settings.learning_rate)}}}  # by the student's size; `tutelage compare"
         f" {path} --tune` tries others",
+    ]
+
+
+def _teach(settings: Settings) -> list[str]:
+    if settings.checkpoints:
+        return ["teach:", f"  checkpoints: {_value(settings.checkpoints)}  # yours; the student follows these"]
+    rate = _rate(settings.teacher_learning_rate)
+    return [
+        "teach:",
+        "  num_checkpoints: 4  # the student follows these",
+        f"  trainer: {{num_train_epochs: 3, learning_rate: {rate}}}",
     ]
 
 

@@ -23,8 +23,14 @@ from tutelage.errors.wording import first_line
 
 __all__ = ["PlacedRow", "Row", "check_files", "find_files", "parse_object", "read_hub", "read_rows"]
 
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".bio", ".txt")
+SPLIT_NAMES = {
+    "train": ("train", "train-v1.1", "train-v2.0"),  # the latter: SQuAD's own
+    "validation": ("validation", "valid", "val", "dev", "dev-v1.1", "dev-v2.0"),
+    "test": ("test",),
+}
+CONLL_2003 = {".train": "train", ".testa": "validation", ".testb": "test"}
+"""Endings of CoNLL-2003's own files (`eng.train`) and the splits they hold."""
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".bio", ".txt", *CONLL_2003)
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -44,6 +50,10 @@ def find_files(folder: Path, names: dict[str, tuple[str, ...]] | None = None) ->
             paths = next((p for stem in stems for ending in ENDINGS if (p := _named_files(files, stem, ending))), [])
             if paths and split not in by_split:
                 by_split[split] = [str(path) for path in paths]
+        for path in files:
+            split = CONLL_2003.get(path.suffix.lower())
+            if split and (names or SPLIT_NAMES)[split] == SPLIT_NAMES[split]:  # the user gave no name
+                by_split.setdefault(split, [str(path)])
     return by_split
 
 
@@ -172,4 +182,5 @@ _READERS: dict[str, Callable[[Path, str], Iterable[PlacedRow]]] = {
     ".conllu": read_conll,
     ".bio": read_conll,
     ".txt": read_conll,
+    **dict.fromkeys(CONLL_2003, read_conll),
 }

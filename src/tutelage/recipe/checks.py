@@ -196,7 +196,10 @@ def _given_model_problems(recipe: Recipe) -> Iterator[Conflict]:
     }
     for trainer_key, (is_set, key, value) in without_effect.items():
         if value and is_set:
-            hint = f"has no effect: nothing is trained, because {key} gives your own model; remove one of the two"
+            hint = (
+                f"has no effect: nothing is trained, because {key} gives your own model; delete {trainer_key} from the"
+                f" recipe, or add `{trainer_key}={{}}` to the command"
+            )
             yield Conflict(trainer_key, hint, (key,))
 
 

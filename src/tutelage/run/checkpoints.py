@@ -36,6 +36,21 @@ def list_checkpoints(where: str | list[str], base: Model) -> list[Path]:
     return folders
 
 
+def base_of(checkpoints: str | list[str]) -> str:
+    """The model that was fine-tuned: the base of adapters, or the first checkpoint itself.
+
+    checkpoints: a folder with `checkpoint-*`, or a list of folders. Raises ModelError if there are none.
+    """
+    if isinstance(checkpoints, str):
+        folders = sorted(Path(checkpoints).glob("checkpoint-*"))
+    else:
+        folders = [Path(folder) for folder in checkpoints]
+    if not folders:
+        raise ModelError(f"no checkpoint-* folder in {checkpoints!r}: give a folder with some, or a list of folders")
+    adapter = folders[0] / "adapter_config.json"
+    return read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else str(folders[0])
+
+
 def _check_checkpoint(folder: Path, base: Model) -> None:
     """Refuse a checkpoint folder that cannot be one of this teacher's."""
     expected = _read_config(Path(base.model_name_or_path))

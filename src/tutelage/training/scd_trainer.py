@@ -40,7 +40,7 @@ from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.load import check_settings
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
 from tutelage.run.artifacts import StageRecord
-from tutelage.run.checkpoints import list_checkpoints
+from tutelage.run.checkpoints import base_of, list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
 from tutelage.teacher.hidden_store import HiddenStore
@@ -51,7 +51,6 @@ from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.run_models import CHECKED_ROWS
 from tutelage.training.stage_records import Validation
 from tutelage.training.trainer import check_arguments, training_arguments
-from tutelage.utils.files import read_json
 
 _KEYS = {
     **{f"distill.{name}": name for name in ("num_stages", "epochs_per_stage", "stage_reset", "kd_ratio")},
@@ -171,7 +170,7 @@ class SCDTrainer:
             folders = str(teacher_checkpoints)
         else:
             folders = [str(folder) for folder in teacher_checkpoints]
-        self.teacher = Model(model_name_or_path=teacher or _base_of(folders))
+        self.teacher = Model(model_name_or_path=teacher or base_of(folders))
         self.checkpoints = list_checkpoints(folders, self.teacher)
         check_lora_targets(self.student)
         check_arguments(args.given())
@@ -331,18 +330,3 @@ def _lora(config: Any) -> Lora | None:
     modules = settings["target_modules"] or "all-linear"
     settings["target_modules"] = sorted(modules) if isinstance(modules, set) else modules
     return Lora(**settings)
-
-
-def _base_of(checkpoints: str | list[str]) -> str:
-    """The model that was fine-tuned: the base of adapters, or the first checkpoint itself.
-
-    checkpoints: a folder with `checkpoint-*`, or a list of folders.
-    """
-    if isinstance(checkpoints, str):
-        folders = sorted(Path(checkpoints).glob("checkpoint-*"))
-    else:
-        folders = [Path(folder) for folder in checkpoints]
-    if not folders:
-        raise ModelError(f"no checkpoint-* folder in {checkpoints!r}: give a folder with some, or a list of folders")
-    adapter = folders[0] / "adapter_config.json"
-    return read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else str(folders[0])
