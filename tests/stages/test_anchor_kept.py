@@ -41,8 +41,8 @@ def test_the_checkpoint_with_the_lowest_loss_is_the_anchor(tmp_path, command, wr
     assert np.argmin(losses) == place and seen["best"] == seen["checkpoints"][place]["name"]
     assert validation_loss(kept) == pytest.approx(losses[place], abs=1e-6)
     assert f"kept is {seen['best']}" in command.err and not (kept / "trainer").exists()
-    # The fine-tuning run is the same: its end is the anchor of a recipe without `keep`.
-    last = anchor_of(tmp_path / "last", command, wrong=wrong)
+    # The fine-tuning run is the same: its end is the published anchor.
+    last = anchor_of(tmp_path / "last", command, wrong=wrong, anchor={"keep": "last"})
     assert validation_loss(last) == pytest.approx(losses[-1], abs=1e-6) and not (last / "validation.json").exists()
     # Anchors of versions without this option stay up to date.
     assert "anchor.keep" not in json.loads((last / "manifest.json").read_text())["inputs"]
@@ -65,6 +65,13 @@ def test_adapters_are_selected_too_and_a_resumed_stage_does_not_train_again(tmp_
 
 
 def test_keep_without_a_fine_tuning_run_is_refused(tmp_path, command):
-    recipe = make_project(tmp_path, anchor={"keep": "loss", "model_name_or_path": str(tmp_path / "models" / "student")})
+    given = {"model_name_or_path": str(tmp_path / "models" / "student")}
+    recipe = make_project(tmp_path, anchor={"keep": "score", **given})
     assert command("anchor", recipe) != 0
     assert "anchor.keep: has no effect" in command.err and "anchor.model_name_or_path" in command.err
+
+
+def test_a_given_anchor_is_taken_as_it_is(tmp_path, command):
+    recipe = make_project(tmp_path, anchor={"model_name_or_path": str(tmp_path / "models" / "student")})
+    assert command("prepare", recipe) == 0 and command("anchor", recipe) == 0
+    assert not (tmp_path / "run/anchor/validation.json").exists()

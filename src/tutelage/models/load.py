@@ -41,16 +41,19 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def load_model(model: Model, path: Path | str | None = None) -> nn.Module:
+def load_model(model: Model, path: Path | str | None = None, vocabulary: int | None = None) -> nn.Module:
     """A causal language model in eval mode, on the accelerator if there is one.
 
     path: a folder of fine-tuned weights to load instead of `model.model_name_or_path`: full weights, or PEFT adapters,
-    which are merged into their base. Only safetensors are read. Raises ModelError if the folder holds no model, or not
+    which are merged into their base. vocabulary: of a student, whose adapters were trained on a base that was cut to
+    it, see `cut_vocabulary`. Only safetensors are read. Raises ModelError if the folder holds no model, or not
     all of it: weights that are missing, unknown to the model, of another shape, NaN or infinite.
     """
     folder = Path(path) if path is not None else None
     if folder is not None and has_adapters(folder):
-        return load_adapter(load_model(model), folder).merge_and_unload().eval()
+        base = load_model(model)
+        base = base if vocabulary is None else cut_vocabulary(base, vocabulary)
+        return load_adapter(base, folder).merge_and_unload().eval()
     name = str(path or model.model_name_or_path)
     loaded = _load_full(model, name)
     check_finite(loaded.named_parameters(), name if model.dtype == "auto" else f"{name} in {model.dtype}")

@@ -192,15 +192,17 @@ def _given_model_problems(recipe: Recipe) -> Iterator[Conflict]:
     checkpoints, anchor = recipe.teach.checkpoints, recipe.anchor
     without_effect = {
         "teach.trainer": (recipe.teach.trainer, "teach.checkpoints", checkpoints),
+        "anchor.keep": (anchor.keep == "score", "anchor.model_name_or_path", anchor.model_name_or_path),
         "anchor.trainer": (anchor.trainer, "anchor.model_name_or_path", anchor.model_name_or_path),
     }
-    for trainer_key, (is_set, key, value) in without_effect.items():
+    for without, (is_set, key, value) in without_effect.items():
         if value and is_set:
+            unset = "loss" if without == "anchor.keep" else "{}"
             hint = (
-                f"has no effect: nothing is trained, because {key} gives your own model; delete {trainer_key} from the"
-                f" recipe, or add `{trainer_key}={{}}` to the command"
+                f"has no effect: nothing is trained, because {key} gives your own model; delete {without} from the"
+                f" recipe, or add `{without}={unset}` to the command"
             )
-            yield Conflict(trainer_key, hint, (key,))
+            yield Conflict(without, hint, (key,))
 
 
 def _one_of(name: str, known: Iterable[str]) -> str:

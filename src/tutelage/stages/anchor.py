@@ -56,7 +56,7 @@ def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:
     checkpoints = [folder / "trainer" / f"checkpoint-{step}" for step in steps]
     if not (checkpoints[-1] / WHOLE).exists():
         train(save_at=steps)
-    return load_model(recipe.student, _select(models, folder, checkpoints))
+    return load_model(recipe.student, _select(models, folder, checkpoints), models.vocabulary)
 
 
 def _select(models: RunModels, folder: Path, checkpoints: Sequence[Path]) -> Path:

@@ -76,9 +76,10 @@ class RunModels:
     def load(self, model: Model, folder: Path | str | None = None) -> nn.Module:
         """A model to read or answer with: weights kept in float32 for training are loaded in bfloat16 where that is
         fast."""
+        vocabulary = None if model is self.run.recipe.teacher else self.vocabulary
         if self.run.bf16 and model.dtype == "float32":
             model = model.model_copy(update={"dtype": "bfloat16"})
-        return load_model(model, folder)
+        return load_model(model, folder, vocabulary)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of a forward pass of a model in training."""
