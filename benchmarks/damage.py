@@ -234,7 +234,9 @@ class Bench:
         if name in SEALED and any(words in joined for words in ("isdamaged", "broken:", "resultofotherinputs")):
             return True
         missing = (f"{folder}hasno{name}", f"afolderwithout{file}", f"kept:{file}", f"kept:{Path(folder).name},which")
-        return any(words in joined for words in (*(f"{file}{rest}" for rest in ("is", ",line", "cannot", ":cannot")), *missing))
+        return any(
+            words in joined for words in (*(f"{file}{rest}" for rest in ("is", ",line", "cannot", ":cannot")), *missing)
+        )
 
     def _sound_result(self, command: str) -> Result:
         if command not in self._sound_results:

@@ -49,6 +49,7 @@ class Job:
     teacher_shape: Shape = SMOLLM2_135M
     student_shape: Shape = SMOLLM2_10_LAYERS
     threads: int = 1
+    device: str = "cpu"
 
     @property
     def all_steps(self) -> int:
@@ -76,12 +77,12 @@ class Job:
             learning_rate=1e-4,
             lr_scheduler_type="constant",
             bf16=self.dtype == "bf16",
-            use_cpu=True,
+            use_cpu=self.device == "cpu",
             seed=0,
             save_strategy="no",
             report_to="none",
             remove_unused_columns=False,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=self.device != "cpu",
             disable_tqdm=True,
             log_level="error",
             **more,
@@ -115,8 +116,9 @@ def live_trainer(job: Job) -> Trainer:
     return trainer
 
 
-def plain_trainer(job: Job) -> Trainer:
-    """transformers' own causal-LM fine-tuning; prompts are labelled -100, and meet the vocabulary all the same."""
+def plain_trainer(job: Job, **more: Any) -> Trainer:
+    """transformers' own causal-LM fine-tuning; prompts are labelled -100, and meet the vocabulary all the same. more:
+    training arguments."""
     items = [
         {
             "input_ids": row.prompt + row.answer,
@@ -126,7 +128,7 @@ def plain_trainer(job: Job) -> Trainer:
         for row in job.rows()
     ]
     return Trainer(
-        job.make_student(), job.arguments(), data_collator=transformers.default_data_collator, train_dataset=items
+        job.make_student(), job.arguments(**more), data_collator=transformers.default_data_collator, train_dataset=items
     )
 
 
