@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tfidf import measure_set, table
+from benchmarks.tfidf import curve_table, measure_curve, measure_set, table
 from helpers.project import write_rows
 from tutelage.tasks import tfidf
 
@@ -39,3 +39,12 @@ def test_settings_are_scored_on_validation_rows(folder, monkeypatch):
 def test_rows_are_repeated_for_the_seconds_alone(folder):
     (record,) = measure_set(folder, (5,), [], 40)
     assert record["training_rows"] == 40
+
+
+def test_half_of_a_sample_predicts_the_whole(folder, monkeypatch):
+    """Of 12 rows that say their letter, 6 teach all there is to know: there is no gain, and none is predicted."""
+    monkeypatch.setattr("benchmarks.tfidf.DIVISORS", (3, 2))
+    records = list(measure_curve(folder))
+    assert [(record["rows"], record["seed"], record["gain"]) for record in records] == [(6, n, 0.0) for n in range(4)]
+    assert all(record["low"] <= 0.0 <= record["high"] for record in records)
+    assert curve_table(records).row_count == 1

@@ -51,6 +51,10 @@ def test_a_comparison_from_rows_to_summary(tmp_path, command):
         )
         assert method["nll"]["value"] == pytest.approx(np.mean([[r["nll"] for r in of_seed] for of_seed in rows]))
         assert method["seeds"] == 2 and method["nll"]["low"] <= method["nll"]["value"] <= method["nll"]["high"]
+    answers = list(read_jsonl(tmp_path / "run/baseline/answers.jsonl"))
+    baseline = recipe_summary["text_baseline"]
+    assert baseline["score"]["value"] == pytest.approx(np.mean([r["prediction"] == r["gold"] for r in answers]))
+    assert baseline["score_against_best"]["best"] == recipe_summary["best"]["score"] and "| tfidf |" in command.out
     effect = recipe_summary["two_by_two"]["nll"]["schedule"]["value"]
     nll = {name: method["nll"]["value"] for name, method in recipe_summary["methods"].items()}
     assert effect == pytest.approx((nll["scd"] + nll["scd-aw"] - nll["td"] - nll["td-aw"]) / 2)

@@ -447,3 +447,32 @@ def test_torch_is_not_imported(tmp_path):
     code += "; assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["index.html", "summary.json"]
+
+
+def with_baseline(value, half, p, *, seeds=3):
+    made = summary({"scd": 0.78, "td": 0.76}, seeds=seeds)
+    needed = {"verdict": "settled", "total": seeds, "more": 0}
+    difference = interval(value - 0.78, half, once=seeds == 1)
+    test = {"best": "scd", "difference": difference, "test": "crossed_t", "p_value": p, "p_holm": p}
+    found = {"score": interval(value, 0.03, once=True), "score_against_best": {**test, "seeds_needed": needed}}
+    made["recipes"][0]["text_baseline"] = found
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "p", "seeds", "words", "in_headline"),
+    [
+        (0.90, 0.001, 3, "it is significantly better ( +0.120 [+0.080, +0.160] , p 0.001)", True),
+        (0.70, 0.001, 3, "it is significantly worse ( −0.080 [−0.120, −0.040] , p 0.001)", False),
+        (0.79, 0.6, 3, "the difference is not significant ( +0.010 [−0.030, +0.050] , p 0.600)", False),
+        (0.90, 0.001, 1, "on these rows it is better than this one trained student; other seeds may differ", False),
+    ],
+)
+def test_the_page_says_how_the_chosen_method_does_against_the_baseline(read, value, p, seeds, words, in_headline):
+    page = read(with_baseline(value, 0.04, p, seeds=seeds))
+    assert words in page.text and f"TF-IDF and logistic regression {value:.3f}* [" in page.text
+    assert ("TF-IDF with logistic regression, without a language model" in page.text) == in_headline
+
+
+def test_a_page_without_the_baseline_does_not_name_it(read):
+    assert "TF-IDF" not in read(summary({"scd": 0.78, "td": 0.76})).text

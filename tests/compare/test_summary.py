@@ -370,3 +370,62 @@ def test_a_gap_without_bounds_is_shown_as_such(tmp_path):
     summary = summarise(tmp_path, lines)
     shown = {row[1]: row[4] for row in grid(summary)[1]}
     assert shown["td"].endswith("[-, -]") and "[-, -]" in NOTE and shown["sft"] == ""
+
+
+# --- TF-IDF with logistic regression ---
+
+
+def answer_without_model(run: Path, wrong: int) -> None:
+    """Answers of the baseline: the first rows wrong, in another order than the rows have."""
+    rows = [row for row in read_lines(run / "prepare" / "rows.jsonl") if row["split"] == "test"]
+    said = [None if number < wrong else row["answer"] for number, row in enumerate(rows)]
+    lines = [{"id": row["id"], "prediction": answer} for row, answer in zip(rows, said, strict=True)]
+    write_lines(run / "baseline" / "answers.jsonl", lines[::-1])
+
+
+def test_the_baseline_has_a_row_and_is_tested_against_the_best(tmp_path, capsys):
+    lines = make(tmp_path, {"td/seed-0": 0.6, "sft/seed-0": 0.5}, rows=100)
+    before = summarise(tmp_path, lines)["recipes"][0]
+    answer_without_model(tmp_path / "plain", wrong=4)
+    result = summarise(tmp_path, lines)
+    recipe = result["recipes"][0]
+    assert {key: value for key, value in recipe.items() if key != "text_baseline"} == before
+    baseline = recipe["text_baseline"]
+    assert not mismatches(result, Summary) and baseline["score"]["value"] == pytest.approx(0.96)
+    against, best = baseline["score_against_best"], recipe["best"]["score"]
+    assert against["best"] == best and against["p_holm"] == against["p_value"] < 0.05
+    assert against["difference"]["value"] == pytest.approx(0.96 - recipe["methods"][best]["score"]["value"])
+    head, grid_lines = grid(result)
+    (row,) = (line for line in grid_lines if line[1] == "tfidf")
+    assert row[head.index("accuracy")].startswith("0.960 [") and row[head.index("p (Holm)")] == "0.000"
+    assert row[head.index("loss (nats)")] == row[head.index("gap closed")] == ""
+    show(result, form="csv")
+    (numbers,) = (row for row in csv.DictReader(capsys.readouterr().out.splitlines()) if row["model"] == "tfidf")
+    assert float(numbers["score_value"]) == pytest.approx(0.96) and numbers["nll_value"] == ""
+    show(result)
+    assert "no language model; its p is not corrected" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_baseline_is_one_fixed_model_for_every_seed(tmp_path):
+    """Three seeds that agree on all rows: the interval is that of one seed's rows, and it says nothing of training."""
+    shares = seeds_of("td", 0.6, 0.6, 0.6)
+    lines = make(tmp_path, shares, rows=100)
+    for seed in (1, 2):
+        folder = tmp_path / "plain" / "evaluate" / "td"
+        shutil.rmtree(folder / f"seed-{seed}")
+        shutil.copytree(folder / "seed-0", folder / f"seed-{seed}")
+    lines = [line for student in shares for line in cell_lines(tmp_path / "plain", "plain", student)]
+    answer_without_model(tmp_path / "plain", wrong=4)
+    recipe = summarise(tmp_path, lines)["recipes"][0]
+    difference = recipe["text_baseline"]["score_against_best"]["difference"]
+    assert not difference["rows_only"] and recipe["text_baseline"]["score"]["rows_only"]
+    assert difference["value"] == pytest.approx(0.96 - recipe["methods"]["td"]["score"]["value"])
+
+
+def test_answers_of_the_baseline_to_other_rows_are_refused(tmp_path):
+    lines = make(tmp_path, {"td/seed-0": 0.6})
+    answer_without_model(tmp_path / "plain", wrong=0)
+    path = tmp_path / "plain" / "baseline" / "answers.jsonl"
+    write_lines(path, read_lines(path)[1:])
+    with pytest.raises(StaleArtifactError, match=r"answers\.jsonl lacks 1 of 240 test rows"):
+        summarise(tmp_path, lines)

@@ -285,3 +285,34 @@ def test_the_baseline_does_not_apply_to_letters_of_choices(tmp_path):
         write_rows(tmp_path / "data" / f"{split}.jsonl", own)
     check = baseline(RunModels(RunFolder(load_recipe(path).recipe, Screen())))
     assert (check.status, check.kind) == ("skipped", Kind.BASELINE_UNSUITABLE) and "does not apply" in check.text
+
+
+# --- what more rows would be worth ---
+
+
+def more_rows(models: RunModels) -> list[Check]:
+    from tutelage.doctor import examine
+
+    return [check for check in examine(models.run.recipe) if check.name == "more_rows"]
+
+
+def test_the_curve_of_a_task_that_is_learned_is_flat(tmp_path):
+    """Every row says its label, so that an eighth of them teaches as much as all."""
+    (check,) = more_rows(answerable(tmp_path))
+    curve, size = check.numbers["curve"], SIZES["train"]
+    assert curve["rows"] == [size // 8, size // 4, size // 2, size] and curve["scores"][-1] > 0.95
+    assert (check.status, check.area) == ("passed", "payoff") and curve["doubling"]["high"] < 0.05
+    assert "twice as many rows with gold would add" in check.text and "not of the student" in check.text
+    assert check.numbers["unlabelled"] is None and "without labels" not in check.text
+
+
+def test_the_teachers_lead_is_named_beside_the_rows_without_labels(tmp_path):
+    write_rows(tmp_path / "more.jsonl", [{"text": f"another {n} row of {n * n}"} for n in range(30)])
+    models = answerable(tmp_path, data={"unlabelled": str(tmp_path / "more.jsonl")})
+    assert more_rows(models)[0].numbers["unlabelled"] is None  # nothing is trained yet
+    scored_teacher(models, 0.9)
+    (check,) = more_rows(models)
+    own = check.numbers["unlabelled"]
+    assert own["rows"] == 30 and own["for_each_gold_row"] == 30 / SIZES["train"]
+    assert own["lead"]["value"] == pytest.approx(0.4) and own["lead"]["low"] < 0.4 < own["lead"]["high"]
+    assert "ahead of plain fine-tuning by +0.400 accuracy" in check.text and "30 rows without labels" in check.text

@@ -370,3 +370,44 @@ def test_the_score_table_shows_the_baseline_without_a_loss_and_nothing_else_take
     assert "no language model" in page.text and name not in before.text
     assert page.text.partition("Arrow: lower")[0].count(name) == 2  # chart and table
     assert name not in page.text.partition("no loss per token")[2]
+
+
+TEST_OF_BASELINE = {
+    "better": (
+        {"value": 0.1, "low": 0.02, "high": 0.18},
+        "0.010",
+        "it is significantly better",
+        "+0.100 [+0.020, +0.180]",
+    ),
+    "worse": (
+        {"value": -0.1, "low": -0.18, "high": -0.02},
+        "< 0.001",
+        "it is significantly worse",
+        "−0.100 [−0.180, −0.020]",
+    ),
+    "unclear": (
+        {"value": 0.01, "low": -0.03, "high": 0.05},
+        "0.700",
+        "the difference is not significant",
+        "+0.010 [−0.030, +0.050]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TEST_OF_BASELINE)
+def test_the_headline_names_the_baseline_only_where_it_is_significantly_better(case, tmp_path):
+    run = make_fake_run(tmp_path, rows=40)
+    path = run / "evaluate" / "scores.json"
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    difference, p, words, numbers = TEST_OF_BASELINE[case]
+    test = {**difference, "p_value": float(p.replace("< 0.001", "1e-4")), "test": "mcnemar_exact"}
+    scores["baseline"] = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}}
+    scores["against_baseline"] = dict.fromkeys(scores["models"], test)
+    path.write_text(json.dumps(scores), encoding="utf-8")
+    page = Page(build_report(run, title="t"))
+    headline = re.search(r'class="headline">(.*?)</h2>', page.source, re.DOTALL)[1]
+    assert ("TF-IDF with logistic regression" in headline) == (case == "worse")
+    assert f"which needs no language model, {words} ( {numbers} , p {p})" in page.text
+    table = page.text.partition("Dashed: teacher")[2].partition("Arrow: lower")[0]
+    assert table.count(f"{numbers} {p}") == len(scores["models"])
+    assert re.search(r"TF-IDF and logistic regression 0\.800 \[0\.700, 0\.900\] [– ]+$", table.strip())

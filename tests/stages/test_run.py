@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -339,10 +340,22 @@ def test_the_baseline_is_scored_on_the_test_rows_and_is_no_model_of_the_run(fini
     assert {"anchor", "scd-aw/seed-0"} <= pairs and "tfidf" not in {*results.models, *pairs, *scores["models"]}
 
 
+def test_every_model_is_tested_against_the_baseline_row_by_row(finished):
+    """The baseline has all rows right: of n rows that only it has right, McNemar's test gives p = 2 / 2^n."""
+    scores = json.loads((finished / "run/evaluate/scores.json").read_text())
+    assert scores["against_baseline"].keys() == scores["models"].keys()
+    for model, test in scores["against_baseline"].items():
+        wrong = 6 - round(6 * scores["models"][model]["accuracy"]["value"])
+        assert test["test"] == "mcnemar_exact" and test["value"] == pytest.approx(-wrong / 6)
+        assert test["p_value"] == pytest.approx(min(1.0, 2 / 2**wrong))
+        assert test["low"] <= test["value"] <= test["high"] and test["low"] < test["high"]
+
+
 def test_the_printed_table_shows_the_baseline_with_a_dash_for_its_loss(finished, capsys):
     evaluate.show_scores(finished / "run")
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "tfidf" in line)
+    line, test = (line for line in capsys.readouterr().out.splitlines() if "tfidf" in line)
     assert "1.000" in line and line.rstrip(" │|").endswith("–")
+    assert re.match(r"scd-aw/seed-\d minus tfidf: \S+ \[.*\] accuracy, p \S+ \(paired by row\)", test)
 
 
 def test_a_finished_baseline_is_kept_and_a_damaged_one_is_rebuilt(tmp_path, copy_of_stages, command):

@@ -26,7 +26,7 @@ def run_folders(recipe: Recipe, plan: ComparisonPlan) -> list[RunFolder]:
 
 
 def run_shared_stages(run: RunFolder, methods: Sequence[str], first_anchor: Path) -> None:
-    """All stages before the students, and the scores of teacher and anchor.
+    """All stages before the students, and the scores of teacher, anchor, and TF-IDF with logistic regression.
 
     first_anchor: anchor of the recipe's own run folder. It does not depend on the teacher, so the run folders of other
     teacher seeds get a copy.
@@ -37,6 +37,7 @@ def run_shared_stages(run: RunFolder, methods: Sequence[str], first_anchor: Path
     models = RunModels(run)
     for model in evaluate.base_models(run, models):
         evaluate.score(run, models, model)
+    evaluate.score_baseline(run)
 
 
 def prepare_rows(run: RunFolder, methods: Sequence[str]) -> None:

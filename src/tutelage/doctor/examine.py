@@ -154,10 +154,10 @@ def _baseline(recipe: Recipe, rows: Rows | None, fitting: FittingRows | None, ch
         return []
     task = make_task(recipe.task, rows.labels, choice=rows.choice)
     try:
-        check = check_baseline(RunFolder(recipe), task, fitting.examples if fitting else rows.examples)
+        examples, unlabelled = (fitting.examples, fitting.unlabelled) if fitting else (rows.examples, 0)
+        return check_baseline(RunFolder(recipe), task, examples, unlabelled)
     except DamagedArtifactError:  # the checks of finished stages report it
         return []
-    return [check] if check else []
 
 
 def _finished_stages(recipe: Recipe, losses: PairedLosses | None) -> list[Check]:

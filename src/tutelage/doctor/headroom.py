@@ -2,7 +2,8 @@
 
 Judged by the validation losses of anchor and T*, of finished stages or of a timing run. Scores on test rows, or before
 `evaluate` on validation rows, are shown, and decide nothing but the smallest gap. A reason to stop the run decides all.
-Before all that: whether TF-IDF with logistic regression answers as well as the teacher, so that no student is needed.
+Before all that: whether TF-IDF with logistic regression answers as well as the teacher, so that no student is needed,
+and what more rows would be worth.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tutelage.analysis.worth import SMALL_LEAD, reason_to_stop
 from tutelage.data.near_duplicates import distinct_texts
 from tutelage.doctor.checkpoint_checks import validation_losses
 from tutelage.doctor.checks import Check
+from tutelage.doctor.learning_curve import check_more_rows, learning_curve
 from tutelage.doctor.stall import predict_stall, recorded_stalls
 from tutelage.errors import DamagedArtifactError, Kind, UserError
 from tutelage.errors.wording import first_line
@@ -30,7 +32,7 @@ from tutelage.records import Example, Interval, SampleLoss
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks.base import BaseTask
-from tutelage.tasks.tfidf import MOST_FEATURES, suits, tfidf_answers
+from tutelage.tasks.tfidf import MOST_FEATURES, TfidfAnswers, suits, tfidf_answers
 from tutelage.training import recorded_losses as losses
 from tutelage.training.run_models import RunModels
 from tutelage.utils.bootstrap import wilson_interval
@@ -143,17 +145,33 @@ def _scores(models: RunModels) -> Scores | None:
 # --- is a language model needed at all ---
 
 
-def check_baseline(run: RunFolder, task: BaseTask, examples: Mapping[str, Sequence[Example]]) -> Check | None:
-    """What TF-IDF with logistic regression scores on the validation rows, and whether teacher and anchor exceed it.
+def check_baseline(
+    run: RunFolder, task: BaseTask, examples: Mapping[str, Sequence[Example]], unlabelled: int = 0
+) -> list[Check]:
+    """What TF-IDF with logistic regression scores on the validation rows, and whether teacher and anchor exceed it; and
+    what more rows may bring.
 
-    examples: by split. None for free answers, or without rows.
+    examples: by split; unlabelled: number of rows without gold. No baseline for free answers, or without rows.
     """
     training, validation = examples["train"], examples["validation"]
-    if not (task.closed and training and validation):
-        return None
-    if not suits(task, training):
-        return Check("baseline", "payoff", "skipped", Kind.BASELINE_UNSUITABLE)
-    found = tfidf_answers(training, validation, task, distinct_texts([*training, *validation]))
+    if not (training and validation):
+        return []
+    checks, curve = [], None
+    if task.closed and not suits(task, training):
+        checks.append(Check("baseline", "payoff", "skipped", Kind.BASELINE_UNSUITABLE))
+    elif task.closed:
+        texts = distinct_texts([*training, *validation])
+        found = tfidf_answers(training, validation, task, texts)
+        checks.append(_judged_baseline(run, task, training, validation, found))
+        curve = learning_curve(training, validation, task, texts, found)
+    gain = worth.gain(run.folder) if unlabelled and _are_fresh(run, "teach", "anchor") else None
+    more = check_more_rows(row_metric(task.metric), curve, gain, len(training), unlabelled)
+    return [*checks, more] if more else checks
+
+
+def _judged_baseline(
+    run: RunFolder, task: BaseTask, training: Sequence[Example], validation: Sequence[Example], found: TfidfAnswers
+) -> Check:
     score = task.metrics(found.answers, validation)[task.metric]
     guess = task.baseline([example.answer for example in training], validation).score
     teacher, anchor = _validation_scores(run, task.metric)

@@ -39,6 +39,27 @@ def _place(value: float, interval: Values) -> str:
     return "below that interval" if value < interval["low"] else "inside that interval"
 
 
+def _more_rows(v: Values) -> str:
+    metric, lines = metric_words(v["metric"]), []
+    if curve := v["curve"]:
+        gain, points = curve["doubling"], zip(curve["rows"], curve["scores"], strict=True)
+        listed = ", ".join(f"{score:.3f} with {rows:,}" for rows, score in points)
+        lines.append(
+            f"twice as many rows with gold would add {gain['low']:+.3f} to {gain['high']:+.3f} {metric} to TF-IDF with"
+            f" logistic regression ({listed}): a curve of that baseline, not of the student"
+        )
+    if own := v["unlabelled"]:
+        lead, answers = own["lead"], f"its answers to {own['rows']:,} rows without labels"
+        answers += f" ({own['for_each_gold_row']:.1f} for each training row with gold)"
+        numbers = f"{lead['value']:+.3f} {metric} (95 %: {lead['low']:+.3f} to {lead['high']:+.3f})"
+        lines.append(
+            f"the teacher is ahead of plain fine-tuning by {numbers}: about the most that {answers} can bring"
+            if lead["value"] > 0
+            else f"the teacher is not ahead of plain fine-tuning, {numbers}: {answers} can bring little"
+        )
+    return "\n".join(lines)
+
+
 def _distinct(v: Values) -> str:
     listed = ", ".join(f"{nats:.3f}" for nats in v["mean_difference"].values()) or "nothing to compare"
     return f"{len(v['nll'])} checkpoints; mean differences of their validation losses, one to the next: {listed} nats"
@@ -166,6 +187,7 @@ def _memory(v: Values) -> str:
 
 PASSED: dict[str, Text] = {
     "baseline": _baseline,
+    "more_rows": _more_rows,
     "distinct_checkpoints": _distinct,
     "best_checkpoint": _best_checkpoint,
     "overfitting": "the validation loss ends {rise:.0%} above its lowest value",

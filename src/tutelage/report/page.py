@@ -21,6 +21,7 @@ from tutelage.utils.format import (
     file_size,
     metric_words,
     number,
+    p_value,
     percent,
     short_count,
     short_time,
@@ -85,7 +86,7 @@ def page_environment(more: Sequence[Callable[..., Any]] = (), lang: str = "en") 
     )
     install(environment, lang)
     translate = translator(lang)
-    plain = (number, signed, span, signed_span, role, row_metric, lower_is_better, ticked, capital, *more)
+    plain = (number, signed, span, signed_span, p_value, role, row_metric, lower_is_better, ticked, capital, *more)
     translated = (percent, duration, model_name, metric_name, term, words)
     environment.filters.update({function.__name__: function for function in plain})
     environment.filters.update({function.__name__: partial(function, translate=translate) for function in translated})

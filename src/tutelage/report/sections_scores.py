@@ -12,6 +12,7 @@ from typing import Literal
 
 from tutelage.analysis.method_effects import MethodEffect
 from tutelage.analysis.run_results import Results, StudentRecords, as_interval, read_lines
+from tutelage.analysis.significance import ALPHA
 from tutelage.analysis.worth import Skill, skill_on_test
 from tutelage.method.risk_split import gap_closed, score_lead
 from tutelage.records import TEXT_BASELINE, Interval
@@ -21,6 +22,27 @@ Outcome = Literal[
     *("unreadable", "teacher_nothing", "student_nothing"),
     *("beats", "level", "closes", "gain_without_gap", "no_gap", "unclear", "worse", "partial"),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class OverBaseline:
+    """A model's mean row score minus that of TF-IDF with logistic regression on the same rows."""
+
+    lead: Interval
+    p_value: float
+    result: Literal["better", "worse", "not_significant"]
+    """`better`: the model is, by the test."""
+
+
+def over_baseline(results: Results, model: str) -> OverBaseline | None:
+    """The test that `evaluate` recorded; None without one."""
+    test = results.scores.get("against_baseline", {}).get(model)
+    lead = as_interval(test)
+    if test is None or lead is None:
+        return None
+    significant = test["p_value"] < ALPHA
+    result = "not_significant" if not significant else "better" if lead.value > 0 else "worse"
+    return OverBaseline(lead, test["p_value"], result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +66,7 @@ class Verdict:
     over_teacher: Interval | None
     gap: Interval | None
     """Teacher minus anchor, likewise."""
+    over_baseline: OverBaseline | None
 
 
 def verdict(results: Results) -> Verdict | None:
@@ -67,6 +90,7 @@ def verdict(results: Results) -> Verdict | None:
         or (_outcome(closed, leads["over_anchor"], leads["over_teacher"]) if whole else "partial"),
         skills=skills,
         by_rows=_metric_is_row_mean(results),
+        over_baseline=over_baseline(results, main),
         **leads,
     )
 
@@ -113,6 +137,8 @@ class ScoreTable:
     """Metrics by entity type (`f1/drug`), a value per row of `rows`."""
     plot: IntervalPlot
     """Of the recipe's metric."""
+    over_baseline: dict[str, OverBaseline]
+    """By model, in the order of the rows; empty without TF-IDF with logistic regression."""
 
 
 def score_table(results: Results) -> ScoreTable | None:
@@ -134,6 +160,7 @@ def score_table(results: Results) -> ScoreTable | None:
         rows=[(model, [score(model, name) for name in plain]) for model in models],
         types={name: [score(model, name) for model in models] for name in names if "/" in name},
         plot=interval_plot({model: score(model, metric) for model in models}, may_leave="student"),
+        over_baseline={model: found for model in results.models if (found := over_baseline(results, model))},
     )
 
 

@@ -160,6 +160,14 @@ class StageRecord(ChoiceRecord):
     """State of `taid.Interpolation` at the end of the stage."""
 
 
+class AgainstBaseline(IntervalRecord):
+    """A model's mean row score minus that of TF-IDF with logistic regression, with its test."""
+
+    p_value: float
+    """Two-sided; see `analysis.significance.paired_difference`."""
+    test: Literal["mcnemar_exact", "randomisation"]
+
+
 class ScoresFile(TypedDict, total=False):
     """evaluate/scores.json."""
 
@@ -172,6 +180,8 @@ class ScoresFile(TypedDict, total=False):
     """Every metric, and `nll`, by model."""
     baseline: dict[str, IntervalRecord]
     """Every metric of TF-IDF with logistic regression (`tasks.tfidf`); absent where that does not suit the task."""
+    against_baseline: dict[str, AgainstBaseline]
+    """By model; present where `baseline` is."""
 
 
 class Manifest(TypedDict):

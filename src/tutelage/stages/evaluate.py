@@ -4,29 +4,34 @@ Writes evaluate/MODEL/ for each model (a restart, or another method, scores only
 scores.json and validation_loss.jsonl; then evaluate/predictions.jsonl and evaluate/scores.json with all of them.
 
 TF-IDF with logistic regression is scored beside them (baseline/), and stands in evaluate/scores.json by itself: it is
-no model of the run, and has no loss per token.
+no model of the run, and has no loss per token. Every model is tested against it, row by row.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from tutelage.analysis.run_results import read_results
+from tutelage.analysis.significance import paired_difference
 from tutelage.data.near_duplicates import distinct_texts
 from tutelage.models.evaluation import loss_records
-from tutelage.records import SPLITS, TEXT_BASELINE, Example, Prediction
+from tutelage.recipe.schema import row_metric
+from tutelage.records import SPLITS, TEXT_BASELINE, Example, Interval, Prediction
 from tutelage.run import stage_inputs
+from tutelage.run.artifacts import AgainstBaseline
 from tutelage.run.manifest import rewriting
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks.tfidf import suits, tfidf_answers
 from tutelage.training.run_models import RunModels
-from tutelage.utils.console import print_table
-from tutelage.utils.files import read_json, read_records, write_json, write_jsonl
-from tutelage.utils.format import NO_VALUE
+from tutelage.utils.bootstrap import widened
+from tutelage.utils.console import out, print_table
+from tutelage.utils.files import read_json, read_jsonl, read_records, write_json, write_jsonl
+from tutelage.utils.format import NO_VALUE, metric_words, p_value, signed_span
 
 
 class ScoredModel(NamedTuple):
@@ -51,10 +56,12 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         everything += read_records(folder / "predictions.jsonl", Prediction)
     folder = run.folder / "evaluate"
     rows = run.prepared["lengths"]["test"]["rows"]
-    result = {"task": run.recipe.task.type, "metric": run.task.metric, "split": "test", "rows": rows}
+    result = {"task": run.recipe.task.type, "metric": run.task.metric, "split": "test", "rows": rows, "models": scores}
+    if baseline:
+        result |= {"baseline": baseline, "against_baseline": _against_baseline(run, everything)}
     with rewriting(folder, "predictions.jsonl", "scores.json"):
         write_jsonl(folder / "predictions.jsonl", everything)
-        write_json(folder / "scores.json", {**result, "models": scores} | ({"baseline": baseline} if baseline else {}))
+        write_json(folder / "scores.json", result)
 
 
 def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:
@@ -102,6 +109,19 @@ def score_baseline(run: RunFolder) -> dict[str, Any] | None:
     return read_json(run.folder / "baseline" / "scores.json")
 
 
+def _against_baseline(run: RunFolder, predictions: Sequence[Prediction]) -> dict[str, AgainstBaseline]:
+    """By model: its mean row score minus the baseline's on the same test rows, with the p-value of a paired test."""
+    baseline = {line["id"]: line["score"] for line in read_jsonl(run.folder / "baseline" / "answers.jsonl")}
+    tests: dict[str, AgainstBaseline] = {}
+    for model in dict.fromkeys(row.model for row in predictions):
+        own = {row.id: row.score for row in predictions if row.model == model}
+        tables = ([[scores[id] for id in own]] for scores in (own, baseline))
+        found = paired_difference(*tables)
+        interval = widened(found.interval, found.rows, low=-1.0)
+        tests[model] = {**interval.as_record(), "p_value": found.p_value, "test": found.test}
+    return tests
+
+
 def base_models(run: RunFolder, models: RunModels) -> Iterator[ScoredModel]:
     """What every distilled student is compared with: T*, the untrained student, the anchor."""
     recipe, folder = run.recipe, run.folder
@@ -130,13 +150,18 @@ def _students(run: RunFolder, models: RunModels) -> Iterator[ScoredModel]:
 
 
 def show_scores(folder: Path) -> None:
-    """Print evaluate/scores.json as a table."""
+    """Print evaluate/scores.json as a table, and how the student to show first differs from the baseline."""
     result = read_json(folder / "evaluate" / "scores.json")
     tables = result["models"] | ({TEXT_BASELINE: result["baseline"]} if "baseline" in result else {})
     names = list(dict.fromkeys(m for table in tables.values() for m in table if "/" not in m))
     names.sort(key=lambda name: name != result["metric"])
     rows = [[model, *(_interval(table.get(name)) for name in names)] for model, table in tables.items()]
     print_table(f"{result['rows']:,} {result['split']} rows, 95 % intervals", ["model", *names], rows)
+    main, tests = read_results(folder).main, result.get("against_baseline", {})
+    if main in tests:
+        difference = signed_span(Interval(*(tests[main][end] for end in ("value", "low", "high"))))
+        name = metric_words(row_metric(result["metric"]))
+        out(f"{main} minus {TEXT_BASELINE}: {difference} {name}, p {p_value(tests[main]['p_value'])} (paired by row)")
 
 
 def _interval(score: dict[str, float] | None) -> str:

@@ -54,6 +54,20 @@ def compare_with_best(recipe: RecipeScores, measure: Measure) -> AgainstBest:
     return AgainstBest(best, {name: _tested(difference, *corrected[name]) for name, difference in differences.items()})
 
 
+def compare_baseline_with_best(recipe: RecipeScores) -> tuple[str, TestedDifference] | None:
+    """(the method that is best on validation, how the score of TF-IDF with logistic regression differs from it).
+
+    A test of its own, outside the family of the methods: p is not corrected. None without the baseline, or without
+    validation scores.
+    """
+    best = _best_on_validation(recipe, "score")
+    if recipe.text_baseline is None or best is None:
+        return None
+    keys = recipe.keys(best)
+    difference = paired_difference(recipe.text_baseline, recipe.student_sample("score", best, keys), grid=keys)
+    return best, _tested(difference, difference.p_value, ALPHA)
+
+
 def _corrected(differences: Mapping[str, Difference]) -> dict[str, tuple[float | None, float]]:
     """By method, (p after Holm's correction or None, the level that p was compared with)."""
     some_with_several_runs = not all(difference.rows_only for difference in differences.values())

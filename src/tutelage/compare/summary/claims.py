@@ -112,6 +112,12 @@ def _state(pairs: Sequence[PairClaim]) -> State:
     return "ahead_of_all" if behind == len(pairs) else "ahead_of_some" if behind else "ahead_of_none"
 
 
+def baseline_claim(recipe: RecipeSummary) -> PairClaim | None:
+    """TF-IDF with logistic regression against the method that validation chose by score; None without a test."""
+    against = recipe.get("text_baseline", {}).get("score_against_best")
+    return _pair(against, "score") if against else None
+
+
 def _pair(against: AgainstBestSummary | None, measure: Measure) -> PairClaim:
     if against is None:
         return PairClaim("no_common_run", rows_only=True)

@@ -15,16 +15,16 @@ from typing import Any
 
 from tutelage.analysis.slices import MEASURES, Measure
 from tutelage.compare.summary import claims
-from tutelage.compare.summary.claims import Standing, TeacherClaim, interval
+from tutelage.compare.summary.claims import PairClaim, Standing, TeacherClaim, interval
 from tutelage.compare.summary.recipe_section import Effects, IntervalSummary, MethodSummary, RecipeSummary
 from tutelage.compare.summary.student_section import StudentSummary, beats_teacher
 from tutelage.compare.summary.summarise import Summary
 from tutelage.compare.summary.table import run_count
-from tutelage.records import Interval
+from tutelage.records import TEXT_BASELINE, Interval
 from tutelage.report import page
 from tutelage.report.charts import forest, linear_scatter
 from tutelage.utils.files import write_text
-from tutelage.utils.format import p_value, percent, signed_span, span
+from tutelage.utils.format import percent, signed_span, span
 
 TWO_BY_TWO = (("td", "td-aw"), ("scd", "scd-aw"))
 """Rows: best checkpoint, scheduled; columns: constant weights, adaptive ones."""
@@ -44,7 +44,7 @@ def write_page(summary: Summary, path: Path, title: str | None = None) -> None:
     recipes = [_recipe_view(recipe, summary["cells"]) for recipe in summary["recipes"]]
     text = page.render(
         "comparison.html.jinja",
-        (p_value, ends, signed_ends, gap_ends),
+        (ends, signed_ends, gap_ends),
         title=title or _title(summary),
         version=__version__,
         date=time.strftime("%Y-%m-%d"),
@@ -115,6 +115,10 @@ class RecipeView:
     """Where the gap begins: `sft` or `anchor`."""
     effects: dict[Measure, dict[str, Any]]
     split: dict[str, Any] | None
+    text_baseline: Interval | None
+    """Score of TF-IDF with logistic regression."""
+    baseline_claim: PairClaim | None
+    """The same against the chosen method."""
 
 
 def _recipe_view(recipe: RecipeSummary, cells: Sequence[StudentSummary]) -> RecipeView:
@@ -136,6 +140,8 @@ def _recipe_view(recipe: RecipeSummary, cells: Sequence[StudentSummary]) -> Reci
         gap_from=next((gap["from"] for gap in gaps if gap), "anchor"),
         effects={m: _effects(recipe, effects, m) for m, effects in recipe["two_by_two"].items()},
         split=_split(students) if students else None,
+        text_baseline=interval(recipe["text_baseline"]["score"]) if "text_baseline" in recipe else None,
+        baseline_claim=claims.baseline_claim(recipe),
     )
 
 
@@ -153,7 +159,7 @@ def _method_row(name: str, numbers: MethodSummary, standings: Mapping[Measure, S
 
 
 def _interval_plot(recipe: RecipeSummary, measure: Measure) -> dict[str, Any]:
-    """Teacher, anchor, then the methods from first to last.
+    """Teacher, anchor, TF-IDF (by score), then the methods from first to last.
 
     Lines are keyed by their index, as a method may be named like a base model.
     """
@@ -163,6 +169,8 @@ def _interval_plot(recipe: RecipeSummary, measure: Measure) -> dict[str, Any]:
     models: list[tuple[str, str, IntervalSummary]] = [
         (name, name, recipe["base"][name][measure]) for name in ("teacher", "anchor") if name in recipe["base"]
     ]
+    if measure == "score" and "text_baseline" in recipe:
+        models.append((TEXT_BASELINE, "baseline", recipe["text_baseline"]["score"]))
     models += [(name, "distilled", methods[name][measure]) for name in order]
     limits = {"floor": 0.0, "ceiling": 1.0} if measure == "score" else {"floor": 0.0}
     plot = forest({str(index): interval(numbers) for index, (_, _, numbers) in enumerate(models)}, **limits)

@@ -15,7 +15,12 @@ from tutelage.analysis.crossed_intervals import Estimate
 from tutelage.analysis.method_comparison import gap_closed_interval, mean_ranks, two_by_two
 from tutelage.analysis.significance import SeedsNeeded, TestName, score_estimate
 from tutelage.analysis.slices import MEASURES, Measure
-from tutelage.compare.summary.against_best import SIGNS, TestedDifference, compare_with_best
+from tutelage.compare.summary.against_best import (
+    SIGNS,
+    TestedDifference,
+    compare_baseline_with_best,
+    compare_with_best,
+)
 from tutelage.compare.summary.scores import RecipeScores, RunKey
 from tutelage.records import IntervalRecord
 from tutelage.utils.bootstrap import widened
@@ -84,6 +89,14 @@ class MethodSummary(BaseSummary):
     nll_against_best: NotRequired[AgainstBestSummary]
 
 
+class TextBaselineSummary(TypedDict):
+    """TF-IDF with logistic regression on the test rows: trained once on the same rows, it has no loss per token."""
+
+    score: IntervalSummary
+    score_against_best: NotRequired[AgainstBestSummary]
+    """`p_holm` is `p_value`: the only test of its kind. Absent where validation chose no method."""
+
+
 Effects = dict[Literal["schedule", "weighting", "interaction"], IntervalSummary]
 
 
@@ -97,6 +110,8 @@ class RecipeSummary(TypedDict):
     rows: int
     """Number of test rows."""
     base: dict[BaseModel, BaseSummary]
+    text_baseline: NotRequired[TextBaselineSummary]
+    """Absent where it does not suit the task, or was not scored."""
     methods: dict[str, MethodSummary]
     best: dict[Measure, str | None]
     """The method that validation chose; None without validation losses."""
@@ -120,6 +135,7 @@ def summarise_recipe(recipe: RecipeScores) -> RecipeSummary:
             "teacher": _base_summary(recipe, "teacher", teacher_keys),
             "anchor": _base_summary(recipe, "anchor", teacher_keys[:1]),
         },
+        **_text_baseline(recipe),
         "methods": {method: _method_summary(recipe, method, score, nll) for method in recipe.methods},
         "best": {"score": score.best, "nll": nll.best},
         "two_by_two": _two_by_two(recipe),
@@ -170,6 +186,15 @@ def _method_summary(recipe: RecipeScores, method: str, score: _ByMeasure, nll: _
 def _base_summary(recipe: RecipeScores, model: BaseModel, keys: Sequence[RunKey]) -> BaseSummary:
     estimates = {m: score_estimate(recipe.base_sample(m, model, keys), grid=keys) for m in MEASURES}
     return {"score": _clipped(estimates["score"], "score"), "nll": _clipped(estimates["nll"], "nll")}
+
+
+def _text_baseline(recipe: RecipeScores) -> dict[str, TextBaselineSummary]:
+    if recipe.text_baseline is None:
+        return {}
+    found: TextBaselineSummary = {"score": _clipped(score_estimate(recipe.text_baseline), "score")}
+    if against := compare_baseline_with_best(recipe):
+        found["score_against_best"] = _against_best(*against)
+    return {"text_baseline": found}
 
 
 def _gap_closed(recipe: RecipeScores, method: str) -> GapClosedSummary | None:

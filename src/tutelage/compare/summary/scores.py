@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
 from tutelage.utils.bootstrap import Statistic
 from tutelage.utils.files import read_json, read_jsonl, read_records
+from tutelage.utils.integrity import present
 
+Line = TypeVar("Line")
 RunKey = tuple[int, int]
 """Teacher seed and seed of a training run."""
 
@@ -76,7 +78,7 @@ class RecipeScores:
         for cell in sorted(records, key=lambda cell: (cell.teacher_seed, cell.seed)):
             self.cells[cell.method][cell.teacher_seed, cell.seed] = cell
         self._without_teacher = {method: self._by_seed(method) for method in self.methods if not has_teacher(method)}
-        self.models = self._read_models()
+        self.models, self.text_baseline = self._read_models()
         self._check_against_files()
 
     def keys(self, *methods: str) -> list[RunKey]:
@@ -128,21 +130,38 @@ class RecipeScores:
             cells.setdefault(seed, cell)
         return dict(sorted(cells.items()))
 
-    def _read_models(self) -> dict[tuple[str, str], ModelScores]:
-        """By run and model name. All are resampled together, so that resample n has the same rows in all."""
+    def _read_models(self) -> tuple[dict[tuple[str, str], ModelScores], RunScores | None]:
+        """Models by run and name; and TF-IDF with logistic regression, if it was scored, which has a score alone.
+
+        All are resampled together, so that resample n has the same rows in all.
+        """
         names = {(run, model): None for run in self.runs.values() for model in ("teacher", "anchor")}
         names |= {(cell.run, cell.student): None for cell in self.records}
         files = {
             (run, model): _read_model(Path(run) / "evaluate" / model, self.task, self.examples) for run, model in names
         }
         tables = {f"{run}/evaluate/{model}": read.score_table[None] for (run, model), read in files.items()}
+        baseline = self._baseline_table()
+        if baseline is not None:
+            tables["baseline"] = baseline[None]
         losses = {f"losses of {run}/evaluate/{model}": read.test_losses[None] for (run, model), read in files.items()}
         statistic = next(iter(files.values())).score_statistic
-        samples = zip(score_runs(tables, statistic), score_runs(losses), strict=True)
-        return {
+        scores = score_runs(tables, statistic)
+        samples = zip(scores[: len(files)], score_runs(losses), strict=True)
+        models = {
             name: ModelScores(read.metrics, {"score": score, "nll": nll}, read.validation_losses)
             for (name, read), (score, nll) in zip(files.items(), samples, strict=True)
         }
+        return models, None if baseline is None else scores[-1]
+
+    def _baseline_table(self) -> np.ndarray | None:
+        """As of `_score_table`, from any of the runs: the baseline answers the same under all teacher seeds."""
+        paths = (Path(run) / "baseline" / "answers.jsonl" for run in self.runs.values())
+        path = next((path for path in paths if present(path)), None)
+        if path is None:
+            return None
+        lines = _of_all_rows({line["id"]: line for line in read_jsonl(path)}, path, self.examples)
+        return _score_table(self.task, [line["prediction"] for line in lines], self.examples)[0]
 
     def _check_against_files(self) -> None:
         wrong = [line for cell, record in self.records.items() for line in self._contradictions(cell, record)]
@@ -190,16 +209,25 @@ def _task_and_test_rows(run: Path) -> tuple[BaseTask, list[Example]]:
 def _read_model(folder: Path, task: BaseTask, examples: Sequence[Example]) -> _ModelFiles:
     """folder: below `evaluate`. Raises StaleArtifactError if it has no predictions for these rows."""
     predictions = _read_predictions(folder / "predictions.jsonl", examples)
-    table, metrics_of = task.table([row.prediction for row in predictions], examples)
+    table, statistic, metrics = _score_table(task, [row.prediction for row in predictions], examples)
     losses = np.array([row.nll for row in predictions], dtype=np.float64)
+    metrics |= {"nll": float(losses.mean())}
+    validation = {row["id"]: row["nll"] for row in read_jsonl(folder / "validation_loss.jsonl")}
+    return _ModelFiles(metrics, table, statistic, losses, validation)
+
+
+def _score_table(
+    task: BaseTask, answers: Sequence[Any], examples: Sequence[Example]
+) -> tuple[np.ndarray, ScalarStatistic | None, dict[str, float]]:
+    """(table, statistic) as in `_ModelFiles`, and every metric on all rows, of parsed answers."""
+    table, metrics_of = task.table(answers, examples)
     on_all_rows = metrics_of(np.ones((1, len(table))), table)
-    metrics = {name: float(value[0]) for name, value in on_all_rows.items()} | {"nll": float(losses.mean())}
+    metrics = {name: float(value[0]) for name, value in on_all_rows.items()}
     statistic: ScalarStatistic | None = partial(_metric, metrics_of, task.metric)
     if task.metric in MEANS:
         patterns, pattern_of_row = np.unique(table, axis=0, return_inverse=True)
         table, statistic = statistic(np.eye(len(patterns)), patterns)[pattern_of_row.ravel()], None
-    validation = {row["id"]: row["nll"] for row in read_jsonl(folder / "validation_loss.jsonl")}
-    return _ModelFiles(metrics, table, statistic, losses, validation)
+    return table, statistic, metrics
 
 
 def _metric(metrics_of: Statistic, name: str, draws: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -213,7 +241,11 @@ def _read_predictions(path: Path, examples: Iterable[Example]) -> list[Predictio
             f"{path} does not exist, and results.jsonl has scores made from it: restore it, or remove the lines of that"
             " cell from results.jsonl"
         )
-    by_id = {row.id: row for row in read_records(path, Prediction)}
+    return _of_all_rows({row.id: row for row in read_records(path, Prediction)}, path, examples)
+
+
+def _of_all_rows(by_id: Mapping[str, Line], path: Path, examples: Iterable[Example]) -> list[Line]:
+    """The lines of a file in the order of the examples."""
     ids = [example.id for example in examples]
     missing = [id for id in ids if id not in by_id]
     if missing:

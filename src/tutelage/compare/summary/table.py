@@ -16,8 +16,10 @@ from tutelage.compare.summary.recipe_section import (
     IntervalSummary,
     MethodSummary,
     RecipeSummary,
+    TextBaselineSummary,
 )
 from tutelage.compare.summary.summarise import Summary
+from tutelage.records import TEXT_BASELINE
 from tutelage.utils.console import as_json, err, out, print_table
 
 NOTE = (
@@ -27,6 +29,7 @@ NOTE = (
     " gap closed: fraction of the gap from plain fine-tuning to the teacher; [-, -]: no bounds, as the teacher's lead"
     " is not significant; no gap: the teacher is not ahead by 0.005."
 )
+BASELINE_NOTE = f"{TEXT_BASELINE}: TF-IDF with logistic regression, no language model; its p is not corrected."
 TEACHER_SEEDS_NOTE = "5 of 3 x 2: three seeds with each of two teacher seeds, one training run of them missing."
 
 
@@ -45,15 +48,26 @@ class Column(NamedTuple):
     of_method: Callable[[MethodRow], str]
     of_base: Callable[[BaseSummary], str] = lambda base: ""
     """For teacher and anchor; by default empty."""
+    of_baseline: Callable[[TextBaselineSummary], str] = lambda baseline: ""
+    """For TF-IDF with logistic regression; by default empty."""
 
 
 def columns(score: str) -> list[Column]:
     """The numbers of the table, from left to right. score: name of the metric."""
     return [
-        Column(score, lambda row: _span(row.numbers["score"]), lambda base: _span(base["score"])),
+        Column(
+            score,
+            lambda row: _span(row.numbers["score"]),
+            lambda base: _span(base["score"]),
+            lambda baseline: _span(baseline["score"]),
+        ),
         Column("gap closed", lambda row: _gap_closed(row.numbers["gap_closed"])),
         Column("loss (nats)", lambda row: _span(row.numbers["nll"]), lambda base: _span(base["nll"])),
-        Column("p (Holm)", lambda row: "best" if row.is_best else _p_holm(row.numbers.get("score_against_best"))),
+        Column(
+            "p (Holm)",
+            lambda row: "best" if row.is_best else _p_holm(row.numbers.get("score_against_best")),
+            of_baseline=lambda baseline: _p_holm(baseline.get("score_against_best")),
+        ),
         Column("seconds", lambda row: f"{row.numbers['seconds']:.0f}"),
         Column("rank: score / loss", lambda row: f"{row.numbers['score_rank']} / {row.numbers['nll_rank']}"),
     ]
@@ -74,6 +88,7 @@ def show(summary: Summary, form: str = "table") -> None:
         if form == "table":
             _show_effects(summary)
         note = f"{NOTE} {TEACHER_SEEDS_NOTE}" if _several_teachers(summary) else NOTE
+        note += f" {BASELINE_NOTE}" if any("text_baseline" in recipe for recipe in summary["recipes"]) else ""
         out({"markdown": f"\n\\{note}", "latex": f"% {note}"}.get(form, note))
 
 
@@ -92,8 +107,8 @@ def _cell(fields: CellFields) -> Cell:
 
 
 def grid(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """(header, lines) of the printed table: base models and methods of every recipe, the best on test first; then
-    methods of which every cell failed."""
+    """(header, lines) of the printed table: base models, TF-IDF and methods of every recipe, the best on test first;
+    then methods of which every cell failed."""
     metrics = list(dict.fromkeys(recipe["metric"] for recipe in summary["recipes"]))
     shown = columns(metrics[0] if len(metrics) == 1 else "score")
     seeds = "seeds x teachers" if _several_teachers(summary) else "seeds"
@@ -103,6 +118,9 @@ def grid(summary: Summary) -> tuple[list[str], list[list[str]]]:
         name = recipe["name"] if len(metrics) == 1 else f"{recipe['name']} ({recipe['metric']})"
         for model, base in recipe["base"].items():
             lines.append([name, model, "", *(column.of_base(base) for column in shown)])
+        if "text_baseline" in recipe:
+            baseline = recipe["text_baseline"]
+            lines.append([name, TEXT_BASELINE, "", *(column.of_baseline(baseline) for column in shown)])
         for method, row in _by_rank(recipe):
             count = failed.pop((recipe["name"], method), 0)
             runs = run_count(row.numbers)
@@ -165,7 +183,8 @@ def numbers(summary: Summary) -> tuple[list[str], list[list[str]]]:
     rows: list[dict[str, Any]] = []
     for recipe in summary["recipes"]:
         shared = {"recipe": recipe["name"], "metric": recipe["metric"]}
-        for model, base in recipe["base"].items():
+        others = {**recipe["base"], **({TEXT_BASELINE: recipe["text_baseline"]} if "text_baseline" in recipe else {})}
+        for model, base in others.items():
             rows.append({**shared, "model": model, "failed": None, "best": None, **_flat(base)})
         for name, method in recipe["methods"].items():
             count, is_best = failed.pop((recipe["name"], name), 0), name == recipe["best"]["score"]
@@ -180,7 +199,8 @@ def _flat(model: Mapping[str, Any]) -> dict[str, Any]:
     flat = {key: model.get(key) for key in ("trainings", "seeds", "trajectories")}
     for measure in MEASURES:
         against = model.get(f"{measure}_against_best", {})
-        flat |= {f"{measure}_{key}": model[measure][key] for key in ("value", "low", "high", "rows_only")}
+        interval = model.get(measure, {})  # TF-IDF has no loss
+        flat |= {f"{measure}_{key}": interval.get(key) for key in ("value", "low", "high", "rows_only")}
         flat |= {f"{measure}_{key}": against.get(key) for key in ("p_value", "p_holm")}
         flat[f"{measure}_rank"] = model.get(f"{measure}_rank")
     gap = model.get("gap_closed") or {}
