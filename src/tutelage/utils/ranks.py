@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from tutelage.errors import ConfigError
 
-T, V = TypeVar("T"), TypeVar("V")
+T = TypeVar("T")
+V = TypeVar("V")
 
 LONGEST_WAIT = timedelta(days=7)
 """For `once` and `gather`. The main process may read data or write a report for hours; a process that died is noticed
@@ -152,7 +153,8 @@ def once(action: Callable[[], T]) -> T:
 
 def share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of the items, every one of which goes to one process: each n-th of them."""
-    return items if size() == 1 else items[_launch.rank :: _launch.size]
+    launch = _launch
+    return items if launch is None or launch.alone else items[launch.rank :: launch.size]
 
 
 def gather(value: T) -> list[T]:
@@ -245,7 +247,8 @@ def lost() -> list[int]:
     """Ranks of processes on this machine that are gone, although they never said that they failed."""
     import psutil
 
-    launch, gone = _launch, []
+    launch = _launch
+    gone: list[int] = []
     if launch is None:
         return gone
     for rank in range(launch.size):
