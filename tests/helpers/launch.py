@@ -19,7 +19,10 @@ class Ended(NamedTuple):
 
 
 def launch(count: int, *words: Any, before: str = "") -> list[Ended]:
-    """Run `tutelage WORDS` in `count` processes to the end, one torch thread in each. before: Python that all run first."""
+    """Run `tutelage WORDS` in `count` processes to the end, one torch thread in each.
+
+    before: Python that all run first.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

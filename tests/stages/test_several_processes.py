@@ -101,7 +101,9 @@ def same(one: Path, other: Path) -> None:
     assert before.keys() == now.keys()
     for key, value in now.items():
         value = value.replace(str(other), str(one)) if isinstance(value, str) else value
-        assert value == (pytest.approx(before[key], rel=1e-5, abs=1e-5) if isinstance(value, float) else before[key]), key
+        assert value == (pytest.approx(before[key], rel=1e-5, abs=1e-5) if isinstance(value, float) else before[key]), (
+            key
+        )
 
 
 def test_two_processes_have_the_losses_and_choices_of_one(alone, two):
@@ -123,7 +125,7 @@ def test_a_run_that_lost_a_process_goes_on_with_fewer_and_has_the_same_result(al
     lost = ["process 2 of 3 was killed or has crashed; the same command continues where it stopped"]
     assert sorted(messages)[-1] == lost and sum(lost[0] in process.err for process in killed) == 1
     assert [process.code for process in continued] == [0, 0], continued[0].err
-    assert "batches are those of 3 processes, shared out over 2" in continued[0].err
+    assert "begun with 3 processes: its batches stay as they are, shared out over 2" in continued[0].err
     same(alone, folder)
 
 
@@ -147,7 +149,7 @@ def test_caches_and_answers_of_two_processes_are_those_of_one_to_the_bit(alone, 
 
 
 def test_a_refusal_is_told_once_and_ends_all(alone):
-    ended = launch(2, "run", alone / "recipe.yaml", "distill.temperature=2.0")
+    ended = launch(2, "distill", alone / "recipe.yaml", "distill.temperature=2.0", "--anyway")
     assert [process.code for process in ended] == [2, 2]
     assert sum(process.err.count("distill.temperature: 1.0 -> 2.0") for process in ended) == 1
     assert sum(process.err.count("Error") for process in ended) == 1

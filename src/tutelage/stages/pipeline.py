@@ -39,7 +39,8 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
         ranks.once(lambda: _refuse_foreign(run, names))
     run.processes = ranks.size() if run.force and "teach" in names else run.processes
     if ranks.size() != run.processes:
-        run.screen.say(f"batches are those of {run.processes} processes, shared out over {ranks.size()}")
+        begun = f"{run.processes} process{'es' * (run.processes > 1)}"
+        run.screen.say(f"the run was begun with {begun}: its batches stay as they are, shared out over {ranks.size()}")
     for name in names:
         if name in NEED_A_TEACHER:
             stop_if_hopeless(run, by_anchor=name not in ("silver", "anchor"))
