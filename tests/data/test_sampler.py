@@ -1,9 +1,11 @@
-"""Batches of like length: every row once an epoch, little padding, the same again for the same seed and epoch."""
+"""Batches of like length: every row once an epoch, little padding, the same again for the same seed and epoch. Batches
+that several processes share."""
 
 import numpy as np
 import pytest
+from torch.utils.data import BatchSampler
 
-from tutelage.data.collate import LengthGroupedSampler
+from tutelage.data.collate import LengthGroupedSampler, SharedBatches
 
 LENGTHS = np.random.default_rng(0).integers(5, 200, 1003)
 
@@ -38,3 +40,15 @@ def test_rows_that_fill_no_batch_come_last():
     order = list(LengthGroupedSampler(LENGTHS, 8, 0))
     spread = [np.ptp(LENGTHS[order[start : start + 8]]) for start in range(0, 1000, 8)]
     assert max(spread) < 40
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize(("rows", "batch"), [(13, 6), (12, 6), (13, 4), (7, 3), (1, 6), (13, 1)])
+def test_the_parts_of_a_shared_batch_are_the_batch_of_one_process(rows, batch, processes):
+    order = np.random.default_rng(1).permutation(rows).tolist()
+    parts = [list(SharedBatches(order, batch, rank, processes)) for rank in range(processes)]
+    for whole, *shared in zip(BatchSampler(order, batch, drop_last=False), *parts, strict=True):
+        own = [[index for index in part if index >= 0] for part in shared]
+        assert [index for part in own for index in part] == whole
+        assert max(map(len, own)) - min(map(len, own)) <= 1
+        assert all(part for part in shared)  # every process computes each step, if only for a row that stands in

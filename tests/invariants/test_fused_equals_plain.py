@@ -1,13 +1,17 @@
 """The fused head and loss agree with the plain form in value and in every gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from helpers.fused import VOCABULARY, assert_fused_equals_plain, loss_inputs, losses_and_gradients
+from helpers.fused import VOCABULARY, assert_fused_equals_plain, loss_inputs, losses_and_gradients, rows
 from helpers.tiny import tiny_model
+from tutelage.data.collate import IGNORED, Collator
 from tutelage.method.divergences import DIVERGENCES
 from tutelage.models import heads
 from tutelage.models.heads import takes_logits_to_keep
+from tutelage.teacher.sources import LiveTeacher
 from tutelage.training import fused_loss as head_loss
 from tutelage.training.fused_loss import HeadLoss
 
@@ -39,6 +43,39 @@ def test_tied_and_untied_and_padded_vocabularies():
         assert_fused_equals_plain(
             tiny_model(seed=1, tie_word_embeddings=tied, vocab_size=VOCABULARY + 6), *loss_inputs()
         )
+
+
+def stand_in(names):
+    """The batch of `rows()` in which the rows of these numbers stand in, and the inputs of its loss."""
+    items = [(~index if index in names else index, row) for index, row in enumerate(rows())]
+    batch, whole = Collator(257)(items), loss_inputs()[1]
+    mask = batch["targets"] != IGNORED
+    teacher = tiny_model(seed=9, hidden=32)
+    targets = LiveTeacher(["t"], lambda _: teacher, rows(), VOCABULARY, 257).targets("t", batch)
+    return batch, replace(whole, gold=batch["targets"][mask], mask=mask, targets=targets, denominator=3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_row_that_stands_in_has_no_part_in_the_loss(fused):
+    model = tiny_model(seed=1, tie_word_embeddings=True)
+    _, loss, found = losses_and_gradients(model, *stand_in({1, 2}), fused=fused)
+    inputs = loss_inputs(weight=(0.0, 0.3, 1.0), denominator=3)[1]
+    alone = Collator(257)([(0, rows()[0])])
+    mask = alone["targets"] != IGNORED
+    of_one = replace(inputs, gold=alone["targets"][mask], mask=mask, weight=inputs.weight[:1], targets=None)
+    _, expected, gradients = losses_and_gradients(model, alone, of_one, fused=False)
+    torch.testing.assert_close(loss.total, expected.total)
+    assert loss.cross_entropy[1:].tolist() == loss.divergence[1:].tolist() == [0.0, 0.0]
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_batch_of_rows_that_stand_in_gives_every_weight_a_gradient_of_zero(fused):
+    model = tiny_model(seed=1, tie_word_embeddings=True)
+    _, loss, found = losses_and_gradients(model, *stand_in({0, 1, 2}), fused=fused)
+    assert loss.total == 0 and found.keys() == dict(model.named_parameters()).keys()
+    assert not any(gradient.any() for gradient in found.values())
 
 
 def test_the_denominator_of_an_optimizer_step_counts():

@@ -165,10 +165,17 @@ def test_a_stage_never_builds_on_a_stale_one(finished, command):
     assert command("distill", finished / "recipe.yaml") == 0
 
 
-def test_processes_of_a_launcher_do_not_write_one_folder(finished, command, monkeypatch):
+def test_a_launcher_that_does_not_say_who_is_who_is_refused(finished, command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command("distill", finished / "recipe.yaml") == 2
-    assert "started 2 processes" in command.err and "tutelage compare" in command.err
+    assert "started 2 processes" in command.err and "MASTER_ADDR, MASTER_PORT is not set" in command.err
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_asks_for_sharded_models_is_refused(finished, command, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    assert command("distill", finished / "recipe.yaml") == 2
+    assert name.lower() in command.err.lower() and "whole models" in command.err
 
 
 def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):

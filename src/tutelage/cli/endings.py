@@ -1,5 +1,7 @@
 """How a command ends. Whatever is no bug is one line on standard error, without a traceback.
 
+Of the processes of a launch the one that fails first says why; all end with its exit code.
+
 Exit codes: 0 success; 1 a bug, failed students of a comparison, output that nobody reads, or a stop by a signal; 2 an
 error that the user can mend; 3 a run that stopped because going on is not worth it (--anyway); 130 interrupted.
 """
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tutelage.errors import Kind, Problem, UserError
+from tutelage.utils import ranks
 from tutelage.utils.console import err
 from tutelage.utils.disk import full_disk_as_user_error
 from tutelage.utils.memory import is_out_of_memory
@@ -75,6 +78,8 @@ def run_command(command: Callable[[], None]) -> int:
     with redirect_stdout(_Output(sys.stdout)):
         code = _outcome(lambda: _in_working_order(command))
         code = _outcome(sys.stdout.flush) or code
+    if code == 0:
+        ranks.part()
     for stream in (sys.stdout, sys.stderr):
         _discard_if_lost(stream)
     return code
@@ -85,20 +90,38 @@ def _outcome(action: Callable[[], None]) -> int:
     try:
         action()
         return 0
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else bool(leaving.code)
-    except Stopped as stop:
-        interrupted = stop.number == signal.SIGINT
-        what = "interrupted" if interrupted else f"stopped by {signal.Signals(stop.number).name}"
-        err(f"{what}; {CONTINUES}")
-        return 130 if interrupted else 1
-    except OutputLost as error:
-        err(f"standard output could not be written: {error}")
-        return 1
-    except Exception as error:
-        mendable = error if isinstance(error, UserError) else as_user_error(error)
-        err(f"{type(mendable).__name__}: {mendable}" if mendable else traceback.format_exc().rstrip())
-        return mendable.exit_code if mendable else 1
+    except BaseException as error:
+        code, text = _ending(error)
+    if not code:
+        return 0
+    if gone := ranks.lost():
+        code, text = 1, f"process {gone[0]} of {ranks.started()} was killed or has crashed; {CONTINUES}"
+    code, speaks = ranks.fail(code, common=text is None)
+    if ranks.started() > 1:  # a launcher ends all processes as soon as one has ended
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+    if speaks and text:
+        err(text)
+    ranks.leave()
+    return code
+
+
+def _ending(error: BaseException) -> tuple[int, str | None]:
+    """Exit code and message of a command that ended by an exception; no message where one was printed."""
+    if isinstance(error, SystemExit):
+        return (error.code if isinstance(error.code, int) else int(bool(error.code))), None
+    if isinstance(error, Stopped):
+        interrupted = error.number == signal.SIGINT
+        what = "interrupted" if interrupted else f"stopped by {signal.Signals(error.number).name}"
+        return 130 if interrupted else 1, f"{what}; {CONTINUES}"
+    if isinstance(error, OutputLost):
+        return 1, f"standard output could not be written: {error}"
+    if not isinstance(error, Exception):
+        raise error
+    mendable = error if isinstance(error, UserError) else as_user_error(error)
+    if mendable is None:
+        return 1, "".join(traceback.format_exception(error)).rstrip()
+    return mendable.exit_code, f"{type(mendable).__name__}: {mendable}"
 
 
 def as_user_error(error: Exception) -> UserError | None:
@@ -126,7 +149,8 @@ def _in_working_order(command: Callable[[], None]) -> None:
         here = Path.cwd()
     except FileNotFoundError:
         raise UserError("the current folder was deleted: `cd` to another one") from None
-    with full_disk_as_user_error(here):
+    with full_disk_as_user_error(here), ranks.quiet():
+        ranks.join()
         command()
 
 

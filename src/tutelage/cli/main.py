@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +20,7 @@ from tutelage.cli import run_commands
 from tutelage.cli.endings import run_command
 from tutelage.cli.shrink import shrink
 from tutelage.stages import STAGES
+from tutelage.utils import ranks
 from tutelage.utils.console import err, out, print_table
 
 if TYPE_CHECKING:
@@ -71,11 +73,12 @@ def _open_run(recipe: Path, overrides: list[str] | None, force: bool, anyway: bo
 
 
 def _go(run_folder: RunFolder, stages: list[str]) -> None:
-    """Run stages under the folder's lock."""
+    """Run stages under the folder's lock, which the main process holds."""
     from tutelage.run.manifest import locked
     from tutelage.stages.pipeline import run_stages
 
-    with locked(run_folder.folder):
+    with ExitStack() as held:
+        ranks.once(lambda: held.enter_context(locked(run_folder.folder, several=True)))
         run_stages(run_folder, stages)
 
 
@@ -160,7 +163,7 @@ def run(recipe: RecipeFile, overrides: Overrides = None, force: Force = False, a
     """
     run_folder = _open_run(recipe, overrides, force, anyway)
     _go(run_folder, list(STAGES))
-    _show(run_folder)
+    ranks.once(lambda: _show(run_folder))
 
 
 def _show(run_folder: RunFolder) -> None:
@@ -350,8 +353,13 @@ def predict(
 
 @app.callback(invoke_without_command=True)
 def _version(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
+    if context.invoked_subcommand not in ("run", *(name.replace("_", "-") for name in STAGES)):
+        from tutelage.run.manifest import one_process
+
+        one_process()
     if version:
         from tutelage import __version__
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from tutelage.data.encode import EncodedRow
 
@@ -25,7 +25,7 @@ GROUPED_BATCHES = 32
 
 
 class RowDataset(Dataset):
-    """Encoded rows for a DataLoader; an item is (index, row)."""
+    """Encoded rows for a DataLoader; an item is (index, row). Index ~n is row n standing in, see `SharedBatches`."""
 
     def __init__(self, rows: Sequence[EncodedRow]) -> None:
         """Keep `rows` as they are."""
@@ -37,7 +37,7 @@ class RowDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, EncodedRow]:
         """(index, row)."""
-        return index, self.rows[index]
+        return index, self.rows[row_of(index)]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Collator:
 
     Returns input_ids, attention_mask, position_ids [B, T]; targets [B, A], the answer tokens aligned to the right with
     -100 in front; row [B], indices in the data set. position_ids are always given: models with absolute positions would
-    otherwise count the padding.
+    otherwise count the padding. A row that stands in has no targets but -100.
     """
 
     pad_id: int
@@ -56,23 +56,34 @@ class Collator:
     def __call__(self, items: Sequence[tuple[int, EncodedRow]]) -> dict[str, Tensor]:
         """Batch of (index, row) items."""
         if self.ahead:
-            self.ahead([index for index, _ in items])
+            self.ahead([row_of(index) for index, _ in items])
         lengths = [len(row.prompt) + len(row.answer) - 1 for _, row in items]
         width, answer_width = max(lengths), max(len(row.answer) for _, row in items)
         ids = np.full((len(items), width), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(items), width), dtype=np.int64)
         targets = np.full((len(items), answer_width), IGNORED, dtype=np.int64)
-        for line, (_, row) in enumerate(items):
+        for line, (index, row) in enumerate(items):
             ids[line, width - lengths[line] :] = row.prompt + row.answer[:-1]
             mask[line, width - lengths[line] :] = 1
-            targets[line, answer_width - len(row.answer) :] = row.answer
+            if index >= 0:
+                targets[line, answer_width - len(row.answer) :] = row.answer
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
             "position_ids": torch.from_numpy((mask.cumsum(1) - 1).clip(min=0)),
             "targets": torch.from_numpy(targets),
-            "row": torch.tensor([index for index, _ in items]),
+            "row": torch.tensor([row_of(index) for index, _ in items]),
         }
+
+
+def row_of(index: int) -> int:
+    """The row that an item's index means, whether it is there for itself or stands in."""
+    return index if index >= 0 else ~index
+
+
+def answered(batch: dict[str, Tensor]) -> Tensor:
+    """[B] bool: which rows of a batch have an answer to learn; the others stand in."""
+    return (batch["targets"] != IGNORED).any(1)
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -103,6 +114,26 @@ class LengthGroupedSampler(Sampler[int]):
         ordered = np.concatenate([group[np.argsort(-self.lengths[group], kind="stable")] for group in groups])
         batches = random.permutation(ordered.reshape(-1, size))
         yield from np.concatenate([batches.reshape(-1), order[whole:]]).tolist()
+
+
+class SharedBatches(BatchSampler):
+    """One process's part of every batch of an epoch, such that all parts together are the batch that a single process
+    would have.
+
+    Every process needs as many batches as the others, because they compute each step together. A row stands in, as
+    index ~row, where a last batch has fewer rows than there are processes: the model reads it, and nothing counts it.
+    """
+
+    def __init__(self, sampler: Sampler[int], batch_rows: int, rank: int, processes: int) -> None:
+        """sampler: gives the same order in every process. batch_rows: of all processes together."""
+        super().__init__(sampler, batch_rows, drop_last=False)
+        self.rank, self.processes = rank, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Indices of the rows of this process, contiguous in the batch; the first ones have one more."""
+        for batch in super().__iter__():
+            start, stop = (-(-len(batch) * rank // self.processes) for rank in (self.rank, self.rank + 1))
+            yield batch[start:stop] or [~batch[0]]
 
 
 def vocabulary_of(tokenizer: Any) -> int:

@@ -75,7 +75,7 @@ def mixed_loss(
 
     size = max(1, CHUNK_ELEMENTS // student.shape[-1])
     total, terms = student.sum() * 0, []
-    for start in range(0, len(student), size):
+    for start in range(0, max(1, len(student)), size):  # one chunk of nothing where there are no positions
         stop = min(start + size, len(student))
         if len(student) <= size:
             loss, ce, kd = chunk(student, start, stop)

@@ -20,6 +20,7 @@ from tutelage.models.generation import Answer, generate_answers
 from tutelage.models.label_scoring import choose_labels
 from tutelage.records import Example, Interval, Prediction, SampleLoss
 from tutelage.tasks.base import BaseTask
+from tutelage.utils import ranks
 from tutelage.utils.bootstrap import bootstrap
 
 OnRows = Callable[[int], None]
@@ -161,19 +162,20 @@ def sample_losses(
 ) -> np.ndarray:
     """[rows] losses in nats per answer token, by teacher-forced forward passes.
 
-    Rows are read in batches of like length; losses come in the order of the rows.
+    Rows are read in batches of like length, which several processes share out; losses come in the order of the rows.
     """
     training, collate, order = model.training, Collator(pad_id), length_order(rows)
     model.eval()
-    losses = np.zeros(len(rows))
-    for start in range(0, len(order), batch_size):
+    losses: dict[int, float] = {}
+    for start in ranks.share(range(0, len(order), batch_size)):
         indices = order[start : start + batch_size]
         read = read_batch(model, collate([(index, rows[index]) for index in indices]), vocabulary)
-        losses[indices] = read.row_losses.double().numpy()
+        losses.update(zip(indices, read.row_losses.double().tolist(), strict=True))
         if on_rows:
-            on_rows(len(indices))
+            on_rows(len(indices) * ranks.size())
     model.train(training)
-    return losses
+    everywhere = ranks.joined(losses)
+    return np.array([everywhere[index] for index in range(len(rows))])
 
 
 def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[SampleLoss]:

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import DataError, problems
 from tutelage.models.heads import takes_logits_to_keep
+from tutelage.utils import ranks
 
 DROP_FROM = 0.25
 """Fraction of a batch that must be finished before its rows leave it. Dropping rows copies the cache of the others
@@ -62,15 +63,15 @@ def generate_answers(
     An answer ends before the first end-of-sequence token (the tokenizer's, or any in the model's configs) or
     after `max_new_tokens`. Its log-probability is in float32, over the tokenizer's entries. Other settings of that
     config (sampling, penalties, forced tokens) are ignored. A model that returns no key-value cache is decoded by its
-    own `generate`, with the same result.
+    own `generate`, with the same result. Several processes share the batches out, each with the answers to all.
 
     on_batch: called with the number of prompts answered since its last call. Raises DataError for empty prompts.
     """
     check_tokens(prompts)
     ends, vocabulary, cached = end_ids(model, tokenizer), vocabulary_of(tokenizer), True
-    answers = [Answer("", 0.0)] * len(prompts)
+    answers: dict[int, Answer] = {}
     with greedy_mode(model) as plain:
-        for indices in length_batches(prompts, batch_size):
+        for indices in ranks.share(length_batches(prompts, batch_size)):
             inputs = pad_left([prompts[index] for index in indices], pad_id_of(tokenizer), plain.device)
             written = _greedy(plain, inputs, vocabulary, ends, max_new_tokens) if cached else None
             if written is None:
@@ -79,8 +80,9 @@ def generate_answers(
             for index, (ids, log_prob) in zip(indices, written, strict=True):
                 answers[index] = Answer(_decode(tokenizer, ids), log_prob)
             if on_batch:
-                on_batch(len(indices))
-    return answers
+                on_batch(len(indices) * ranks.size())
+    answers = ranks.joined(answers)
+    return [answers[index] for index in range(len(prompts))]
 
 
 class _Batch:
@@ -231,11 +233,10 @@ def greedy_mode(model: nn.Module) -> Iterator[Any]:
             module.training = True
 
 
-def length_batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+def length_batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     """Indices of the prompts in batches, longest first: little padding, and running out of memory shows at once."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def pad_left(prompts: list[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import ModelError
 from tutelage.models.generation import cache_of, check_tokens, greedy_mode, length_batches, pad_left
 from tutelage.models.heads import takes_logits_to_keep
+from tutelage.utils import ranks
 
 SCORED_ROWS = 64
 """Most (prompt, candidate) pairs in one forward pass: each holds a copy of its prompt's keys and values."""
@@ -57,12 +58,13 @@ def choose_labels(
     differ. Candidates whose bound falls below the best complete score are dropped. A confident model needs one to three
     candidates per prompt. Rounds read 1, 2, 4, ... candidates per prompt, so that an unsure model needs few passes.
     Worst case (all candidates equally probable, no common prefixes): every candidate is read, as in `label_scores`, in
-    about log2(candidates) more passes. Arguments and errors are those of `label_scores`.
+    about log2(candidates) more passes. Several processes share the batches out. Arguments and errors are those of
+    `label_scores`.
     """
     check_tokens(prompts, candidates)
-    winners = [Winner(0, math.nan)] * len(prompts)
+    winners: dict[int, Winner] = {}
     with greedy_mode(model) as plain:
-        for indices in length_batches(prompts, batch_size):
+        for indices in ranks.share(length_batches(prompts, batch_size)):
             read = _ReadPrompts(plain, tokenizer, [prompts[index] for index in indices])
             answers = _with_end(tokenizer, candidates, indices)
             searches = [_Search(own_answers, read.first[row]) for row, own_answers in enumerate(answers)]
@@ -70,8 +72,9 @@ def choose_labels(
             for index, search in zip(indices, searches, strict=True):
                 winners[index] = search.winner()
             if on_batch:
-                on_batch(len(indices))
-    return winners
+                on_batch(len(indices) * ranks.size())
+    winners = ranks.joined(winners)
+    return [winners[index] for index in range(len(prompts))]
 
 
 def label_scores(

@@ -21,8 +21,8 @@ from tutelage.errors import ConfigError
 from tutelage.recipe.schema import Section
 from tutelage.recipe.values import wrong
 
-_ONE_PROCESS = (
-    "a run is one process, which does not shard a model; leave it out. A large model fits with ROLE.lora={} and"
+_WHOLE_MODELS = (
+    "processes hold whole models, and none is sharded; leave it out. A large model fits with ROLE.lora={} and"
     " ROLE.dtype=bfloat16"
 )
 RESERVED = {
@@ -50,10 +50,10 @@ RESERVED = {
     "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)",
     "group_by_length": "write train_sampling_strategy: group_by_length",
     "no_cuda": "write use_cpu: true",
-    "fsdp": _ONE_PROCESS,
-    "fsdp_config": _ONE_PROCESS,
-    "deepspeed": _ONE_PROCESS,
-    "parallelism_config": _ONE_PROCESS,
+    "fsdp": _WHOLE_MODELS,
+    "fsdp_config": _WHOLE_MODELS,
+    "deepspeed": _WHOLE_MODELS,
+    "parallelism_config": _WHOLE_MODELS,
 }
 """Training arguments (names or patterns) that the library sets itself or that have another name now, and what to use
 instead."""
@@ -167,8 +167,8 @@ def argument_problem(mapping: str, name: str, value: Any) -> str | None:
 
 def value_problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a training argument of transformers; None if nothing is."""
-    if value and RESERVED.get(name) == _ONE_PROCESS:
-        return f"not accepted here; {_ONE_PROCESS}"
+    if value and RESERVED.get(name) == _WHOLE_MODELS:
+        return f"not accepted here; {_WHOLE_MODELS}"
     if name == "report_to":
         return _tracker_problem(value)
     if value == _NEEDS_VALIDATION:

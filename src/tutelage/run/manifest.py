@@ -28,7 +28,7 @@ from tutelage.recipe.renamed import translate_flat
 from tutelage.run.artifacts import Manifest
 from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.own_files import clear, foreign_files, refusal, refuse_foreign
-from tutelage.utils import integrity
+from tutelage.utils import integrity, ranks
 from tutelage.utils.checksums import CHECKSUMS, MANIFEST, STARTED, file_record, records_of
 from tutelage.utils.disk import full_disk_as_user_error
 from tutelage.utils.files import discard, discard_remains, write_json
@@ -42,6 +42,8 @@ NOT_RECORDED = (
 """Patterns of names in a finished folder that no later step reads, or that users may change."""
 EMPTY = (STARTED, PROGRESS)
 """Files of a folder in which nothing has been done yet."""
+TRAININGS = ("teach", "anchor", "cross_fit", "distill/*/*")
+"""Folders of a run whose results depend on the size of a batch, in the order of the stages."""
 VERSIONS_OF = ("tutelage", "torch", "transformers", "peft", "datasets")
 
 
@@ -87,6 +89,16 @@ def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
 def finished_inputs(folder: Path) -> dict[str, Any]:
     """The inputs that a finished folder was made from; empty if it is not finished."""
     return _inputs_in(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+
+
+def recorded_processes(run: Path) -> int | None:
+    """Number of processes that shared the batches of a run's first training, begun or finished; None without one."""
+    for name in TRAININGS:
+        for folder in sorted(run.glob(name)):
+            record = next((folder / file for file in (MANIFEST, STARTED) if (folder / file).exists()), None)
+            if record is not None:
+                return int(_inputs_in(record).get("processes", 1))
+    return None
 
 
 def _inputs_in(record: Path) -> dict[str, Any]:
@@ -259,13 +271,12 @@ def versions() -> dict[str, str]:
 
 
 def one_process() -> None:
-    """Raises ConfigError in one of several processes of a launcher, since each would write the same files."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
+    """Raises ConfigError in one of several processes of a launcher, for what only a single one can do."""
+    if (count := ranks.started()) > 1:
         raise ConfigError(
-            f"a launcher started {count} processes, and a run folder has one writer: start one process, without"
-            " `accelerate launch` or `torchrun`. With several GPUs, train several students at a time:"
-            " `tutelage compare RECIPE --jobs GPUS`"
+            f"a launcher started {count} processes, which share the work of `tutelage run` and of single stages; this"
+            " command is for one: start it without `accelerate launch` or `torchrun`. With several GPUs, train several"
+            " students at a time: `tutelage compare RECIPE --jobs GPUS`"
         )
 
 
@@ -277,7 +288,11 @@ def is_run(folder: Path) -> bool:
 
 @contextmanager
 def locked(
-    folder: Path, elsewhere: str = "output_dir=runs/ANOTHER_NAME", is_own: Callable[[Path], bool] = is_run
+    folder: Path,
+    elsewhere: str = "output_dir=runs/ANOTHER_NAME",
+    is_own: Callable[[Path], bool] = is_run,
+    *,
+    several: bool = False,
 ) -> Iterator[None]:
     """Hold a folder for this process, and delete what killed processes left half written or half deleted in it.
 
@@ -285,8 +300,10 @@ def locked(
     DataError for a folder that is neither new nor the tool's own.
 
     elsewhere: the setting that names another folder. is_own: whether the folder was written by an earlier command.
+    several: whether this process is the main one of several, which write nothing at the same time.
     """
-    one_process()
+    if not several:
+        one_process()
     if not is_own(folder):
         _refuse_place(folder, f"name a folder of its own, {elsewhere}")
     folder.mkdir(parents=True, exist_ok=True)

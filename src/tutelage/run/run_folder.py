@@ -15,9 +15,10 @@ from tutelage.errors import Kind
 from tutelage.recipe.load import flatten, varied
 from tutelage.recipe.schema import Recipe
 from tutelage.run.artifacts import PreparedData, TeacherCheckpoints, checkpoint_folder
-from tutelage.run.manifest import Work
+from tutelage.run.manifest import Work, recorded_processes
 from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
+from tutelage.utils import ranks
 from tutelage.utils.console import Screen
 from tutelage.utils.files import read_json
 from tutelage.utils.memory import peak_memory
@@ -59,8 +60,14 @@ class RunFolder:
 
     def trainer_arguments(self, *sections: Literal["teach", "anchor", "distill"]) -> dict[str, Any]:
         """TrainingArguments of one training run, with the precision that this run computes in."""
-        given = self.recipe.trainer_arguments(*sections)
+        given = self.recipe.trainer_arguments(*sections) | {"planned_processes": self.processes}
         return given if "fp16" in given else {"bf16": self.bf16} | given
+
+    @cached_property
+    def processes(self) -> int:
+        """Number of processes that a batch of this run is meant for: those of its first training. Another number shares
+        out the same batches, so that steps and methods stay comparable."""
+        return ranks.once(lambda: recorded_processes(self.folder)) or ranks.size()
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """The recipe's values under these dotted names, flat: what a stage's result depends on."""
@@ -77,6 +84,7 @@ class RunFolder:
         restart_only: Callable[[Path], Iterable[Path]] = lambda folder: (),
     ) -> Iterator[Work | None]:
         """Work in a folder of the run: None if its result is up to date, else its record, which is finished on leaving.
+        Of several processes the main one decides and writes.
 
         restart_only: see `Work`. Raises what `Work.prepare` raises.
         """
@@ -89,7 +97,7 @@ class RunFolder:
             aside=self.folder,
         )
         began = time.monotonic()
-        if not work.prepare():
+        if not ranks.once(work.prepare):
             self.screen.say(f"{name}: up to date")
             yield None
             return
@@ -97,8 +105,8 @@ class RunFolder:
             self.screen.say(note)
         with peak_memory() as peak:
             yield work
-            work.about["memory"] = peak()
-        work.finish(time.monotonic() - began)
+            work.about["memory"] = max(ranks.gather(peak()))
+        ranks.once(lambda: work.finish(time.monotonic() - began))
 
     @cached_property
     def prepared(self) -> PreparedData:

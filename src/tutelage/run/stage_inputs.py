@@ -32,6 +32,7 @@ OFF: dict[str, Any] = {
     "distill.start": "student",
     "distill.stage_reset": True,
     "teach.spacing": "steps",
+    "processes": 1,
 }
 """Options at these values are left out of the inputs: an option that is new in the library makes no finished result
 stale."""
@@ -76,7 +77,12 @@ def teach(run: RunFolder) -> Inputs:
             folders = list_checkpoints(run.recipe.teach.checkpoints, run.recipe.teacher)
             given = {f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in folders}
         inputs |= given
-    return _without_defaults(inputs)
+    return _without_defaults(inputs | _batch(run))
+
+
+def _batch(run: RunFolder) -> Inputs:
+    """How many processes a batch is for: with `trainer`, this says how many rows make a step."""
+    return {"processes": run.processes}
 
 
 def silver(run: RunFolder) -> Inputs:
@@ -98,6 +104,7 @@ def anchor(run: RunFolder) -> Inputs:
         upstream(run, "prepare")
         | _without_defaults(run.settings(*names))
         | ({"anchor model": _model(own, _before(run, "anchor").get("anchor model"))} if own else {})
+        | _without_defaults(_batch(run))
     )
 
 
@@ -123,7 +130,7 @@ def _answers(run: RunFolder) -> Inputs:
 def cross_fit(run: RunFolder) -> Inputs:
     """The prepared rows, and how student and teacher are trained; the cache where the teacher is not trained again."""
     more = ["teacher", "teach"] if run.recipe.cross_fit.teacher else []
-    own = _without_defaults(run.settings(*STUDENT_TRAINING, "cross_fit", *more))
+    own = _without_defaults(run.settings(*STUDENT_TRAINING, "cross_fit", *more) | _batch(run))
     return upstream(run, "prepare", "teach", *([] if more else ["cache"])) | own
 
 
@@ -136,7 +143,8 @@ def student(run: RunFolder, method: str) -> Inputs:
     stages += ["anchor"] if parts.needs_anchor or varied.recipe.distill.start == "anchor" else []
     stages += ["cross_fit"] if parts.needs_cross_fit else []
     stages += ["teacher_answers"] if parts.answers == "teacher" else []
-    inputs = upstream(run, *stages) | varied.settings("student", "trainer", "distill", "task.metric", "task.decoding")
+    inputs = upstream(run, *stages) | _batch(run)
+    inputs |= varied.settings("student", "trainer", "distill", "task.metric", "task.decoding")
     return {
         key: value
         for key, value in _without_defaults(inputs).items()

@@ -22,6 +22,7 @@ from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import epochs_in_budget, training_arguments
+from tutelage.utils import ranks
 from tutelage.utils.files import write_json, write_jsonl
 
 
@@ -40,7 +41,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             losses = models.evaluator.losses(model, train, advance)
             validated = models.evaluator.validate(model, validation, advance)
         records = itertools.chain(loss_records(train, losses), validation_records(validation.rows, validated))
-        write_jsonl(work.folder / "sample_loss.jsonl", records)
+        ranks.once(lambda: write_jsonl(work.folder / "sample_loss.jsonl", records))
 
 
 def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:
@@ -64,6 +65,6 @@ def _select(models: RunModels, folder: Path, checkpoints: Sequence[Path]) -> Pat
     student, keep = models.run.recipe.student, models.run.recipe.anchor.keep
     scores = [models.score_checkpoint(student, checkpoint)[0] for checkpoint in checkpoints]
     best = best_checkpoint(scores, keep)
-    write_json(folder / "validation.json", {"best": best, "by": keep, "checkpoints": scores})
+    ranks.once(lambda: write_json(folder / "validation.json", {"best": best, "by": keep, "checkpoints": scores}))
     models.say_scores("anchor", scores, f"kept is {best}")
     return folder / "trainer" / best

@@ -7,9 +7,12 @@ without gold are read with T*'s answer; sample_loss.jsonl has those with gold al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, islice
+from pathlib import Path
 
+from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import write_tokens
 from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
@@ -19,6 +22,7 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.build_cache import each_checkpoint, predicted_size
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
+from tutelage.utils import ranks
 from tutelage.utils.files import read_json, write_jsonl
 
 
@@ -49,9 +53,13 @@ def _states(run: RunFolder, models: RunModels) -> None:
                 note = builder.build(folder.name, model, {"checkpoint": folder.name}, advance)
             if note:
                 run.screen.warn(note)
-        for folder in folders:
-            store = work.folder / folder.name
-            write_jsonl(store / "sample_loss.jsonl", loss_records(gold, HiddenStore(store).nll()[: len(gold)]))
+        ranks.once(lambda: _write_losses([work.folder / folder.name for folder in folders], gold))
+
+
+def _write_losses(stores: Sequence[Path], gold: Sequence[EncodedRow]) -> None:
+    """sample_loss.jsonl of every store. gold: the rows with gold, which are the first of each."""
+    for store in stores:
+        write_jsonl(store / "sample_loss.jsonl", loss_records(gold, HiddenStore(store).nll()[: len(gold)]))
 
 
 def _refuse_top_k(run: RunFolder) -> None:
@@ -80,12 +88,17 @@ def _answers(run: RunFolder, models: RunModels) -> None:
     with run.work("teacher_answers", stage_inputs.teacher_answers(run)) as work:
         if work is None:
             return
-        eval_set, encoder = models.eval_set("train"), models.encoder
+        eval_set = models.eval_set("train")
         teacher = models.load(run.recipe.teacher, run.best_teacher)
         with run.screen.progress("teacher's answers", len(eval_set.examples)) as advance:
             answers = [answer.text for answer in models.evaluator.answers(teacher, eval_set, advance)]
-        rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(eval_set.rows, answers, strict=True))
-        silver = islice(models.training_rows(), len(answers), None)
-        write_tokens(work.folder / "train.arrow", chain(rows, silver))
-        lines = zip(eval_set.examples, answers, strict=True)
-        write_jsonl(work.folder / "answers.jsonl", ({"id": example.id, "raw": text} for example, text in lines))
+        ranks.once(lambda: _write_answers(models, work.folder, answers))
+
+
+def _write_answers(models: RunModels, folder: Path, answers: Sequence[str]) -> None:
+    eval_set, encoder = models.eval_set("train"), models.encoder
+    rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(eval_set.rows, answers, strict=True))
+    silver = islice(models.training_rows(), len(answers), None)
+    write_tokens(folder / "train.arrow", chain(rows, silver))
+    lines = zip(eval_set.examples, answers, strict=True)
+    write_jsonl(folder / "answers.jsonl", ({"id": example.id, "raw": text} for example, text in lines))

@@ -30,6 +30,7 @@ from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import epochs_in_budget, steps_of, training_arguments
+from tutelage.utils import ranks
 from tutelage.utils.files import discard, replacing, write_jsonl
 from tutelage.utils.integrity import reading
 
@@ -76,7 +77,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             fold = _Fold(np.flatnonzero(fold_of_row == number), np.flatnonzero(fold_of_row != number))
             for name, values in _fold_losses(run, models, work.folder / f"fold-{number}", fold, names).items():
                 losses[name][fold.evaluated] = values
-        write_jsonl(work.folder / "sample_loss.jsonl", _lines(rows, fold_of_row, losses))
+        ranks.once(lambda: write_jsonl(work.folder / "sample_loss.jsonl", _lines(rows, fold_of_row, losses)))
 
 
 def _lines(rows: Sequence[EncodedRow], fold_of_row: np.ndarray, losses: Losses) -> Iterator[dict[str, Any]]:
@@ -106,11 +107,16 @@ def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, n
         losses |= dict(zip(names, _measured(run, models, folder / "teacher", teacher, fold), strict=True))
     else:
         losses |= {name: HiddenStore(run.folder / "cache" / name).nll()[fold.evaluated] for name in names}
-    with replacing(saved) as draft:
+    ranks.once(lambda: _save(losses, saved))
+    return losses
+
+
+def _save(losses: Losses, path: Path) -> None:
+    """Write a fold's losses; its models are not needed any more."""
+    with replacing(path) as draft:
         save_file(losses, str(draft))
     for name in ("student", "teacher"):
-        discard(folder / name)
-    return losses
+        discard(path.with_name(name))
 
 
 def _measured(run: RunFolder, models: RunModels, folder: Path, tuning: _FineTuning, fold: _Fold) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ from tutelage.training.distillation import Distillation, restart_only
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.run_models import RunModels
 from tutelage.training.stage_records import Validation, ValidationRow
+from tutelage.utils import ranks
 from tutelage.utils.files import write_json
 
 
@@ -122,7 +123,7 @@ def _finish(models: RunModels, work: Work, distillation: Distillation, kept: Pat
     kept_stage = next((stage for stage in stages if distillation.end(stage) == kept), len(stages))
     losses = stage_records.validation_losses(work.folder, kept_stage)
     models.save_whole(setup.load(kept, seed), setup.model, work.folder, losses)
-    write_usage(models.run, work.folder)
+    ranks.once(lambda: write_usage(models.run, work.folder))
     work.about = {"kept_stage": kept_stage, "seed": seed}
     if device().type == "cpu":
         work.about["threads"] = torch.get_num_threads()

@@ -10,7 +10,7 @@ no model of the run, and has no loss per token. Every model is tested against it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +21,14 @@ from tutelage.analysis.significance import paired_difference
 from tutelage.data.near_duplicates import distinct_texts
 from tutelage.models.evaluation import loss_records
 from tutelage.recipe.schema import row_metric
-from tutelage.records import SPLITS, TEXT_BASELINE, Example, Interval, Prediction
+from tutelage.records import SPLITS, TEXT_BASELINE, Example, Interval, Prediction, SampleLoss
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import AgainstBaseline
 from tutelage.run.manifest import rewriting
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks.tfidf import suits, tfidf_answers
 from tutelage.training.run_models import RunModels
+from tutelage.utils import ranks
 from tutelage.utils.bootstrap import widened
 from tutelage.utils.console import out, print_table
 from tutelage.utils.files import read_json, read_jsonl, read_records, write_json, write_jsonl
@@ -46,15 +47,18 @@ class ScoredModel(NamedTuple):
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
     """Do the stage."""
-    baseline = score_baseline(run)
-    scores: dict[str, Any] = {}
-    everything: list[Prediction] = []
-    for model in [*base_models(run, models), *_students(run, models)]:
+    baseline = ranks.once(lambda: score_baseline(run))
+    scored = [*base_models(run, models), *_students(run, models)]
+    for model in scored:
         score(run, models, model)
-        folder = run.folder / "evaluate" / model.name
-        scores[model.name] = read_json(folder / "scores.json")
-        everything += read_records(folder / "predictions.jsonl", Prediction)
+    ranks.once(lambda: _write_together(run, [model.name for model in scored], baseline))
+
+
+def _write_together(run: RunFolder, names: list[str], baseline: dict[str, Any] | None) -> None:
+    """What stands in the models' own folders, in one file for each kind."""
     folder = run.folder / "evaluate"
+    scores = {name: read_json(folder / name / "scores.json") for name in names}
+    everything = [line for name in names for line in read_records(folder / name / "predictions.jsonl", Prediction)]
     rows = run.prepared["lengths"]["test"]["rows"]
     result = {"task": run.recipe.task.type, "metric": run.task.metric, "split": "test", "rows": rows, "models": scores}
     if baseline:
@@ -79,10 +83,17 @@ def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:
             "answering": round(time.perf_counter() - began, 3)
         }  # without loading: what a comparison of speed is about
         losses = models.evaluator.losses(network, held_out)
-        write_jsonl(work.folder / "predictions.jsonl", predictions)
-        write_jsonl(work.folder / "validation_loss.jsonl", loss_records(held_out, losses))
-        summary = models.evaluator.summary(predictions, eval_set.examples, run.recipe.evaluate.resamples)
-        write_json(work.folder / "scores.json", summary)
+        ranks.once(lambda: _write_scores(run, models, work.folder, predictions, loss_records(held_out, losses)))
+
+
+def _write_scores(
+    run: RunFolder, models: RunModels, folder: Path, predictions: list[Prediction], losses: Iterable[SampleLoss]
+) -> None:
+    """losses: on the validation rows."""
+    write_jsonl(folder / "predictions.jsonl", predictions)
+    write_jsonl(folder / "validation_loss.jsonl", losses)
+    examples = models.eval_set("test").examples
+    write_json(folder / "scores.json", models.evaluator.summary(predictions, examples, run.recipe.evaluate.resamples))
 
 
 def score_baseline(run: RunFolder) -> dict[str, Any] | None:

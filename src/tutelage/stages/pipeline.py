@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tutelage.analysis.worth import reason_to_stop
@@ -12,6 +13,7 @@ from tutelage.recipe.load import dump_recipe
 from tutelage.run.manifest import MANIFEST, rewriting
 from tutelage.run.own_files import refuse_foreign
 from tutelage.run.run_folder import RunFolder
+from tutelage.utils import ranks
 from tutelage.utils.files import write_text
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ equals it."""
 
 
 def run_stages(run: RunFolder, names: Iterable[str]) -> None:
-    """Run stages in the order given; tokenizer, rows and evaluation are loaded once for all that need models.
+    """Run stages in the order given; tokenizer, rows and evaluation are loaded once for all that need models. Several
+    processes share the work of those; the others are work of the main process.
 
     Stages that are up to date do nothing. recipe.yaml is written after the first stage, which is when `prepare` has
     found the folder to be this recipe's own. Raises what the stages raise, a UserError where the user can mend it;
@@ -33,26 +36,38 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
     """
     models, names = None, list(names)
     if run.force:  # before anything is deleted
-        for manifest in (path for name in names for path in (run.folder / name).glob(f"**/{MANIFEST}")):
-            refuse_foreign(manifest.parent)
+        ranks.once(lambda: _refuse_foreign(run, names))
+    run.processes = ranks.size() if run.force and "teach" in names else run.processes
+    if ranks.size() != run.processes:
+        begun = f"{run.processes} process{'es' * (run.processes > 1)}"
+        run.screen.say(f"the run was begun with {begun}: its batches stay as they are, shared out over {ranks.size()}")
     for name in names:
         if name in NEED_A_TEACHER:
             stop_if_hopeless(run, by_anchor=name not in ("silver", "anchor"))
         stage = importlib.import_module(f"tutelage.stages.{name}")
         if name in WITHOUT_MODELS:
-            stage.run_stage(run)
+            ranks.once(partial(stage.run_stage, run))
         else:
             if models is None:
                 from tutelage.training.run_models import RunModels
 
                 models = RunModels(run)
             stage.run_stage(run, models)
-        with rewriting(run.folder, "recipe.yaml"):
-            write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+        ranks.once(lambda: _write_recipe(run))
         if name == "anchor":
-            _show_payoff(run, models)
+            ranks.once(partial(_show_payoff, run, models))
     if (last := names[-1]) in ("teach", "anchor"):
         stop_if_hopeless(run, by_anchor=last == "anchor")
+
+
+def _refuse_foreign(run: RunFolder, names: Iterable[str]) -> None:
+    for manifest in (path for name in names for path in (run.folder / name).glob(f"**/{MANIFEST}")):
+        refuse_foreign(manifest.parent)
+
+
+def _write_recipe(run: RunFolder) -> None:
+    with rewriting(run.folder, "recipe.yaml"):
+        write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
 
 
 def stop_if_hopeless(run: RunFolder, *, by_anchor: bool = True) -> None:

@@ -8,6 +8,7 @@ silver/train.arrow (the rows with gold, then the kept ones with T*'s answer in p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -17,11 +18,13 @@ import numpy as np
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import write_tokens
 from tutelage.errors import DataError, Kind, Problem
+from tutelage.models.generation import Answer
 from tutelage.records import Example
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import SilverRecord
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.run_models import RunModels
+from tutelage.utils import ranks
 from tutelage.utils.files import read_jsonl, read_records, write_json, write_jsonl
 
 CHUNK = 512
@@ -57,10 +60,16 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         if not kept:
             change = "silver.min_confidence=0" if counts["unsure"] else None
             raise DataError(Problem(Kind.SILVER_EMPTIED, change=change, values={**counts}))
-        write_jsonl(work.folder / "answers.jsonl", answers)
-        write_tokens(work.folder / "train.arrow", chain(models.encoded("train"), kept))
-        write_json(work.folder / "silver.json", counts)
+        ranks.once(lambda: _write(models, work.folder, answers, kept, counts))
         run.screen.say(f"silver: {_summary(counts)}")
+
+
+def _write(
+    models: RunModels, folder: Path, answers: list[SilverAnswer], kept: list[EncodedRow], counts: SilverRecord
+) -> None:
+    write_jsonl(folder / "answers.jsonl", answers)
+    write_tokens(folder / "train.arrow", chain(models.encoded("train"), kept))
+    write_json(folder / "silver.json", counts)
 
 
 def _answers(run: RunFolder, models: RunModels, folder: Path, examples: list[Example]) -> list[SilverAnswer]:
@@ -74,16 +83,17 @@ def _answers(run: RunFolder, models: RunModels, folder: Path, examples: list[Exa
             if not path.is_file():
                 teacher = teacher or models.load(run.recipe.teacher, run.best_teacher)
                 found = models.evaluator.answers(teacher, models.evaluator.eval_set(chunk), advance)
-                rows = zip(chunk, found, strict=True)
-                write_jsonl(path, (_line(run, example, answer.text, answer.confidence) for example, answer in rows))
+                rows = [_line(run, example, answer) for example, answer in zip(chunk, found, strict=True)]
+                ranks.once(partial(write_jsonl, path, rows))
             else:
                 advance(len(chunk))
             answers += list(read_jsonl(path))
     return answers
 
 
-def _line(run: RunFolder, example: Example, raw: str, confidence: float | None) -> SilverAnswer:
-    return {"id": example.id, "raw": raw, "prediction": run.task.parse(raw, example), "confidence": confidence}
+def _line(run: RunFolder, example: Example, answer: Answer) -> SilverAnswer:
+    parsed = run.task.parse(answer.text, example)
+    return {"id": example.id, "raw": answer.text, "prediction": parsed, "confidence": answer.confidence}
 
 
 def _kept(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.errors import ModelError
-from tutelage.models.evaluation import validation_records
+from tutelage.models.evaluation import ValidationScores, validation_records
 from tutelage.records import Example
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import BaselineRecord, CheckpointScore, TeacherCheckpoints
@@ -24,6 +24,7 @@ from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
 from tutelage.training.run_models import RunModels
 from tutelage.training.trainer import training_arguments
+from tutelage.utils import ranks
 from tutelage.utils.files import read_json, read_jsonl, replacing, write_json, write_jsonl
 
 CANDIDATES_PER_CHECKPOINT = 4
@@ -46,7 +47,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         best = best_checkpoint(checkpoints, recipe.teach.best_by)
         result: TeacherCheckpoints = {"best": best, "by": recipe.teach.best_by, "checkpoints": checkpoints}
         result["baseline"] = _baseline(run, models.eval_set("validation").examples)
-        write_json(work.folder / "checkpoints.json", result)
+        ranks.once(lambda: write_json(work.folder / "checkpoints.json", result))
         models.say_scores("teach", checkpoints, f"best is {best}")
 
 
@@ -79,10 +80,14 @@ def _train(run: RunFolder, models: RunModels, folder: Path) -> list[Path]:
     folders = [folder / f"checkpoint-{step}" for step in steps]
     if not (folders[-1] / WHOLE).exists():
         models.fine_tuned("teach", recipe.teacher, args, rows, seed=seed, save_at=steps, log=folder / "log.jsonl")
+    ranks.once(lambda: _add_tokenizer(models, folders))
+    return folders
+
+
+def _add_tokenizer(models: RunModels, folders: Sequence[Path]) -> None:
     for path in folders:
         with replacing(path) as draft:
             models.tokenizer.save_pretrained(str(draft))
-    return folders
 
 
 def _validate(models: RunModels, folder: Path, checkpoint: Path) -> CheckpointScore:
@@ -92,9 +97,14 @@ def _validate(models: RunModels, folder: Path, checkpoint: Path) -> CheckpointSc
         return read_json(saved)
     score, found = models.score_checkpoint(models.run.recipe.teacher, checkpoint)
     score = {"name": score.pop("name"), "folder": _relative(models.run.folder, checkpoint), **score}
-    write_jsonl(saved.with_suffix(".jsonl"), validation_records(models.eval_set("validation").rows, found))
-    write_json(saved, score)
+    ranks.once(lambda: _save_scores(models, saved, score, found))
     return score
+
+
+def _save_scores(models: RunModels, path: Path, score: CheckpointScore, found: ValidationScores) -> None:
+    """The record last: a checkpoint that has one is not scored again."""
+    write_jsonl(path.with_suffix(".jsonl"), validation_records(models.eval_set("validation").rows, found))
+    write_json(path, score)
 
 
 def _baseline(run: RunFolder, validation: Sequence[Example]) -> BaselineRecord:

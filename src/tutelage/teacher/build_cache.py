@@ -21,6 +21,7 @@ from tutelage.models.load import hidden_size
 from tutelage.recipe.schema import Model
 from tutelage.teacher.hidden_store import StoreWriter, bytes_on_disk
 from tutelage.teacher.sources import save_head
+from tutelage.utils import ranks
 from tutelage.utils.disk import free_space
 
 
@@ -110,7 +111,7 @@ class CacheBuilder:
     def build(
         self, checkpoint: str, model: nn.Module, about: dict[str, Any], on_rows: Callable[[int], None] | None = None
     ) -> str | None:
-        """Write the store of one checkpoint, continuing after its last complete shard.
+        """Write the store of one checkpoint, all shards that are not on disk yet; several processes share these out.
 
         about: further keys of store.json. on_rows: called with the number of rows done since its last call. Returns a
         note for the user if top-k log-probabilities are stored instead of hidden states.
@@ -118,18 +119,23 @@ class CacheBuilder:
         model.eval()
         writer = StoreWriter(self.folder / checkpoint, self.rows, self.shard_rows)
         head = head_of(model, self.vocabulary)
-        error = self._head_error(model, head)
+        error, missing = ranks.once(lambda: (self._head_error(model, head), writer.missing()))
         faithful = error <= FAITHFUL_NATS
-        for number, rows in writer.missing():
-            writer.write(number, self._read(model, rows, faithful, on_rows))
-        kind = {"kind": "states", "head": self._keep_head(head)} if faithful else {"kind": "top_k", "top_k": self.top_k}
-        writer.close({**about, **kind, "dtype": str(self.dtype).removeprefix("torch."), "head_error_nats": error})
+        for number in ranks.share(missing):
+            writer.write(number, self._read(model, writer.rows_of(number), faithful, on_rows))
+        about = {**about, "dtype": str(self.dtype).removeprefix("torch."), "head_error_nats": error}
+        ranks.once(lambda: self._close(writer, about, head if faithful else None))
         if faithful:
             return None
         return (
             f"{checkpoint}: its output head, applied to its hidden states, is {error:.2g} nats from its own logits,"
             f" so the cache holds the {self.top_k} largest log-probabilities of each position (forward KL only)"
         )
+
+    def _close(self, writer: StoreWriter, about: dict[str, Any], head: Head | None) -> None:
+        """Finish a store whose shards are all there. head: None for a store of top-k log-probabilities."""
+        top_k = {"kind": "top_k", "top_k": self.top_k}
+        writer.close(about | (top_k if head is None else {"kind": "states", "head": self._keep_head(head)}))
 
     def _head_error(self, model: nn.Module, head: Head) -> float:
         batch = self.collate(list(enumerate(self.rows[:4])))
@@ -152,7 +158,7 @@ class CacheBuilder:
                 for index, piece in zip(indices, tensor.cpu().split(lengths), strict=True):
                     pieces[index][name] = piece
             if on_rows:
-                on_rows(len(indices))
+                on_rows(len(indices) * ranks.size())
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} | {"nll": nll}
 
     def _largest(self, logits: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,18 +41,21 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 class StoreWriter:
-    """Writes a store; a killed writer continues after its last complete shard."""
+    """Writes a store, whose shards may come from several processes; a killed writer leaves whole ones behind."""
 
     def __init__(self, folder: Path, rows: Sequence[EncodedRow], shard_rows: int) -> None:
         """Rows are written in the order given, `shard_rows` to a file."""
         self.folder, self.rows, self.shard_rows = folder, rows, shard_rows
         folder.mkdir(parents=True, exist_ok=True)
 
-    def missing(self) -> Iterator[tuple[int, Sequence[EncodedRow]]]:
-        """(shard number, its rows) of every shard that is not on disk yet."""
-        for number, start in enumerate(range(0, len(self.rows), self.shard_rows)):
-            if not self._path(number).exists():
-                yield number, self.rows[start : start + self.shard_rows]
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not on disk yet."""
+        numbers = range(-(-len(self.rows) // self.shard_rows))
+        return [number for number in numbers if not self._path(number).exists()]
+
+    def rows_of(self, number: int) -> Sequence[EncodedRow]:
+        """The rows of a shard."""
+        return self.rows[number * self.shard_rows : (number + 1) * self.shard_rows]
 
     def write(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Write a shard: tensors by name, among them nll [rows of the shard]."""
@@ -148,6 +151,8 @@ class HiddenStore:
 
     def positions(self, name: str, rows: Sequence[int]) -> Tensor:
         """The stored tensor `name` at all answer positions of these rows (indices), concatenated in that order."""
+        if not len(rows):
+            return self.positions(name, [0])[:0]
         pieces = []
         for row in rows:
             shard = self._checked_shard(row // self.about["shard_rows"])

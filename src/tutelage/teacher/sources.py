@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tutelage.data.collate import Collator
+from tutelage.data.collate import Collator, answered
 from tutelage.data.encode import EncodedRow
 from tutelage.method.mixed_loss import Targets
 from tutelage.models.forward import read_batch
@@ -138,7 +138,7 @@ class CachedTeacher:
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """What is stored about the batch's rows, on the batch's device."""
-        store, rows = self._stores[checkpoint], batch["row"].tolist()
+        store, rows = self._stores[checkpoint], batch["row"][answered(batch)].tolist()
         device = batch["targets"].device
         if store.about["kind"] == "top_k":
             ids = store.positions("ids", rows).to(device, torch.int64, non_blocking=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tutelage.method.taid import Interpolation
+from tutelage.utils import ranks
 from tutelage.utils.files import read_json, sync_tree, write_json, write_text
 from tutelage.utils.integrity import reading
 from tutelage.utils.progress import note
@@ -59,8 +60,11 @@ class SaveAt(TrainerCallback):
         control.should_save = state.global_step in self.steps
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint: the disk has everything in it."""
-        folder, seconds = checkpoint_folder(args, state.global_step), time.monotonic() - self.began
+        """Mark the checkpoint: the disk has everything in it, from all processes."""
+        ranks.once(lambda: self._mark(checkpoint_folder(args, state.global_step)))
+
+    def _mark(self, folder: Path) -> None:
+        seconds = time.monotonic() - self.began
         sync_tree(folder)
         note(folder, folder)
         write_text(folder / WHOLE, f"{seconds:.3f}")
@@ -116,11 +120,11 @@ class Interpolate(TrainerCallback):
     def __init__(self, interpolation: Interpolation, *, steps: int, done: int = 0) -> None:
         """steps: of all stages together. done: steps of the stages before this one."""
         self.interpolation, self.steps, self.done = interpolation, steps, done
-        self._divergences: list[Tensor] = []
+        self._terms: list[Tensor] = []
 
-    def observe(self, divergence: Tensor) -> None:
-        """Take the mean divergence of a micro-batch, over all ranks."""
-        self._divergences.append(divergence.detach())
+    def observe(self, terms: Tensor) -> None:
+        """terms: sums of cross-entropy and divergence over the rows of a batch of all processes, and their number."""
+        self._terms.append(terms.detach())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A resumed run continues with the saved t."""
@@ -130,11 +134,13 @@ class Interpolate(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Update t from the divergence of this step."""
-        mean = float(torch.stack(self._divergences).mean())
-        self.interpolation.update(mean, self.done + state.global_step, self.steps)
-        self._divergences.clear()
+        _, divergence, rows = torch.stack(self._terms).sum(0).tolist()
+        self.interpolation.update(divergence / rows, self.done + state.global_step, self.steps)
+        self._terms.clear()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save t beside the other files of the resume checkpoint."""
+        if not state.is_world_process_zero:
+            return
         saved = checkpoint_folder(args, state.global_step) / self.NAME
         write_json(saved, self.interpolation.state())

@@ -1,5 +1,5 @@
 """A distillation, stage by stage: choose a checkpoint, weigh, train, validate, save. The command and `SCDTrainer` both
-run this.
+run this. Of several processes the main one chooses, weighs and saves; all train and validate.
 
 The method's parts are elsewhere: `method/schedule.py` chooses, `method/weighting.py` weighs, `trainer.py` trains. This
 module defines their order, and how an interrupted distillation continues.
@@ -8,7 +8,7 @@ module defines their order, and how an interrupted distillation continues.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from tutelage.training.trainer import (
     train,
     training_arguments,
 )
+from tutelage.utils import ranks
 from tutelage.utils.files import read_json, write_json
 
 
@@ -62,7 +63,7 @@ class Distillation:
         for stage in range(len(records) + 1, self.plan.num_stages + 1):
             model = self._start(stage) if model is None else model
             records.append(self._stage(stage, model, records))
-            stage_records.write_stages(self.folder, records)
+            ranks.once(lambda: stage_records.write_stages(self.folder, records))
             self.setup.on_stage(records[-1])
         last = self.plan.keep == "last"
         return self.end(len(records) if last else stage_records.best_stage(records, self.plan.select_by)), records
@@ -105,25 +106,20 @@ class Distillation:
         """The student at the start of a stage."""
         model = self.setup.load(self.end(stage - 1) if stage > 1 else None, self.plan.seed)
         if stage == 1 and self.plan.keep_stages:
-            self.setup.save(model, self.end(0))
+            ranks.once(lambda: self.setup.save(model, self.end(0)))
         return model
 
     def _stage(self, stage: int, model: nn.Module, records: list[StageRecord]) -> StageRecord:
         """Choose, train, validate and save. records: of the stages before."""
         folder = self._trainer_folder(stage)
         began = time.monotonic() - seconds_before(folder)
-        if (folder / "choice.json").is_file():  # an interrupted stage keeps the checkpoint that it had chosen
-            choice: ChoiceRecord = read_json(folder / "choice.json")
-        else:
-            choice = self._choose(stage, model, records)
-            write_json(folder / "choice.json", choice)
+        choice = ranks.once(lambda: self._choice(stage, model, records))
         guidance = self._train(stage, model, choice["chosen"], records, began)
-        self._write_weights(stage, guidance)
+        ranks.once(lambda: self._write_weights(stage, guidance))
         interpolate = guidance.interpolate if guidance else None
         with self.setup.autocast():
             validation = self.setup.validate(model)
-        self.setup.save(model, self.end(stage))
-        stage_records.write_validation_rows(self.folder, stage, validation.rows)
+        ranks.once(lambda: self._save(stage, model, validation.rows))
         return {
             "stage": stage,
             **choice,
@@ -132,8 +128,22 @@ class Distillation:
             "validation": {"score": validation.score, "nll": validation.nll},
         }
 
+    def _choice(self, stage: int, model: nn.Module, records: list[StageRecord]) -> ChoiceRecord:
+        """The checkpoint of a stage. An interrupted stage keeps the one that it had chosen."""
+        path = self._trainer_folder(stage) / "choice.json"
+        if path.is_file():
+            return read_json(path)
+        choice = self._choose(stage, model, records)
+        write_json(path, choice)
+        return choice
+
     def _choose(self, stage: int, model: nn.Module, records: list[StageRecord]) -> ChoiceRecord:
         return self._chooser.choose(stage, model, records)
+
+    def _save(self, stage: int, model: nn.Module, rows: Sequence[stage_records.ValidationRow]) -> None:
+        """What a stage leaves behind: the student, and its results on the validation rows."""
+        self.setup.save(model, self.end(stage))
+        stage_records.write_validation_rows(self.folder, stage, rows)
 
     def _train(
         self, stage: int, model: nn.Module, checkpoint: str | None, records: list[StageRecord], began: float
@@ -178,7 +188,7 @@ class Distillation:
         if checkpoint is None:
             return None
         divergence, temperature = self.plan.components.divergence, self.plan.temperature
-        weight = self.weights(checkpoint)
+        weight = ranks.once(lambda: self.weights(checkpoint))
         return Guidance(self.setup.teacher, checkpoint, weight, divergence, temperature, interpolate)
 
     def _interpolate(self, stage: int, steps: int, records: list[StageRecord]) -> Interpolate | None:

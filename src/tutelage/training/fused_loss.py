@@ -11,6 +11,7 @@ forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -276,8 +277,12 @@ class HeadLoss:
     """Computes the loss of batches: fused into the model's output head where that gives the same loss, otherwise from
     its logits."""
 
-    def __init__(self, model: nn.Module, *, keep: bool, fused: bool = True) -> None:
-        """model: unwrapped. keep: whether it takes `logits_to_keep`. fused: False always uses the logits."""
+    def __init__(
+        self, model: nn.Module, *, keep: bool, fused: bool = True, in_all: Callable[[bool], bool] = bool
+    ) -> None:
+        """model: unwrapped. keep: whether it takes `logits_to_keep`. fused: False always uses the logits. in_all:
+        whether something holds in all processes that train the model."""
+        self._in_all = in_all
         self.layer, self.embedding, self.keep = model.get_output_embeddings(), model.get_input_embeddings(), keep
         self.model, self.fused = model, fused and _is_plain_linear(self.layer) and _is_last(model)
         self._checked = False
@@ -285,7 +290,7 @@ class HeadLoss:
     def __call__(self, model: nn.Module, batch: dict[str, Tensor], inputs: LossInputs) -> MixedLoss:
         """Loss of a batch. model: as wrapped for training, so that wrappers see the forward pass."""
         if self.fused and not self._checked:
-            self._checked, self.fused = True, self._agrees(model, batch, inputs)
+            self._checked, self.fused = True, self._in_all(self._agrees(model, batch, inputs))
         if self.fused:
             return self._inside(model, batch, inputs)
         return self._plain(model, batch, inputs)

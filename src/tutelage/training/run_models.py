@@ -26,6 +26,7 @@ from tutelage.run.artifacts import CheckpointScore
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.training.finetuning import fine_tune
+from tutelage.utils import ranks
 from tutelage.utils.files import read_jsonl
 
 CHECKED_ROWS = 64
@@ -161,7 +162,7 @@ class RunModels:
         with self.autocast():
             before = self.evaluator.losses(model, rows) if losses is None else losses[: len(rows)]
             whole = cut_vocabulary(merged(model).eval(), self.vocabulary)  # of a student not trained here
-            save_student(whole, self.tokenizer, folder)
+            ranks.once(lambda: save_student(whole, self.tokenizer, folder))
             if len(rows):
                 check_same_loss(before, self.evaluator.losses(load_model(section, folder), rows), folder)
         return whole

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from tutelage.data.collate import IGNORED, Collator, LengthGroupedSampler, RowDataset
+from tutelage.data.collate import IGNORED, Collator, LengthGroupedSampler, RowDataset, SharedBatches, answered
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import row_lengths
 from tutelage.errors import ConfigError
@@ -34,6 +34,7 @@ from tutelage.models.load import device
 from tutelage.teacher.sources import TeacherSource
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
 from tutelage.training.fused_loss import HeadLoss, LossInputs
+from tutelage.utils import ranks
 from tutelage.utils.files import replacing
 from tutelage.utils.integrity import check_folder, reading
 
@@ -50,6 +51,23 @@ class Guidance:
     temperature: float = 1.0
     interpolate: Interpolate | None = None
     """Moves TAID's target between student and teacher."""
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    """TrainingArguments, and how many rows the processes of a launch read together."""
+
+    batch_rows: int = 0
+    """Rows of a batch over all processes; `gradient_accumulation_steps` of these make a step."""
+    grouped_rows: int = 0
+    """The same for as many processes as the run is meant for: rows of like length that `group_by_length` keeps
+    together."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains. accelerate numbers CPUs (`cpu:0`), which torch cannot load tensors to."""
+        found = super().device
+        return torch.device("cpu") if found.type == "cpu" else found
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,7 @@ class DistillTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        args: TrainingArguments,
+        args: Arguments,
         rows: Sequence[EncodedRow],
         *,
         vocabulary: int,
@@ -95,17 +113,41 @@ class DistillTrainer(Trainer):
         self.vocabulary, self.guidance, self.interpolate, self.segment = vocabulary, guidance, interpolate, segment
         # A compiled or replicated (DataParallel) model cannot have its head replaced for the length of a forward pass.
         replaceable = not args.torch_compile and args.n_gpu <= 1
-        self._head_loss = HeadLoss(model, keep=takes_logits_to_keep(model), fused=fused and replaceable)
+        self._head_loss = HeadLoss(
+            model, keep=takes_logits_to_keep(model), fused=fused and replaceable, in_all=self._in_all
+        )
         weight = torch.zeros(len(rows)) if guidance is None else torch.from_numpy(guidance.weight).float()
         self._weight = weight.to(args.device)
         self._terms: list[Tensor] = []
         self.loss_is_scaled_for_ga = True  # `_get_num_items_in_batch` counts the examples of the whole optimizer step
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches that several processes share row by row. accelerate would fill up the last ones with the first rows
+        of the epoch, which would count twice."""
+        loader = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            shard, args = loader.batch_sampler, self.args
+            sampler = shard.batch_sampler.sampler
+            shard.batch_sampler = SharedBatches(sampler, args.batch_rows, args.process_index, args.world_size)
+            # accelerate's own sharding now passes batches through: one process, batches of any size.
+            shard.num_processes, shard.process_index, shard.batch_size = 1, 0, None
+            if hasattr(sampler, "set_epoch"):  # accelerate does not find it in a continued epoch
+                shard.set_epoch = sampler.set_epoch
+        return loader
+
+    def _in_all(self, holds: bool) -> bool:
+        """Whether something holds in all processes."""
+        return bool(self._sum(torch.tensor(float(holds), device=self.args.device)) == self.args.world_size)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes."""
+        return self.accelerator.reduce(values, "sum") if self.args.world_size > 1 else values
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """`group_by_length` by a sampler that knows its epoch, so that a resumed epoch continues in the same order."""
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        return LengthGroupedSampler(row_lengths(self.train_dataset.rows), self.args.train_batch_size, self.args.seed)
+        return LengthGroupedSampler(row_lengths(self.train_dataset.rows), self.args.grouped_rows, self.args.seed)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """The learning-rate schedule. For a segment: that of all segments, at this one's start, with the optimizer's
@@ -141,8 +183,9 @@ class DistillTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Examples in the optimizer step, over all micro-batches and ranks: the one denominator of the loss."""
-        examples = torch.tensor(sum(len(batch["row"]) for batch in batch_samples), device=device)
-        return self.accelerator.gather(examples).sum() if self.args.world_size > 1 else examples
+        if self.args.world_size == 1:
+            return torch.tensor(sum(len(batch["row"]) for batch in batch_samples), device=device)
+        return self._sum(torch.stack([answered(batch).sum() for batch in batch_samples]).sum().to(device))
 
     def compute_loss(
         self,
@@ -171,25 +214,31 @@ class DistillTrainer(Trainer):
                 teacher_share=self.interpolate.interpolation.share if self.interpolate else 1.0,
             ),
         )
+        terms = torch.stack([loss.cross_entropy.sum(), loss.divergence.sum(), mask.any(1).sum()])
         if self.interpolate:
-            self.interpolate.observe(self.accelerator.gather(loss.divergence).mean())
-        self._terms.append(torch.stack([loss.cross_entropy.mean(), loss.divergence.mean()]))
+            self.interpolate.observe(self._sum(terms))
+        self._terms.append(terms)
         # DDP averages gradients over ranks, and the denominator already counts the examples of all of them.
         return loss.total * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean cross-entropy and divergence since the last log, in nats."""
+        """Add cross-entropy and divergence since the last log, means over rows in nats."""
         if self._terms and "loss" in logs:
-            ce, kd = torch.stack(self._terms).mean(0).tolist()
+            ce, kd, rows = self._sum(torch.stack(self._terms).sum(0)).tolist()
+            ce, kd = ce / rows, kd / rows
             logs = {**logs, "ce": ce, "kd": kd} if self.guidance else {**logs, "ce": ce}
             self._terms.clear()
         super().log(logs, *args, **kwargs)
 
 
-def training_arguments(
-    folder: Path, given: dict[str, Any], *, seed: int, epochs: float | None = None
-) -> TrainingArguments:
-    """TrainingArguments of one training run: what the recipe sets, and what the library decides itself."""
+def training_arguments(folder: Path, given: dict[str, Any], *, seed: int, epochs: float | None = None) -> Arguments:
+    """TrainingArguments of one training run: what the recipe sets, and what the library decides itself.
+
+    given: of the recipe; `planned_processes` among them is the number of processes whose batches make a step, by
+    default those there are.
+    """
+    given = dict(given)
+    planned = given.pop("planned_processes", None) or ranks.size()
     decided = {
         "output_dir": str(folder),
         "seed": seed,
@@ -206,9 +255,25 @@ def training_arguments(
         "logging_steps": 10,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": device().type == "cpu",  # without it transformers refuses bfloat16 on a machine without a GPU
+        "ddp_find_unused_parameters": False,  # every weight that is trained has a part in every loss
     }
     floats = {name: float(given[name]) for name in ("adam_beta1", "adam_beta2") if name in given}  # YAML reads 0 as int
-    return TrainingArguments(**{**defaults, **given, **floats, **decided})
+    args = Arguments(**{**defaults, **given, **floats, **decided})
+    _share_out(args, planned)
+    return args
+
+
+def _share_out(args: Arguments, planned: int) -> None:
+    """Give each step the rows that `planned` processes would give it, however many there are: accumulated over as few
+    equal batches as possible, without more rows in a process than asked for."""
+    there, largest = ranks.size(), args.train_batch_size
+    args.batch_rows = args.grouped_rows = largest * planned
+    if there == planned:
+        return
+    step = args.batch_rows * args.gradient_accumulation_steps
+    batches = next(count for count in range(-(-step // (largest * there)), step + 1) if step % count == 0)
+    args.gradient_accumulation_steps, args.batch_rows = batches, step // batches
+    args.per_device_train_batch_size = -(-args.batch_rows // there)
 
 
 def check_arguments(given: dict[str, Any]) -> None:
@@ -223,9 +288,9 @@ def check_arguments(given: dict[str, Any]) -> None:
             raise ConfigError(f"transformers refuses these arguments: {first_line(error)}") from error
 
 
-def steps_of(args: TrainingArguments, rows: int) -> int:
+def steps_of(args: Arguments, rows: int) -> int:
     """Number of optimizer steps of a training run on `rows` rows, as transformers counts them."""
-    batches = -(-rows // (args.train_batch_size * args.world_size))
+    batches = -(-rows // args.batch_rows)
     updates = max(1, -(-batches // args.gradient_accumulation_steps))
     return int(-(-args.num_train_epochs * updates // 1))
 
@@ -249,11 +314,17 @@ def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
             torch.save(trainer.optimizer.state_dict(), draft)
 
 
-def train(trainer: DistillTrainer) -> None:
-    """Train to the end, from the last complete resume checkpoint if there is one."""
-    resume = last_whole_checkpoint(Path(trainer.args.output_dir))
+def _checked_checkpoint(folder: Path) -> Path | None:
+    """The last complete resume checkpoint, with files as they were written."""
+    resume = last_whole_checkpoint(folder)
     if resume:
         check_folder(resume)
+    return resume
+
+
+def train(trainer: DistillTrainer) -> None:
+    """Train to the end, from the last complete resume checkpoint if there is one. All processes take part."""
+    resume = ranks.once(lambda: _checked_checkpoint(Path(trainer.args.output_dir)))
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
