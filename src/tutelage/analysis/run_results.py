@@ -7,6 +7,9 @@ can be read before it is finished; files that cannot be read raise an error. The
 from __future__ import annotations
 
 import math
+from array import array
+from collections import Counter
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -24,6 +27,7 @@ from tutelage.records import BASE_MODELS, Interval
 from tutelage.run.artifacts import Manifest, ScoresFile, StageRecord, TeacherCheckpoints
 from tutelage.run.live_reader import dig, recipe_of
 from tutelage.run.manifest import MANIFEST
+from tutelage.utils.digests import DigestSet, as_array, digest, digests
 from tutelage.utils.files import read_json, read_jsonl
 from tutelage.utils.integrity import check_run, present
 
@@ -194,8 +198,12 @@ class Results:
     """teach/checkpoints.json; empty before `teach` has finished."""
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Rows of the evaluated split by id, keys as in `records.Example`."""
-    training_answers: list[str] = field(default_factory=list)
-    """Gold answers of the training rows."""
+    training_answers: Counter[str] = field(default_factory=Counter)
+    """Gold answers of the training rows, in the order in which they first occur."""
+    training_ids: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    """[training rows] digests of their ids, see `utils.digests`."""
+    training_lines: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """[training rows] which lines of prepare/rows.jsonl they are, blank ones not counted."""
     slices: SlicesFile = field(default_factory=SlicesFile)
     summary: SummaryFile = field(default_factory=SummaryFile)
 
@@ -245,6 +253,13 @@ class Results:
         shared = [id for id in tables[0] if all(is_finite(table.get(id, {}).get(key)) for table in tables)]
         return shared, [np.array([table[id][key] for id in shared], dtype=np.float64) for table in tables]
 
+    def training_rows(self, ids: Collection[str]) -> dict[str, dict[str, Any]]:
+        """The training rows with these ids as `prepare` wrote them, keys as in `records.Example`."""
+        there = DigestSet(digests(ids)).holds(self.training_ids)
+        lines = set(self.training_lines[there].tolist())
+        rows = each_line(self.folder / "prepare" / "rows.jsonl", lines) if lines else ()
+        return {row["id"]: row for row in rows if row["id"] in ids}
+
     def lead(self, model: str, other: str) -> Interval | None:
         """Mean row score of a model minus another's with a paired bootstrap 95 % interval; None without shared rows."""
         ids, (scores, other_scores) = self.paired("score", model, other)
@@ -259,9 +274,8 @@ def read_results(folder: Path) -> Results:
     recipe = folder / "recipe.yaml"
     scores = _json(folder / "evaluate" / "scores.json") or {}
     predictions: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in read_lines(folder / "evaluate" / "predictions.jsonl"):
+    for row in each_line(folder / "evaluate" / "predictions.jsonl"):
         predictions.setdefault(row["model"], {})[row["id"]] = row
-    rows = read_lines(folder / "prepare" / "rows.jsonl")
     return Results(
         folder=folder,
         recipe=translate_nested(recipe_of(folder)),
@@ -270,17 +284,38 @@ def read_results(folder: Path) -> Results:
         predictions=predictions,
         taught=_json(folder / "teach" / "checkpoints.json") or {},
         students=[_student(path.parent) for path in sorted(folder.glob("distill/*/*/stages.json"))],
-        rows={row["id"]: row for row in rows if row["split"] == scores.get("split", "test")},
-        training_answers=[row["answer"] for row in rows if row["split"] == "train"],
+        **_prepared_rows(folder / "prepare" / "rows.jsonl", scores.get("split", "test")),
         manifests=read_manifests(folder),
         slices=_json(folder / "diagnose" / "slices.json") or {},
         summary=_json(folder / "diagnose" / "summary.json") or {},
     )
 
 
+def _prepared_rows(path: Path, evaluated: str) -> dict[str, Any]:
+    """What `Results` has of prepare/rows.jsonl: rows of the evaluated split, and of training rows a few bytes each."""
+    rows: dict[str, dict[str, Any]] = {}
+    answers: Counter[str] = Counter()
+    ids, lines = array("Q"), array("q")
+    for number, row in enumerate(each_line(path)):
+        if row["split"] == evaluated:
+            rows[row["id"]] = row
+        if row["split"] == "train":
+            answers[row["answer"]] += 1
+            ids.append(digest(row["id"]))
+            lines.append(number)
+    about = {"training_ids": as_array(ids), "training_lines": np.asarray(lines, dtype=np.int64)}
+    return {"rows": rows, "training_answers": answers, **about}
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none if it is absent."""
-    return list(read_jsonl(path)) if present(path) else []
+    return list(each_line(path))
+
+
+def each_line(path: Path, wanted: Container[int] | None = None) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, one at a time; none if it is absent. wanted: numbers of lines, see
+    `read_jsonl`."""
+    return read_jsonl(path, wanted) if present(path) else iter(())
 
 
 def as_interval(value: Any) -> Interval | None:
@@ -294,10 +329,10 @@ def as_interval(value: Any) -> Interval | None:
 
 
 def _student(folder: Path) -> StudentRecords:
-    by_stage: dict[int, list[float]] = {}
-    for row in read_lines(folder / "weights.jsonl"):
-        by_stage.setdefault(row["stage"], []).append(row["weight"])
-    weights = {stage: np.array(values) for stage, values in sorted(by_stage.items())}
+    by_stage: dict[int, array[float]] = {}
+    for row in each_line(folder / "weights.jsonl"):
+        by_stage.setdefault(row["stage"], array("d")).append(row["weight"])
+    weights = {stage: np.asarray(values) for stage, values in sorted(by_stage.items())}
     kept = (_json(folder / MANIFEST) or {}).get("kept_stage")
     return StudentRecords(f"{folder.parent.name}/{folder.name}", _json(folder / "stages.json") or [], weights, kept)
 

@@ -14,6 +14,7 @@ when called.
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,10 +136,10 @@ def by_value(key: str, values: Sequence[str | None]) -> list[Slice]:
     """
     kept = {value for value, _ in Counter(values).most_common(MOST_VALUES)}
     named = [value if value in kept else OTHER for value in values]
-    indices: dict[str | None, list[int]] = {value: [] for value, _ in Counter(named).most_common()}
+    indices = {value: array("q") for value, _ in Counter(named).most_common()}
     for index, value in enumerate(named):
         indices[value].append(index)
-    return [Slice(key, value, np.array(rows)) for value, rows in indices.items()] if len(indices) > 1 else []
+    return [Slice(key, value, np.asarray(rows)) for value, rows in indices.items()] if len(indices) > 1 else []
 
 
 def by_amount(key: str, amounts: Sequence[float], *, tested: bool = True, parts: int = 4) -> list[Slice]:

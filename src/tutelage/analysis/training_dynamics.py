@@ -6,20 +6,23 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 from tutelage.analysis.slices import by_value
 from tutelage.method.risk_split import split_risk
 from tutelage.run.manifest import MANIFEST
+from tutelage.utils.digests import DigestSet, as_array, digest
 from tutelage.utils.files import read_json, read_jsonl
 from tutelage.utils.integrity import present
 
+FIELDS = {"subdomain": "subdomain", "language": "language", "answer": "label"}
+"""Field of a training row to the key of the slices by its values."""
 CHANGED = 0.1
 """Nats a token by which a row's loss must change to count: its answer's tokens become a tenth more or less likely.
 Passes in bfloat16, or in a batch with other rows, differ by a hundredth and less."""
@@ -123,83 +126,176 @@ class TrainingDynamics(TypedDict):
 
 
 def training_dynamics(folder: Path) -> TrainingDynamics:
-    """The anchor against each checkpoint on the training rows, and the stages of each student, of a run folder."""
-    rows = {row["id"]: row for row in read_jsonl(folder / "prepare" / "rows.jsonl") if row["split"] == "train"}
+    """The anchor against each checkpoint on the training rows, and the stages of each student, of a run folder.
+
+    Of a training row a few numbers are held.
+    """
+    weights = {path.parent: _weights_in(path) for path in sorted(folder.glob("distill/*/*/weights.jsonl"))}
+    known = _known_of(folder, [found.ids for found in weights.values() if found])
     anchor = _losses(folder / "anchor" / "sample_loss.jsonl")
     checkpoints = {}
     for path in sorted(folder.glob("cache/*/sample_loss.jsonl")):
         checkpoint = _losses(path)
-        ids = [id for id in checkpoint if id in anchor and id in rows]
-        if ids:
-            checkpoints[path.parent.name] = _split([anchor[id] for id in ids], [checkpoint[id] for id in ids])
+        places, there = _places(anchor.ids, checkpoint.ids)
+        there &= known.training.holds(checkpoint.ids)
+        if there.any():
+            checkpoints[path.parent.name] = _split(anchor.nll[places[there]], checkpoint.nll[there])
     students = {}
     for path in sorted(folder.glob("distill/*/*/stages.json")):
-        students[f"{path.parent.parent.name}/{path.parent.name}"] = _student(path.parent, rows)
+        found = weights.get(path.parent)
+        students[f"{path.parent.parent.name}/{path.parent.name}"] = _student(path.parent, found, known)
     return {"checkpoints": checkpoints, "students": students}
 
 
-def _student(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> StudentDynamics:
-    """The student in distill/METHOD/seed-K. rows: training rows by id."""
+def _student(folder: Path, weights: _Weights | None, known: _Known) -> StudentDynamics:
+    """The student in distill/METHOD/seed-K. weights: None if they are constant."""
     stages = [
         StageDynamics(stage=record["stage"], chosen=record.get("chosen"), validation=record.get("validation"))
         for record in read_json(folder / "stages.json")
     ]
     manifest = folder / MANIFEST
     kept_stage = read_json(manifest).get("kept_stage") if manifest.exists() else None
-    weights = _weights(_lines(folder / "weights.jsonl"), rows, stages)
+    by_slice: dict[str, list[SliceWeights]] = {}
+    if weights:
+        _add_weights(stages, weights)
+        by_slice["weights"] = _weights_by_slice(weights, known)
     by_stage = rows_by_stage(_lines(folder / "validation_rows.jsonl"), kept_stage)
-    return {"stages": stages, "kept_stage": kept_stage, **weights, "rows_by_stage": by_stage}
+    return {"stages": stages, "kept_stage": kept_stage, **by_slice, "rows_by_stage": by_stage}
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
     return read_jsonl(path) if present(path) else ()
 
 
-def _losses(path: Path) -> dict[str, float]:
-    """Losses on the training rows of a sample_loss.jsonl, by id."""
-    return {line["id"]: line["nll"] for line in _lines(path) if line["split"] == "train"}
+class _Losses(NamedTuple):
+    """Losses on the training rows, in the order of their file."""
+
+    ids: np.ndarray
+    """[rows] digests."""
+    nll: np.ndarray
+    """[rows]"""
 
 
-def _split(student: Sequence[float], teacher: Sequence[float]) -> SplitRecord:
+def _losses(path: Path) -> _Losses:
+    """Losses on the training rows of a sample_loss.jsonl."""
+    ids, nll = array("Q"), array("d")
+    for line in _lines(path):
+        if line["split"] == "train":
+            ids.append(digest(line["id"]))
+            nll.append(line["nll"])
+    return _Losses(as_array(ids), np.asarray(nll))
+
+
+def _places(ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[wanted] index of each in `ids` and whether it is there. Both are digests."""
+    if not len(ids):
+        return np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=bool)
+    order = np.argsort(ids)
+    places = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+    return places, ids[places] == wanted
+
+
+def _split(student: np.ndarray, teacher: np.ndarray) -> SplitRecord:
     return SplitRecord(**asdict(split_risk(student, teacher)))
 
 
-def _weights(
-    lines: Iterable[dict[str, Any]], rows: Mapping[str, Mapping[str, Any]], stages: list[StageDynamics]
-) -> dict[str, list[SliceWeights]]:
-    """`weights` of the student, and in each stage of `stages` its weights and the losses they were computed from.
+# --- weights ---
 
-    Nothing for constant weights: their file repeats what other files say.
-    """
-    lines = iter(lines)
-    first = next(lines, None)
-    if first is None or first["anchor_nll"] is None:
-        return {}
-    by_stage: dict[int, list[dict[str, Any]]] = {}
-    for line in chain([first], lines):
-        by_stage.setdefault(line["stage"], []).append(line)
+
+class _StageWeights(NamedTuple):
+    """The weights of one stage and the losses they were computed from, in the order of the file."""
+
+    anchor: array[float]
+    teacher: array[float]
+    weight: array[float]
+
+
+class _Weights(NamedTuple):
+    """A weights.jsonl."""
+
+    ids: np.ndarray
+    """[rows] digests, of the first stage; the rows of all stages have the same order."""
+    by_stage: dict[int, _StageWeights]
+
+
+def _weights_in(path: Path) -> _Weights | None:
+    """The weights of a file; None for constant ones, which repeat what other files say."""
+    ids = array("Q")
+    by_stage: dict[int, _StageWeights] = {}
+    for line in _lines(path):
+        if not by_stage and line["anchor_nll"] is None:
+            return None
+        stage = by_stage.setdefault(line["stage"], _StageWeights(array("d"), array("d"), array("d")))
+        stage.anchor.append(line["anchor_nll"])
+        stage.teacher.append(line["teacher_nll"])
+        stage.weight.append(line["weight"])
+        if len(by_stage) == 1:
+            ids.append(digest(line["id"]))
+    return _Weights(as_array(ids), by_stage) if by_stage else None
+
+
+def _add_weights(stages: list[StageDynamics], weights: _Weights) -> None:
+    """In each stage its weights and the losses they were computed from."""
     for stage in stages:
-        stage_lines = by_stage.get(stage["stage"], [])
-        if stage_lines:
-            losses = ([line[key] for line in stage_lines] for key in ("anchor_nll", "teacher_nll"))
-            stage["train"] = _split(*losses)
-            weights = np.array([line["weight"] for line in stage_lines])
-            low, median, high = np.quantile(weights, [0.05, 0.5, 0.95]).tolist()
-            stage["weight"] = {"mean": float(weights.mean()), "p05": low, "median": median, "p95": high}
-    return {"weights": _weights_by_slice(by_stage, rows)}
+        lines = weights.by_stage.get(stage["stage"])
+        if lines:
+            stage["train"] = _split(np.asarray(lines.anchor), np.asarray(lines.teacher))
+            values = np.asarray(lines.weight)
+            low, median, high = np.quantile(values, [0.05, 0.5, 0.95]).tolist()
+            stage["weight"] = {"mean": float(values.mean()), "p05": low, "median": median, "p95": high}
 
 
-def _weights_by_slice(
-    by_stage: Mapping[int, list[dict[str, Any]]], rows: Mapping[str, Mapping[str, Any]]
-) -> list[SliceWeights]:
-    """Mean weights of slices by subdomain, language and label. by_stage: lines of weights.jsonl, in the same order."""
-    ids = [line["id"] for line in next(iter(by_stage.values()))]
+class _Known(NamedTuple):
+    """What is known of the training rows."""
+
+    training: DigestSet
+    """Their ids."""
+    ids: np.ndarray
+    """[weighted rows] digests."""
+    values: dict[str, list[str | None] | None]
+    """By field, [weighted rows] values; equal ones are one text. None for a field with another value in every few rows,
+    as texts have, and labels have not."""
+
+
+def _known_of(folder: Path, weighted: Sequence[np.ndarray]) -> _Known:
+    """weighted: digests of the ids of rows that have a weight."""
+    training, ids, wanted = array("Q"), array("Q"), DigestSet(*weighted)
+    most = _most_values(max(map(len, weighted), default=0))
+    values: dict[str, list[str | None] | None] = {field: [] for field in FIELDS}
+    distinct: dict[str, dict[str | None, str | None]] = {field: {} for field in FIELDS}
+    for row in _lines(folder / "prepare" / "rows.jsonl"):
+        if row["split"] != "train":
+            continue
+        training.append(number := digest(row["id"]))
+        if number not in wanted:
+            continue
+        ids.append(number)
+        for field, column in values.items():
+            if column is not None:
+                column.append(distinct[field].setdefault(row.get(field), row.get(field)))
+                if len(distinct[field]) > most:
+                    values[field] = None
+                    distinct[field].clear()
+    return _Known(DigestSet(as_array(training)), as_array(ids), values)
+
+
+def _most_values(rows: int) -> int:
+    """Most values of a field that rows share, as they share labels."""
+    return max(2, rows // 5)
+
+
+def _weights_by_slice(found: _Weights, known: _Known) -> list[SliceWeights]:
+    """Mean weights of slices by subdomain, language and label."""
+    places, there = _places(known.ids, found.ids)
     slices = []
-    for field, key in (("subdomain", "subdomain"), ("language", "language"), ("answer", "label")):
-        values = [(rows.get(id) or {}).get(field) for id in ids]
-        if len(set(values)) <= max(2, len(values) // 5):  # shared values, as labels are, and not texts of each row
+    for field, key in FIELDS.items():
+        column = known.values[field]
+        if column is None:
+            continue
+        values = [column[place] if at else None for place, at in zip(places.tolist(), there.tolist(), strict=True)]
+        if len(set(values)) <= _most_values(len(values)):
             slices += by_value(key, values)
-    weights = {str(stage): np.array([line["weight"] for line in lines]) for stage, lines in by_stage.items()}
+    weights = {str(stage): np.asarray(lines.weight) for stage, lines in found.by_stage.items()}
     means = [{stage: float(table[part.indices].mean()) for stage, table in weights.items()} for part in slices]
     return [
         {"key": part.key, "value": part.value, "rows": len(part.indices), "by_stage": by_stage}

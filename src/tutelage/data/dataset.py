@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tutelage.data.columns import map_columns, own_id, read_columns
 from tutelage.data.contents.settle import settle, without_rejected
@@ -17,28 +19,32 @@ from tutelage.data.files.json_files import parse_object
 from tutelage.data.files.problems import PlacedRow, Row
 from tutelage.data.row_formats import example_from_row
 from tutelage.data.splits import (
-    hold_out,
+    Rendering,
+    choose,
+    held_out,
+    normalised,
     overlap_problems,
-    passages_of,
+    passage_of,
     prompt_key,
-    prompt_text,
     read_splits,
-    sample,
+    tell_apart,
 )
 from tutelage.errors import DataError, Kind, Place, Problem, RowsError
-from tutelage.errors.wording import SPLIT_WORDS
 from tutelage.recipe.schema import Data, Recipe, Task
 from tutelage.records import SPLITS, Example
 from tutelage.tasks.ner import entities_from_answer
 from tutelage.tasks.qa import one_line
+from tutelage.utils.console import no_progress
+from tutelage.utils.digests import DigestSet, as_array, digest, digests, repeated
+from tutelage.utils.spool import Mapped, Picked
 
 
 @dataclass
 class Rows:
     """All rows that a run trains and is scored on."""
 
-    examples: dict[str, list[Example]]
-    """By split; ids are unique over all splits."""
+    examples: Mapping[str, Sequence[Example]]
+    """By split, on disk; ids are unique over all splits."""
     labels: list[str] | None
     """Label set (classification), entity types (ner), choices (closed questions), or None."""
     choice: bool
@@ -51,14 +57,20 @@ class Rows:
     """Keys of the data section that the recipe leaves open and the rows decided, with their values."""
 
 
-def load_rows(recipe: Recipe, fits: Callable[[Example], bool] | None = None) -> Rows:
+def load_rows(
+    recipe: Recipe,
+    fits: Callable[[Example], bool] | None = None,
+    *,
+    folder: Path | None = None,
+    progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = no_progress,
+) -> Rows:
     """Read every split of a recipe. Raises RowsError with all problems of rows, DataError for unreadable files.
 
     fits: whether a row is short enough; rows that are not are left out of samples (`data.max_train_rows`, ...), so that
-    these have as many rows as they should.
+    these have as many rows as they should. folder: for temporary files, see `Spool`. progress: as `Screen.progress`.
     """
     task, data = recipe.task, recipe.data
-    raw = read_splits(data)
+    raw = read_splits(data, folder)
     read = {split: len(raw[split]) for split in SPLITS}
     notes = _renamed_columns(raw["train"], recipe) + _unread_tools(raw["train"], data)
     left_out = without_rejected(raw, task, data)
@@ -67,43 +79,53 @@ def load_rows(recipe: Recipe, fits: Callable[[Example], bool] | None = None) -> 
     data = conventions.data
     recipe = recipe.model_copy(update={"data": data})
     labels = task.labels or _labels_in_folder(data)
-    drafts = _drafts(raw["train"], recipe, labels)
-    held_out = 0
-    if not raw["validation"]:
-        held_out = _hold_out(raw, drafts, recipe, notes)
-    if labels is None and task.type != "qa":  # before rendering: prompts may list them
-        labels = _learned_labels([e for e in drafts if e], task.type, False) or None
+    learn, hold, held_out = labels is None and task.type != "qa", not raw["validation"], 0
+    if learn or hold:
+        learned, keys = _looked_through(raw["train"], recipe, labels, learn)
+        held_out = _hold_out(raw, keys, recipe, notes) if hold else 0
+        labels = sorted(learned) or None if learn else labels  # before rendering: prompts may list them
     problems = conventions.problems + _column_problems(raw["train"], data)
-    examples = _chosen(raw, recipe, labels, fits, problems, left_out)
+    sizes = [min(len(raw[split]), getattr(data, f"max_{split}_rows") or len(raw[split])) for split in SPLITS]
+    with progress("render rows", sum(sizes)) as advance:
+        chosen = choose(raw, Rendering(recipe, labels, fits, folder, advance), problems, left_out)
+    examples: dict[str, Sequence[Example]] = {split: chosen[split].examples for split in SPLITS}
     notes += left_out
     choice = task.type == "qa" and all(e.labels for e in examples["train"]) and bool(examples["train"])
     if task.type == "qa":
-        labels = _learned_labels(examples["train"], task.type, choice) or labels
+        labels = _choices_of(examples["train"]) if choice else labels
         examples = examples if choice else _on_one_line(examples, notes)
     if examples["train"]:
         problems += _label_problems(examples, task.type, labels, choice)
-    problems += _id_problems(raw, data)
-    problems += overlap_problems(examples) if data.overlap == "error" else []
+    ids = {split: chosen[split].ids for split in SPLITS}
+    seen = np.concatenate([*ids.values(), *(chosen[split].left_out for split in SPLITS)])
+    problems += _id_problems(raw, data) if problems or len(repeated(seen)) else []
+    if data.overlap == "error":
+        problems += overlap_problems(examples, {split: chosen[split].keys for split in SPLITS})
     problems += _missing_splits(examples, read, left_out) if not problems else []
     if problems:
         raise RowsError(*problems, labels=labels)
-    return Rows(_distinct(examples), labels, choice, held_out, notes, conventions.decided)
+    return Rows(_distinct(examples, ids), labels, choice, held_out, notes, conventions.decided)
 
 
 def simple_examples(dataset: Iterable[Row], split: str, *, chat_template: bool = False) -> list[Example]:
     """Examples of prompt + completion or messages rows, for `SCDTrainer`. Raises RowsError."""
     problems: list[Problem] = []
-    rows = [(dict(row), Place(split, number, "row")) for number, row in enumerate(dataset, start=1)]
-    examples = _examples(rows, split, Task(type="qa"), Data(chat_template=chat_template), None, problems)
+    task, data, examples = Task(type="qa"), Data(chat_template=chat_template), []
+    for number, row in enumerate(dataset, start=1):
+        place = Place(split, number, "row")
+        try:
+            examples.append(example_from_row(dict(row), place=place, split=split, task=task, data=data, labels=None))
+        except DataError as error:
+            problems += error.problems
     if problems:
         raise RowsError(*problems)
-    return _distinct({split: examples})[split]
+    return list(_distinct({split: examples}, {split: digests(example.id for example in examples)})[split])
 
 
 # --- training rows before the label set is known ---
 
 
-def _renamed_columns(train: list[PlacedRow], recipe: Recipe) -> list[str]:
+def _renamed_columns(train: Sequence[PlacedRow], recipe: Recipe) -> list[str]:
     """A note on columns of the first training row that are read under other names."""
     for row, _ in train[:1]:
         with suppress(DataError):
@@ -115,7 +137,7 @@ def _renamed_columns(train: list[PlacedRow], recipe: Recipe) -> list[str]:
     return []
 
 
-def _unread_tools(train: list[PlacedRow], data: Data) -> list[str]:
+def _unread_tools(train: Sequence[PlacedRow], data: Data) -> list[str]:
     """A note on conversations with definitions of tools, which a chat template could show and prompts do not."""
     count = sum(bool(row.get("tools")) and ("messages" in row or "conversations" in row) for row, _ in train)
     shown = "tools" in data.columns.values() or "{tools}" in (data.template or "")
@@ -123,34 +145,46 @@ def _unread_tools(train: list[PlacedRow], data: Data) -> list[str]:
     return [note] if count and not shown else []
 
 
-def _drafts(rows: list[PlacedRow], recipe: Recipe, labels: list[str] | None) -> list[Example | None]:
-    """Training rows rendered before the label set is known; None for rows that cannot be used, reported later."""
-    drafts: list[Example | None] = []
-    for row, place in rows:
+def _looked_through(
+    train: Sequence[PlacedRow], recipe: Recipe, labels: list[str] | None, learn: bool
+) -> tuple[set[str], np.ndarray]:
+    """(labels of the training rows, if they are to be learned; [rows] digests of the prompts).
+
+    Rows are rendered before the label set is known; those that cannot be used are reported later.
+    """
+    learned: set[str] = set()
+    keys = array("Q")
+    for row, place in train:
         try:
-            drafts.append(
-                example_from_row(row, place=place, split="train", task=recipe.task, data=recipe.data, labels=labels)
-            )
+            draft = example_from_row(row, place=place, split="train", task=recipe.task, data=recipe.data, labels=labels)
         except DataError:
-            drafts.append(None)
-    return drafts
+            keys.append(digest(normalised(str(place))))
+            continue
+        keys.append(digest(prompt_key(draft)))
+        if learn:
+            learned |= _labels_of(draft, recipe.task.type)
+    return learned, as_array(keys)
 
 
-def _hold_out(raw: dict[str, list[PlacedRow]], drafts: list[Example | None], recipe: Recipe, notes: list[str]) -> int:
+def _hold_out(raw: dict[str, Sequence[PlacedRow]], prompts: np.ndarray, recipe: Recipe, notes: list[str]) -> int:
     """Move a seeded fraction of the training rows to validation; equal prompts, and questions about one passage, stay
-    together. Returns how many."""
-    train, keys = raw["train"], []
-    if recipe.task.type == "qa":
-        keys = passages_of([map_columns(row, recipe.data)[0] for row, _ in train])
-    if not keys:
-        keys = [
-            prompt_text(draft.prompt) if draft else str(place) for draft, (_, place) in zip(drafts, train, strict=True)
-        ]
-    raw["train"], raw["validation"] = hold_out(train, keys, recipe.data.validation_fraction, recipe.seed)
+    together. Returns how many.
+
+    prompts: [training rows] digests.
+    """
+    train, keys = raw["train"], prompts
+    if recipe.task.type == "qa" and tell_apart(digests(_passages(train, recipe.data))):
+        keys = digests(map(normalised, _passages(train, recipe.data)))
+    moved = held_out(keys, recipe.data.validation_fraction, recipe.seed)
+    raw["train"], raw["validation"] = (Picked(train, np.flatnonzero(which)) for which in (~moved, moved))
     count, total = len(raw["validation"]), len(train)
     fraction = f"{count / max(total, 1):.0%}, seed {recipe.seed}"
     notes.append(f"no validation rows given: {count:,} of {total:,} training rows ({fraction}) are held out")
     return count
+
+
+def _passages(rows: Iterable[PlacedRow], data: Data) -> Iterator[str]:
+    return (passage_of(map_columns(row, data)[0]) for row, _ in rows)
 
 
 # --- labels ---
@@ -168,17 +202,23 @@ def _labels_in_folder(data: Data) -> list[str] | None:
     return [str(label) for label in labels] if labels else None
 
 
-def _learned_labels(train: list[Example], task: str, choice: bool) -> list[str] | None:
-    """The label set of the training rows."""
+def _labels_of(example: Example, task: str) -> set[str]:
+    """What a training row adds to the label set of classification or ner."""
     if task == "classification":
-        return sorted({label for e in train for label in (e.labels or [e.answer])})
-    if task == "ner":
-        return sorted({kind for e in train for kind, _ in entities_from_answer(e.answer) or []})
-    return sorted({label for e in train for label in e.labels or []}) if choice else None
+        return set(example.labels or [example.answer])
+    return {kind for kind, _ in entities_from_answer(example.answer) or []}
+
+
+def _choices_of(train: Iterable[Example]) -> list[str]:
+    """The label set of closed questions."""
+    found: set[str] = set()
+    for example in train:
+        found.update(example.labels or [])
+    return sorted(found)
 
 
 def _label_problems(
-    examples: dict[str, list[Example]], task: str, labels: list[str] | None, choice: bool
+    examples: Mapping[str, Sequence[Example]], task: str, labels: list[str] | None, choice: bool
 ) -> list[Problem]:
     """Answers outside the label set, and answers of ner rows that are not entities."""
     if task == "qa" and not choice:
@@ -203,60 +243,9 @@ def _label_problems(
 # --- rows ---
 
 
-def _chosen(
-    raw: dict[str, list[PlacedRow]],
-    recipe: Recipe,
-    labels: list[str] | None,
-    fits: Callable[[Example], bool] | None,
-    problems: list[Problem],
-    left_out: list[str],
-) -> dict[str, list[Example]]:
-    """The examples of every split, sampled; `raw` is cut to the rows that were looked at.
-
-    With `data.overlap: drop`, rows whose prompt is in a later split are left out; all test rows stay. In a sample,
-    these and the rows that do not fit are replaced by others.
-    """
-    data, chosen, later = recipe.data, {}, set()
-    found: dict[str, list[Problem]] = {split: [] for split in SPLITS}
-    for split in reversed(SPLITS):
-        order = {id(row): index for index, (row, _) in enumerate(raw[split])}
-        rows, others = sample(raw[split], getattr(data, f"max_{split}_rows"), f"{recipe.seed}/{split}")
-        looked, kept, repeated, long = [], [], 0, 0
-        for row, place in (*rows, *others):
-            if others and len(looked) - repeated - long == len(rows):
-                break
-            looked.append((row, place))
-            for example in _examples([(row, place)], split, recipe.task, data, labels, found[split]):
-                if data.overlap == "drop" and prompt_key(example) in later:
-                    repeated += 1
-                elif others and fits and not fits(example):
-                    long += 1
-                else:
-                    kept.append((order[id(row)], example))
-        chosen[split] = [example for _, example in sorted(kept, key=lambda entry: entry[0])]
-        raw[split] = sorted(looked, key=lambda placed: order[id(placed[0])])
-        later |= {prompt_key(example) for example in chosen[split]} if data.overlap == "drop" else set()
-        for count, why in ((repeated, "have a prompt of a later split"), (long, f"exceed {data.max_length:,} tokens")):
-            left_out += [f"{count:,} {SPLIT_WORDS[split]} rows {why} and are left out"] if count else []
-    problems += itertools.chain(*found.values())
-    return {split: chosen[split] for split in SPLITS}
-
-
-def _examples(
-    rows: list[PlacedRow], split: str, task: Task, data: Data, labels: list[str] | None, problems: list[Problem]
-) -> list[Example]:
-    examples = []
-    for row, place in rows:
-        try:
-            examples.append(example_from_row(row, place=place, split=split, task=task, data=data, labels=labels))
-        except DataError as error:
-            problems += error.problems
-    return examples
-
-
-def _column_problems(train: list[PlacedRow], data: Data) -> list[Problem]:
+def _column_problems(train: Sequence[PlacedRow], data: Data) -> list[Problem]:
     """Mapped columns that no training row has: typing errors."""
-    names = {name for row, _ in train for name in row}
+    names = {name for row, _ in train for name in row} if data.columns else set()
     problems = []
     for ours, theirs in data.columns.items():
         if names and theirs not in names:
@@ -269,20 +258,28 @@ def _column_problems(train: list[PlacedRow], data: Data) -> list[Problem]:
     return problems
 
 
-def _id_problems(raw: dict[str, list[PlacedRow]], data: Data) -> list[Problem]:
+def _id_problems(raw: Mapping[str, Sequence[PlacedRow]], data: Data) -> list[Problem]:
     """Ids of the user that more than one row has, over all splits."""
+
+    def named_rows() -> Iterator[tuple[str, Place, str]]:
+        for split in SPLITS:
+            for row, place in raw[split]:
+                if (row_id := own_id(row, data)) is not None:
+                    yield split, place, row_id
+
+    several = DigestSet(repeated(digests(row_id for _, _, row_id in named_rows())))
     ids: set[str] = set()
     problems = []
-    for split in SPLITS:
-        for row, place in raw[split]:
-            row_id = own_id(row, data)
-            if row_id is not None and row_id in ids:
-                problems.append(Problem(Kind.ID_REPEATED, split, place, row_id))
-            ids |= {row_id} - {None}
+    for split, place, row_id in named_rows():
+        if digest(row_id) in several:
+            problems += [Problem(Kind.ID_REPEATED, split, place, row_id)] if row_id in ids else []
+            ids.add(row_id)
     return problems
 
 
-def _missing_splits(examples: dict[str, list[Example]], read: dict[str, int], left_out: list[str]) -> list[Problem]:
+def _missing_splits(
+    examples: Mapping[str, Sequence[Example]], read: dict[str, int], left_out: list[str]
+) -> list[Problem]:
     """The first of training and test that has no rows; and splits of which no row is left.
 
     read: rows of each file. left_out: why rows were left out, a line each.
@@ -294,24 +291,40 @@ def _missing_splits(examples: dict[str, list[Example]], read: dict[str, int], le
     ]
 
 
-def _on_one_line(examples: dict[str, list[Example]], notes: list[str]) -> dict[str, list[Example]]:
+def _on_one_line(examples: Mapping[str, Sequence[Example]], notes: list[str]) -> dict[str, Sequence[Example]]:
     """Free answers as they are learned and compared: on one line (see tasks/qa.py)."""
     count = sum("\n" in example.answer for split in SPLITS for example in examples[split])
     if count:
         notes.append(f"line breaks in {count:,} answers become spaces: a free answer is one line")
 
-    def flat(example: Example) -> Example:
+    def flat(_: int, example: Example) -> Example:
         return replace(example, answer=one_line(example.answer), answers=[one_line(text) for text in example.answers])
 
-    return {split: [flat(example) for example in rows] for split, rows in examples.items()}
+    return {split: Mapped(rows, flat) for split, rows in examples.items()}
 
 
-def _distinct(examples: dict[str, list[Example]]) -> dict[str, list[Example]]:
-    """Equal rows without an id of their own get different ones: the second gets the suffix -2, and so on."""
+def _distinct(examples: Mapping[str, Sequence[Example]], ids: Mapping[str, np.ndarray]) -> dict[str, Sequence[Example]]:
+    """Equal rows without an id of their own get different ones: the second gets the suffix -2, and so on.
+
+    ids: by split, [rows] digests.
+    """
+    several = DigestSet(repeated(np.concatenate([*ids.values()])))
     counts: dict[str, int] = {}
 
-    def named(example: Example) -> Example:
-        count = counts[example.id] = counts.get(example.id, 0) + 1
-        return example if count == 1 else replace(example, id=f"{example.id}-{count}")
+    def renamed(split: str) -> dict[int, str]:
+        names = {}
+        for index in np.flatnonzero(several.holds(ids[split])).tolist():
+            own = examples[split][index].id
+            count = counts[own] = counts.get(own, 0) + 1
+            if count > 1:
+                names[index] = f"{own}-{count}"
+        return names
 
-    return {split: [named(example) for example in rows] for split, rows in examples.items()}
+    return {split: _named(rows, renamed(split)) for split, rows in examples.items()}
+
+
+def _named(examples: Sequence[Example], names: dict[int, str]) -> Sequence[Example]:
+    """The examples, some with another id. names: by index."""
+    if not names:
+        return examples
+    return Mapped(examples, lambda index, e: replace(e, id=names[index]) if index in names else e)

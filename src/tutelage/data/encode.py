@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from tutelage.errors import DataError, Kind, Problem, RowsError
 from tutelage.errors.wording import first_line
 from tutelage.recipe.schema import Data
 from tutelage.records import SPLITS, Example
+
+BATCH_ROWS, BATCH_CHARACTERS = 256, 100_000
+"""Rows, and characters of theirs, that are tokenized at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,25 @@ class Encoder:
         With `too_long: truncate_prompt` the start is cut so that `reserve` tokens of an answer still fit. Raises
         DataError for messages that the chat template refuses.
         """
-        if isinstance(example.prompt, str):
-            ids = self.tokenizer(example.prompt, add_special_tokens=True)["input_ids"]
-            if ids and ids[-1] == self.tokenizer.eos_token_id:
-                ids = ids[:-1]
-        else:
-            text = self._rendered(example)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._fitted(self._prompts([example])[0], reserve)
+
+    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Token ids of the prompts, not cut."""
+        plain = [index for index, example in enumerate(examples) if isinstance(example.prompt, str)]
+        chats = [index for index, example in enumerate(examples) if not isinstance(example.prompt, str)]
+        ids: list[list[int]] = [[] for _ in examples]
+        for index, found in zip(plain, self._ids([examples[index].prompt for index in plain], True), strict=True):
+            ids[index] = found[:-1] if found and found[-1] == self.tokenizer.eos_token_id else found
+        for index, found in zip(chats, self._ids([self._rendered(examples[i]) for i in chats], False), strict=True):
+            ids[index] = found
+        return ids
+
+    def _ids(self, texts: list[Any], add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of texts, which a tokenizer in Rust finds on several cores."""
+        return self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"] if texts else []
+
+    def _fitted(self, ids: list[int], reserve: int) -> list[int]:
+        """The ids of a prompt, cut if `too_long` says so."""
         room = max(1, self.max_length - reserve)
         return list(ids) if self.too_long != "truncate_prompt" or len(ids) <= room else list(ids[-room:])
 
@@ -87,13 +103,20 @@ class Encoder:
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer: prefix, text, end-of-sequence."""
-        ids = self.tokenizer(self.answer_prefix + text, add_special_tokens=False)["input_ids"]
-        return [*ids, self.tokenizer.eos_token_id]
+        return [*self._ids([self.answer_prefix + text], False)[0], self.tokenizer.eos_token_id]
 
     def row(self, example: Example) -> EncodedRow:
         """An example as token ids; only `too_long: truncate_prompt` cuts it."""
-        answer = self.answer(example.answer)
-        return EncodedRow(example.id, example.split, self.prompt(example, len(answer)), answer)
+        return self._together([example])[0]
+
+    def _together(self, examples: Sequence[Example]) -> list[EncodedRow]:
+        prompts = self._prompts(examples)
+        answers = self._ids([self.answer_prefix + example.answer for example in examples], False)
+        rows = []
+        for example, prompt, ids in zip(examples, prompts, answers, strict=True):
+            answer = [*ids, self.tokenizer.eos_token_id]
+            rows.append(EncodedRow(example.id, example.split, self._fitted(prompt, len(answer)), answer))
+        return rows
 
     def rows(self, examples: Iterable[Example]) -> tuple[list[EncodedRow], list[str]]:
         """Rows that fit into `max_length`, and the ids of those that are left out. Raises as `check` does."""
@@ -102,8 +125,8 @@ class Encoder:
         return kept, self.check(misfits)
 
     def fitting(self, examples: Iterable[Example], misfits: Misfits) -> Iterator[EncodedRow]:
-        """The rows that fit, one at a time; the others are added to `misfits`, for `check`."""
-        for row in map(self.row, examples):
+        """The rows that fit, tokenized some at a time; the others are added to `misfits`, for `check`."""
+        for row in chain.from_iterable(map(self._together, _batches(examples))):
             if not row.prompt:
                 misfits.empty.append(row.id)
             elif len(row.prompt) + len(row.answer) <= self.max_length:
@@ -135,6 +158,20 @@ class Encoder:
             change = f"data.max_length={longest}"
             raise DataError(Problem(Kind.ROW_TOO_LONG, key="data.max_length", change=change, values=values))
         return [row.id for row in misfits.long]
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Up to `BATCH_ROWS` examples, fewer of long ones: a tokenizer holds some 100 bytes for each token of a batch."""
+    batch: list[Example] = []
+    size = 0
+    for example in examples:
+        batch.append(example)
+        size += len(str(example.prompt)) + len(example.answer)
+        if len(batch) == BATCH_ROWS or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class Subset(Sequence[EncodedRow]):

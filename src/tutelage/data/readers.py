@@ -7,7 +7,7 @@ guessed: CSV cells stay text, and a file with an unknown ending is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from tutelage.data.files.tables import read_table
 from tutelage.data.files.text import read_text
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.errors.wording import first_line
+from tutelage.utils.spool import Mapped, Spool
 
-__all__ = ["PlacedRow", "Row", "check_files", "find_files", "parse_object", "read_hub", "read_rows"]
+__all__ = ["PlacedRow", "Row", "check_files", "find_files", "parse_object", "read_hub", "read_rows", "spool_rows"]
 
 SPLIT_NAMES = {
     "train": ("train", "train-v1.1", "train-v2.0"),  # the latter: SQuAD's own
@@ -31,6 +32,8 @@ SPLIT_NAMES = {
 CONLL_2003 = {".train": "train", ".testa": "validation", ".testb": "test"}
 """Endings of CoNLL-2003's own files (`eng.train`) and the splits they hold."""
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".bio", ".txt", *CONLL_2003)
+PARQUET_ROWS = 256
+"""Rows of a Parquet file that are in memory at a time."""
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -94,29 +97,63 @@ def _closest(path: Path, names: list[str]) -> str | None:
 
 
 def read_rows(files: list[str], encoding: str | None = None) -> list[PlacedRow]:
-    """All rows of the files, in order, each with its place.
+    """All rows of the files, in order, each with its place, for files of any size as `spool_rows`.
 
     encoding: `data.encoding`, for files that are not UTF-8. Raises DataError.
     """
+    return list(spool_rows(files, encoding))
+
+
+def spool_rows(files: list[str], encoding: str | None = None, folder: Path | None = None) -> Spool[PlacedRow]:
+    """All rows of the files on disk, in order, each with its place; a few are in memory at a time.
+
+    JSON that is not JSON lines is one value, and read as a whole. folder: as for `Spool`. encoding and errors as for
+    `read_rows`.
+    """
     check_files(files)
-    return [row for name in files for row in _read_file(Path(name), encoding)]
-
-
-def _read_file(path: Path, encoding: str | None) -> list[PlacedRow]:
-    ending = path.suffix.lower()
-    if ending == ".parquet":
-        rows = list(_read_parquet(path))
-    elif ending in _READERS:
-        rows = read_text(path, encoding, lambda name: list(_READERS[ending](path, name)))
-    else:
-        raise unreadable(Kind.FILE_TYPE_UNKNOWN, path, endings=ENDINGS, way_out=FILE_TYPES.get(ending))
-    if not rows:
-        raise unreadable(Kind.FILE_EMPTY, path)
+    rows = _row_spool(folder)
+    for name in files:
+        _read_file(Path(name), encoding, rows)
     return rows
 
 
-def read_hub(name: str, config: str | None, split: str, revision: str | None) -> list[PlacedRow]:
-    """Rows of one split of a Hub data set; label numbers become their names. Raises DataError."""
+def _row_spool(folder: Path | None) -> Spool[PlacedRow]:
+    return Spool(folder, pack=_packed_row, unpack=_unpacked_row)
+
+
+def _packed_row(placed: PlacedRow) -> tuple[Any, ...]:
+    row, place = placed
+    return row, place.source, place.number, place.unit
+
+
+def _unpacked_row(packed: tuple[Any, ...]) -> PlacedRow:
+    row, *place = packed
+    return row, Place(*place)
+
+
+def _read_file(path: Path, encoding: str | None, rows: Spool[PlacedRow]) -> None:
+    """Add the rows of a file."""
+    before, ending = len(rows), path.suffix.lower()
+
+    def read(name: str) -> None:
+        rows.truncate(before)  # of a reading in another encoding
+        rows.extend(_READERS[ending](path, name))
+
+    if ending == ".parquet":
+        rows.extend(_read_parquet(path))
+    elif ending in _READERS:
+        read_text(path, encoding, read)
+    else:
+        raise unreadable(Kind.FILE_TYPE_UNKNOWN, path, endings=ENDINGS, way_out=FILE_TYPES.get(ending))
+    if len(rows) == before:
+        raise unreadable(Kind.FILE_EMPTY, path)
+
+
+def read_hub(name: str, config: str | None, split: str, revision: str | None) -> Sequence[PlacedRow]:
+    """Rows of one split of a Hub data set, which `datasets` keeps on disk; label numbers become their names.
+
+    Raises DataError.
+    """
     from datasets import ClassLabel, load_dataset
 
     try:
@@ -127,10 +164,12 @@ def read_hub(name: str, config: str | None, split: str, revision: str | None) ->
         values = {"name": name, "hub_split": split, "near": _closest(path, folders), "reason": first_line(error)}
         raise DataError(Problem(Kind.DATASET_UNREADABLE, change="data.dataset=FOLDER", values=values)) from error
     source = f"{name}/{split}"
-    return [
-        ({key: _named(value, table.features[key], ClassLabel) for key, value in row.items()}, Place(source, n, "row"))
-        for n, row in enumerate(table, start=1)
-    ]
+
+    def placed(index: int, row: Row) -> PlacedRow:
+        named = {key: _named(value, table.features[key], ClassLabel) for key, value in row.items()}
+        return named, Place(source, index + 1, "row")
+
+    return Mapped(table, placed)
 
 
 def _named(value: Any, feature: Any, label: type) -> Any:
@@ -147,20 +186,35 @@ def _named(value: Any, feature: Any, label: type) -> Any:
 
 
 def _read_parquet(path: Path) -> Iterator[PlacedRow]:
+    number = 0
+    for named, batch in _parquet_batches(path):
+        for row in batch:
+            number += 1
+            yield named(row), Place(str(path), number, "row")
+
+
+def _parquet_batches(path: Path) -> Iterator[tuple[Callable[[Row], Row], list[Row]]]:
+    """(what replaces label numbers by their names, some rows). Raises DataError."""
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(path)
-        for index, column in enumerate(table.schema):
-            if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
-                text = table.column(index).cast(pyarrow.large_string())
-                table = table.set_column(index, column.name, text)
-        named, rows = _label_names(table.schema), table.to_pylist()
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            named = _label_names(file.schema_arrow)
+            for batch in file.iter_batches(PARQUET_ROWS):
+                yield named, _with_texts(batch).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise unreadable(Kind.PARQUET_INVALID, path, reason=first_line(error)) from None
-    for number, row in enumerate(rows, start=1):
-        yield named(row), Place(str(path), number, "row")
+
+
+def _with_texts(batch: Any) -> Any:
+    """The batch with texts in place of bytes."""
+    import pyarrow
+
+    for index, column in enumerate(batch.schema):
+        if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
+            batch = batch.set_column(index, column.name, batch.column(index).cast(pyarrow.large_string()))
+    return batch
 
 
 def _label_names(schema: Any) -> Callable[[Row], Row]:

@@ -1,14 +1,21 @@
-"""Training, validation and test rows: their files, what is held out or sampled, and that no prompt is in two splits."""
+"""Training, validation and test rows: their files, what is held out or sampled, that no prompt is in two splits.
+
+The examples of each split are rendered row by row onto the disk.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import random
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from tutelage.data.readers import (
     HUB_ID,
@@ -18,13 +25,16 @@ from tutelage.data.readers import (
     check_files,
     find_files,
     read_hub,
-    read_rows,
+    spool_rows,
 )
+from tutelage.data.row_formats import example_from_row
 from tutelage.errors import DataError, Kind, Problem
-from tutelage.recipe.schema import Data
+from tutelage.errors.wording import SPLIT_WORDS
+from tutelage.recipe.schema import Data, Recipe
 from tutelage.records import SPLITS, Example
+from tutelage.utils.digests import DigestSet, as_array, digest, digests
+from tutelage.utils.spool import Picked, Spool
 
-Entry = TypeVar("Entry")
 UNLABELLED = "unlabelled"
 """What rows without gold have as their split."""
 
@@ -32,11 +42,16 @@ UNLABELLED = "unlabelled"
 # --- which files ---
 
 
-def read_splits(data: Data) -> dict[str, list[PlacedRow]]:
-    """The raw rows of every split; none for a split that has no file. Raises DataError."""
+def read_splits(data: Data, folder: Path | None = None) -> dict[str, Sequence[PlacedRow]]:
+    """The raw rows of every split, on disk; none for a split that has no file. Raises DataError.
+
+    folder: for temporary files, see `Spool`.
+    """
     files = split_files(data)
     check_files([name for names in files.values() for name in names])
-    raw = {split: read_rows(files[split], data.encoding) if split in files else [] for split in SPLITS}
+    raw: dict[str, Sequence[PlacedRow]] = {
+        split: spool_rows(files[split], data.encoding, folder) if split in files else [] for split in SPLITS
+    }
     if not on_hub(data) or len(files) == len(SPLITS):
         return raw
     from datasets import get_dataset_split_names
@@ -88,7 +103,12 @@ def data_fingerprint(data: Data) -> dict[str, str]:
     paths = [Path(name) for names in files.values() for name in names]
     paths += [Path(name) for name in unlabelled_files(data)]
     paths += [Path(data.dataset) / "task.json"] if data.dataset else []
-    return hub | {str(path): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths if path.is_file()}
+    return hub | {str(path): _content_hash(path) for path in paths if path.is_file()}
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def on_hub(data: Data) -> bool:
@@ -123,46 +143,57 @@ def _split_names(data: Data) -> dict[str, tuple[str, ...]]:
 # --- held out, sampled ---
 
 
-def hold_out(rows: list[Entry], keys: Sequence[str], fraction: float, seed: int) -> tuple[list[Entry], list[Entry]]:
-    """(rows that stay, rows held out): a seeded fraction, at least one; rows of equal keys stay together.
+def held_out(keys: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """[rows] whether a row is held out: a seeded fraction, at least one row; rows of equal keys stay together.
 
-    keys: one for each row, compared after `normalised`.
+    keys: [rows] digests.
     """
-    groups: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(normalised(key), []).append(index)
-    order = list(groups)
-    random.Random(f"{seed}/hold out").shuffle(order)
-    wanted, held_out = max(1, round(len(rows) * fraction)), set()
-    for key in order:
-        if len(held_out) >= wanted:
-            break
-        held_out.update(groups[key])
-    stay = [row for index, row in enumerate(rows) if index not in held_out]
-    return stay, [row for index, row in enumerate(rows) if index in held_out]
+    _, first, group_of_row, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    shuffled = array("q", np.argsort(first).tobytes())  # groups as they first occur
+    random.Random(f"{seed}/hold out").shuffle(shuffled)
+    order = np.asarray(shuffled, dtype=np.int64)
+    before = np.cumsum(sizes[order]) - sizes[order]
+    taken = np.zeros(len(sizes), dtype=bool)
+    taken[order[before < max(1, round(len(keys) * fraction))]] = True
+    return taken[group_of_row]
 
 
 def passages_of(rows: Sequence[Row]) -> list[str]:
     """The passage of each question; none where questions have none, or more than a tenth of them share one."""
-    passages = [str(row.get("context") or "") for row in rows]
-    return passages if passages and max(Counter(passages).values()) <= len(rows) / 10 else []
+    passages = [passage_of(row) for row in rows]
+    return passages if tell_apart(digests(passages)) else []
 
 
-def sample(rows: list[Entry], most: int | None, seed: str) -> tuple[list[Entry], list[Entry]]:
-    """(at most `most` of the rows, in their order; the others, in the order in which they replace any of those)."""
-    if most is None or most >= len(rows):
-        return rows, []
-    drawn = random.Random(seed).sample(range(len(rows)), most)
-    others = sorted(set(range(len(rows))).difference(drawn))
+def passage_of(row: Row) -> str:
+    """The passage of a question; empty where it has none."""
+    return str(row.get("context") or "")
+
+
+def tell_apart(passages: np.ndarray) -> bool:
+    """Whether no more than a tenth of the questions share a passage. passages: [questions] digests."""
+    return len(passages) > 0 and int(np.unique(passages, return_counts=True)[1].max()) <= len(passages) / 10
+
+
+def sample(count: int, most: int | None, seed: str) -> tuple[Sequence[int], array[int]]:
+    """(at most `most` of `count` indices, ascending; the others, in the order in which they replace any of those).
+
+    Without a sample there are no others.
+    """
+    if most is None or most >= count:
+        return range(count), array("q")
+    drawn = array("q", sorted(random.Random(seed).sample(range(count), most)))
+    left = np.ones(count, dtype=bool)
+    left[drawn] = False
+    others = array("q", np.flatnonzero(left).tobytes())
     random.Random(f"{seed}/others").shuffle(others)
-    return [rows[index] for index in sorted(drawn)], [rows[index] for index in others]
+    return drawn, others
 
 
 # --- no prompt in two splits ---
 
 
-def overlap_problems(examples: dict[str, list[Example]]) -> list[Problem]:
-    """A problem for each row whose prompt is in a later split."""
+def overlap_problems(examples: Mapping[str, Sequence[Example]], keys: Mapping[str, np.ndarray]) -> list[Problem]:
+    """A problem for each row whose prompt is in a later split. keys: by split, [rows] digests of `prompt_key`."""
     return [
         Problem(
             Kind.ROW_IN_TWO_SPLITS,
@@ -172,19 +203,27 @@ def overlap_problems(examples: dict[str, list[Example]]) -> list[Problem]:
             change="data.overlap=drop",
             values={"other_split": other.split, "other_row": other.id},
         )
-        for split, example, other in _overlap(examples)
+        for split, example, other in _overlap(examples, keys)
     ]
 
 
-def _overlap(examples: dict[str, list[Example]]) -> list[tuple[str, Example, Example]]:
+def _overlap(
+    examples: Mapping[str, Sequence[Example]], keys: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, Example, Example]]:
     """(split, row, row of a later split with the same prompt); validation rows first."""
+    train, validation, test = (keys[split] for split in SPLITS)
+    repeating = DigestSet(validation, test).holds(train)
+    suspects = {
+        "train": repeating,
+        "validation": DigestSet(test, train[repeating]).holds(validation),
+        "test": DigestSet(validation, train[repeating]).holds(test),
+    }
     later: dict[str, Example] = {}
-    pairs = []
     for split in reversed(SPLITS):
-        keys = [prompt_key(example) for example in examples[split]]
-        pairs += [(split, e, later[key]) for key, e in zip(keys, examples[split], strict=True) if key in later]
-        later |= dict(zip(keys, examples[split], strict=True))
-    return pairs
+        rows = list(Picked(examples[split], np.flatnonzero(suspects[split])))
+        named = [(prompt_key(example), example) for example in rows]
+        yield from ((split, example, later[key]) for key, example in named if key in later)
+        later |= dict(named)
 
 
 def prompt_key(example: Example) -> str:
@@ -197,8 +236,149 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
 
 
+class _Compared(dict[int, int | None]):
+    """Code points of the letters that texts are compared by; None for those that are left out."""
+
+    def __missing__(self, code: int) -> int | None:
+        # Vowel signs (Hindi, Thai) and symbols (+, emoji) distinguish texts, so they stay.
+        self[code] = None if unicodedata.category(chr(code))[0] in "PZC" else code
+        return self[code]
+
+
+_COMPARED = _Compared()
+
+
 def normalised(text: str) -> str:
     """What texts are compared by to find equal ones: NFKC and case-folded, without punctuation, spaces and controls."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    # Vowel signs (Hindi, Thai) and symbols (+, emoji) distinguish texts, so they stay.
-    return "".join(letter for letter in folded if unicodedata.category(letter)[0] not in "PZC") or folded
+    return folded.translate(_COMPARED) or folded
+
+
+# --- rendered and sampled ---
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How raw rows become examples."""
+
+    recipe: Recipe
+    labels: list[str] | None
+    """The resolved label set, for prompts that list it."""
+    fits: Callable[[Example], bool] | None
+    """Whether a row is short enough for a sample; None: every row is."""
+    folder: Path | None
+    """For temporary files, see `Spool`."""
+    advance: Callable[[int], None]
+    """Gets the number of rows that are newly done."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The examples of one split."""
+
+    examples: Sequence[Example]
+    ids: np.ndarray
+    """[examples] digests."""
+    keys: np.ndarray
+    """[examples] digests of `prompt_key`."""
+    left_out: np.ndarray
+    """Digests of the ids of rows that were left out."""
+
+
+def example_spool(folder: Path | None = None) -> Spool[Example]:
+    """An empty spool of examples. folder: for temporary files."""
+    return Spool(folder, pack=_values, unpack=lambda values: Example(*values))
+
+
+def _values(example: Example) -> tuple[object, ...]:
+    return tuple(getattr(example, name) for name in Example.__slots__)
+
+
+def choose(
+    raw: dict[str, Sequence[PlacedRow]], rendering: Rendering, problems: list[Problem], left_out: list[str]
+) -> dict[str, Chosen]:
+    """The examples of every split, sampled; `raw` is cut to the rows that were looked at.
+
+    With `data.overlap: drop`, rows whose prompt is in a later split are left out; all test rows stay. In a sample,
+    these and the rows that do not fit are replaced by others. problems, left_out: get what is wrong with rows, and a
+    line about those that are left out.
+    """
+    data, made = rendering.recipe.data, {}
+    for split in reversed(SPLITS):
+        later = [other.chosen.keys for other in made.values()] if data.overlap == "drop" else []
+        made[split] = _Split(raw[split], split, rendering, DigestSet(*later))
+        raw[split] = made[split].looked_at
+        counts = {"have a prompt of a later split": made[split].repeated}
+        counts[f"exceed {data.max_length:,} tokens"] = made[split].long
+        left_out += [f"{n:,} {SPLIT_WORDS[split]} rows {why} and are left out" for why, n in counts.items() if n]
+    problems += chain.from_iterable(made[split].problems for split in SPLITS)
+    return {split: made[split].chosen for split in SPLITS}
+
+
+@dataclass
+class _Split:
+    """The rows of one split, looked at until there are as many examples as the sample should have."""
+
+    rows: Sequence[PlacedRow]
+    split: str
+    rendering: Rendering
+    later: DigestSet
+    """Prompts of later splits, whose rows are left out."""
+    repeated: int = 0
+    """Rows that were left out because their prompt is in a later split."""
+    long: int = 0
+    """Rows that were left out of a sample because they do not fit."""
+    left_out: array[int] = field(default_factory=lambda: array("Q"))
+    """Digests of the ids of both."""
+    problems: list[Problem] = field(default_factory=list)
+    chosen: Chosen = field(init=False)
+    looked_at: Sequence[PlacedRow] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look at the rows."""
+        recipe = self.rendering.recipe
+        most = getattr(recipe.data, f"max_{self.split}_rows")
+        drawn, others = sample(len(self.rows), most, f"{recipe.seed}/{self.split}")
+        examples, looked = example_spool(self.rendering.folder), array("q")
+        places, ids, keys = array("q"), array("Q"), array("Q")
+        for index, placed in self._in_turn(drawn, others):
+            looked.append(index)
+            for example, key in self._usable(placed, sampled=bool(others)):
+                examples.append(example)
+                places.append(index)
+                ids.append(digest(example.id))
+                keys.append(key)
+            self.rendering.advance(1)
+            if others and len(looked) - self.repeated - self.long == len(drawn):
+                break
+        left_out, self.looked_at = as_array(self.left_out), self.rows
+        self.chosen = Chosen(examples, as_array(ids), as_array(keys), left_out)
+        if others:
+            order = np.argsort(np.asarray(places, dtype=np.int64))
+            self.chosen = Chosen(Picked(examples, order), as_array(ids)[order], as_array(keys)[order], left_out)
+            self.looked_at = Picked(self.rows, np.sort(np.asarray(looked, dtype=np.int64)))
+
+    def _in_turn(self, drawn: Sequence[int], others: Sequence[int]) -> Iterator[tuple[int, PlacedRow]]:
+        if not others:
+            return enumerate(self.rows)
+        return ((index, self.rows[index]) for index in chain(drawn, others))
+
+    def _usable(self, placed: PlacedRow, *, sampled: bool) -> Iterator[tuple[Example, int]]:
+        """The example of a row and the digest of its prompt, unless the row is left out or cannot be used."""
+        (row, place), (recipe, labels) = placed, (self.rendering.recipe, self.rendering.labels)
+        try:
+            example = example_from_row(
+                row, place=place, split=self.split, task=recipe.task, data=recipe.data, labels=labels
+            )
+        except DataError as error:
+            self.problems += error.problems
+            return
+        key, fits = digest(prompt_key(example)), self.rendering.fits
+        if key in self.later:
+            self.repeated += 1
+        elif sampled and fits and not fits(example):
+            self.long += 1
+        else:
+            yield example, key
+            return
+        self.left_out.append(digest(example.id))

@@ -8,6 +8,7 @@ Record batches are read through the page cache and dropped: only the index, 24 b
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -29,7 +30,7 @@ _SCHEMA = pa.schema({"id": pa.string(), "prompt": pa.list_(pa.int32()), "answer"
 
 def write_tokens(path: Path, rows: Iterable[EncodedRow]) -> None:
     """Stream rows of one split into `path` (.arrow) and its index."""
-    index: list[tuple[int, int, int]] = []
+    index = {name: array("q") for name in ("keys", "prompts", "answers")}
     with (
         replacing(path) as draft,
         pa.OSFile(str(draft), "wb") as sink,
@@ -38,10 +39,11 @@ def write_tokens(path: Path, rows: Iterable[EncodedRow]) -> None:
         for batch in _batches(rows):
             columns = [[row.id for row in batch], [row.prompt for row in batch], [row.answer for row in batch]]
             writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-            index += [(row.key, len(row.prompt), len(row.answer)) for row in batch]
-    keys, prompts, answers = torch.tensor(index, dtype=torch.int64).reshape(-1, 3).T.contiguous()
+            index["keys"].extend(row.key for row in batch)
+            index["prompts"].extend(len(row.prompt) for row in batch)
+            index["answers"].extend(len(row.answer) for row in batch)
     with replacing(_index_of(path)) as draft:
-        save_file({"keys": keys, "prompts": prompts.clone(), "answers": answers.clone()}, str(draft))
+        save_file({name: torch.from_numpy(np.asarray(values)) for name, values in index.items()}, str(draft))
 
 
 class TokenStore(Sequence[EncodedRow]):

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from pathlib import Path
 
 import numpy as np
 
 from tutelage.data.contents.languages import main_language
 from tutelage.data.dataset import Rows
 from tutelage.data.encode import Encoder
-from tutelage.data.near_duplicates import distinct_texts, near_pairs
-from tutelage.data.readers import PlacedRow, check_files, read_hub, read_rows
+from tutelage.data.near_duplicates import distinct_text, near_pairs, shared_parts
+from tutelage.data.readers import PlacedRow, check_files, read_hub, spool_rows
 from tutelage.data.row_formats import content_id, example_from_row
-from tutelage.data.splits import UNLABELLED, normalised, on_hub, prompt_key, prompt_text, sample, unlabelled_files
+from tutelage.data.splits import (
+    UNLABELLED,
+    example_spool,
+    normalised,
+    on_hub,
+    prompt_key,
+    prompt_text,
+    sample,
+    unlabelled_files,
+)
 from tutelage.errors import DataError, Kind, Problem, RowsError
 from tutelage.recipe.schema import Data, Recipe
 from tutelage.records import Example
+from tutelage.utils.digests import DigestSet, as_array, digest, digests
+from tutelage.utils.spool import Mapped, Picked
 
 LOOKED_AT = 500
 """Rows whose language and length are compared with those of the training rows."""
@@ -28,8 +42,8 @@ MUCH_LONGER = 2.0
 class UnlabelledRows:
     """The rows that the teacher will answer, and what became of the others."""
 
-    examples: list[Example] = field(default_factory=list)
-    """Without answers; their ids are those of no other row of the run."""
+    examples: Sequence[Example] = ()
+    """Without answers, on disk; their ids are those of no other row of the run."""
     read: int = 0
     """Rows in the files."""
     repeated: int = 0
@@ -52,13 +66,13 @@ class UnlabelledRows:
         return {"rows": len(self.examples), **{name: getattr(self, name) for name in numbers}}
 
 
-def read_unlabelled(data: Data) -> list[PlacedRow]:
-    """The raw rows. Raises DataError for files that cannot be read."""
+def read_unlabelled(data: Data, folder: Path | None = None) -> Sequence[PlacedRow]:
+    """The raw rows. Raises DataError for files that cannot be read. folder: for temporary files, see `Spool`."""
     if not data.unlabelled and data.unlabelled_split and on_hub(data):
         return read_hub(data.dataset, data.dataset_config, data.unlabelled_split, data.revision)
     files = unlabelled_files(data)
     check_files(files)
-    return read_rows(files, data.encoding)
+    return spool_rows(files, data.encoding, folder)
 
 
 def load_unlabelled(
@@ -66,36 +80,39 @@ def load_unlabelled(
     labels: list[str] | None,
     examples: Mapping[str, Sequence[Example]],
     fits: Callable[[Example], bool] = lambda example: True,
+    *,
+    folder: Path | None = None,
 ) -> UnlabelledRows:
     """Unlabelled rows of a recipe whose conventions are settled.
 
     labels: the resolved label set. examples: the rows with gold, by split. fits: whether a row is short enough; others
-    are never drawn. Raises RowsError for rows that cannot be used, or if none is left.
+    are never drawn. folder: for temporary files, see `Spool`. Raises RowsError for rows that cannot be used, or if none
+    is left.
     """
     found, keep = UnlabelledRows(), recipe.data.unlabelled_overlap == "keep"
-    raw = read_unlabelled(recipe.data)
+    raw = read_unlabelled(recipe.data, folder)
     found.read = len(raw)
-    scored = [example for split in ("validation", "test") for example in examples[split]]
-    held_out = {prompt_key(example) for example in scored}
-    labelled = {prompt_key(example) for example in examples["train"]}
-    drafts, seen = [], set()
+    held_out = DigestSet(digests(prompt_key(row) for split in ("validation", "test") for row in examples[split]))
+    labelled = DigestSet(digests(map(prompt_key, examples["train"])))
+    rendered, keys = example_spool(folder), array("Q")
     for example in _rendered(raw, recipe, labels):
-        key = prompt_key(example)
-        found.repeated += key in seen
-        found.labelled += key not in seen and key in labelled
-        found.overlapping += key not in seen and key in held_out
-        if not (key in seen or key in labelled or (key in held_out and not keep)):
-            fitting = fits(example)
-            found.too_long += not fitting
-            drafts += [example] * fitting
-        seen.add(key)
-    near = _near(scored, [draft for draft in drafts if prompt_key(draft) not in held_out])
+        rendered.append(example)
+        keys.append(digest(prompt_key(example)))
+    first = np.zeros(len(keys), dtype=bool)
+    first[np.unique(as_array(keys), return_index=True)[1]] = True
+    taught, scored = first & labelled.holds(as_array(keys)), first & held_out.holds(as_array(keys))
+    found.repeated, found.labelled, found.overlapping = int((~first).sum()), int(taught.sum()), int(scored.sum())
+    usable = np.flatnonzero(first & ~taught & (keep | ~scored))
+    fitting = np.array([fits(rendered[index]) for index in usable.tolist()], dtype=bool)
+    found.too_long = int((~fitting).sum())
+    usable = usable[fitting]
+    apart = usable[~scored[usable]]
+    near = apart[_near([*examples["validation"], *examples["test"]], Picked(rendered, apart))]
     found.near = len(near)
-    drafts = drafts if keep else [draft for draft in drafts if prompt_key(draft) not in near]
-    drawn, _ = sample(drafts, recipe.data.max_unlabelled_rows, f"{recipe.seed}/{UNLABELLED}")
-    found.shared = sum(prompt_key(example) in held_out | near for example in drawn)
-    taken = {example.id for rows in examples.values() for example in rows}
-    found.examples = list(_named(drawn, taken))
+    usable = usable if keep else np.setdiff1d(usable, near, assume_unique=True)
+    drawn = usable[np.asarray(sample(len(usable), recipe.data.max_unlabelled_rows, f"{recipe.seed}/{UNLABELLED}")[0])]
+    found.shared = int((scored[drawn] | np.isin(drawn, near)).sum())
+    found.examples = _named(Picked(rendered, drawn), examples)
     if not found.examples:
         change = "data.unlabelled=FILE"
         values = {"read": found.read, "left_out": notes_of(found, recipe.data)}
@@ -103,16 +120,22 @@ def load_unlabelled(
     return found
 
 
-def load_fitting(recipe: Recipe, rows: Rows, encoder: Encoder, longest: int) -> UnlabelledRows | None:
+def load_fitting(
+    recipe: Recipe, rows: Rows, encoder: Encoder, longest: int, *, folder: Path | None = None
+) -> UnlabelledRows | None:
     """Rows without gold that fit with an answer of `longest` tokens; None if the recipe names none.
 
-    Raises as `load_unlabelled`.
+    Arguments and errors as for `load_unlabelled`.
     """
     if not recipe.data.has_unlabelled:
         return None
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=rows.decided)})
     room, labels = encoder.max_length - longest, recipe.task.labels if recipe.task.type == "qa" else rows.labels
-    return load_unlabelled(recipe, labels, rows.examples, lambda row: 0 < len(encoder.prompt(row, longest)) <= room)
+
+    def fits(row: Example) -> bool:
+        return 0 < len(encoder.prompt(row, longest)) <= room
+
+    return load_unlabelled(recipe, labels, rows.examples, fits, folder=folder)
 
 
 def notes_of(found: UnlabelledRows, data: Data) -> list[str]:
@@ -145,11 +168,11 @@ def differences(training: Sequence[Example], unlabelled: Sequence[Example]) -> l
     return lines
 
 
-def _near(scored: Sequence[Example], drafts: Sequence[Example]) -> set[str]:
-    """Keys of the drafts whose text nearly repeats that of a scored row. drafts: with different keys."""
-    folded = [normalised(text) for text in distinct_texts([*scored, *drafts])]
-    pairs = near_pairs(folded[: len(scored)], folded[len(scored) :])
-    return {prompt_key(drafts[late]) for late, _, _ in pairs}
+def _near(scored: Sequence[Example], drafts: Sequence[Example]) -> np.ndarray:
+    """[n] indices of the drafts whose text nearly repeats that of a scored row."""
+    cuts = shared_parts(scored, drafts)
+    folded = [Mapped(rows, lambda _, example: normalised(distinct_text(example, cuts))) for rows in (scored, drafts)]
+    return np.array([late for late, _, _ in near_pairs(*folded)], dtype=np.int64)
 
 
 def _rendered(raw: Iterable[PlacedRow], recipe: Recipe, labels: list[str] | None) -> Iterable[Example]:
@@ -170,12 +193,39 @@ def _rendered(raw: Iterable[PlacedRow], recipe: Recipe, labels: list[str] | None
         raise RowsError(*problems)
 
 
-def _named(examples: Iterable[Example], taken: set[str]) -> Iterable[Example]:
+def _named(drawn: Sequence[Example], examples: Mapping[str, Sequence[Example]]) -> Sequence[Example]:
     """The examples with ids that no row has yet: one that is taken gets the suffix -u2, -u3, and so on."""
-    for example in examples:
-        name, number = example.id, 1
-        while name in taken:
+    gold = DigestSet(digests(example.id for rows in examples.values() for example in rows))
+    own = digests(example.id for example in drawn)
+    distinct, first = np.unique(own, return_index=True)
+    suspected = gold.holds(own)
+    suspected |= ~np.isin(np.arange(len(own)), first)
+    waiting = np.flatnonzero(suspected).tolist()
+    names: dict[int, str] = {}
+    made: set[str] = set()
+
+    def first_with(number: int) -> int:
+        """Index of the first row whose own id has a digest; the number of rows if none has."""
+        place = int(np.searchsorted(distinct, np.uint64(number)))
+        return int(first[place]) if place < len(distinct) and int(distinct[place]) == number else len(own)
+
+    def taken(name: str, index: int) -> bool:
+        """Whether a row with gold, or an unlabelled row before this one, has a name."""
+        return name in made or (number := digest(name)) in gold or first_with(number) < index
+
+    while waiting:
+        index = heappop(waiting)
+        name, number = (own_id := drawn[index].id), 1
+        while taken(name, index):
             number += 1
-            name = f"{example.id}-u{number}"
-        taken.add(name)
-        yield example if name == example.id else replace(example, id=name)
+            name = f"{own_id}-u{number}"
+        if number > 1:
+            names[index] = name
+            made.add(name)
+            later = first_with(digest(name))  # a row of this id is no longer the first to have it
+            if index < later < len(own) and not suspected[later]:
+                suspected[later] = True
+                heappush(waiting, later)
+    if not names:
+        return drawn
+    return Mapped(drawn, lambda index, e: replace(e, id=names[index]) if index in names else e)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from tutelage.analysis.run_results import Results, read_lines
+from tutelage.analysis.run_results import Results, each_line
 from tutelage.report.page import TEMPLATES, words
+from tutelage.utils.digests import DigestSet, digest
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -30,7 +31,8 @@ BUDGET = 3_500_000
 """Most characters of base64; with the rest of the page this stays under 5 MB."""
 LONGEST, SHORTEST = 2_000, 120
 """Characters of a text: where cutting starts, and where rows are left out instead."""
-TRAINING_ROWS = 10_000
+TEST_ROWS, TRAINING_ROWS = 20_000, 10_000
+"""Most rows of each kind; more are a random sample."""
 MODELS = 12
 """Most models whose answers are carried: the first ones in the order of the report."""
 DIGITS = 4
@@ -85,7 +87,7 @@ def browser_data(results: Results, folder: Path) -> BrowserData | None:
     if not ordered:
         return None
     models = ordered[:MODELS]
-    sources = {"test": _test_rows(results, models, _found_slices(folder))}
+    sources = {"test": _test_rows(results, models, folder)}
     if training := _training_rows(results, folder):
         sources["training"] = training
     main = next((name for name in (results.main, "anchor", *models) if name in models and name != "teacher"), None)
@@ -129,9 +131,10 @@ def _models(results: Results) -> list[str]:
     return sorted(names, key=lambda name: name == "student")
 
 
-def _test_rows(results: Results, models: list[str], found: Mapping[str, Mapping[str, list[str]]]) -> RowSource:
+def _test_rows(results: Results, models: list[str], folder: Path) -> RowSource:
     answered = dict.fromkeys(id for model in models for id in results.predictions[model])
     ids = [id for id in results.rows if id in answered] + [id for id in answered if id not in results.rows]
+    found = _found_slices(folder, {ids[index] for index in sample(len(ids), TEST_ROWS)})
 
     def table(indices: Sequence[int]) -> Table:
         chosen = [ids[index] for index in indices]
@@ -169,29 +172,70 @@ def _letter(difference: float | None, below_equal_above: str) -> str:
 
 
 def _training_rows(results: Results, folder: Path) -> RowSource | None:
-    """Losses and weights of the main student's training rows by stage; None if it has none."""
-    path = folder / "distill" / (results.main or "") / "weights.jsonl"
-    by_stage: dict[int, dict[str, dict[str, Any]]] = {}
-    for line in read_lines(path) if results.main else ():
-        by_stage.setdefault(line["stage"], {})[line["id"]] = line
-    if not by_stage:
+    """Losses and weights of the main student's training rows by stage; None if it has none.
+
+    Only the rows that are shown at most are held.
+    """
+    if results.main is None:
         return None
-    weighted = next(iter(by_stage.values()))
-    rows = read_lines(folder / "prepare" / "rows.jsonl")
-    about = {row["id"]: row for row in rows if row["split"] == "train" and row["id"] in weighted}
-    ids = [id for id in weighted if id in about]
-    losses = read_lines(folder / "anchor" / "sample_loss.jsonl")
-    anchor = {line["id"]: line["nll"] for line in losses if line["id"] in weighted}
+    path, known = folder / "distill" / results.main / "weights.jsonl", DigestSet(results.training_ids)
+    expected = max((len(weights) for student in results.students for weights in student.weights.values()), default=0)
+    weighted = _weighted_rows(path, known, expected)
+    if weighted.rows != expected:  # some have no weights, or rows of another kind have some
+        weighted = _weighted_rows(path, known, weighted.rows)
+    if not weighted.rows:
+        return None
+    ids, shown = weighted.ids, set(weighted.ids.values())
+    about = results.training_rows(shown)
+    losses = each_line(folder / "anchor" / "sample_loss.jsonl")
+    anchor = {line["id"]: line["nll"] for line in losses if line["id"] in shown}
 
     def table(indices: Sequence[int]) -> Table:
         chosen = [ids[index] for index in indices]
         gold = _coded([about[id]["answer"] for id in chosen])  # the text that is learned, with its line breaks
-        return {**_about(about, chosen), "gold": gold, **_stages(by_stage, chosen, anchor)}
+        return {**_about(about, chosen), "gold": gold, **_stages(weighted, chosen, anchor)}
 
-    return RowSource(len(ids), table) if ids else None
+    return RowSource(weighted.rows, table)
 
 
-def _stages(by_stage: dict[int, dict[str, dict[str, Any]]], ids: list[str], plain: Mapping[str, float]) -> Table:
+@dataclass(frozen=True)
+class _Weighted:
+    """Lines of weights.jsonl, of the rows that are shown at most."""
+
+    rows: int
+    """Training rows with a weight in the first stage of the file."""
+    ids: dict[int, str]
+    """Of rows that are shown, by their index among these."""
+    lines: dict[int, dict[str, dict[str, Any]]]
+    """By stage and id."""
+    checkpoints: dict[int, str | None]
+    """By stage."""
+
+
+def _weighted_rows(path: Path, known: DigestSet, expected: int) -> _Weighted:
+    """What a weights.jsonl says of a sample of its rows.
+
+    known: digests of the ids of training rows. expected: number of rows that the sample is drawn from; where the file
+    has other ones, the lines are to be read again with that number.
+    """
+    taken = set(sample(expected, min(expected, TRAINING_ROWS)))
+    rows, ids, shown = 0, {}, set()
+    by_stage: dict[int, dict[str, dict[str, Any]]] = {}
+    checkpoints: dict[int, str | None] = {}
+    for line in each_line(path):
+        checkpoints.setdefault(line["stage"], line["checkpoint"])
+        lines = by_stage.setdefault(line["stage"], {})
+        if len(by_stage) == 1 and line["id"] not in shown and digest(line["id"]) in known:
+            if rows in taken:
+                ids[rows] = line["id"]
+                shown.add(line["id"])
+            rows += 1
+        if line["id"] in shown:
+            lines[line["id"]] = line
+    return _Weighted(rows, ids, by_stage, checkpoints)
+
+
+def _stages(weighted: _Weighted, ids: list[str], plain: Mapping[str, float]) -> Table:
     """`stages` hold indices of `columns`: stages that follow the same checkpoint share its losses.
 
     plain: the anchor's losses, for stages whose weights were not computed from them.
@@ -205,12 +249,12 @@ def _stages(by_stage: dict[int, dict[str, dict[str, Any]]], ids: list[str], plai
         return columns.index(column)
 
     stages = []
-    for stage, lines in sorted(by_stage.items()):
+    for stage, lines in sorted(weighted.lines.items()):
         chosen = [(id, lines.get(id, {})) for id in ids]
         anchor = [plain.get(id) if line.get("anchor_nll") is None else line["anchor_nll"] for id, line in chosen]
         stages.append({
             "stage": stage,
-            "checkpoint": next(iter(lines.values()))["checkpoint"],
+            "checkpoint": weighted.checkpoints[stage],
             "anchor": index_of(anchor),
             "teacher": index_of([line.get("teacher_nll") for _, line in chosen]),
             "weight": index_of([line.get("weight") for _, line in chosen]),
@@ -236,9 +280,10 @@ def one_line(value: Any) -> str | None:
     return None if value is None else "" if value in ([], "") else words(value, most=10**9)
 
 
-def _found_slices(folder: Path) -> dict[str, dict[str, list[str]]]:
+def _found_slices(folder: Path, ids: set[str]) -> dict[str, dict[str, list[str]]]:
     """Names of discovered slices by row id and student, if `diagnose` has searched for them."""
-    return {row["id"]: row.get("found") or {} for row in read_lines(folder / "diagnose" / "rows.jsonl")}
+    rows = each_line(folder / "diagnose" / "rows.jsonl")
+    return {row["id"]: row.get("found") or {} for row in rows if row["id"] in ids}
 
 
 def _coded(values: Sequence[str | None]) -> Table | None:
@@ -279,9 +324,8 @@ def pack(sources: Mapping[str, RowSource], head: Table, budget: int = BUDGET) ->
     most characters of the payload. Texts keep the largest length between SHORTEST and LONGEST that fits; if none does,
     a random sample of the rows is taken, of the training rows first.
     """
-    shown = {name: source.rows for name, source in sources.items()}
-    if "training" in shown:
-        shown["training"] = min(shown["training"], TRAINING_ROWS)
+    most = {"test": TEST_ROWS, "training": TRAINING_ROWS}
+    shown = {name: min(source.rows, most[name]) for name, source in sources.items()}
     table = head | _tables(sources, shown)
     while (fit := _fit(table, budget)) is None:
         fewer = _fewer({name: len(_packed(table[name], SHORTEST)) for name in shown}, shown, budget)

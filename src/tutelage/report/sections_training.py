@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.analysis.run_results import Results, StudentRecords, read_lines
+from tutelage.analysis.run_results import Results, StudentRecords, each_line
 from tutelage.data.splits import prompt_text
 from tutelage.method.methods import find_method, method_names
 from tutelage.report.charts import Bar, Curves, LineChart, Staircase, curves, histogram, line_chart, staircase
@@ -20,6 +20,8 @@ from tutelage.run.live_reader import read_log
 MOST_POINTS = 160
 """Points of a learning curve; longer logs are averaged into as many."""
 BINS, EXAMPLES = 20, 4
+LOOKED_AT = 1000
+"""Lines of weights that are held at a time to find the highest and the lowest."""
 LOGS = {"teacher": "teach", "anchor": "anchor"}
 """Model fine-tuned before distillation: folder of its log."""
 
@@ -338,16 +340,19 @@ class WeightExtremes:
 
 def weight_extremes(results: Results, student: StudentRecords) -> WeightExtremes | None:
     """Rows of the stage whose student was kept; None for constant weights."""
-    stage, lines = student.kept.get("stage"), []
-    for line in read_lines(results.folder / "distill" / student.name / "weights.jsonl"):
+    stage, count, lines = student.kept.get("stage"), 0, []
+    for line in each_line(results.folder / "distill" / student.name / "weights.jsonl"):
         if line["anchor_nll"] is None:
             return None
         if line["stage"] == stage:
+            count += 1
             lines.append(line)
-    lines.sort(key=lambda line: (-line["weight"], line["id"]))
-    count = min(EXAMPLES, len(lines) // 2)
-    chosen = [("teacher", line) for line in lines[:count]] + [("gold", line) for line in lines[len(lines) - count :]]
-    about = _training_rows(results.folder, {line["id"] for _, line in chosen})
+        if len(lines) > LOOKED_AT:
+            lines = _ends(lines, EXAMPLES)
+    highest = min(EXAMPLES, count // 2)
+    lines = _ends(lines, highest)
+    chosen = [("teacher", line) for line in lines[:highest]] + [("gold", line) for line in lines[highest:]]
+    about = results.training_rows({line["id"] for _, line in chosen})
     rows = [
         WeightedRow(
             follows,
@@ -362,7 +367,7 @@ def weight_extremes(results: Results, student: StudentRecords) -> WeightExtremes
     return WeightExtremes(student.name, stage, rows) if rows else None
 
 
-def _training_rows(run: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """The training rows with these ids, as `prepare` wrote them."""
-    rows = read_lines(run / "prepare" / "rows.jsonl") if ids else []
-    return {row["id"]: row for row in rows if row["split"] == "train" and row["id"] in ids}
+def _ends(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The lines of the `count` highest weights and the `count` lowest, by descending weight."""
+    ordered = sorted(lines, key=lambda line: (-line["weight"], line["id"]))
+    return ordered[:count] + ordered[max(count, len(ordered) - count) :]

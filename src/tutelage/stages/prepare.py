@@ -7,7 +7,7 @@ prepare/unlabelled.jsonl (rows without gold) and prepare/data.json (label set, v
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tutelage.data.dataset import Rows, load_rows
@@ -41,7 +41,8 @@ def run_stage(run: RunFolder) -> None:
     with run.work("prepare", stage_inputs.prepare(run)) as work:
         if work is None:
             return
-        rows = load_rows(recipe, fitting_test(recipe.data, lambda: load_tokenizer(recipe.student)))
+        fits = fitting_test(recipe.data, lambda: load_tokenizer(recipe.student))
+        rows = load_rows(recipe, fits, folder=work.folder, progress=run.screen.progress)
         task = make_task(recipe.task, rows.labels, choice=rows.choice)
         if recipe.task.decoding == "labels" and not task.closed:
             raise ConfigError(Problem(Kind.DECODING_UNSUITABLE, key="task.decoding"))
@@ -53,7 +54,7 @@ def run_stage(run: RunFolder) -> None:
         vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
         own = recipe.anchor.model_name_or_path
         check_models(recipe.teacher, recipe.student, vocabulary, given or [], Path(own) if own else None)
-        encoded, dropped = _tokenize(rows.examples, make_encoder(recipe.data, tokenizer), work.folder / "tokens")
+        encoded, dropped = _tokenize(run, rows.examples, make_encoder(recipe.data, tokenizer), work.folder / "tokens")
         predicted_size(
             encoded["train"],
             recipe.teacher,
@@ -66,7 +67,8 @@ def run_stage(run: RunFolder) -> None:
         _check_fit(run, max(entry["longest"] for entry in lengths.values()))
         longest = max(lengths["train"]["longest_answer"], 1)
         longest_generated = recipe.task.max_new_tokens or longest + longest // 2 + 4
-        unlabelled = load_fitting(recipe, rows, make_encoder(recipe.data, tokenizer), longest_generated)
+        encoder = make_encoder(recipe.data, tokenizer)
+        unlabelled = load_fitting(recipe, rows, encoder, longest_generated, folder=work.folder)
         if unlabelled:
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)
@@ -107,14 +109,16 @@ def _left_out(recipe: Recipe, rows: Rows, dropped: Sequence[str], unlabelled: Un
 
 
 def _tokenize(
-    examples: dict[str, list[Example]], encoder: Encoder, folder: Path
+    run: RunFolder, examples: Mapping[str, Sequence[Example]], encoder: Encoder, folder: Path
 ) -> tuple[dict[str, TokenStore], list[str]]:
     """Write the rows of every split that fit as token ids; ids of those that are left out. Raises DataError as the
     encoder does."""
     misfits = Misfits()
     try:
-        for split in SPLITS:
-            write_tokens(folder / f"{split}.arrow", encoder.fitting(examples[split], misfits))
+        with run.screen.progress("tokenize rows", sum(map(len, examples.values()))) as advance:
+            for split in SPLITS:
+                encoded = encoder.fitting(_counted(examples[split], advance), misfits)
+                write_tokens(folder / f"{split}.arrow", encoded)
         dropped = encoder.check(misfits)
         stores = {split: TokenStore(folder / f"{split}.arrow", split) for split in SPLITS}
         check_not_emptied({split: len(stores[split]) for split in SPLITS}, examples, encoder.max_length)
@@ -122,6 +126,12 @@ def _tokenize(
         discard(folder)  # refused rows leave nothing behind that a corrected recipe would trip over
         raise
     return stores, dropped
+
+
+def _counted(examples: Iterable[Example], advance: Callable[[int], None]) -> Iterator[Example]:
+    for example in examples:
+        yield example
+        advance(1)
 
 
 def _lengths(rows: TokenStore) -> dict[str, int]:

@@ -107,6 +107,12 @@ class Screen:
         )
 
 
+@contextmanager
+def no_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """In place of `Screen.progress`, for work that shows none."""
+    yield lambda count: None
+
+
 def out(*parts: str | tuple[str, str], flush: bool = False) -> None:
     """Print a line on standard output. parts: texts, or (text, style of rich)."""
     if all(isinstance(part, str) for part in parts):

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -114,10 +114,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order. Raises as `read_json`."""
+def read_jsonl(path: Path, wanted: Container[int] | None = None) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, in order. Raises as `read_json`.
+
+    wanted: numbers of the lines to read, from 0, blank ones not counted; None: all.
+    """
     with integrity.reading(path, ValueError), path.open(encoding="utf-8") as file:
-        yield from (json.loads(line) for line in file if line.strip())
+        lines = (line for line in file if line.strip())
+        if wanted is None:
+            yield from map(json.loads, lines)
+        else:
+            yield from (json.loads(line) for number, line in enumerate(lines) if number in wanted)
 
 
 def read_records(path: Path, kind: type) -> list[Any]:

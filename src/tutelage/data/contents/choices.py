@@ -6,6 +6,7 @@ Decided from all rows, because `1` among the choices 2, 1, 0, 3 may be any of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any, get_args
 
 from tutelage.data.columns import MappedRow, list_in, listed_objects, text_of
@@ -85,7 +86,7 @@ def decide_choice_answer(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[
 
     Raises DataError where no way fits all rows, or two do and name different choices.
     """
-    found: list[dict[str, int]] = []  # of each row that can be read
+    count, missing, differing = 0, set(), set()  # readings that some row lacks; pairs that name different choices
     first = None
     for split, mapped, place in rows:
         answer = mapped.row.get("answer")
@@ -97,17 +98,20 @@ def decide_choice_answer(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[
             continue  # reported when the row is rendered
         positions = {reading: choice_by(reading, answer, texts, names) for reading in READINGS}
         positions = {reading: position for reading, position in positions.items() if position is not None}
-        found += [positions] if positions else []
-        if first is None and positions and {_usual(answer, texts, names)} != set(positions.values()):
+        if not positions:
+            continue
+        count += 1
+        missing.update(set(READINGS) - positions.keys())
+        differing.update(pair for pair in combinations(positions, 2) if positions[pair[0]] != positions[pair[1]])
+        if first is None and {_usual(answer, texts, names)} != set(positions.values()):
             first = split, place, answer, texts
     if first is None:
         return None
-    fitting = [reading for reading in READINGS if all(reading in row for row in found)]
-    columns = {reading: [row[reading] for row in found] for reading in fitting}
+    fitting = [reading for reading in READINGS if reading not in missing]
     split, place, answer, texts = first
-    different = [reading for reading in fitting if columns[reading] != columns[fitting[0]]]
+    different = any((fitting[0], reading) in differing for reading in fitting[1:])
     if fitting and (not different or fitting[0] == "label"):
-        return fitting[0], f"answers name choices by {_MEANING[fitting[0]]}, in all {len(found):,} rows"
+        return fitting[0], f"answers name choices by {_MEANING[fitting[0]]}, in all {count:,} rows"
     values = {"answer": answer, "choices": texts, "readings": fitting or READINGS, "fits": bool(fitting)}
     change = f"data.choice_answer={next((name for name in fitting if name == 'index'), (fitting or READINGS)[-1])}"
     key = "data.choice_answer"

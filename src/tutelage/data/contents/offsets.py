@@ -7,8 +7,9 @@ particle follows its word, so what they do not show counts for neither side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, get_args
 
 from tutelage.data.columns import MappedRow
@@ -55,16 +56,13 @@ class _Reading:
 
 
 def decide_offsets(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[str, str] | None:
-    """(value of `data.offsets`, reason), or None for the default. Raises DataError where it is unclear and matters."""
-    located, first = [], None
-    for split, mapped, place in rows:
-        if mapped.row_format == "entities":
-            found = _located(mapped.row)
-            first = first or ((split, place) if found else None)
-            located += found
+    """(value of `data.offsets`, reason), or None for the default. Raises DataError where it is unclear and matters.
+
+    rows: may be read twice.
+    """
+    located, first = _spread(rows)
     if not located:
         return None
-    located = located[:: len(located) // MOST + 1]
     default, *others = (_reading(name, located) for name in READINGS)
     others = [other for other in others if other.spans != default.spans]
     others = [other for other in others if other.spans.count(None) <= MISTAKEN * len(located)]
@@ -86,6 +84,31 @@ def decide_offsets(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[str, s
     end = ", the last one included" if inclusive else ""
     cut = f"{sum(default.cut[index] for index in differ):,} of {len(located):,} entities would cut words otherwise"
     return best.name, f"offsets are read as {NAMES[unit]}{end}: {cut}"
+
+
+def _spread(rows: Iterable[tuple[str, MappedRow, Place]]) -> tuple[list[_Located], tuple[str, Place] | None]:
+    """At most `MOST` entities with offsets, spread over all rows; split and place of the first row that has some.
+
+    The rows are read again where there are more.
+    """
+    taken: list[_Located] = []
+    count, first = 0, None
+    for split, place, found in _located_in(rows):
+        first = first or (split, place)
+        count += len(found)
+        taken += found if count <= MOST else []
+    step = count // MOST + 1
+    if step > 1:
+        every = (entity for _, _, found in _located_in(rows) for entity in found)
+        taken = list(islice(every, 0, None, step))
+    return taken, first
+
+
+def _located_in(rows: Iterable[tuple[str, MappedRow, Place]]) -> Iterator[tuple[str, Place, list[_Located]]]:
+    """Split, place and entities of each row that has entities with offsets."""
+    for split, mapped, place in rows:
+        if mapped.row_format == "entities" and (found := _located(mapped.row)):
+            yield split, place, found
 
 
 def _unclear(

@@ -6,11 +6,14 @@ characters (`data.join_tokens`). A key that the recipe sets is never decided her
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from tutelage.data.columns import MappedRow, read_columns
 from tutelage.data.contents.choices import decide_choice_answer
@@ -19,6 +22,7 @@ from tutelage.data.contents.tokens import decide_join_tokens
 from tutelage.data.files.problems import PlacedRow
 from tutelage.errors import DataError, Place, Problem
 from tutelage.recipe.schema import Data, Task
+from tutelage.utils.spool import Picked
 
 DECIDE: dict[str, dict[str, Callable[..., tuple[str, str] | None]]] = {
     "ner": {"offsets": decide_offsets, "join_tokens": decide_join_tokens},
@@ -41,12 +45,12 @@ class Conventions:
     """What may be read in two ways that matter, with the line of the recipe that says which."""
 
 
-def settle(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> Conventions:
+def settle(raw: Mapping[str, Sequence[PlacedRow]], task: Task, data: Data) -> Conventions:
     """What the rows of all splits say about what the recipe leaves open."""
     settled = Conventions(data)
     for key, decide in DECIDE.get(task.type, {}).items():
         try:
-            decision = decide(_mapped(raw, task, data)) if getattr(data, key) is None else None
+            decision = decide(_MappedRows(raw, task, data)) if getattr(data, key) is None else None
         except DataError as error:
             settled.problems += error.problems
             continue
@@ -57,25 +61,41 @@ def settle(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> Conventio
     return settled
 
 
-def _mapped(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> Iterator[tuple[str, MappedRow, Place]]:
-    for split, rows in raw.items():
-        for row, place in rows:
-            with suppress(DataError):  # reported when the row is rendered
-                yield split, read_columns(row, task, data), place
+@dataclass(frozen=True)
+class _MappedRows:
+    """The rows of all splits with their columns, each with split and place; read as often as they are asked for."""
+
+    raw: Mapping[str, Sequence[PlacedRow]]
+    task: Task
+    data: Data
+
+    def __iter__(self) -> Iterator[tuple[str, MappedRow, Place]]:
+        for split, rows in self.raw.items():
+            for row, place in rows:
+                with suppress(DataError):  # reported when the row is rendered
+                    yield split, read_columns(row, self.task, self.data), place
 
 
-def without_rejected(raw: dict[str, list[PlacedRow]], task: Task, data: Data) -> list[str]:
+def without_rejected(raw: dict[str, Sequence[PlacedRow]], task: Task, data: Data) -> list[str]:
     """Leave out the rows that an annotator of Prodigy rejected or ignored; a line about how many.
 
     Such files have a column `answer` of nothing but accept, reject and ignore.
     """
-    answers = {str(row["answer"]) for rows in raw.values() for row, _ in rows if "answer" in row}
-    if task.type == "qa" or not answers <= VERDICTS or "answer" in data.columns.values():
+    if task.type == "qa" or "answer" in data.columns.values():
+        return []
+    if not all(str(row["answer"]) in VERDICTS for rows in raw.values() for row, _ in rows if "answer" in row):
         return []
     left_out: Counter[str] = Counter()
     for split, rows in raw.items():
-        left_out.update(verdict for row, _ in rows if (verdict := row.get("answer", "accept")) != "accept")
-        raw[split] = [(row, place) for row, place in rows if row.get("answer", "accept") == "accept"]
+        accepted = array("q")
+        for index, (row, _) in enumerate(rows):
+            verdict = row.get("answer", "accept")
+            if verdict == "accept":
+                accepted.append(index)
+            else:
+                left_out[verdict] += 1
+        if len(accepted) < len(rows):
+            raw[split] = Picked(rows, np.array(accepted))
     listed = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(left_out.items()))
     left = f"{left_out.total():,} rows that an annotator did not accept are left out (answer: {listed})"
     return [left] if left_out else []

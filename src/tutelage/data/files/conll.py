@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,24 +31,57 @@ class _Line(NamedTuple):
 
 
 def read_conll(path: Path, encoding: str) -> Iterator[PlacedRow]:
-    """One row a sentence. Raises DataError."""
+    """One row a sentence. Raises DataError. Read twice: what the columns are shows in all sentences."""
+    layout = _Layout()
     with path.open(encoding=encoding) as file:
-        sentences = list(_sentences(file, path))
-    numbered = bool(sentences) and all(map(_counts_tokens, sentences))
-    nested = _nested_tags(sentences)
-    for sentence in sentences:
-        words = list(_words(sentence)) if numbered else sentence
-        row: Row = {"tokens": [line.cells[int(numbered)] for line in words]}
-        row["tags"] = [_tag(line.cells[-2] if nested else line.cells[-1]) for line in words]
-        if nested:
-            row["inner_tags"] = [line.cells[-1] for line in words]
-        if words:
-            yield row, Place(str(path), sentence[0].number)
+        for sentence in _sentences(file, path):
+            layout.look(sentence)
+    numbered, nested = layout.numbered, layout.nested
+    with path.open(encoding=encoding) as file:
+        for sentence in _sentences(file, path):
+            words = list(_words(sentence)) if numbered else sentence
+            row: Row = {"tokens": [line.cells[int(numbered)] for line in words]}
+            row["tags"] = [_tag(line.cells[-2] if nested else line.cells[-1]) for line in words]
+            if nested:
+                row["inner_tags"] = [line.cells[-1] for line in words]
+            if words:
+                yield row, Place(str(path), sentence[0].number)
+
+
+class _Layout:
+    """What all sentences of a file have in common."""
+
+    def __init__(self) -> None:
+        self._sentences, self._counting, self._pairs = 0, True, True
+        self._outer: set[str] = set()
+        self._inner: set[str] = set()
+
+    def look(self, sentence: list[_Line]) -> None:
+        """Take a sentence into account."""
+        self._sentences += 1
+        self._counting = self._counting and _counts_tokens(sentence)
+        for line in sentence if self._pairs else ():
+            if len(line.cells) < 3 or not all(map(TAG.fullmatch, line.cells[-2:])):
+                self._pairs = False
+                break
+            self._outer.add(line.cells[-2][2:])
+            self._inner.add(line.cells[-1][2:])
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the first column counts the tokens of each sentence."""
+        return self._sentences > 0 and self._counting
+
+    @property
+    def nested(self) -> bool:
+        """Whether the last two columns are entity tags of the same types: those of GermEval, outer and inner."""
+        outer, inner = self._outer - {""}, self._inner - {""}
+        return self._pairs and bool(outer) and inner <= outer and not outer <= _CHUNKS
 
 
 def _sentences(file: Iterable[str], path: Path) -> Iterator[list[_Line]]:
     lines: list[_Line] = []
-    for number, line in enumerate([*file, "\n"], start=1):
+    for number, line in enumerate(chain(file, ["\n"]), start=1):
         cells = _cells(line.strip("\r\n"))
         if cells[:1] == ["-DOCSTART-"]:
             continue
@@ -104,12 +138,3 @@ def _tag(cell: str) -> str:
     """The tag in the last column; in the notes of CoNLL-U it is the value of a key, `NER=B-PER|SpaceAfter=No`."""
     values = (note.partition("=")[2] for note in cell.split("|") if "=" in note)
     return cell if TAG.fullmatch(cell) else next((value for value in values if TAG.fullmatch(value)), cell)
-
-
-def _nested_tags(sentences: list[list[_Line]]) -> bool:
-    """Whether the last two columns are entity tags of the same types: those of GermEval, outer and inner."""
-    rows = [line.cells for sentence in sentences for line in sentence]
-    if not rows or not all(len(cells) > 2 and all(map(TAG.fullmatch, cells[-2:])) for cells in rows):
-        return False
-    outer, inner = ({cells[column][2:] for cells in rows} - {""} for column in (-2, -1))
-    return bool(outer) and inner <= outer and not outer <= _CHUNKS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,16 +17,19 @@ SEPARATORS = (",", ";", "\t", "|")
 SAMPLE_CHARACTERS = 100_000
 
 
-def read_table(path: Path, encoding: str) -> list[PlacedRow]:
+def read_table(path: Path, encoding: str) -> Iterator[PlacedRow]:
     """Rows of a CSV or TSV file. Raises DataError.
 
-    A TSV whose quotation marks do not enclose cells is read without quoting.
+    A TSV whose quotation marks do not enclose cells is read without quoting; so it is read twice.
     """
     csv.field_size_limit(LARGEST_CELL)  # the default refuses texts of more than 131,072 characters
     tabs = path.suffix.lower() == ".tsv"
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if tabs else (csv.QUOTE_MINIMAL,):
         try:
-            return list(_rows(path, encoding, quoting, tabs))
+            if tabs:
+                deque(_rows(path, encoding, quoting, tabs), maxlen=0)
+            yield from _rows(path, encoding, quoting, tabs)
+            return
         except csv.Error as error:
             reason, line = error.args
     if "field limit" in reason:
