@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tutelage.doctor import wording
+from tutelage.doctor.texts import wording
 from tutelage.errors import Kind, Problem
 from tutelage.utils.console import as_json, out
 

@@ -9,8 +9,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tutelage.doctor import wording_results
-from tutelage.doctor.wording_results import in_bytes
+from tutelage.doctor.texts import wording_results
+from tutelage.doctor.texts.wording_results import in_bytes
 from tutelage.errors import Kind, Problem
 from tutelage.errors.wording import SPLIT_WORDS, Text, Values, group_text
 from tutelage.records import SPLITS
