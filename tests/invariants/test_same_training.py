@@ -43,6 +43,15 @@ def test_a_training_run_ends_at_the_same_losses_with_all_accelerations_off_and_o
     np.testing.assert_allclose(losses(checkpointed, rows), plain, rtol=1e-5)
 
 
+def test_a_compiled_student_ends_at_the_same_losses(tmp_path):
+    """With the backend that only traces: what a compiler then makes of it is torch's."""
+    rows, models = encoded(12), teachers()
+    live = LiveTeacher(list(models), models.get, rows, VOCABULARY, PAD)
+    plain = losses(trained(tmp_path / "plain", live, rows, fused=False), rows)
+    compiled = trained(tmp_path / "compiled", live, rows, torch_compile=True, torch_compile_backend="aot_eager")
+    np.testing.assert_allclose(losses(compiled, rows), plain, rtol=1e-5)
+
+
 def test_the_next_batch_is_fetched_before_the_present_one_is_computed(tmp_path, monkeypatch):
     rows, models, events = encoded(12), teachers(), []
     store = cached(tmp_path / "cache", models, rows)
