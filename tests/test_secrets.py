@@ -114,7 +114,17 @@ def test_a_token_given_to_python_is_not_recorded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", [TOKEN, URL, PASSWORD_URL, "ghp_" + "a1" * 18, "sk-" + "a1" * 20, "AKIA" + "A1" * 8, f"x={TOKEN}."]
+    "text",
+    [
+        TOKEN,
+        URL,
+        PASSWORD_URL,
+        "ghp_" + "a1" * 18,
+        "sk-" + "a1" * 20,
+        "AKIA" + "A1" * 8,
+        "wandb_v1_" + "a1B" * 9,
+        f"x={TOKEN}.",
+    ],
 )
 def test_secrets_are_known_by_their_form(text):
     assert has_secret(text) and "***" in redacted(text) and not has_secret(redacted(text).replace("***@", ""))

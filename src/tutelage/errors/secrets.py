@@ -10,6 +10,7 @@ _SECRET = re.compile(
     r"|\b(?:ghp|gho|ghs|glpat|xoxb)[_-][A-Za-z0-9_-]{16,}|\bgithub_pat_\w{16,}"  # GitHub, GitLab, Slack
     r"|\bsk-[A-Za-z0-9_-]{20,}"  # OpenAI, Anthropic
     r"|\bAKIA[0-9A-Z]{16}\b"  # AWS
+    r"|\bwandb_v1_\w{20,}|\blocal-[0-9a-f]{40}\b"  # W&B; its old keys of 40 hex digits look like commits
 )
 HIDDEN = "***"
 
