@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from tutelage.data.near_duplicates import distinct_texts, near_pairs
 from tutelage.data.readers import PlacedRow, check_files, read_hub, read_rows
 from tutelage.data.row_formats import content_id, example_from_row
 from tutelage.data.splits import UNLABELLED, normalised, on_hub, prompt_key, prompt_text, sample, unlabelled_files
-from tutelage.errors import DataError, Kind, Problem, RowsError
-from tutelage.recipe.schema import Data, Recipe
+from tutelage.errors import DataError, Kind, Place, Problem, RowsError
+from tutelage.recipe.schema import Data, Recipe, Task
 from tutelage.records import Example
 
 LOOKED_AT = 500
@@ -72,14 +73,26 @@ def load_unlabelled(
     labels: the resolved label set. examples: the rows with gold, by split. fits: whether a row is short enough; others
     are never drawn. Raises RowsError for rows that cannot be used, or if none is left.
     """
-    found, keep = UnlabelledRows(), recipe.data.unlabelled_overlap == "keep"
-    raw = read_unlabelled(recipe.data)
+    return pick_unlabelled(read_unlabelled(recipe.data), recipe.task, recipe.data, recipe.seed, labels, examples, fits)
+
+
+def pick_unlabelled(
+    raw: Sequence[PlacedRow],
+    task: Task,
+    data: Data,
+    seed: int,
+    labels: list[str] | None,
+    examples: Mapping[str, Sequence[Example]],
+    fits: Callable[[Example], bool],
+) -> UnlabelledRows:
+    """The rows that the teacher will answer, of those that were read; as `load_unlabelled`."""
+    found, keep = UnlabelledRows(), data.unlabelled_overlap == "keep"
     found.read = len(raw)
     scored = [example for split in ("validation", "test") for example in examples[split]]
     held_out = {prompt_key(example) for example in scored}
     labelled = {prompt_key(example) for example in examples["train"]}
     drafts, seen = [], set()
-    for example in _rendered(raw, recipe, labels):
+    for example in _rendered(raw, task, data, labels):
         key = prompt_key(example)
         found.repeated += key in seen
         found.labelled += key not in seen and key in labelled
@@ -92,15 +105,32 @@ def load_unlabelled(
     near = _near(scored, [draft for draft in drafts if prompt_key(draft) not in held_out])
     found.near = len(near)
     drafts = drafts if keep else [draft for draft in drafts if prompt_key(draft) not in near]
-    drawn, _ = sample(drafts, recipe.data.max_unlabelled_rows, f"{recipe.seed}/{UNLABELLED}")
+    drawn, _ = sample(drafts, data.max_unlabelled_rows, f"{seed}/{UNLABELLED}")
     found.shared = sum(prompt_key(example) in held_out | near for example in drawn)
     taken = {example.id for rows in examples.values() for example in rows}
     found.examples = list(_named(drawn, taken))
     if not found.examples:
         change = "data.unlabelled=FILE"
-        values = {"read": found.read, "left_out": notes_of(found, recipe.data)}
+        values = {"read": found.read, "left_out": notes_of(found, data)}
         raise RowsError(Problem(Kind.SPLIT_EMPTIED, UNLABELLED, change=change, values=values))
     return found
+
+
+def simple_unlabelled(
+    dataset: Iterable[Mapping[str, Any]],
+    examples: Mapping[str, Sequence[Example]],
+    fits: Callable[[Example], bool],
+    *,
+    chat_template: bool = False,
+) -> list[Example]:
+    """Prompts without gold, for `SCDTrainer`: those that are no training or evaluation row, and repeat none.
+
+    dataset: rows with `prompt`, or with `messages`; answers in them are not read. examples, fits: as in
+    `load_unlabelled`. Raises RowsError as that does.
+    """
+    raw = [(dict(row), Place(UNLABELLED, number, "row")) for number, row in enumerate(dataset, start=1)]
+    data = Data(chat_template=chat_template)
+    return pick_unlabelled(raw, Task(type="qa"), data, 0, None, {"test": [], **examples}, fits).examples
 
 
 def load_fitting(recipe: Recipe, rows: Rows, encoder: Encoder, longest: int) -> UnlabelledRows | None:
@@ -111,8 +141,14 @@ def load_fitting(recipe: Recipe, rows: Rows, encoder: Encoder, longest: int) -> 
     if not recipe.data.has_unlabelled:
         return None
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=rows.decided)})
-    room, labels = encoder.max_length - longest, recipe.task.labels if recipe.task.type == "qa" else rows.labels
-    return load_unlabelled(recipe, labels, rows.examples, lambda row: 0 < len(encoder.prompt(row, longest)) <= room)
+    labels = recipe.task.labels if recipe.task.type == "qa" else rows.labels
+    return load_unlabelled(recipe, labels, rows.examples, room_test(encoder, longest))
+
+
+def room_test(encoder: Encoder, longest: int) -> Callable[[Example], bool]:
+    """Whether a prompt fits with an answer of `longest` tokens."""
+    room = encoder.max_length - longest
+    return lambda row: 0 < len(encoder.prompt(row, longest)) <= room
 
 
 def notes_of(found: UnlabelledRows, data: Data) -> list[str]:
@@ -152,13 +188,13 @@ def _near(scored: Sequence[Example], drafts: Sequence[Example]) -> set[str]:
     return {prompt_key(drafts[late]) for late, _, _ in pairs}
 
 
-def _rendered(raw: Iterable[PlacedRow], recipe: Recipe, labels: list[str] | None) -> Iterable[Example]:
+def _rendered(raw: Iterable[PlacedRow], task: Task, data: Data, labels: list[str] | None) -> Iterable[Example]:
     """Examples without answers. Raises RowsError with all rows that cannot be used."""
     problems: list[Problem] = []
     for row, place in raw:
         try:
             example = example_from_row(
-                row, place=place, split=UNLABELLED, task=recipe.task, data=recipe.data, labels=labels, need_answer=False
+                row, place=place, split=UNLABELLED, task=task, data=data, labels=labels, need_answer=False
             )
         except DataError as error:
             problems += error.problems
