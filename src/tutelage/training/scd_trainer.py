@@ -346,7 +346,7 @@ class SCDTrainer:
             return []
         work = Work(self.folder / "silver", self._inputs() | self._silver_inputs(), restart_only=chunk_files)
         path, to_do = work.folder / "answers.jsonl", work.prepare()
-        answers = self._answers(work.folder) if to_do else list(read_jsonl(path))
+        answers: list[Any] = self._answers(work.folder) if to_do else list(read_jsonl(path))
         rows = list(kept_rows(self.encoder, self.unlabelled, answers))
         if not rows:
             values = {"rows": len(answers), **left_out_counts(answers)}
