@@ -25,10 +25,10 @@ from rich.table import Table
 
 from benchmarks.machine import machine_class
 from tutelage.data.near_duplicates import distinct_texts
-from tutelage.doctor.learning_curve import DIVISORS, predict
 from tutelage.records import Example
 from tutelage.tasks import tfidf
 from tutelage.tasks.classification import Classification
+from tutelage.tasks.learning_curve import DIVISORS, predict
 from tutelage.utils.files import read_jsonl
 
 SETS = ("banking77", "intent_3i4k", "xsid_intent", "jmed_crade_short", "jmed_rrtnm", "pubmedqa_short")

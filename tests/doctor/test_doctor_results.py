@@ -9,10 +9,13 @@ import pytest
 
 from helpers.project import make_project, write_rows
 from helpers.sound_project import SIZES, rows, sound
+from tutelage.analysis.worth import Gain
 from tutelage.doctor import Check
+from tutelage.doctor.headroom import check_more_rows
 from tutelage.errors import Kind
 from tutelage.models.evaluation import loss_records
 from tutelage.recipe.load import load_recipe
+from tutelage.records import Interval
 from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.run_models import RunModels
@@ -316,3 +319,11 @@ def test_the_teachers_lead_is_named_beside_the_rows_without_labels(tmp_path):
     assert own["rows"] == 30 and own["for_each_gold_row"] == 30 / SIZES["train"]
     assert own["lead"]["value"] == pytest.approx(0.4) and own["lead"]["low"] < 0.4 < own["lead"]["high"]
     assert "ahead of plain fine-tuning by +0.400 accuracy" in check.text and "30 rows without labels" in check.text
+
+
+def test_a_teacher_that_is_not_ahead_has_little_to_teach():
+    lead, zero = Interval(-0.02, -0.05, 0.01), Interval(0.0, 0.0, 0.0)
+    check = check_more_rows("row_f1", None, Gain(0.72, 0.7, 0.75, lead, zero, 1.0, 60), 200, 500)
+    assert check.numbers["curve"] is None and "500 rows without labels (2.5 for each training row" in check.text
+    assert "not ahead of plain fine-tuning, -0.020 mean row F1" in check.text and "can bring little" in check.text
+    assert check_more_rows("row_f1", None, None, 200, 500) is None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,8 @@ from tutelage.data.splits import (
     sample,
     unlabelled_files,
 )
-from tutelage.errors import DataError, Kind, Problem, RowsError
-from tutelage.recipe.schema import Data, Recipe
+from tutelage.errors import DataError, Kind, Place, Problem, RowsError
+from tutelage.recipe.schema import Data, Recipe, Task
 from tutelage.records import Example
 from tutelage.utils.digests import DigestSet, as_array, digest, digests
 from tutelage.utils.spool import Mapped, Picked
@@ -89,13 +90,28 @@ def load_unlabelled(
     are never drawn. folder: for temporary files, see `Spool`. Raises RowsError for rows that cannot be used, or if none
     is left.
     """
-    found, keep = UnlabelledRows(), recipe.data.unlabelled_overlap == "keep"
     raw = read_unlabelled(recipe.data, folder)
+    return pick_unlabelled(raw, recipe.task, recipe.data, recipe.seed, labels, examples, fits, folder=folder)
+
+
+def pick_unlabelled(
+    raw: Sequence[PlacedRow],
+    task: Task,
+    data: Data,
+    seed: int,
+    labels: list[str] | None,
+    examples: Mapping[str, Sequence[Example]],
+    fits: Callable[[Example], bool],
+    *,
+    folder: Path | None = None,
+) -> UnlabelledRows:
+    """The rows that the teacher will answer, of those that were read; as `load_unlabelled`."""
+    found, keep = UnlabelledRows(), data.unlabelled_overlap == "keep"
     found.read = len(raw)
     held_out = DigestSet(digests(prompt_key(row) for split in ("validation", "test") for row in examples[split]))
     labelled = DigestSet(digests(map(prompt_key, examples["train"])))
     rendered, keys = example_spool(folder), array("Q")
-    for example in _rendered(raw, recipe, labels):
+    for example in _rendered(raw, task, data, labels):
         rendered.append(example)
         keys.append(digest(prompt_key(example)))
     first = np.zeros(len(keys), dtype=bool)
@@ -110,14 +126,31 @@ def load_unlabelled(
     near = apart[_near([*examples["validation"], *examples["test"]], Picked(rendered, apart))]
     found.near = len(near)
     usable = usable if keep else np.setdiff1d(usable, near, assume_unique=True)
-    drawn = usable[np.asarray(sample(len(usable), recipe.data.max_unlabelled_rows, f"{recipe.seed}/{UNLABELLED}")[0])]
+    drawn = usable[np.asarray(sample(len(usable), data.max_unlabelled_rows, f"{seed}/{UNLABELLED}")[0])]
     found.shared = int((scored[drawn] | np.isin(drawn, near)).sum())
     found.examples = _named(Picked(rendered, drawn), examples)
     if not found.examples:
         change = "data.unlabelled=FILE"
-        values = {"read": found.read, "left_out": notes_of(found, recipe.data)}
+        values = {"read": found.read, "left_out": notes_of(found, data)}
         raise RowsError(Problem(Kind.SPLIT_EMPTIED, UNLABELLED, change=change, values=values))
     return found
+
+
+def simple_unlabelled(
+    dataset: Iterable[Mapping[str, Any]],
+    examples: Mapping[str, Sequence[Example]],
+    fits: Callable[[Example], bool],
+    *,
+    chat_template: bool = False,
+) -> Sequence[Example]:
+    """Prompts without gold, for `SCDTrainer`: those that are no training or evaluation row, and repeat none.
+
+    dataset: rows with `prompt`, or with `messages`; answers in them are not read. examples, fits: as in
+    `load_unlabelled`. Raises RowsError as that does.
+    """
+    raw = [(dict(row), Place(UNLABELLED, number, "row")) for number, row in enumerate(dataset, start=1)]
+    data = Data(chat_template=chat_template)
+    return pick_unlabelled(raw, Task(type="qa"), data, 0, None, {"test": [], **examples}, fits).examples
 
 
 def load_fitting(
@@ -130,12 +163,14 @@ def load_fitting(
     if not recipe.data.has_unlabelled:
         return None
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=rows.decided)})
-    room, labels = encoder.max_length - longest, recipe.task.labels if recipe.task.type == "qa" else rows.labels
+    labels = recipe.task.labels if recipe.task.type == "qa" else rows.labels
+    return load_unlabelled(recipe, labels, rows.examples, room_test(encoder, longest), folder=folder)
 
-    def fits(row: Example) -> bool:
-        return 0 < len(encoder.prompt(row, longest)) <= room
 
-    return load_unlabelled(recipe, labels, rows.examples, fits, folder=folder)
+def room_test(encoder: Encoder, longest: int) -> Callable[[Example], bool]:
+    """Whether a prompt fits with an answer of `longest` tokens."""
+    room = encoder.max_length - longest
+    return lambda row: 0 < len(encoder.prompt(row, longest)) <= room
 
 
 def notes_of(found: UnlabelledRows, data: Data) -> list[str]:
@@ -175,13 +210,13 @@ def _near(scored: Sequence[Example], drafts: Sequence[Example]) -> np.ndarray:
     return np.array([late for late, _, _ in near_pairs(*folded)], dtype=np.int64)
 
 
-def _rendered(raw: Iterable[PlacedRow], recipe: Recipe, labels: list[str] | None) -> Iterable[Example]:
+def _rendered(raw: Iterable[PlacedRow], task: Task, data: Data, labels: list[str] | None) -> Iterable[Example]:
     """Examples without answers. Raises RowsError with all rows that cannot be used."""
     problems: list[Problem] = []
     for row, place in raw:
         try:
             example = example_from_row(
-                row, place=place, split=UNLABELLED, task=recipe.task, data=recipe.data, labels=labels, need_answer=False
+                row, place=place, split=UNLABELLED, task=task, data=data, labels=labels, need_answer=False
             )
         except DataError as error:
             problems += error.problems

@@ -9,7 +9,7 @@ and what more rows would be worth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,6 @@ from tutelage.analysis.worth import SMALL_LEAD, reason_to_stop
 from tutelage.data.near_duplicates import distinct_texts
 from tutelage.doctor.checkpoint_checks import validation_losses
 from tutelage.doctor.checks import Check
-from tutelage.doctor.learning_curve import check_more_rows, learning_curve
 from tutelage.doctor.stall import predict_stall, recorded_stalls
 from tutelage.errors import DamagedArtifactError, Kind, UserError
 from tutelage.errors.wording import first_line
@@ -32,6 +31,7 @@ from tutelage.records import Example, Interval, SampleLoss
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks.base import BaseTask
+from tutelage.tasks.learning_curve import Curve, learning_curve
 from tutelage.tasks.tfidf import MOST_FEATURES, TfidfAnswers, suits, tfidf_answers
 from tutelage.training import recorded_losses as losses
 from tutelage.training.run_models import RunModels
@@ -189,6 +189,22 @@ def _judged_baseline(
     enough = teacher is not None and score.high >= teacher and not worth.learned_nothing(score, guess)
     status, kind = ("look", Kind.BASELINE_ENOUGH) if enough else ("passed", Kind.OK)
     return Check("baseline", "payoff", status, kind, numbers, details=details)
+
+
+def check_more_rows(
+    metric: str | None, curve: Curve | None, gain: worth.Gain | None, gold: int, unlabelled: int
+) -> Check | None:
+    """What more rows with gold, and the rows without, may bring; None if nothing can be said.
+
+    metric: what the mean of the rows' own scores is called. gain: of T* over the anchor, as far as both are trained.
+    """
+    numbers: dict[str, Any] = {"metric": metric, "curve": curve and asdict(curve), "unlabelled": None}
+    if gain is not None and unlabelled:
+        lead = gain.score.as_record()
+        numbers["unlabelled"] = {"rows": unlabelled, "for_each_gold_row": unlabelled / gold, "lead": lead}
+    if curve is None and numbers["unlabelled"] is None:
+        return None
+    return Check("more_rows", "payoff", "passed", numbers=numbers)
 
 
 def _validation_scores(run: RunFolder, metric: str) -> tuple[float | None, float | None]:

@@ -31,6 +31,7 @@ from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import predicted_size
+from tutelage.teacher.silver_rows import longest_generated
 from tutelage.training.trainer import check_arguments
 from tutelage.utils.files import discard, write_json, write_jsonl
 
@@ -65,10 +66,9 @@ def run_stage(run: RunFolder) -> None:
         )
         lengths = {split: _lengths(encoded[split]) for split in SPLITS}
         _check_fit(run, max(entry["longest"] for entry in lengths.values()))
-        longest = max(lengths["train"]["longest_answer"], 1)
-        longest_generated = recipe.task.max_new_tokens or longest + longest // 2 + 4
+        max_new_tokens = recipe.task.max_new_tokens or longest_generated(lengths["train"]["longest_answer"])
         encoder = make_encoder(recipe.data, tokenizer)
-        unlabelled = load_fitting(recipe, rows, encoder, longest_generated, folder=work.folder)
+        unlabelled = load_fitting(recipe, rows, encoder, max_new_tokens, folder=work.folder)
         if unlabelled:
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)
@@ -88,7 +88,7 @@ def run_stage(run: RunFolder) -> None:
                 "labels": rows.labels,
                 "choice": rows.choice,
                 "vocabulary": vocabulary,
-                "max_new_tokens": longest_generated,
+                "max_new_tokens": max_new_tokens,
                 "lengths": lengths,
                 **({"unlabelled": unlabelled.counts} if unlabelled else {}),
                 "bf16": bf16,

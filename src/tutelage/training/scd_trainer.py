@@ -23,11 +23,12 @@ from tutelage.data.collate import pad_id_of
 from tutelage.data.dataset import simple_examples
 from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import keys_of
-from tutelage.errors import ConfigError, ModelError
+from tutelage.data.unlabelled import room_test, simple_unlabelled
+from tutelage.errors import ConfigError, DataError, Kind, ModelError, Problem
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
 from tutelage.models.adapters import merged
-from tutelage.models.evaluation import sample_losses
+from tutelage.models.evaluation import Evaluator, sample_losses
 from tutelage.models.load import (
     check_lora_targets,
     check_models,
@@ -38,19 +39,30 @@ from tutelage.models.load import (
 )
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.load import check_settings
-from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model
+from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model, Task
+from tutelage.records import Example
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import base_of, list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
+from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
 from tutelage.teacher.hidden_store import HiddenStore
+from tutelage.teacher.silver_rows import (
+    SilverAnswer,
+    answer_rows,
+    chunk_files,
+    kept_rows,
+    left_out_counts,
+    longest_generated,
+)
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.distillation import Distillation
 from tutelage.training.finetuning import fine_tune, spaced_steps
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.run_models import CHECKED_ROWS
 from tutelage.training.stage_records import Validation
-from tutelage.training.trainer import check_arguments, training_arguments
+from tutelage.training.trainer import check_arguments, epochs_in_budget, training_arguments
+from tutelage.utils.files import read_jsonl, write_jsonl
 
 _KEYS = {
     **{f"distill.{name}": name for name in ("num_stages", "epochs_per_stage", "stage_reset", "kd_ratio")},
@@ -59,6 +71,7 @@ _KEYS = {
     "distill.schedule.advance": "advance",
     "distill.schedule.student_kl": "student_kl",
     **{f"data.{name}": name for name in ("max_length", "too_long", "answer_prefix", "chat_template")},
+    "task.max_new_tokens": "max_new_tokens",
     "cache.dtype": "cache_dtype",
     "cache.batch_size": "cache_batch_size",
     "fused_loss": "fused_loss",
@@ -105,6 +118,9 @@ class SCDConfig(TrainingArguments):
     )
     answer_prefix: str = field(default=" ", metadata={"help": "Text between prompt and answer."})
     chat_template: bool = field(default=False, metadata={"help": "Render prompts with the tokenizer's chat template."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of an answer to unlabelled rows: 1.5 x the longest in training + 4."}
+    )
     cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
     cache_batch_size: int = field(default=16, metadata={"help": "Rows in one forward pass without gradients."})
     seed: int = field(default=0, metadata={"help": "Seed of anchor, student and probe set."})
@@ -143,6 +159,10 @@ class SCDTrainer:
     teacher_checkpoints: a folder with `checkpoint-*`, or a list of folders in training order; full weights or PEFT
         adapters. T* is the one with the lowest loss on eval_dataset, or the last one without eval_dataset.
     train_dataset, eval_dataset: dicts, or a `datasets.Dataset`, with `prompt` and `completion`, or with `messages`.
+    unlabelled_dataset: the same without completion. T* answers these rows by greedy decoding, and the student learns
+        them from the teacher alone (weight 1). Left out are rows with a prompt of train_dataset, rows that repeat or
+        nearly repeat one of eval_dataset, and those that T* answers with nothing. Steps are counted by all rows, also
+        for the anchor. Keep your test rows out of it: they are not known here.
     anchor: a folder or a model; None fine-tunes the student first, with as many steps as distillation gets.
     processing_class: the student's tokenizer; default: the one in `model`.
     peft_config: a `peft.LoraConfig` to train adapters.
@@ -157,6 +177,7 @@ class SCDTrainer:
         train_dataset: Iterable[dict[str, Any]],
         eval_dataset: Iterable[dict[str, Any]] | None = None,
         *,
+        unlabelled_dataset: Iterable[dict[str, Any]] | None = None,
         anchor: str | Path | nn.Module | None = None,
         processing_class: Any = None,
         peft_config: Any = None,
@@ -178,8 +199,21 @@ class SCDTrainer:
         self.vocabulary = check_vocabularies(load_tokenizer(self.teacher), self.tokenizer)
         check_models(self.teacher, self.student, self.vocabulary, self.checkpoints)
         self.encoder = Encoder(self.tokenizer, args.answer_prefix, args.max_length, args.too_long)
-        self.rows = self._encode(train_dataset, "train")
-        self.eval_rows = self._encode(eval_dataset, "validation") if eval_dataset is not None else []
+        examples = {"train": self._examples(train_dataset, "train")}
+        examples["validation"] = [] if eval_dataset is None else self._examples(eval_dataset, "validation")
+        self.rows, self.eval_rows = (self.encoder.rows(examples[split])[0] for split in ("train", "validation"))
+        longest = longest_generated(max((len(row.answer) for row in self.rows), default=0))
+        self.evaluator = Evaluator(
+            make_task(Task(type="qa"), None),
+            self.encoder,
+            self.vocabulary,
+            args.max_new_tokens or longest,
+            batch_size=args.cache_batch_size,
+        )
+        self.unlabelled: list[Example] = []
+        if unlabelled_dataset is not None:
+            fits = room_test(self.encoder, self.evaluator.max_new_tokens)
+            self.unlabelled = simple_unlabelled(unlabelled_dataset, examples, fits, chat_template=args.chat_template)
         self.model: nn.Module | None = None
         self._trained = np.zeros(0)
         """Losses of the trained student on `_checked_rows`, adapters not merged."""
@@ -197,29 +231,35 @@ class SCDTrainer:
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
             )
         settings = {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
-        work = Work(self.folder / "distill", self._inputs() | settings)
+        work = Work(self.folder / "distill", self._inputs() | self._silver_inputs() | settings)
         anchor_nll = self._anchor_losses() if method.needs_anchor else None
-        self._build_cache()
+        silver = self._silver_rows() if method.schedule != "none" else []
+        rows = [*self.rows, *silver]
+        self._build_cache(rows)
         work.prepare()
-        setup = self._setup(method, anchor_nll)
+        setup = self._setup(method, rows, anchor_nll)
         kept, records = Distillation(plan, work.folder, setup).run()
         student = setup.load(kept, args.seed)
         self._trained = self._losses(student, self._checked_rows)
         self.model = merged(student).eval()
         return records
 
-    def _setup(self, method: Method, anchor_nll: np.ndarray | None) -> StudentSetup:
-        """Rows, cached teacher and weights. anchor_nll: [rows] losses of the anchor, for methods that need it."""
-        names = [folder.name for folder in self.checkpoints]
-        teacher = CachedTeacher(self.folder / "cache", names, self.rows, bf16=bool(self.args.bf16))
+    def _setup(self, method: Method, rows: list[EncodedRow], anchor_nll: np.ndarray | None) -> StudentSetup:
+        """Rows, cached teacher and weights. anchor_nll: [rows with gold] losses of the anchor, if the method needs
+        it."""
+        names, gold = [folder.name for folder in self.checkpoints], len(self.rows)
+        teacher = CachedTeacher(self.folder / "cache", names, rows, bf16=bool(self.args.bf16))
         weighting = None
         if anchor_nll is not None:
-            weighting = AdaptiveWeighting(anchor_nll, teacher.nll, weighting_function(method.weighting))
+            weigh = weighting_function(method.weighting)
+            weighting = AdaptiveWeighting(anchor_nll, lambda name: teacher.nll(name)[:gold], weigh)
         return StudentSetup(
             model=self.student,
             tokenizer=self.tokenizer,
             vocabulary=self.vocabulary,
-            rows=self.rows,
+            rows=rows,
+            gold=gold,
+            budget_rows=self._budget_rows,
             teacher=teacher,
             best=self._best(),
             weighting=weighting,
@@ -248,8 +288,8 @@ class SCDTrainer:
         settings |= {"save_steps": self.args.save_every_steps, "select_by": "loss", "trainer": self.args.given()}
         return DistillationPlan(**settings)
 
-    def _encode(self, dataset: Iterable[dict[str, Any]], split: str) -> list[EncodedRow]:
-        return self.encoder.rows(simple_examples(dataset, split, chat_template=self.args.chat_template))[0]
+    def _examples(self, dataset: Iterable[dict[str, Any]], split: str) -> list[Example]:
+        return simple_examples(dataset, split, chat_template=self.args.chat_template)
 
     def _inputs(self) -> dict[str, Any]:
         """What the results in output_dir depend on."""
@@ -258,6 +298,18 @@ class SCDTrainer:
             "rows": digest([int(key) for key in (*keys_of(self.rows), *keys_of(self.eval_rows))]),
             **{f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in self.checkpoints},
         }
+
+    def _silver_inputs(self) -> dict[str, Any]:
+        """What the answers to the rows without gold depend on besides; nothing without such rows."""
+        if not self.unlabelled:
+            return {}
+        prompts = [(example.id, example.prompt) for example in self.unlabelled]
+        return {"unlabelled": digest(prompts), "max_new_tokens": self.evaluator.max_new_tokens}
+
+    @property
+    def _budget_rows(self) -> int:
+        """Rows that `epochs_per_stage` counts: those with gold, and the others, answered or not."""
+        return len(self.rows) + len(self.unlabelled)
 
     def _losses(self, model: nn.Module, rows: Sequence[EncodedRow]) -> np.ndarray:
         pad, size = pad_id_of(self.tokenizer), self.args.cache_batch_size
@@ -270,11 +322,11 @@ class SCDTrainer:
         folder = self.folder / "anchor"
         if self.anchor is not None:
             return self._losses(load_model(self.student, self.anchor), self.rows)
-        work = Work(
-            folder, self._inputs() | {"plan": self.args.given(), "epochs": self._epochs(), "seed": self.args.seed}
-        )
+        given, epochs = self.args.given(), self.args.num_stages * self.args.epochs_per_stage
+        epochs = epochs_in_budget(given, epochs, len(self.rows), self._budget_rows)
+        work = Work(folder, self._inputs() | {"plan": given, "epochs": epochs, "seed": self.args.seed})
         if work.prepare():
-            args = training_arguments(folder / "trainer", self.args.given(), seed=self.args.seed, epochs=self._epochs())
+            args = training_arguments(folder / "trainer", given, seed=self.args.seed, epochs=epochs)
             model = load_trainable(self.student, None, self.args.seed, self.vocabulary)
             fine_tune(
                 model,
@@ -290,17 +342,41 @@ class SCDTrainer:
             work.finish(0.0)
         return self._losses(load_model(self.student, folder), self.rows)
 
-    def _epochs(self) -> float:
-        return self.args.num_stages * self.args.epochs_per_stage
+    def _silver_rows(self) -> list[EncodedRow]:
+        """The rows without gold with T*'s answer in its place. Raises DataError if T* answers none of them."""
+        if not self.unlabelled:
+            return []
+        work = Work(self.folder / "silver", self._inputs() | self._silver_inputs(), restart_only=chunk_files)
+        path, to_do = work.folder / "answers.jsonl", work.prepare()
+        answers: list[Any] = self._answers(work.folder) if to_do else list(read_jsonl(path))
+        rows = list(kept_rows(self.encoder, self.unlabelled, answers))
+        if not rows:
+            values = {"rows": len(answers), **left_out_counts(answers)}
+            raise DataError(Problem(Kind.SILVER_EMPTIED, values=values))
+        if to_do:
+            write_jsonl(path, answers)
+            work.finish(0.0)
+        return rows
 
-    def _build_cache(self) -> None:
+    def _answers(self, folder: Path) -> list[SilverAnswer]:
+        """What T* says to the rows without gold. folder: for what an interrupted process continues from."""
+        best = self.checkpoints[int(np.argmin(self._eval_losses()))] if self.eval_rows else self.checkpoints[-1]
+        return answer_rows(self.evaluator, lambda: load_model(self.teacher, best), self.unlabelled, folder)
+
+    def _eval_losses(self) -> list[float]:
+        """Mean loss of every checkpoint on the evaluation rows, in nats."""
+        models = each_checkpoint(load_model, self.teacher, self.checkpoints)
+        return [float(self._losses(model, self.eval_rows).mean()) for _, model in models]
+
+    def _build_cache(self, rows: list[EncodedRow]) -> None:
         """Read every teacher checkpoint once over the training rows, and its loss on the evaluation rows."""
-        work = Work(self.folder / "cache", self._inputs() | {"dtype": self.args.cache_dtype})
+        inputs = self._inputs() | self._silver_inputs() | {"dtype": self.args.cache_dtype}
+        work = Work(self.folder / "cache", inputs)
         if not work.prepare():
             return
         builder = CacheBuilder(
             work.folder,
-            self.rows,
+            rows,
             vocabulary=self.vocabulary,
             pad_id=pad_id_of(self.tokenizer),
             dtype=getattr(torch, self.args.cache_dtype),

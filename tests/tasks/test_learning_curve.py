@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tutelage.analysis.worth import Gain
 from tutelage.data.near_duplicates import distinct_texts
-from tutelage.doctor.learning_curve import FEWEST_ROWS, check_more_rows, learning_curve, predict
-from tutelage.records import Example, Interval
+from tutelage.records import Example
 from tutelage.tasks.classification import Classification
+from tutelage.tasks.learning_curve import FEWEST_ROWS, learning_curve, predict
 from tutelage.tasks.tfidf import TfidfAnswers, tfidf_answers
 from tutelage.utils.bootstrap import unseen_share
 
@@ -69,11 +68,3 @@ def test_there_is_no_curve_with_few_rows_or_few_for_each_label_or_a_sample_of_th
     assert curve(FEWEST_ROWS - 1, 4) is None
     assert curve(FEWEST_ROWS, 51) is None
     assert curve(FEWEST_ROWS, 4, trained_on=FEWEST_ROWS - 1) is None
-
-
-def test_a_teacher_that_is_not_ahead_has_little_to_teach():
-    lead, zero = Interval(-0.02, -0.05, 0.01), Interval(0.0, 0.0, 0.0)
-    check = check_more_rows("row_f1", None, Gain(0.72, 0.7, 0.75, lead, zero, 1.0, 60), 200, 500)
-    assert check.numbers["curve"] is None and "500 rows without labels (2.5 for each training row" in check.text
-    assert "not ahead of plain fine-tuning, -0.020 mean row F1" in check.text and "can bring little" in check.text
-    assert check_more_rows("row_f1", None, None, 200, 500) is None

@@ -1,4 +1,4 @@
-"""What more rows would be worth: a learning curve of TF-IDF with logistic regression, and the lead of the teacher.
+"""What more rows with gold would be worth: a learning curve of TF-IDF with logistic regression.
 
 The curve is the baseline's: a language model has another one, and often needs fewer rows. It says whether the rows at
 hand are near the end of what more of them can teach. docs/checks.md says how it is made and how often it was right.
@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.analysis.worth import Gain
-from tutelage.doctor.checks import Check
 from tutelage.records import Example, Interval
 from tutelage.tasks.base import BaseTask
 from tutelage.tasks.tfidf import TfidfAnswers, tfidf_answers
@@ -101,19 +98,3 @@ def learning_curve(
     ])  # fmt: skip
     sizes.append(len(training))
     return Curve(sizes, scores.mean(axis=1).tolist(), predict(sizes, scores))
-
-
-def check_more_rows(
-    metric: str | None, curve: Curve | None, gain: Gain | None, gold: int, unlabelled: int
-) -> Check | None:
-    """What more rows with gold, and the rows without, may bring; None if nothing can be said.
-
-    metric: what the mean of the rows' own scores is called. gain: of T* over the anchor, as far as both are trained.
-    """
-    numbers: dict[str, Any] = {"metric": metric, "curve": curve and asdict(curve), "unlabelled": None}
-    if gain is not None and unlabelled:
-        lead = gain.score.as_record()
-        numbers["unlabelled"] = {"rows": unlabelled, "for_each_gold_row": unlabelled / gold, "lead": lead}
-    if curve is None and numbers["unlabelled"] is None:
-        return None
-    return Check("more_rows", "payoff", "passed", numbers=numbers)
