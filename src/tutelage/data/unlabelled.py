@@ -126,7 +126,8 @@ def pick_unlabelled(
     near = apart[_near([*examples["validation"], *examples["test"]], Picked(rendered, apart))]
     found.near = len(near)
     usable = usable if keep else np.setdiff1d(usable, near, assume_unique=True)
-    drawn = usable[np.asarray(sample(len(usable), data.max_unlabelled_rows, f"{seed}/{UNLABELLED}")[0])]
+    picked, _ = sample(len(usable), data.max_unlabelled_rows, f"{seed}/{UNLABELLED}")
+    drawn = usable[np.asarray(picked, dtype=np.int64)]
     found.shared = int((scored[drawn] | np.isin(drawn, near)).sum())
     found.examples = _named(Picked(rendered, drawn), examples)
     if not found.examples:
