@@ -212,7 +212,7 @@ def test_plans():
 
 def test_records_go_to_json_with_machine_and_versions(tmp_path, in_threads, monkeypatch):
     product_takes(monkeypatch, FAST_BF16)
-    monkeypatch.setattr(step, "variants_here", lambda: ["limit", "cached"])
+    monkeypatch.setattr(step, "variants_here", lambda case: ["limit", "cached"])
     monkeypatch.setattr(step, "Job", lambda batch, threads, **what: tiny_job(**what))
     step.main(quick=True, json_file=tmp_path / "step.json", steps=1)
     found = json.loads((tmp_path / "step.json").read_text())

@@ -27,6 +27,11 @@ class EncodedRow:
     """Answer prefix, answer and end-of-sequence."""
 
     @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + len(self.answer)
+
+    @property
     def key(self) -> int:
         """Fingerprint of id and token ids as a signed 64-bit number: what a cached row is recognised by."""
         text = f"{self.id}\n{self.prompt}\n{self.answer}".encode()
@@ -101,15 +106,20 @@ class Encoder:
         kept = list(self.fitting(examples, misfits))
         return kept, self.check(misfits)
 
-    def fitting(self, examples: Iterable[Example], misfits: Misfits) -> Iterator[EncodedRow]:
-        """The rows that fit, one at a time; the others are added to `misfits`, for `check`."""
-        for row in map(self.row, examples):
-            if not row.prompt:
+    def fitting(
+        self, examples: Iterable[Example], misfits: Misfits, other: Encoder | None = None
+    ) -> Iterator[EncodedRow]:
+        """The rows that fit, one at a time; the others are added to `misfits`, for `check`. other: of another
+        tokenizer, with which a row has to fit as well."""
+        for example in examples:
+            row = self.row(example)
+            longest = row if other is None else max(row, other.row(example), key=lambda each: each.length)
+            if not row.prompt or not longest.prompt:
                 misfits.empty.append(row.id)
-            elif len(row.prompt) + len(row.answer) <= self.max_length:
+            elif longest.length <= self.max_length:
                 yield row
             else:
-                misfits.long.append(LongRow(row.id, len(row.prompt), len(row.answer)))
+                misfits.long.append(LongRow(row.id, len(longest.prompt), len(longest.answer)))
 
     def fits(self, example: Example) -> bool:
         """Whether an example has at most `max_length` tokens."""

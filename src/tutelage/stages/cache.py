@@ -1,6 +1,7 @@
 """cache: read every teacher checkpoint once over the training rows and keep what it said.
 
-Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them; for methods that
+Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them, or distributions
+over bytes if teacher and student have different tokenizers or the recipe asks for them; for methods that
 learn from the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold. Rows
 without gold are read with T*'s answer; sample_loss.jsonl has those with gold alone.
 """
@@ -10,13 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import chain, islice
 
-from tutelage.data.token_store import write_tokens
+from tutelage.data.token_store import unit_lengths, write_tokens
 from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
 from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
-from tutelage.teacher.build_cache import each_checkpoint, predicted_size
+from tutelage.teacher.build_cache import each_checkpoint
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
 from tutelage.utils.files import read_json, write_jsonl
@@ -33,16 +34,15 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
 
 
 def _states(run: RunFolder, models: RunModels) -> None:
-    recipe, section = run.recipe, run.recipe.cache
+    recipe = run.recipe
     with run.work("cache", stage_inputs.cache(run)) as work:
         if work is None:
             return
-        rows, gold = models.training_rows(), models.encoded("train")
         folders = list(run.checkpoint_folders.values())
-        count, vocabulary = len(folders), run.prepared["vocabulary"]
-        size = predicted_size(rows, recipe.teacher, count, vocabulary, section.dtype, run.folder)
+        builder = models.taught.cache_builder(work.folder)
+        size = builder.predicted_size(recipe.teacher, len(folders))
         run.screen.say(f"cache: {size or 'its size is known once the teacher is here'}")
-        builder = models.cache_builder(work.folder)
+        rows, gold = builder.rows, models.encoded("train")
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
         for folder, model in each_checkpoint(models.load, recipe.teacher, pending):
             with run.screen.progress(f"cache {folder.name}", len(rows)) as advance:
@@ -51,7 +51,8 @@ def _states(run: RunFolder, models: RunModels) -> None:
                 run.screen.warn(note)
         for folder in folders:
             store = work.folder / folder.name
-            write_jsonl(store / "sample_loss.jsonl", loss_records(gold, HiddenStore(store).nll()[: len(gold)]))
+            losses = HiddenStore(store).nll(unit_lengths(rows))
+            write_jsonl(store / "sample_loss.jsonl", loss_records(gold, losses[: len(gold)]))
 
 
 def _refuse_top_k(run: RunFolder) -> None:
@@ -82,8 +83,9 @@ def _answers(run: RunFolder, models: RunModels) -> None:
             return
         eval_set, encoder = models.eval_set("train"), models.encoder
         teacher = models.load(run.recipe.teacher, run.best_teacher)
+        asked = models.taught.eval_set("train")
         with run.screen.progress("teacher's answers", len(eval_set.examples)) as advance:
-            answers = [answer.text for answer in models.evaluator.answers(teacher, eval_set, advance)]
+            answers = [answer.text for answer in models.taught.evaluator.answers(teacher, asked, advance)]
         rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(eval_set.rows, answers, strict=True))
         silver = islice(models.training_rows(), len(answers), None)
         write_tokens(work.folder / "train.arrow", chain(rows, silver))

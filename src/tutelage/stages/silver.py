@@ -52,13 +52,17 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
             return
         examples = read_records(run.folder / "prepare" / "unlabelled.jsonl", Example)
         answers = _answers(run, models, work.folder, examples)
-        kept = list(_kept(models, examples, answers, run.recipe.silver.min_confidence))
+        pairs = list(_kept(models, examples, answers, run.recipe.silver.min_confidence))
+        kept = [row for row, _ in pairs]
         counts = _counts(run, models, answers, len(kept))
         if not kept:
             change = "silver.min_confidence=0" if counts["unsure"] else None
             raise DataError(Problem(Kind.SILVER_EMPTIED, change=change, values={**counts}))
         write_jsonl(work.folder / "answers.jsonl", answers)
         write_tokens(work.folder / "train.arrow", chain(models.encoded("train"), kept))
+        if models.taught is not models:
+            own = (row for _, row in pairs)
+            write_tokens(work.folder / "teacher.arrow", chain(models.taught.encoded("train"), own))
         write_json(work.folder / "silver.json", counts)
         run.screen.say(f"silver: {_summary(counts)}")
 
@@ -73,7 +77,8 @@ def _answers(run: RunFolder, models: RunModels, folder: Path, examples: list[Exa
             path = folder / f"answers-{number:05d}.jsonl"
             if not path.is_file():
                 teacher = teacher or models.load(run.recipe.teacher, run.best_teacher)
-                found = models.evaluator.answers(teacher, models.evaluator.eval_set(chunk), advance)
+                evaluator = models.taught.evaluator
+                found = evaluator.answers(teacher, evaluator.eval_set(chunk), advance)
                 rows = zip(chunk, found, strict=True)
                 write_jsonl(path, (_line(run, example, answer.text, answer.confidence) for example, answer in rows))
             else:
@@ -88,20 +93,28 @@ def _line(run: RunFolder, example: Example, raw: str, confidence: float | None) 
 
 def _kept(
     models: RunModels, examples: list[Example], answers: list[SilverAnswer], least: float
-) -> Iterator[EncodedRow]:
-    """The rows that students are trained on, with T*'s text as the answer; says in the others why they are not."""
-    encoder = models.encoder
+) -> Iterator[tuple[EncodedRow, EncodedRow]]:
+    """The rows that students are trained on, with T*'s text as the answer, in the student's and in the teacher's
+    tokens; says in the others why they are not."""
+    sides = [models] if models.taught is models else [models, models.taught]
+    over_bytes = len(sides) > 1 or models.run.recipe.cache.form == "bytes"
     for example, answer in zip(examples, answers, strict=True):
-        target = encoder.answer(answer["raw"].strip())
-        row = EncodedRow(example.id, example.split, encoder.prompt(example, len(target)), target)
-        if answer["prediction"] is None:
+        text = answer["raw"].strip()
+        rows = [_row(side, example, text) for side in sides]
+        spelled = not over_bytes or all(side.spells(text, row.answer) for side, row in zip(sides, rows, strict=True))
+        if answer["prediction"] is None or not spelled:
             answer["left_out"] = "invalid"
         elif answer["confidence"] is None or answer["confidence"] < least:
             answer["left_out"] = "unsure"
-        elif len(row.prompt) + len(target) > encoder.max_length:
+        elif any(len(row.prompt) + len(row.answer) > models.encoder.max_length for row in rows):
             answer["left_out"] = "too_long"
         else:
-            yield row
+            yield rows[0], rows[-1]
+
+
+def _row(side: RunModels, example: Example, text: str) -> EncodedRow:
+    target = side.encoder.answer(text)
+    return EncodedRow(example.id, example.split, side.encoder.prompt(example, len(target)), target)
 
 
 def _counts(run: RunFolder, models: RunModels, answers: list[SilverAnswer], kept: int) -> SilverRecord:
