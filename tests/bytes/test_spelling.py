@@ -28,7 +28,11 @@ def reason(tokenizer, *texts):
 
 @pytest.mark.parametrize("make", [byte_tokenizer, bpe_tokenizer, tekken_tokenizer, unigram_tokenizer])
 def test_every_text_is_spelled_as_it_is(make):
-    assert found(make(), *CORPUS, " a  b\n\n\tc ", "🙂 é à", "▁ and Ġ", "") == 0
+    assert found(make(), *CORPUS, " a  b\n\n\tc ", "🙂 é à", "Ġ and <0x", "") == 0
+
+
+def test_the_character_that_stands_for_a_space_is_no_space():
+    assert reason(unigram_tokenizer(), "a▁b") == "other"
 
 
 def test_one_space_in_front_is_known():
