@@ -67,7 +67,9 @@ def random_vocabulary(seed, letters=3, longest=5, entries=60):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_vocabularies(seed, monkeypatch):
-    """Words over two to four letters; prefixes are summed together from 1, 8 or never; logits up to +-30."""
+    """Words over two to four letters; prefixes are summed together from 1, 8 or never; logits up to +-30; hardly any
+    prefix is kept."""
+    monkeypatch.setattr("tutelage.bytes.vocabulary.KEPT", 2 + seed)
     monkeypatch.setattr("tutelage.bytes.masses.WIDE", [1, 8, 2048][seed % 3])
     vocabulary, draw = random_vocabulary(seed, letters=2 + seed % 3), random.Random(seed)
     spelling = [index for index, word in enumerate(vocabulary.spelled) if word]

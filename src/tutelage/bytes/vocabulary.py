@@ -15,6 +15,8 @@ import numpy as np
 END = 256
 """Column of "the answer ends" in the alphabet of 256 bytes and this."""
 ALPHABET = 257
+KEPT = 1 << 16
+"""Prefixes whose children are kept at a time: some 30 MB."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ class ByteVocabulary:
         return len(self.spelled)
 
     def children(self, prefix: bytes) -> Children:
-        """The tokens that begin with these bytes. Kept: the prefixes of a data set's answers are few."""
+        """The tokens that begin with these bytes. Kept for a while: answers share most of their prefixes."""
         if prefix not in self._children:
+            if len(self._children) >= KEPT:
+                self._children.clear()
             self._children[prefix] = self._find(prefix)
         return self._children[prefix]
 
