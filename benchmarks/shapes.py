@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tutelage.bytes.reader import ByteReader
+from tutelage.bytes.vocabulary import ByteVocabulary
 from tutelage.data.encode import EncodedRow
 from tutelage.models.adapters import with_lora
 from tutelage.recipe.schema import Lora
@@ -49,7 +51,12 @@ class Batch:
     """End-of-sequence included."""
 
 
-CASES = {"short": Batch(rows=8, tokens=128, answer_tokens=8), "long": Batch(rows=8, tokens=512, answer_tokens=256)}
+CASES = {
+    "short": Batch(rows=8, tokens=128, answer_tokens=8),
+    "long": Batch(rows=8, tokens=512, answer_tokens=256),
+    "cross": Batch(rows=8, tokens=128, answer_tokens=8),
+}
+"""`cross`: short rows, teacher and student compared by the next byte, as if their tokenizers differed."""
 
 
 def build_model(shape: Shape, seed: int) -> LlamaForCausalLM:
@@ -81,6 +88,19 @@ def build_student(shape: Shape, seed: int, adapters: bool) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return with_lora(model, Lora(r=16))
+
+
+def random_reader(shape: Shape, seed: int) -> ByteReader:
+    """Ids as words of 1 to 12 letters, half of them after a space: about as many words begin with the same bytes as in
+    SmolLM2's vocabulary, which is what a step over bytes costs."""
+    draw = np.random.default_rng(seed)
+    letters = np.frombuffer(b"etaoinshrdlucmfwypvbgkjqxz", dtype=np.uint8)
+    odds = 1.0 / np.arange(2, 2 + len(letters))
+    lengths = draw.integers(1, 13, shape.vocabulary)
+    words = [draw.choice(letters, int(length), p=odds / odds.sum()).tobytes() for length in lengths]
+    spelled = [b" " * (number % 2) + word for number, word in enumerate(words)]
+    spelled[EOS] = spelled[PAD] = b""
+    return ByteReader(ByteVocabulary(spelled, EOS))
 
 
 def random_rows(batch: Batch, count: int, vocabulary: int, seed: int) -> list[EncodedRow]:

@@ -6,6 +6,9 @@
     live      the same with the teacher in memory and a forward pass of it in every step
     trl_gkd   TRL's GKDTrainer on the gold answers (lmbda 0) with the same divergence, forward KL (beta 0)
 
+In the case `cross` the teacher's distributions are over the next byte of the answer, as for a teacher with another
+tokenizer, and only the first three are measured.
+
 All have the same seeded weights, rows, batches, order, optimizer and type. `cached` and `live` compute forward KL and
 gold cross-entropy, mixed by a weight per sample; `trl_gkd` computes forward KL alone. TRL's own defaults of gradient
 checkpointing and bfloat16 are set to what the others have. In bfloat16 the weights stay float32 and forward passes run
@@ -52,7 +55,7 @@ DTYPES = ("fp32", "bf16")
 STUDENTS = ("full", "lora")
 RATIOS = (("cached", "limit"), ("trl_gkd", "cached"), ("live", "cached"))
 PEAK_RATIOS = (("cached", "trl_gkd"),)
-STEPS = {"short": 9, "long": 5}
+STEPS = {"short": 9, "long": 5, "cross": 9}
 """Measured steps by case: a short step is soon done, and noise of a few per cent should not decide."""
 CACHE_DTYPE = torch.bfloat16  # the recipe's default
 
@@ -101,9 +104,8 @@ def write_store(pipe: Connection, job: Job) -> None:
     """Cache the teacher's states for the job's rows."""
     torch.set_num_threads(job.threads)
     rows, vocabulary = job.rows(), job.teacher_shape.vocabulary
-    builder = CacheBuilder(
-        Path(job.folder), rows, vocabulary=vocabulary, pad_id=PAD, dtype=CACHE_DTYPE, batch_size=job.batch.rows
-    )
+    settings = {"vocabulary": vocabulary, "pad_id": PAD, "dtype": CACHE_DTYPE, "batch_size": job.batch.rows}
+    builder = CacheBuilder(Path(job.folder), rows, **settings, reader=job.reader())
     note = builder.build(CHECKPOINT, job.make_teacher(), {})
     if note:
         raise RuntimeError(f"the store is not what is to be measured: {note}")
@@ -175,7 +177,7 @@ Measured = tuple[dict[str, list[float]], dict[str, dict[str, float]]]
 def groups(case: str, variants: Sequence[str]) -> list[list[str]]:
     """Variants that take turns with each other. Each holds its models and what its heap keeps: with long rows all five
     need more than 24 GiB, so that trl_gkd takes turns with `cached` alone."""
-    if case == "short" or not {"trl_gkd", "cached"} <= set(variants):
+    if case != "long" or not {"trl_gkd", "cached"} <= set(variants):
         return [list(variants)]
     return [[name for name in variants if name != "trl_gkd"], ["cached", "trl_gkd"]]
 
@@ -245,8 +247,7 @@ def run(
     about = {"machine": machine_class(), "versions": versions()}
     packages = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     console.print(f"{about['machine']}; {packages}", highlight=False)
-    variants = variants_here()
-    if len(variants) < len(TRAINERS):
+    if len(variants_here("short")) < len(TRAINERS):
         console.print("trl is not installed, so trl_gkd is left out: pip install 'tutelage[dev]'", markup=False)
     for case, dtype, student in jobs:
         name = f"{case}, {dtype}, {student} student"
@@ -254,6 +255,7 @@ def run(
             console.print(f"{name}: skipped, {reason}", markup=False)
             yield {"case": case, "dtype": dtype, "student": student, "skipped": reason, **about}
             continue
+        variants = variants_here(case)
         with tempfile.TemporaryDirectory() as folder, console.status(f"{name}: building") as status:
             job = make_job(case=case, dtype=dtype, student=student, folder=folder)
             found = run_job(job, variants, partial(_show_round, status, name, job.all_steps))
@@ -281,7 +283,7 @@ def table(found: dict[str, Any]) -> Table:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Short case, full student.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
-    case: Annotated[Literal["short", "long"] | None, typer.Option(help="This case only.")] = None,
+    case: Annotated[Literal["short", "long", "cross"] | None, typer.Option(help="This case only.")] = None,
     dtype: Annotated[Literal["fp32", "bf16"] | None, typer.Option(help="This type only.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Measured steps a variant, after two to warm up.")] = None,
 ) -> None:

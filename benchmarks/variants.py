@@ -23,8 +23,10 @@ from benchmarks.shapes import (
     Shape,
     build_model,
     build_student,
+    random_reader,
     random_rows,
 )
+from tutelage.bytes.reader import ByteReader
 from tutelage.data.encode import EncodedRow
 from tutelage.teacher.sources import CachedTeacher, LiveTeacher, TeacherSource
 from tutelage.training.trainer import DistillTrainer, Guidance
@@ -59,6 +61,10 @@ class Job:
     def rows(self) -> list[EncodedRow]:
         """One epoch, a batch a step."""
         return random_rows(self.batch, self.batch.rows * self.all_steps, self.student_shape.vocabulary, ROW_SEED)
+
+    def reader(self) -> ByteReader | None:
+        """What rows spell, if the models are compared byte by byte."""
+        return random_reader(self.student_shape, ROW_SEED) if self.case == "cross" else None
 
     def make_student(self) -> nn.Module:
         """The same weights in every variant."""
@@ -102,7 +108,9 @@ def distill_trainer(job: Job, source: TeacherSource | None = None) -> Trainer:
 
 def cached_trainer(job: Job) -> Trainer:
     """The teacher is on disk."""
-    return distill_trainer(job, CachedTeacher(Path(job.folder), [CHECKPOINT], job.rows(), bf16=job.dtype == "bf16"))
+    bf16 = job.dtype == "bf16"
+    source = CachedTeacher(Path(job.folder), [CHECKPOINT], job.rows(), bf16=bf16, student=job.reader())
+    return distill_trainer(job, source)
 
 
 def live_trainer(job: Job) -> Trainer:
@@ -172,6 +180,8 @@ TRAINERS: dict[str, Callable[[Job], Trainer]] = {
 }
 
 
-def variants_here() -> list[str]:
-    """All variants, or all but TRL's where it is not installed."""
+def variants_here(case: str) -> list[str]:
+    """All variants of a case, but TRL's where it is not installed."""
+    if case == "cross":  # the student alone, and with a teacher over bytes
+        return ["limit", "sft_all", "cached"]
     return [name for name in TRAINERS if name != "trl_gkd" or find_spec("trl")]

@@ -23,18 +23,16 @@ from benchmarks.shapes import (
     build_student,
     random_rows,
 )
-from benchmarks.variants import CHECKPOINT, TRAINERS, WARMUP_STEPS, Job
+from benchmarks.variants import CHECKPOINT, TRAINERS, WARMUP_STEPS, Job, variants_here
 
 TINY = Shape(hidden=16, layers=2, heads=2, kv_heads=1, intermediate=32, vocabulary=64)
 FAST_BF16 = [1.0, 1.0]
 """Seconds of a product in float32 and in bfloat16."""
 
 
-def tiny_job(folder, dtype="fp32", student="full", steps=1, **_):
+def tiny_job(folder, dtype="fp32", student="full", steps=1, case="short", **_):
     batch = Batch(rows=2, tokens=12, answer_tokens=4)
-    return Job(
-        "short", batch, dtype, student, str(folder), steps, teacher_shape=TINY, student_shape=TINY.with_layers(1)
-    )
+    return Job(case, batch, dtype, student, str(folder), steps, teacher_shape=TINY, student_shape=TINY.with_layers(1))
 
 
 class InThread(step.Worker):
@@ -106,6 +104,12 @@ def test_variants_step_in_turn(tmp_path, in_threads, variants, student):
     assert {name: len(values) for name, values in found["samples"].items()} == dict.fromkeys(variants, 2)
     assert all(seconds > 0 for seconds in found["seconds"].values())
     assert all(found["peak_mb"][name] >= found["baseline_mb"][name] > 1 for name in variants)
+
+
+def test_the_case_cross_follows_a_teacher_over_bytes(tmp_path, in_threads):
+    found = step.run_job(tiny_job(tmp_path, case="cross"), variants_here("cross"))
+    assert set(found["seconds"]) == {"limit", "sft_all", "cached"} and "cached/limit" in found["ratios"]
+    assert json.loads((tmp_path / CHECKPOINT / "store.json").read_text())["kind"] == "bytes"
 
 
 def test_every_variant_trains_on_the_same_ids_in_the_same_order(tmp_path):
@@ -206,13 +210,13 @@ def test_without_trl_its_ratios_are_left_out():
 
 def test_plans():
     assert step.plan(quick=True) == [("short", "fp32", "full"), ("short", "bf16", "full")]
-    assert len(step.plan(quick=False)) == 2 * 2 * 2
+    assert len(step.plan(quick=False)) == 3 * 2 * 2
     assert step.plan(quick=False, case="long", dtype="fp32") == [("long", "fp32", "full"), ("long", "fp32", "lora")]
 
 
 def test_records_go_to_json_with_machine_and_versions(tmp_path, in_threads, monkeypatch):
     product_takes(monkeypatch, FAST_BF16)
-    monkeypatch.setattr(step, "variants_here", lambda: ["limit", "cached"])
+    monkeypatch.setattr(step, "variants_here", lambda case: ["limit", "cached"])
     monkeypatch.setattr(step, "Job", lambda batch, threads, **what: tiny_job(**what))
     step.main(quick=True, json_file=tmp_path / "step.json", steps=1)
     found = json.loads((tmp_path / "step.json").read_text())

@@ -15,6 +15,7 @@ from helpers.doctor_checks import changed, found, line_of
 from helpers.project import write_rows
 from helpers.sound_project import SIZES, rows, sound
 from helpers.tiny import byte_tokenizer, tiny_model
+from helpers.tokenizers_made import bpe_tokenizer
 from tutelage.data.near_duplicates import near_pairs
 from tutelage.doctor import Check, examine_file, exit_code, to_json
 from tutelage.doctor.headroom import histogram
@@ -129,22 +130,39 @@ def test_answers_longer_than_what_is_generated(tmp_path):
 
 # --- models ---
 
+GREEN = {"pattern": {"String": "green"}, "content": "grün"}
 
-def test_another_vocabulary_fails(tmp_path):
+
+def test_another_vocabulary_passes_and_says_what_it_costs(tmp_path):
+    path = sound(tmp_path)
+    tokenizer = bpe_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "models" / "student")
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    tiny_model(1, vocab_size=len(tokenizer), **ids).save_pretrained(tmp_path / "models" / "student")
+    checks = {check.name: check for check in examine_file(path)}
+    assert {check.status for check in checks.values()} <= {"passed", "skipped", "look"}
+    assert checks["vocabularies"].status == "passed" and "next byte" in checks["vocabularies"].text
+    assert checks["head_of_teacher"].status == checks["head_of_student"].status == "passed"
+    place = tmp_path / "models" / "student" / "tokenizer.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"normalizer": {"type": "Replace", **GREEN}}))
+    check = found(path, name="spelling")
+    assert check.status == "fail" and check.change.startswith("student.model_name_or_path=")
+
+
+def test_another_vocabulary_fails_with_states(tmp_path):
     path, folder = sound(tmp_path), tmp_path / "models" / "student"
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["extra"])
     tokenizer.save_pretrained(folder)
-    check = found(path, name="vocabularies")
-    assert check.status == "fail" and "'extra'" in check.text
-    assert check.change.startswith("student.model_name_or_path=") and check.line == line_of(path, "student:", 1)
+    check = found(path, "cache.form=states", name="vocabularies")
+    assert check.status == "fail" and "'extra'" in check.text and check.change == "cache.form=auto"
 
 
 def test_another_end_of_sequence_fails(tmp_path):
     path, place = sound(tmp_path), tmp_path / "models" / "student" / "tokenizer_config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"eos_token": "<|pad|>"}))
-    check = found(path, name="end_of_sequence")
-    assert check.status == "fail" and check.change.startswith("student.model_name_or_path=")
+    check = found(path, "cache.form=states", name="end_of_sequence")
+    assert check.status == "fail" and check.change == "cache.form=auto"
 
 
 def test_embeddings_smaller_than_the_tokenizer_fail(tmp_path):

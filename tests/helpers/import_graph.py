@@ -17,6 +17,7 @@ PACKAGES = [
     "analysis",
     "report",
     "models",
+    "bytes",
     "teacher",
     "training",
     "shrink",

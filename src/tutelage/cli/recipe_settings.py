@@ -227,14 +227,18 @@ def _set_by_rows(settings: Settings, rows: Rows, guess: Guess, missing: list[str
 
 
 def _token_counts(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[int], bool]:
-    """Tokens of every row, and whether they were counted."""
-    if Path(recipe.teacher.model_name_or_path).is_dir():
-        from tutelage.data.encode import make_encoder
-        from tutelage.models.load import load_tokenizer
+    """Tokens of every row, and whether they were counted: by the teacher or the student, whichever needs more."""
+    counts: list[list[int]] = []
+    for model in (recipe.teacher, recipe.student):
+        if Path(model.model_name_or_path).is_dir():
+            from tutelage.data.encode import make_encoder
+            from tutelage.models.load import load_tokenizer
 
-        try:
-            encoder = make_encoder(recipe.data, load_tokenizer(recipe.teacher))
-            return [len(encoder.prompt(e)) + len(encoder.answer(e.answer)) for e in examples], True
-        except (UserError, ValueError):
-            pass  # doctor says what is wrong with the tokenizer
+            try:
+                encoder = make_encoder(recipe.data, load_tokenizer(model))
+                counts.append([len(encoder.prompt(e)) + len(encoder.answer(e.answer)) for e in examples])
+            except (UserError, ValueError):
+                pass  # doctor says what is wrong with the tokenizer
+    if counts:
+        return list(map(max, *counts)) if len(counts) > 1 else counts[0], True
     return [-(-len(f"{prompt_text(e.prompt)} {e.answer}".encode()) // 2) + 2 for e in examples], False

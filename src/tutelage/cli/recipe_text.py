@@ -67,7 +67,12 @@ def _models(settings: Settings) -> list[str]:
     if settings.adapters:
         lines.append("  lora: {}  # this teacher is large: adapters are trained instead of all weights")
     student = f"  model_name_or_path: {_value(settings.student)}"
-    return [*lines, "", "student:  # must have the teacher's tokenizer", student]
+    return [
+        *lines,
+        "",
+        "student:  # a tokenizer other than the teacher's makes steps slower: bytes are compared",
+        student,
+    ]
 
 
 def _training(path: Path, settings: Settings) -> list[str]:

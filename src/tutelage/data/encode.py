@@ -31,6 +31,11 @@ class EncodedRow:
     """Answer prefix, answer and end-of-sequence."""
 
     @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + len(self.answer)
+
+    @property
     def key(self) -> int:
         """Fingerprint of id and token ids as a signed 64-bit number: what a cached row is recognised by."""
         text = f"{self.id}\n{self.prompt}\n{self.answer}".encode()
@@ -124,20 +129,30 @@ class Encoder:
         kept = list(self.fitting(examples, misfits))
         return kept, self.check(misfits)
 
-    def fitting(self, examples: Iterable[Example], misfits: Misfits) -> Iterator[EncodedRow]:
-        """The rows that fit, tokenized some at a time; the others are added to `misfits`, for `check`."""
-        for row in chain.from_iterable(map(self._together, _batches(examples))):
-            if not row.prompt:
+    def fitting(
+        self, examples: Iterable[Example], misfits: Misfits, other: Encoder | None = None
+    ) -> Iterator[EncodedRow]:
+        """The rows that fit, tokenized some at a time; the others are added to `misfits`, for `check`. other: of
+        another tokenizer, with which a row has to fit as well."""
+        for row, twin in chain.from_iterable(self._with_other(batch, other) for batch in _batches(examples)):
+            longest = max(row, twin, key=lambda each: each.length)
+            if not row.prompt or not longest.prompt:
                 misfits.empty.append(row.id)
-            elif len(row.prompt) + len(row.answer) <= self.max_length:
+            elif longest.length <= self.max_length:
                 yield row
             else:
-                misfits.long.append(LongRow(row.id, len(row.prompt), len(row.answer)))
+                misfits.long.append(LongRow(row.id, len(longest.prompt), len(longest.answer)))
+
+    def _with_other(
+        self, examples: Sequence[Example], other: Encoder | None
+    ) -> Iterator[tuple[EncodedRow, EncodedRow]]:
+        """Each example in the tokens of both; without another tokenizer the same row twice."""
+        own = self._together(examples)
+        return zip(own, own if other is None else other._together(examples), strict=True)
 
     def fits(self, example: Example) -> bool:
         """Whether an example has at most `max_length` tokens."""
-        row = self.row(example)
-        return len(row.prompt) + len(row.answer) <= self.max_length
+        return self.row(example).length <= self.max_length
 
     def check(self, misfits: Misfits) -> list[str]:
         """Ids of the rows that are left out.

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tutelage.data.encode import EncodedRow
+from tutelage.data.encode import EncodedRow, Subset
 from tutelage.utils.files import replacing
 from tutelage.utils.integrity import reading
 
@@ -49,9 +49,12 @@ def write_tokens(path: Path, rows: Iterable[EncodedRow]) -> None:
 class TokenStore(Sequence[EncodedRow]):
     """The rows of one split, read from disk on demand."""
 
-    def __init__(self, path: Path, split: str) -> None:
-        """Open what `write_tokens` wrote. Raises DamagedArtifactError if it is not as it was written."""
-        self.split = split
+    def __init__(self, path: Path, split: str, units: np.ndarray | None = None) -> None:
+        """Open what `write_tokens` wrote. Raises DamagedArtifactError if it is not as it was written.
+
+        units: see `unit_lengths`.
+        """
+        self.split, self.units = split, units
         with reading(_index_of(path), SafetensorError, KeyError):
             arrays = load_file(str(_index_of(path)))
             self.keys, self.prompt_lengths, self.answer_lengths = (
@@ -95,6 +98,21 @@ def answer_lengths(rows: Sequence[EncodedRow]) -> np.ndarray:
         if isinstance(rows, TokenStore)
         else np.array([len(row.answer) for row in rows], dtype=np.int64)
     )
+
+
+def unit_lengths(rows: Sequence[EncodedRow]) -> np.ndarray:
+    """[rows] tokens that each answer counts as in losses per token: its own; in a teacher's rows those of the student,
+    if their tokenizers differ, so that losses of both are in one unit and their ratio is that of the same text."""
+    if isinstance(rows, Subset):
+        return unit_lengths(rows.rows)[np.asarray(rows.indices, dtype=np.int64)]
+    units = rows.units if isinstance(rows, TokenStore) else None
+    return answer_lengths(rows) if units is None else units
+
+
+def in_units(losses: np.ndarray, rows: Sequence[EncodedRow]) -> np.ndarray:
+    """[rows] losses per unit from losses per token; the same numbers where a unit is a token."""
+    own, units = answer_lengths(rows), unit_lengths(rows)
+    return losses if own is units or np.array_equal(own, units) else losses * (own / units)
 
 
 def row_lengths(rows: Sequence[EncodedRow]) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.analysis.run_results import read_manifests
+from tutelage.bytes.vocabulary import ALPHABET
 from tutelage.doctor.checks import Check
 from tutelage.doctor.fit_checks import FittingRows
 from tutelage.doctor.timing_run import Timings, usual_answer_length
@@ -156,11 +157,15 @@ def predict_disk(recipe: Recipe, fitting: FittingRows, timings: Timings) -> dict
     each = 2 if recipe.cache.dtype == "bfloat16" else 4
     trains, students = recipe.teach.checkpoints is None, len(plan.methods) * len(plan.seeds)
     heads = 0 if recipe.teacher.lora else fitting.vocabulary * width * each
+    if fitting.readers:
+        cache = int(fitting.readers[0].lengths(fitting.stores["train"]).sum()) * ALPHABET * each
+    else:
+        cache = bytes_on_disk(fitting.stores["train"], width, each) + heads
     return {
         "teach": count * teacher.weight_bytes if trains else 0,
         TRAINING_TEACH: count * (4 if recipe.teach.spacing == "loss" else 1) * teacher.saved_bytes if trains else 0,
         "anchor": student.weight_bytes,
-        "cache": count * (bytes_on_disk(fitting.stores["train"], width, each) + heads),
+        "cache": count * cache,
         "distill": students * student.weight_bytes * (1 + plan.num_stages * plan.keep_stages),
         TRAINING_DISTILL: plan.num_stages * student.weight_bytes,
     }

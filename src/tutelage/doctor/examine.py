@@ -92,13 +92,13 @@ def _rows_and_tokens(recipe: Recipe, scratch: Path) -> tuple[Rows | None, Fittin
     seconds = time.perf_counter() - start
     if rows:
         checks += [*_task(rows, recipe), *check_data(rows, recipe)]
-    tokenizer, vocabulary, more = check_tokenizers(recipe)
+    pair, more = check_tokenizers(recipe)
     checks += more
     renders = not any(check.kind == Kind.CHAT_TEMPLATE_MISSING for check in checks)
     fitting = None
-    if rows and tokenizer is not None and vocabulary and renders:
+    if rows and pair is not None and renders:
         start = time.perf_counter()
-        fitting, more = check_fit(rows, recipe, tokenizer, vocabulary, scratch)
+        fitting, more = check_fit(rows, recipe, pair, scratch)
         seconds += time.perf_counter() - start
         checks += more
     return rows, fitting, seconds, checks

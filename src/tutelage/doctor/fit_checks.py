@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from tutelage.bytes.pair import Pair
+from tutelage.bytes.reader import ByteReader
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import EncodedRow, Encoder, Misfits, check_not_emptied, make_encoder
+from tutelage.data.encode import EncodedRow, Encoder, Misfits, check_not_emptied
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
 from tutelage.data.unlabelled import differences, load_fitting, notes_of
 from tutelage.doctor.checks import Check, argument_line, failed
@@ -22,7 +23,7 @@ from tutelage.models.load import longest_context
 from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
 from tutelage.run.checkpoints import list_checkpoints
-from tutelage.teacher.build_cache import predicted_size
+from tutelage.teacher.build_cache import predicted_size, predicted_size_of_bytes
 
 MANY_CUT = 0.05
 """Fraction of rows left out or cut that is worth a look."""
@@ -49,6 +50,14 @@ class FittingRows:
     """Of the training rows, in tokens, end-of-sequence included."""
     unlabelled: int = 0
     """Number of rows without gold."""
+    own: FittingRows | None = None
+    """The same rows as a teacher with its own tokenizer reads them."""
+    readers: tuple[ByteReader, ByteReader] | None = None
+    """Of the student's and the teacher's tokenizer, if the models are compared byte by byte."""
+
+    def of(self, role: str) -> FittingRows:
+        """The rows in the tokens of the teacher or the student."""
+        return self.own if role == "teacher" and self.own else self
 
     @property
     def budget_rows(self) -> int:
@@ -66,22 +75,26 @@ class FittingRows:
         return max(int(row_lengths(store).max(initial=0)) for store in self.stores.values())
 
 
-def check_fit(
-    rows: Rows, recipe: Recipe, tokenizer: Any, vocabulary: int, scratch: Path
-) -> tuple[FittingRows | None, list[Check]]:
+def check_fit(rows: Rows, recipe: Recipe, pair: Pair, scratch: Path) -> tuple[FittingRows | None, list[Check]]:
     """Tokenize all rows into `scratch`, and check their lengths. None if nothing is left to train on."""
-    encoder, misfits, kept = make_encoder(recipe.data, tokenizer), Misfits(), {split: [] for split in SPLITS}
+    encoder, misfits, kept = pair.student, Misfits(), {split: [] for split in SPLITS}
     try:
         for split in SPLITS:
-            encoded = _encoded(encoder, rows.examples[split], misfits, kept[split])
+            encoded = _encoded(encoder, rows.examples[split], misfits, kept[split], pair.teacher)
             write_tokens(scratch / f"{split}.arrow", encoded)
+            if pair.teacher:
+                write_tokens(scratch / "teacher" / f"{split}.arrow", map(pair.teacher.row, kept[split]))
     except DataError as error:  # a row that the chat template refuses
         return None, [failed("chat_template", "models", error.problems[0], "data.chat_template=false")]
     stores = {split: TokenStore(scratch / f"{split}.arrow", split) for split in SPLITS}
     checks = [_lengths(encoder, rows, misfits, stores, recipe)]
     if not len(stores["train"]):
         return None, checks
-    fitting = FittingRows(encoder, stores, kept, vocabulary, int(answer_lengths(stores["train"]).max()))
+    fitting = FittingRows(encoder, stores, kept, pair.vocabulary, int(answer_lengths(stores["train"]).max()))
+    if pair.over_bytes:
+        fitting, more = _over_bytes(fitting, pair, scratch / "teacher")
+        if more:
+            return None, [*checks, more]
     if recipe.data.has_unlabelled:
         check, count = _unlabelled(rows, recipe, fitting)
         fitting, checks = replace(fitting, unlabelled=count), [*checks, check]
@@ -90,10 +103,31 @@ def check_fit(
     return fitting, checks
 
 
-def _encoded(encoder: Encoder, examples: list[Example], misfits: Misfits, kept: list[Example]) -> Iterator[EncodedRow]:
-    """The rows that fit; their examples are added to `kept`."""
+def _over_bytes(fitting: FittingRows, pair: Pair, folder: Path) -> tuple[FittingRows, Check | None]:
+    """The rows as both models read them, or the check of a tokenizer that does not spell the training answers."""
+    own = None
+    if pair.teacher:
+        stores = {
+            split: TokenStore(folder / f"{split}.arrow", split, store.answer_lengths)
+            for split, store in fitting.stores.items()
+        }
+        longest = int(stores["train"].answer_lengths.max())
+        own = FittingRows(pair.teacher, stores, fitting.examples, pair.of_teacher, longest)
+    trained = [rows.stores["train"] for rows in (fitting, own or fitting)]
+    try:
+        readers = pair.readers(fitting.examples["train"], *trained)
+    except ModelError as error:
+        problem = error.problems[0]
+        return fitting, failed("spelling", "models", problem, f"{problem.values.get('role')}.model_name_or_path=...")
+    return replace(fitting, own=own, readers=readers), None
+
+
+def _encoded(
+    encoder: Encoder, examples: list[Example], misfits: Misfits, kept: list[Example], other: Encoder | None
+) -> Iterator[EncodedRow]:
+    """The rows that fit, with another encoder as well if there is one; their examples are added to `kept`."""
     for example in examples:
-        for row in encoder.fitting([example], misfits):
+        for row in encoder.fitting([example], misfits, other):
             kept.append(example)
             yield row
 
@@ -246,7 +280,10 @@ def _cache_size(fitting: FittingRows, recipe: Recipe) -> list[Check]:
     train = fitting.stores["train"]
     where = Path(recipe.output_dir)
     try:
-        size = predicted_size(train, recipe.teacher, count, fitting.vocabulary, recipe.cache.dtype, where)
+        if fitting.readers:
+            size = predicted_size_of_bytes(fitting.readers[0].lengths(train), count, recipe.cache.dtype, where)
+        else:
+            size = predicted_size(train, recipe.teacher, count, fitting.vocabulary, recipe.cache.dtype, where)
     except UserError as error:
         return [failed("cache_size", "budget", error.problems[0], "output_dir=A_LARGER_DISK/RUN")]
     return [Check("cache_size", "budget", "passed", numbers={"checkpoints": count}, details={"size": size})]

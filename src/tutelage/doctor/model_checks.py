@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tutelage.bytes.pair import Pair
 from tutelage.data.dataset import load_rows
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.fit_checks import FittingRows
@@ -15,11 +16,11 @@ from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
 from tutelage.models.load import (
     check_lora_targets,
-    check_vocabularies,
     check_weights,
     config_of,
     device,
     load_tokenizer,
+    same_vocabularies,
 )
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Model, Recipe
@@ -38,9 +39,8 @@ LEARNING_RATES = (1e-7, 2e-2)
 # --- tokenizers ---
 
 
-def check_tokenizers(recipe: Recipe) -> tuple[Any | None, int, list[Check]]:
-    """The student's tokenizer (None if it cannot be read), the size of the shared vocabulary (0 if there is none), and
-    the checks of both tokenizers."""
+def check_tokenizers(recipe: Recipe) -> tuple[Pair | None, list[Check]]:
+    """How both models read the rows, None if they cannot be compared, and the checks of both tokenizers."""
     tokenizers, checks = {}, []
     for role in ROLES:
         try:
@@ -50,30 +50,29 @@ def check_tokenizers(recipe: Recipe) -> tuple[Any | None, int, list[Check]]:
             kind = Kind.TOKENIZER_UNREADABLE
             checks.append(Check("tokenizers", "models", "fail", kind, change=change, details=details))
     if checks:
-        return tokenizers.get("student"), 0, checks
+        return None, checks
     sizes = {role: len(tokenizers[role].get_vocab()) for role in ROLES}
     try:
-        vocabulary = check_vocabularies(tokenizers["teacher"], tokenizers["student"])
+        pair = Pair.of(recipe)
     except ModelError as error:
         name = "end_of_sequence" if error.kind == Kind.END_OF_SEQUENCE_DIFFERS else "vocabularies"
-        check = failed(name, "models", error.problems[0], "student.model_name_or_path=...", **sizes)
-        return tokenizers["student"], 0, [check]
-    details = {"vocabulary": vocabulary, "end": tokenizers["student"].eos_token}
+        return None, [failed(name, "models", error.problems[0], "cache.form=auto", **sizes)]
+    details = {"vocabulary": pair.vocabulary, "end": tokenizers["student"].eos_token, "own": pair.teacher is not None}
     checks = [
         Check("vocabularies", "models", "passed", numbers=sizes, details=details),
-        _padded_sizes(recipe, vocabulary),
+        _padded_sizes(recipe, {"teacher": pair.of_teacher, "student": pair.vocabulary}),
         _chat_template(recipe, tokenizers),
     ]
-    return tokenizers["student"], vocabulary, [check for check in checks if check]
+    return pair, [check for check in checks if check]
 
 
-def _padded_sizes(recipe: Recipe, vocabulary: int) -> Check | None:
-    """Rows of the embeddings against entries of the tokenizer."""
+def _padded_sizes(recipe: Recipe, entries: Mapping[str, int]) -> Check | None:
+    """Rows of the embeddings against entries of the tokenizer of each model."""
     sizes = {role: getattr(config_of(getattr(recipe, role)), "vocab_size", None) for role in ROLES}
-    numbers = {"vocabulary": vocabulary, **sizes}
-    short = [role for role, size in sizes.items() if size is not None and size < vocabulary]
+    numbers = {"vocabulary": entries["student"], **sizes}
+    short = [role for role, size in sizes.items() if size is not None and size < entries[role]]
     if short:
-        values = {"role": short[0], "rows": sizes[short[0]], "vocabulary": vocabulary}
+        values = {"role": short[0], "rows": sizes[short[0]], "vocabulary": entries[short[0]]}
         problem, change = Problem(Kind.EMBEDDINGS_TOO_SMALL, values=values), f"{short[0]}.model_name_or_path=..."
         return failed("padded_sizes", "models", problem, change, **numbers)
     return None if None in sizes.values() else Check("padded_sizes", "models", "passed", numbers=numbers)
@@ -90,10 +89,14 @@ def _chat_template(recipe: Recipe, tokenizers: Mapping[str, Any]) -> Check | Non
         change = "data.chat_template=false" if plain else model_line
         kind = Kind.CHAT_TEMPLATE_MISSING
         return Check("chat_template", "models", "fail", kind, change=change, details={"plain": plain})
-    if templates["teacher"] != templates["student"]:
+    own = recipe.cache.form != "states" and not same_vocabularies(tokenizers["teacher"], tokenizers["student"])
+    if own and not templates["teacher"]:
+        change, details = "teacher.model_name_or_path=ONE_WITH_A_CHAT_TEMPLATE", {"plain": False}
+        return Check("chat_template", "models", "fail", Kind.CHAT_TEMPLATE_MISSING, change=change, details=details)
+    if not own and templates["teacher"] != templates["student"]:
         change, details = "student.model_name_or_path=...", {"teacher_has_one": bool(templates["teacher"])}
         return Check("chat_template", "models", "look", Kind.CHAT_TEMPLATES_DIFFER, change=change, details=details)
-    return Check("chat_template", "models", "passed")
+    return Check("chat_template", "models", "passed", details={"own": own})
 
 
 def _plain_prompts_work(recipe: Recipe) -> bool:
@@ -311,6 +314,7 @@ def _try(recipe: Recipe, role: str, fitting: FittingRows | None) -> tuple[int, l
     size = model.num_parameters()
     if fitting is None:
         return size, []
+    fitting = fitting.of(role)
     rows = [(index, fitting.stores["train"][index]) for index in range(min(HEAD_ROWS, len(fitting.stores["train"])))]
     collated = Collator(pad_id_of(fitting.encoder.tokenizer))(rows)
     batch = {name: tensor.to(model.device) for name, tensor in collated.items()}

@@ -12,7 +12,6 @@ from tutelage.errors import DamagedArtifactError, Kind, UserError
 from tutelage.method.methods import find_method
 from tutelage.method.schedule import Candidate, nearest
 from tutelage.run import stage_inputs
-from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.probe import Probe
 from tutelage.training.run_models import RunModels
 
@@ -91,7 +90,7 @@ def _distances(models: RunModels) -> _Distances:
     indices = np.sort(np.random.default_rng(0).permutation(len(rows))[:PROBE_ROWS])
     probe = Probe(
         [(int(index), rows[index]) for index in indices],
-        CachedTeacher(models.run.folder / "cache", names, rows, bf16=models.run.bf16),
+        models.cached_teacher(names, rows),
         taught["best"],
         models.vocabulary,
         models.pad_id,

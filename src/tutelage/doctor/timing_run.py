@@ -19,7 +19,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from tutelage.data.collate import pad_id_of
-from tutelage.data.encode import EncodedRow
+from tutelage.data.encode import Subset
 from tutelage.data.token_store import answer_lengths
 from tutelage.doctor.fit_checks import FittingRows
 from tutelage.doctor.headroom import PairedLosses
@@ -111,17 +111,19 @@ class TimingRun:
     def __init__(self, recipe: Recipe, fitting: FittingRows, task: BaseTask, folder: Path, count: int) -> None:
         """Draw the rows."""
         self.recipe, self.fitting, self.folder = recipe, fitting, folder
-        self.pad_id = pad_id_of(fitting.encoder.tokenizer)
-        self.train, self.validation = (self._drawn(split, count) for split in ("train", "validation"))
+        self.count = count
+        self.train, self.validation = (self._drawn("student", split) for split in ("train", "validation"))
         self.bf16 = bool(recipe.trainer.get("bf16", bf16_pays(device().type)[0])) and "fp16" not in recipe.trainer
         arguments = self._arguments("distill")
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
         self.steps = int(np.clip(-(-len(self.train) // batch), *STEPS))
         # A trained model ends its answers, and a batch takes as long as its longest answer; after a few steps a model
         # would write up to the limit. So decoding stops at the usual length.
-        usual_answer = usual_answer_length(fitting)
         settings = (recipe.task.decoding, recipe.evaluate.batch_size)
-        self.evaluator = Evaluator(task, fitting.encoder, fitting.vocabulary, usual_answer, *settings)
+        self.evaluators = {
+            role: Evaluator(task, rows.encoder, rows.vocabulary, usual_answer_length(rows), *settings)
+            for role, rows in ((role, fitting.of(role)) for role in ("student", "teacher"))
+        }
 
     def run(self, say: Callable[[str], None]) -> Timings:
         """Student on gold, teacher on gold, the teacher's cache, student on the teacher. say: gets what is going on."""
@@ -137,10 +139,11 @@ class TimingRun:
             timings.losses = PairedLosses(losses["student"], losses["teacher"], source, timing_run=True)
         return timings
 
-    def _drawn(self, split: str, count: int) -> Sequence[EncodedRow]:
-        store = self.fitting.stores[split]
-        indices = np.sort(np.random.default_rng(self.recipe.seed).permutation(len(store))[:count])
-        return [store[int(index)] for index in indices]
+    def _drawn(self, role: str, split: str) -> Subset:
+        """The same rows for both models."""
+        store = self.fitting.of(role).stores[split]
+        indices = np.sort(np.random.default_rng(self.recipe.seed).permutation(len(store))[: self.count])
+        return Subset(store, indices.tolist())
 
     def _arguments(self, *sections: Any, **more: Any) -> Any:
         given = self.recipe.trainer_arguments(*sections)
@@ -150,12 +153,13 @@ class TimingRun:
     def _trainer(
         self, model: nn.Module, sections: Sequence[str], guidance: Guidance | None, *callbacks: Any
     ) -> DistillTrainer:
+        role = "teacher" if "teach" in sections else "student"
         return DistillTrainer(
             model,
             self._arguments(*sections, max_steps=self.steps, report_to="none"),
-            self.train,
-            vocabulary=self.fitting.vocabulary,
-            pad_id=self.pad_id,
+            list(self._drawn(role, "train")),
+            vocabulary=self.fitting.of(role).vocabulary,
+            pad_id=pad_id_of(self.fitting.of(role).encoder.tokenizer),
             guidance=guidance,
             fused=self.recipe.fused_loss,
             callbacks=callbacks,
@@ -188,37 +192,43 @@ class TimingRun:
     def _read(self, model: nn.Module, timings: ModelTimings, role: str) -> np.ndarray:
         """Time reading, answering and, for the teacher, caching; [rows] losses on the validation rows."""
         with torch.autocast(device().type, torch.bfloat16, enabled=self.bf16):
-            losses, seconds = _timed(lambda: self.evaluator.losses(model, self.validation))
-            timings.read = seconds / max(1, len(self.validation))
-            timings.answer = self._answer_seconds(model)
+            validation = self._drawn(role, "validation")
+            losses, seconds = _timed(lambda: self.evaluators[role].losses(model, validation))
+            timings.read = seconds / max(1, len(validation))
+            timings.answer = self._answer_seconds(model, self.evaluators[role])
             timings.cache = self._cache_seconds(model) if role == "teacher" else 0.0
         return losses
 
-    def _answer_seconds(self, model: nn.Module) -> float:
+    def _answer_seconds(self, model: nn.Module, evaluator: Evaluator) -> float:
         examples = self.fitting.examples["validation"][:ANSWERED_ROWS]
         if not examples:
             return 0.0
-        _, seconds = _timed(lambda: self.evaluator.answers(model, self.evaluator.eval_set(examples)))
+        _, seconds = _timed(lambda: evaluator.answers(model, evaluator.eval_set(examples)))
         return seconds / len(examples)
 
     def _cache_seconds(self, model: nn.Module) -> float:
-        section = self.recipe.cache
+        section, fitting = self.recipe.cache, self.fitting.of("teacher")
         builder = CacheBuilder(
             self.folder / "cache",
-            self.train,
-            vocabulary=self.fitting.vocabulary,
-            pad_id=self.pad_id,
+            list(self._drawn("teacher", "train")),
+            vocabulary=fitting.vocabulary,
+            pad_id=pad_id_of(fitting.encoder.tokenizer),
             dtype=getattr(torch, section.dtype),
             batch_size=section.batch_size,
             shard_rows=section.shard_rows,
             top_k=section.top_k,
+            reader=self.fitting.readers and self.fitting.readers[1],
         )
         _, seconds = _timed(lambda: builder.build(CHECKPOINT, model, {}))
         return seconds / len(self.train)
 
     def _distil(self) -> float:
         """Seconds of a step of distillation."""
-        source, watch = CachedTeacher(self.folder / "cache", [CHECKPOINT], self.train, bf16=self.bf16), _Stopwatch()
+        own = list(self._drawn("teacher", "train")) if self.fitting.own else None
+        reader = self.fitting.readers and self.fitting.readers[0]
+        rows, place = list(self.train), self.folder / "cache"
+        source = CachedTeacher(place, [CHECKPOINT], rows, bf16=self.bf16, student=reader, own_rows=own)
+        watch = _Stopwatch()
         weight = constant_weight(len(self.train), 0.5)
         guidance = Guidance(source, CHECKPOINT, weight, "forward_kl", self.recipe.distill.temperature)
         train(self._trainer(self._load("student"), ("distill",), guidance, watch))

@@ -126,6 +126,8 @@ class Kind(StrEnum):
     # --- models, checkpoints, machine ---
     VOCABULARIES_DIFFER = "vocabularies_differ"
     END_OF_SEQUENCE_DIFFERS = "end_of_sequence_differs"
+    TOKENS_WITHOUT_BYTES = "tokens_without_bytes"
+    TEXT_NOT_SPELLED = "text_not_spelled"
     EMBEDDINGS_TOO_SMALL = "embeddings_too_small"
     WEIGHTS_INCOMPLETE = "weights_incomplete"
     WEIGHTS_NOT_FINITE = "weights_not_finite"

@@ -11,8 +11,8 @@ def _different_vocabularies(v: Values) -> str:
     return (
         "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
         f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
-        f" {v['sizes'][1]:,}). Take a student of the teacher's family, or make one: tutelage shrink TEACHER OUT"
-        " --layers N"
+        f" {v['sizes'][1]:,}). Compare them byte by byte (cache.form: auto or bytes in a recipe), take a student of the"
+        " teacher's family, or make one: tutelage shrink TEACHER OUT --layers N"
     )
 
 
@@ -42,7 +42,31 @@ def _not_finite(v: Values) -> str:
     )
 
 
+_NOT_SPELLED = {
+    "unknown": "it has no tokens for some of its characters, or reads some as special tokens",
+    "normal_form": "it brings text into a Unicode normal form",
+    "lower_case": "it changes upper and lower case",
+    "spaces": "it drops, adds or changes spaces",
+    "spaces_differ": "it adds a space in front of some answers and not of others, so set data.answer_prefix",
+    "other": "its decoder does not undo what it does to text",
+}
+
+
+def _not_spelled(v: Values) -> str:
+    return (
+        f"the {v['role']}'s tokens for {v['text']!r} spell {v['spelled']!r}: {_NOT_SPELLED[v['reason']]}. Models with"
+        " different tokenizers are compared byte by byte, so both have to spell every answer as it is. Take a"
+        f" {v['role']} whose tokenizer leaves text as it is"
+    )
+
+
 TEXTS: dict[Kind, Text] = {
+    Kind.TOKENS_WITHOUT_BYTES: (
+        "the tokens of {name} cannot be read as bytes (decoder: {decoder}), so it cannot be compared with a model of"
+        " another tokenizer. Byte-level BPE and SentencePiece can: take a model with such a tokenizer, or a teacher"
+        " and a student with the same one"
+    ),
+    Kind.TEXT_NOT_SPELLED: _not_spelled,
     Kind.VOCABULARIES_DIFFER: _different_vocabularies,
     Kind.END_OF_SEQUENCE_DIFFERS: (
         "teacher and student end a sequence with different tokens: {teacher!r} and {student!r}. Set `eos_token` in the"

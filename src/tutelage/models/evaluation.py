@@ -13,7 +13,7 @@ from torch import nn
 
 from tutelage.data.collate import Collator, pad_id_of
 from tutelage.data.encode import EncodedRow, Encoder
-from tutelage.data.token_store import answer_lengths, length_order
+from tutelage.data.token_store import in_units, length_order, unit_lengths
 from tutelage.errors import ModelError
 from tutelage.models.forward import read_batch
 from tutelage.models.generation import Answer, generate_answers
@@ -175,12 +175,12 @@ def sample_losses(
             on_rows(len(indices) * ranks.size())
     model.train(training)
     everywhere = ranks.joined(losses)
-    return np.array([everywhere[index] for index in range(len(rows))])
+    return in_units(np.array([everywhere[index] for index in range(len(rows))]), rows)
 
 
 def loss_records(rows: Sequence[EncodedRow], nll: np.ndarray) -> Iterator[SampleLoss]:
     """The losses of rows as records, one at a time. nll: [rows]."""
-    for row, loss, tokens in zip(rows, nll.tolist(), answer_lengths(rows).tolist(), strict=True):
+    for row, loss, tokens in zip(rows, nll.tolist(), unit_lengths(rows).tolist(), strict=True):
         yield SampleLoss(row.id, row.split, loss, tokens)
 
 

@@ -69,6 +69,26 @@ def vocabulary_product(hidden: Tensor, weight: Tensor, bias: Tensor | None = Non
     return logits if bias is None else logits.add_(bias)
 
 
+def empty_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Zeros for the wanted gradients of hidden states, weight and bias. Sums over chunks are kept in float32."""
+    of_hidden = None
+    if wanted[0]:
+        of_hidden = torch.zeros_like(hidden, dtype=torch.float32 if dtype is torch.float16 else None)
+    of_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+    of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
+    return of_hidden, of_weight, of_bias
+
+
+def add_product(of_weight: Tensor, grad: Tensor, states: Tensor) -> None:
+    """of_weight += grad^T states, without a second tensor of its size where the types allow it."""
+    if of_weight.dtype == grad.dtype:
+        of_weight.addmm_(grad.T, states)
+    else:
+        of_weight += grad.T @ states
+
+
 def head_of(model: nn.Module, vocabulary: int) -> Head:
     """The output head of `model`, cut to `vocabulary` entries; it shares its weights with the model."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()

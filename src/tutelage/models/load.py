@@ -122,14 +122,20 @@ def check_weights(model: Model, path: Path | None = None) -> None:
 
 
 def check_models(
-    teacher: Model, student: Model, vocabulary: int, checkpoints: Sequence[Path], anchor: Path | None = None
+    teacher: Model,
+    student: Model,
+    vocabulary: int,
+    checkpoints: Sequence[Path],
+    anchor: Path | None = None,
+    of_teacher: int | None = None,
 ) -> None:
     """Everything of both models that `check_weights` and `check_embeddings` find, before anything is trained.
 
-    checkpoints: of the teacher, if it is not trained here. anchor: a folder, if it is not trained here.
+    checkpoints: of the teacher, if it is not trained here. anchor: a folder, if it is not trained here. of_teacher:
+    entries of the teacher's tokenizer, if it is another one.
     """
-    for role, model in (("teacher", teacher), ("student", student)):
-        check_embeddings(config_of(model), vocabulary, role)
+    for role, model, entries in (("teacher", teacher, of_teacher or vocabulary), ("student", student, vocabulary)):
+        check_embeddings(config_of(model), entries, role)
         check_weights(model)
     if anchor:
         check_weights(student, anchor)
@@ -263,6 +269,12 @@ def hidden_size(model: Model) -> int | None:
 def longest_context(model: Model) -> int | None:
     """Most tokens that the model has positions for, from its config; None if there is no limit or it is not known."""
     return getattr(config_of(model), "max_position_embeddings", None)
+
+
+def same_vocabularies(teacher: Any, student: Any) -> bool:
+    """Whether both tokenizers have the same entries and end a sequence with the same one, so that distributions over
+    tokens can be compared."""
+    return teacher.get_vocab() == student.get_vocab() and teacher.eos_token_id == student.eos_token_id
 
 
 def check_vocabularies(teacher: Any, student: Any) -> int:

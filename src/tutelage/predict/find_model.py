@@ -81,13 +81,15 @@ def _student(folder: Path) -> FoundModel:
 
 def _of_run(run: RunFolder, name: str) -> FoundModel:
     """Teacher or anchor, in the precision that `evaluate` scores them in."""
-    models = RunModels(run)
-    section, weights = (
-        (run.recipe.teacher, run.best_teacher) if name == "teacher" else (run.recipe.student, run.folder / "anchor")
-    )
+    models, usage = RunModels(run), usage_of(run)
+    if name == "teacher":
+        models, section, weights = models.taught, run.recipe.teacher, run.best_teacher
+        usage["max_new_tokens"] = run.prepared.get("teacher", run.prepared)["max_new_tokens"]
+    else:
+        section, weights = run.recipe.student, run.folder / "anchor"
     return FoundModel(
         name,
-        usage_of(run),
+        usage,
         folder_fingerprint(str(weights)),
         lambda: models.load(section, weights),
         lambda: models.tokenizer,

@@ -249,8 +249,12 @@ class CrossFit(Section):
 class Cache(Section):
     """One forward pass of every teacher checkpoint over the training rows, stored on disk."""
 
+    form: Literal["auto", "states", "bytes"] = "auto"
+    """`states`: hidden states, which give distributions over tokens; teacher and student need one vocabulary. `bytes`:
+    log-probabilities of the next byte of the answer, 257 numbers a byte, for a student with any tokenizer. `auto`:
+    states where both vocabularies are the same, bytes otherwise."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the stored hidden states."""
+    """Type of what is stored; `bytes` are float16 or float32."""
     batch_size: int = Field(16, gt=0, le=1_000_000)
     """Rows in one forward pass."""
     shard_rows: int = Field(1024, gt=0)

@@ -59,6 +59,16 @@ class SilverRecord(TypedDict):
     """Mean confidence of the kept answers, in [0, 1]."""
 
 
+class TeacherTokens(TypedDict):
+    """What differs for a teacher that has another tokenizer than the student."""
+
+    vocabulary: int
+    """Entries of its tokenizer."""
+    max_new_tokens: int
+    longest: int
+    """Its longest row in tokens."""
+
+
 class PreparedData(TypedDict):
     """prepare/data.json: what is known of all rows before any model is loaded."""
 
@@ -67,8 +77,10 @@ class PreparedData(TypedDict):
     choice: bool
     """Whether questions have a closed set of choices."""
     vocabulary: int
-    """Entries of the tokenizer that teacher and student share."""
+    """Entries of the student's tokenizer, which is the teacher's as well unless `teacher` is there."""
     max_new_tokens: int
+    teacher: NotRequired[TeacherTokens]
+    """Absent where teacher and student have one tokenizer."""
     lengths: dict[str, SplitLengths]
     """By split."""
     unlabelled: NotRequired[UnlabelledRecord]

@@ -33,6 +33,7 @@ OFF: dict[str, Any] = {
     "distill.stage_reset": True,
     "teach.spacing": "steps",
     "processes": 1,
+    "cache.form": "auto",
 }
 """Options at these values are left out of the inputs: an option that is new in the library makes no finished result
 stale."""
@@ -110,11 +111,8 @@ def anchor(run: RunFolder) -> Inputs:
 
 def cache(run: RunFolder) -> Inputs:
     """The prepared rows and the teacher's checkpoints."""
-    return (
-        upstream(run, "prepare", "teach")
-        | _silver(run)
-        | run.settings("cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype")
-    )
+    own = run.settings("cache.form", "cache.dtype", "cache.shard_rows", "cache.top_k", "teacher.dtype")
+    return upstream(run, "prepare", "teach") | _silver(run) | _without_defaults(own)
 
 
 def teacher_answers(run: RunFolder) -> Inputs:

@@ -1,6 +1,7 @@
 """cache: read every teacher checkpoint once over the training rows and keep what it said.
 
-Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them; for methods that
+Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them, or distributions
+over bytes if teacher and student have different tokenizers or the recipe asks for them; for methods that
 learn from the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold. Rows
 without gold are read with T*'s answer; sample_loss.jsonl has those with gold alone.
 """
@@ -12,14 +13,16 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+
 from tutelage.data.encode import EncodedRow
-from tutelage.data.token_store import write_tokens
+from tutelage.data.token_store import unit_lengths, write_tokens
 from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
 from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
-from tutelage.teacher.build_cache import each_checkpoint, predicted_size
+from tutelage.teacher.build_cache import each_checkpoint
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
 from tutelage.utils import ranks
@@ -37,29 +40,29 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
 
 
 def _states(run: RunFolder, models: RunModels) -> None:
-    recipe, section = run.recipe, run.recipe.cache
+    recipe = run.recipe
     with run.work("cache", stage_inputs.cache(run)) as work:
         if work is None:
             return
-        rows, gold = models.training_rows(), models.encoded("train")
         folders = list(run.checkpoint_folders.values())
-        count, vocabulary = len(folders), run.prepared["vocabulary"]
-        size = predicted_size(rows, recipe.teacher, count, vocabulary, section.dtype, run.folder)
+        builder = models.taught.cache_builder(work.folder)
+        size = builder.predicted_size(recipe.teacher, len(folders))
         run.screen.say(f"cache: {size or 'its size is known once the teacher is here'}")
-        builder = models.cache_builder(work.folder)
+        rows, gold = builder.rows, models.encoded("train")
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
         for folder, model in each_checkpoint(models.load, recipe.teacher, pending):
             with run.screen.progress(f"cache {folder.name}", len(rows)) as advance:
                 note = builder.build(folder.name, model, {"checkpoint": folder.name}, advance)
             if note:
                 run.screen.warn(note)
-        ranks.once(lambda: _write_losses([work.folder / folder.name for folder in folders], gold))
+        ranks.once(lambda: _write_losses([work.folder / folder.name for folder in folders], gold, unit_lengths(rows)))
 
 
-def _write_losses(stores: Sequence[Path], gold: Sequence[EncodedRow]) -> None:
+def _write_losses(stores: Sequence[Path], gold: Sequence[EncodedRow], units: np.ndarray | None) -> None:
     """sample_loss.jsonl of every store. gold: the rows with gold, which are the first of each."""
     for store in stores:
-        write_jsonl(store / "sample_loss.jsonl", loss_records(gold, HiddenStore(store).nll()[: len(gold)]))
+        losses = HiddenStore(store).nll(units)
+        write_jsonl(store / "sample_loss.jsonl", loss_records(gold, losses[: len(gold)]))
 
 
 def _refuse_top_k(run: RunFolder) -> None:
@@ -90,8 +93,9 @@ def _answers(run: RunFolder, models: RunModels) -> None:
             return
         eval_set = models.eval_set("train")
         teacher = models.load(run.recipe.teacher, run.best_teacher)
+        asked = models.taught.eval_set("train")
         with run.screen.progress("teacher's answers", len(eval_set.examples)) as advance:
-            answers = [answer.text for answer in models.evaluator.answers(teacher, eval_set, advance)]
+            answers = [answer.text for answer in models.taught.evaluator.answers(teacher, asked, advance)]
         ranks.once(lambda: _write_answers(models, work.folder, answers))
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tutelage.data.encode import EncodedRow, Subset
+from tutelage.data.token_store import unit_lengths
 from tutelage.errors import ModelError
 from tutelage.method.methods import find_method
 from tutelage.recipe.schema import Model
@@ -104,9 +105,10 @@ def _fold_losses(run: RunFolder, models: RunModels, folder: Path, fold: _Fold, n
         steps = steps_of(args, len(models.encoded("train")))
         saved_at = [int(name.removeprefix("checkpoint-")) / steps for name in names]
         teacher = _FineTuning(recipe.teacher, ("teach",), recipe.teacher_seed, None, saved_at)
-        losses |= dict(zip(names, _measured(run, models, folder / "teacher", teacher, fold), strict=True))
+        losses |= dict(zip(names, _measured(run, models.taught, folder / "teacher", teacher, fold), strict=True))
     else:
-        losses |= {name: HiddenStore(run.folder / "cache" / name).nll()[fold.evaluated] for name in names}
+        units = unit_lengths(models.taught.training_rows())
+        losses |= {name: HiddenStore(run.folder / "cache" / name).nll(units)[fold.evaluated] for name in names}
     ranks.once(lambda: _save(losses, saved))
     return losses
 

@@ -20,7 +20,6 @@ from tutelage.run import stage_inputs
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.manifest import Work
 from tutelage.run.run_folder import RunFolder
-from tutelage.teacher.sources import CachedTeacher
 from tutelage.training import recorded_losses, stage_records
 from tutelage.training.distillation import Distillation, restart_only
 from tutelage.training.plan import DistillationPlan, StudentSetup
@@ -81,7 +80,7 @@ def _setup(run: RunFolder, models: RunModels, method: str) -> StudentSetup:
     if components.schedule != "none":
         taught = run.teacher_checkpoints
         names, best = [checkpoint["name"] for checkpoint in taught["checkpoints"]], taught["best"]
-        teacher = CachedTeacher(run.folder / "cache", names, rows, bf16=run.bf16)
+        teacher = models.cached_teacher(names, rows)
     return StudentSetup(
         model=student,
         tokenizer=models.tokenizer,

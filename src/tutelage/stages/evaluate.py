@@ -43,6 +43,8 @@ class ScoredModel(NamedTuple):
     inputs: dict[str, Any]
     """What it is made from."""
     load: Callable[[], nn.Module]
+    taught: bool = False
+    """Whether it reads the teacher's tokens."""
 
 
 def run_stage(run: RunFolder, models: RunModels) -> None:
@@ -75,6 +77,7 @@ def score(run: RunFolder, models: RunModels, model: ScoredModel) -> None:
     with run.work(f"evaluate/{model.name}", inputs, rebuild_stale=True) as work:
         if work is None:
             return
+        models = models.taught if model.taught else models
         eval_set, held_out, network = models.eval_set("test"), models.encoded("validation"), model.load()
         began = time.perf_counter()
         with run.screen.progress(f"score {model.name}", len(eval_set.examples)) as advance:
@@ -136,9 +139,8 @@ def _against_baseline(run: RunFolder, predictions: Sequence[Prediction]) -> dict
 def base_models(run: RunFolder, models: RunModels) -> Iterator[ScoredModel]:
     """What every distilled student is compared with: T*, the untrained student, the anchor."""
     recipe, folder = run.recipe, run.folder
-    yield ScoredModel(
-        "teacher", stage_inputs.upstream(run, "teach"), lambda: models.load(recipe.teacher, run.best_teacher)
-    )
+    of_teacher = stage_inputs.upstream(run, "teach")
+    yield ScoredModel("teacher", of_teacher, lambda: models.load(recipe.teacher, run.best_teacher), taught=True)
     yield ScoredModel("student", {}, lambda: models.load(recipe.student))
     yield ScoredModel(
         "anchor", stage_inputs.upstream(run, "anchor"), lambda: models.load(recipe.student, folder / "anchor")

@@ -7,18 +7,18 @@ prepare/unlabelled.jsonl (rows without gold) and prepare/data.json (label set, v
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tutelage.bytes.pair import Pair
 from tutelage.data.dataset import Rows, load_rows
-from tutelage.data.encode import Encoder, Misfits, check_not_emptied, fitting_test, make_encoder
+from tutelage.data.encode import Misfits, check_not_emptied, fitting_test
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
 from tutelage.data.unlabelled import UnlabelledRows, differences, load_fitting, notes_of
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
     check_models,
-    check_vocabularies,
     device,
     load_tokenizer,
     longest_context,
@@ -27,13 +27,19 @@ from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
 from tutelage.run import stage_inputs
+from tutelage.run.artifacts import TeacherTokens
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks import make_task
-from tutelage.teacher.build_cache import predicted_size
+from tutelage.teacher.build_cache import predicted_size, predicted_size_of_bytes
 from tutelage.teacher.silver_rows import longest_generated
 from tutelage.training.trainer import check_arguments
 from tutelage.utils.files import discard, write_json, write_jsonl
+
+DIFFERENT = (
+    "teacher and student have different tokenizers: they are compared by the next byte of the answer, and losses of the"
+    " teacher are in nats per token of the student"
+)
 
 
 def run_stage(run: RunFolder) -> None:
@@ -51,28 +57,35 @@ def run_stage(run: RunFolder) -> None:
         for model in (recipe.teacher, recipe.student):
             check_lora_targets(model)
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
-        tokenizer = load_tokenizer(recipe.student)
-        vocabulary = check_vocabularies(load_tokenizer(recipe.teacher), tokenizer)
+        pair = Pair.of(recipe)
         own = recipe.anchor.model_name_or_path
-        check_models(recipe.teacher, recipe.student, vocabulary, given or [], Path(own) if own else None)
-        encoded, dropped = _tokenize(run, rows.examples, make_encoder(recipe.data, tokenizer), work.folder / "tokens")
-        predicted_size(
-            encoded["train"],
+        check_models(
             recipe.teacher,
-            len(given) if given else recipe.teach.num_checkpoints,
-            vocabulary,
-            recipe.cache.dtype,
-            run.folder,
+            recipe.student,
+            pair.vocabulary,
+            given or [],
+            Path(own) if own else None,
+            pair.of_teacher,
         )
+        tokens = work.folder / "tokens"
+        encoded, dropped = _tokenize(run, rows.examples, pair, tokens)
+        checkpoints = len(given) if given else recipe.teach.num_checkpoints
+        if pair.over_bytes:
+            _check_bytes(run, rows.examples["train"], set(dropped), pair, tokens, checkpoints)
+        else:
+            settings = (checkpoints, pair.vocabulary, recipe.cache.dtype, run.folder)
+            predicted_size(encoded["train"], recipe.teacher, *settings)
         lengths = {split: _lengths(encoded[split]) for split in SPLITS}
-        _check_fit(run, max(entry["longest"] for entry in lengths.values()))
+        longest_rows = {"student": max(entry["longest"] for entry in lengths.values())}
         max_new_tokens = recipe.task.max_new_tokens or longest_generated(lengths["train"]["longest_answer"])
-        encoder = make_encoder(recipe.data, tokenizer)
-        unlabelled = load_fitting(recipe, rows, encoder, max_new_tokens, folder=work.folder)
+        of_teacher = _of_teacher(recipe, pair, tokens)
+        longest_rows["teacher"] = of_teacher["longest"] if of_teacher else longest_rows["student"]
+        _check_fit(run, longest_rows)
+        unlabelled = load_fitting(recipe, rows, pair.student, max_new_tokens, folder=work.folder)
         if unlabelled:
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)
-        notes = [*rows.notes, *_left_out(recipe, rows, dropped, unlabelled)]
+        notes = [*rows.notes, *_left_out(recipe, rows, dropped, unlabelled), *([DIFFERENT] if of_teacher else [])]
         if not {"bf16", "fp16"} & recipe.trainer.keys():
             notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
         for note in notes:
@@ -87,8 +100,9 @@ def run_stage(run: RunFolder) -> None:
             {
                 "labels": rows.labels,
                 "choice": rows.choice,
-                "vocabulary": vocabulary,
+                "vocabulary": pair.vocabulary,
                 "max_new_tokens": max_new_tokens,
+                **({"teacher": of_teacher} if of_teacher else {}),
                 "lengths": lengths,
                 **({"unlabelled": unlabelled.counts} if unlabelled else {}),
                 "bf16": bf16,
@@ -109,16 +123,19 @@ def _left_out(recipe: Recipe, rows: Rows, dropped: Sequence[str], unlabelled: Un
 
 
 def _tokenize(
-    run: RunFolder, examples: Mapping[str, Sequence[Example]], encoder: Encoder, folder: Path
+    run: RunFolder, examples: Mapping[str, Sequence[Example]], pair: Pair, folder: Path
 ) -> tuple[dict[str, TokenStore], list[str]]:
-    """Write the rows of every split that fit as token ids; ids of those that are left out. Raises DataError as the
-    encoder does."""
-    misfits = Misfits()
+    """Write the rows of every split that fit as token ids, for a teacher with its own tokenizer in `teacher/`; ids of
+    those that are left out. Raises DataError as the encoder does."""
+    misfits, encoder = Misfits(), pair.student
     try:
         with run.screen.progress("tokenize rows", sum(map(len, examples.values()))) as advance:
             for split in SPLITS:
-                encoded = encoder.fitting(_counted(examples[split], advance), misfits)
+                encoded = encoder.fitting(_counted(examples[split], advance), misfits, pair.teacher)
                 write_tokens(folder / f"{split}.arrow", encoded)
+                if pair.teacher:
+                    own = pair.teacher.fitting(examples[split], Misfits(), encoder)
+                    write_tokens(folder / "teacher" / f"{split}.arrow", own)
         dropped = encoder.check(misfits)
         stores = {split: TokenStore(folder / f"{split}.arrow", split) for split in SPLITS}
         check_not_emptied({split: len(stores[split]) for split in SPLITS}, examples, encoder.max_length)
@@ -132,6 +149,30 @@ def _counted(examples: Iterable[Example], advance: Callable[[int], None]) -> Ite
     for example in examples:
         yield example
         advance(1)
+
+
+def _check_bytes(
+    run: RunFolder, examples: Sequence[Example], left_out: Container[str], pair: Pair, folder: Path, checkpoints: int
+) -> None:
+    """Refuse tokenizers that do not spell the training answers, and a disk that is too small for the cache."""
+    kept = [example for example in examples if example.id not in left_out]
+    student, teacher = (
+        TokenStore(place / "train.arrow", "train") for place in (folder, folder / "teacher" if pair.teacher else folder)
+    )
+    reader, _ = pair.readers(kept, student, teacher)
+    predicted_size_of_bytes(reader.lengths(student), checkpoints, run.recipe.cache.dtype, run.folder)
+
+
+def _of_teacher(recipe: Recipe, pair: Pair, folder: Path) -> TeacherTokens | None:
+    """What differs for a teacher with its own tokenizer."""
+    if pair.teacher is None:
+        return None
+    stores = [TokenStore(folder / "teacher" / f"{split}.arrow", split) for split in SPLITS]
+    return {
+        "vocabulary": pair.of_teacher,
+        "max_new_tokens": recipe.task.max_new_tokens or longest_generated(int(stores[0].answer_lengths.max(initial=0))),
+        "longest": max(int(row_lengths(store).max(initial=0)) for store in stores),
+    }
 
 
 def _lengths(rows: TokenStore) -> dict[str, int]:
@@ -153,10 +194,10 @@ def _check_trainers(run: RunFolder) -> None:
             raise ConfigError(f"{sections[-1]}.trainer: {error}") from error
 
 
-def _check_fit(run: RunFolder, longest: int) -> None:
-    """Refuse rows that are longer than a model has positions for."""
+def _check_fit(run: RunFolder, longest_rows: dict[str, int]) -> None:
+    """Refuse rows that are longer than a model has positions for. longest_rows: in tokens, by role."""
     for role in ("teacher", "student"):
-        most = longest_context(getattr(run.recipe, role))
+        most, longest = longest_context(getattr(run.recipe, role)), longest_rows[role]
         if most is not None and longest > most:
             raise ModelError(
                 f"the longest row has {longest:,} tokens and the {role} has positions for {most:,}:"

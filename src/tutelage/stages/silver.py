@@ -7,6 +7,7 @@ silver/train.arrow (the rows with gold, then the kept ones with T*'s answer in p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -36,13 +37,13 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         examples = read_records(run.folder / "prepare" / "unlabelled.jsonl", Example)
         with run.screen.progress("teacher's answers", len(examples)) as advance:
             answers = answer_rows(
-                models.evaluator,
+                models.taught.evaluator,
                 lambda: models.load(run.recipe.teacher, run.best_teacher),
                 examples,
                 work.folder,
                 advance,
             )
-        kept = list(kept_rows(models.encoder, examples, answers, run.recipe.silver.min_confidence))
+        kept = _kept(models, examples, answers)
         counts = _counts(run, models, answers, len(kept))
         if not kept:
             change = "silver.min_confidence=0" if counts["unsure"] else None
@@ -51,11 +52,29 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         run.screen.say(f"silver: {_summary(counts)}")
 
 
+def _kept(models: RunModels, examples: list[Example], answers: list[SilverAnswer]) -> list[tuple[EncodedRow, ...]]:
+    """Every row that students are trained on, in the student's tokens and, where these differ, in the teacher's."""
+    sides = [models] if models.taught is models else [models, models.taught]
+    over_bytes = len(sides) > 1 or models.run.recipe.cache.form == "bytes"
+
+    def spelled(text: str, rows: Sequence[EncodedRow]) -> bool:
+        return not over_bytes or all(side.spells(text, row.answer) for side, row in zip(sides, rows, strict=True))
+
+    encoders, least = [side.encoder for side in sides], models.run.recipe.silver.min_confidence
+    return list(kept_rows(encoders, examples, answers, least, spelled))
+
+
 def _write(
-    models: RunModels, folder: Path, answers: list[SilverAnswer], kept: list[EncodedRow], counts: SilverRecord
+    models: RunModels,
+    folder: Path,
+    answers: list[SilverAnswer],
+    kept: list[tuple[EncodedRow, ...]],
+    counts: SilverRecord,
 ) -> None:
     write_jsonl(folder / "answers.jsonl", answers)
-    write_tokens(folder / "train.arrow", chain(models.encoded("train"), kept))
+    write_tokens(folder / "train.arrow", chain(models.encoded("train"), (rows[0] for rows in kept)))
+    if models.taught is not models:
+        write_tokens(folder / "teacher.arrow", chain(models.taught.encoded("train"), (rows[-1] for rows in kept)))
     write_json(folder / "silver.json", counts)
 
 

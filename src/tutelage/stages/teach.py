@@ -37,6 +37,7 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
     with run.work("teach", stage_inputs.teach(run), restart_only=_restart_only) as work:
         if work is None:
             return
+        models = models.taught
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         work.seconds_before = seconds_before(work.folder)
         folders = given or _train(run, models, work.folder)

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tutelage.bytes.alphabet import byte_log_probs
+from tutelage.bytes.reader import ByteReader
+from tutelage.bytes.vocabulary import ALPHABET
 from tutelage.data.collate import Collator
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import length_order
@@ -31,7 +35,8 @@ class CacheSize(NamedTuple):
     rows: int
     checkpoints: int
     states: int
-    """Bytes of the hidden states: answer positions x hidden size, for every checkpoint."""
+    """Bytes of the hidden states, answer positions x hidden size, for every checkpoint; or of the distributions over
+    bytes, 257 numbers for each byte of an answer."""
     heads: int
     """Bytes of the output heads, at most: checkpoints with the same head (adapters) share one."""
     free: int
@@ -39,9 +44,10 @@ class CacheSize(NamedTuple):
 
     def __str__(self) -> str:
         """`9,000 rows x 4 checkpoints take 12.3 MB, ...`."""
+        heads = f", their output heads at most {self.heads / 1e6:,.0f} MB" if self.heads else ""
         return (
-            f"{self.rows:,} rows x {self.checkpoints} checkpoints take {self.states / 1e6:,.1f} MB, their output heads"
-            f" at most {self.heads / 1e6:,.0f} MB; {self.free / 1e9:,.0f} GB are free"
+            f"{self.rows:,} rows x {self.checkpoints} checkpoints take {self.states / 1e6:,.1f} MB{heads};"
+            f" {self.free / 1e9:,.0f} GB are free"
         )
 
 
@@ -59,7 +65,16 @@ def predicted_size(
     value_bytes = 2 if dtype == "bfloat16" else 4
     states = bytes_on_disk(rows, width, value_bytes) * checkpoints
     heads = vocabulary * width * value_bytes * checkpoints
-    size = CacheSize(len(rows), checkpoints, states, heads, free_space(folder))
+    return _fitting(CacheSize(len(rows), checkpoints, states, heads, free_space(folder)), folder)
+
+
+def predicted_size_of_bytes(lengths: np.ndarray, checkpoints: int, dtype: str, folder: Path) -> CacheSize:
+    """Size of a cache of distributions over bytes, as `predicted_size`. lengths: [rows] bytes of the answers."""
+    states = int(lengths.sum()) * ALPHABET * (2 if dtype == "bfloat16" else 4) * checkpoints
+    return _fitting(CacheSize(len(lengths), checkpoints, states, 0, free_space(folder)), folder)
+
+
+def _fitting(size: CacheSize, folder: Path) -> CacheSize:
     if size.states + size.heads > size.free:
         values = {"needed": size.states + size.heads, "free": size.free, "folder": str(folder)}
         raise UserError(Problem(Kind.DISK_TOO_SMALL, key="output_dir", values=values))
@@ -98,15 +113,26 @@ class CacheBuilder:
         batch_size: int = 16,
         shard_rows: int = 1024,
         top_k: int = 64,
+        reader: ByteReader | None = None,
     ) -> None:
         """Stores go to `folder/CHECKPOINT`, output heads beside them.
 
         vocabulary: number of the tokenizer's entries. dtype: of stored states and heads. batch_size: rows of a forward
         pass. shard_rows: rows of a file. top_k: log-probabilities stored for each position if the head is not faithful.
+        reader: of the teacher's tokenizer, to store distributions over bytes instead, in float16 or in float32.
         """
         self.folder, self.rows, self.vocabulary = folder, rows, vocabulary
         self.collate, self.dtype, self.batch_size = Collator(pad_id), dtype, batch_size
-        self.shard_rows, self.top_k = shard_rows, top_k
+        self.shard_rows, self.top_k, self.reader = shard_rows, top_k, reader
+        self._lengths = None if reader is None else reader.lengths(rows)
+
+    def predicted_size(self, teacher: Model, checkpoints: int) -> CacheSize | None:
+        """Size of the stores of this many checkpoints; None if the teacher's config cannot be read yet. Raises
+        UserError if the disk is too small."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self._lengths is not None:
+            return predicted_size_of_bytes(self._lengths, checkpoints, dtype, self.folder)
+        return predicted_size(self.rows, teacher, checkpoints, self.vocabulary, dtype, self.folder)
 
     def build(
         self, checkpoint: str, model: nn.Module, about: dict[str, Any], on_rows: Callable[[int], None] | None = None
@@ -117,7 +143,12 @@ class CacheBuilder:
         note for the user if top-k log-probabilities are stored instead of hidden states.
         """
         model.eval()
-        writer = StoreWriter(self.folder / checkpoint, self.rows, self.shard_rows)
+        writer = StoreWriter(self.folder / checkpoint, self.rows, self.shard_rows, self._lengths)
+        if self.reader is not None:
+            for number, rows in writer.missing():
+                writer.write(number, self._read(model, rows, False, on_rows))
+            writer.close({**about, "kind": "bytes", "dtype": str(self._byte_dtype).removeprefix("torch.")})
+            return None
         head = head_of(model, self.vocabulary)
         error, missing = ranks.once(lambda: (self._head_error(model, head), writer.missing()))
         faithful = error <= FAITHFUL_NATS
@@ -153,13 +184,23 @@ class CacheBuilder:
             read = read_batch(model, self.collate([(index, rows[index]) for index in indices]), self.vocabulary)
             nll[indices] = read.row_losses
             lengths = [len(rows[index].answer) for index in indices]
-            stored = {"states": read.hidden.to(self.dtype)} if faithful else self._largest(read.logits)
+            if self.reader is not None:
+                lookups = self.reader.lookups([rows[index].answer for index in indices])
+                stored = {"bytes": byte_log_probs(read.logits, lookups).to(self._byte_dtype)}
+                lengths = lookups.rows.tolist()
+            else:
+                stored = {"states": read.hidden.to(self.dtype)} if faithful else self._largest(read.logits)
             for name, tensor in stored.items():
                 for index, piece in zip(indices, tensor.cpu().split(lengths), strict=True):
                     pieces[index][name] = piece
             if on_rows:
                 on_rows(len(indices) * ranks.size())
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} | {"nll": nll}
+
+    @property
+    def _byte_dtype(self) -> torch.dtype:
+        """Log-probabilities need no exponent of 8 bits: float16 holds three more bits of them than bfloat16."""
+        return torch.float32 if self.dtype is torch.float32 else torch.float16
 
     def _largest(self, logits: Tensor) -> dict[str, Tensor]:
         """Ids and log-probabilities [N, k] of the k largest logits [N, V] at each position."""

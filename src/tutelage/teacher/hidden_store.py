@@ -2,8 +2,10 @@
 
 A store is a folder:
 
-    shard-00000.safetensors   states [positions, H] (or ids and log_probs [positions, k]) and nll [rows]
-    index.safetensors         keys [rows] and tokens [rows], written when all shards are complete
+    shard-00000.safetensors   states [positions, H] (or ids and log_probs [positions, k]) and nll [rows]; or bytes
+                              [bytes, 257], log-probabilities of the next byte of the answer and of its end
+    index.safetensors         keys [rows] and tokens [rows], written when all shards are complete; with bytes also
+                              bytes [rows], the length of each answer in bytes, its end counted
     store.json                dtype, kind, head file, fingerprints of checkpoint and tokenizer; written last
 
 Rows are recognised by `EncodedRow.key` (id and token ids): a store is refused for rows that it was not made from.
@@ -43,9 +45,11 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 class StoreWriter:
     """Writes a store, whose shards may come from several processes; a killed writer leaves whole ones behind."""
 
-    def __init__(self, folder: Path, rows: Sequence[EncodedRow], shard_rows: int) -> None:
-        """Rows are written in the order given, `shard_rows` to a file."""
-        self.folder, self.rows, self.shard_rows = folder, rows, shard_rows
+    def __init__(
+        self, folder: Path, rows: Sequence[EncodedRow], shard_rows: int, bytes_of_rows: np.ndarray | None = None
+    ) -> None:
+        """Rows are written in the order given, `shard_rows` to a file. bytes_of_rows: [rows] for a store of bytes."""
+        self.folder, self.rows, self.shard_rows, self.bytes_of_rows = folder, rows, shard_rows, bytes_of_rows
         folder.mkdir(parents=True, exist_ok=True)
 
     def missing(self) -> list[int]:
@@ -64,7 +68,8 @@ class StoreWriter:
     def close(self, about: dict[str, Any]) -> None:
         """Write the index, then `store.json` with `about`: only now can the store be opened."""
         keys, tokens = torch.from_numpy(keys_of(self.rows)), torch.from_numpy(answer_lengths(self.rows))
-        save_tensors({"keys": keys, "tokens": tokens}, self.folder / "index.safetensors")
+        more = {} if self.bytes_of_rows is None else {"bytes": torch.from_numpy(self.bytes_of_rows)}
+        save_tensors({"keys": keys, "tokens": tokens, **more}, self.folder / "index.safetensors")
         write_json(self.folder / "store.json", {"format": FORMAT, "shard_rows": self.shard_rows, **about})
 
     def _path(self, number: int) -> Path:
@@ -130,6 +135,7 @@ class HiddenStore:
         index = folder / "index.safetensors"
         with reading(index, SafetensorError), safe_open(str(index), framework="pt") as file:
             self.keys, self.tokens = file.get_tensor("keys").numpy(), file.get_tensor("tokens").numpy()
+            self.lengths = file.get_tensor("bytes").numpy() if self.about["kind"] == "bytes" else self.tokens
         self._starts = self._starts_in_shards()
         self._shards: dict[int, Shard] = {}
         self._checked: set[int] = set()
@@ -156,25 +162,30 @@ class HiddenStore:
         pieces = []
         for row in rows:
             shard = self._checked_shard(row // self.about["shard_rows"])
-            pieces.append(shard.read(name, int(self._starts[row]), int(self.tokens[row])))
+            pieces.append(shard.read(name, int(self._starts[row]), int(self.lengths[row])))
         return torch.cat(pieces)
 
     def will_read(self, rows: Sequence[int]) -> None:
         """Load these rows' answer positions into the page cache, in the background, before `positions` reads them."""
-        names = ("states",) if self.about["kind"] == "states" else ("ids", "log_probs")
+        names = ("ids", "log_probs") if self.about["kind"] == "top_k" else (self.about["kind"],)
         for row in rows:
             for name in names:
                 shard = self._shard(row // self.about["shard_rows"])
-                shard.will_read(name, int(self._starts[row]), int(self.tokens[row]))
+                shard.will_read(name, int(self._starts[row]), int(self.lengths[row]))
 
     def __getstate__(self) -> dict[str, Any]:
         """For data-loading processes: each of them opens the files itself."""
         return {**self.__dict__, "_shards": {}}
 
-    def nll(self) -> np.ndarray:
-        """[rows] mean negative log-likelihood of the gold answers, in nats per token."""
+    def nll(self, tokens: np.ndarray | None = None) -> np.ndarray:
+        """[rows] negative log-likelihood of the gold answers, in nats per token.
+
+        tokens: [rows] tokens to count each answer as: those of another tokenizer, so that two models' losses are in one
+        unit. Default: the teacher's own, which gives the same numbers.
+        """
         shards = range(-(-len(self.keys) // self.about["shard_rows"]))
-        return np.concatenate([self._checked_shard(number).read("nll").double().numpy() for number in shards])
+        own = np.concatenate([self._checked_shard(number).read("nll").double().numpy() for number in shards])
+        return own if tokens is None else own * (self.tokens / tokens)
 
     def _checked_shard(self, number: int) -> Shard:
         """A shard to read numbers from. Those that data-loading processes only ask for ahead are not hashed there."""
@@ -195,9 +206,9 @@ class HiddenStore:
         return self.folder / f"shard-{number:05d}.safetensors"
 
     def _starts_in_shards(self) -> np.ndarray:
-        """[rows] index of each row's first answer position in its shard."""
+        """[rows] index of each row's first answer position, or byte, in its shard."""
         shard_rows = self.about["shard_rows"]
-        starts = np.cumsum(self.tokens) - self.tokens
+        starts = np.cumsum(self.lengths) - self.lengths
         return starts - np.repeat(starts[::shard_rows], shard_rows)[: len(starts)]
 
 

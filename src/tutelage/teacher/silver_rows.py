@@ -82,23 +82,33 @@ def _line(evaluator: Evaluator, example: Example, answer: Answer) -> SilverAnswe
 
 
 def kept_rows(
-    encoder: Encoder, examples: Sequence[Example], answers: Sequence[SilverAnswer], least: float = 0.0
-) -> Iterator[EncodedRow]:
+    encoders: Sequence[Encoder],
+    examples: Sequence[Example],
+    answers: Sequence[SilverAnswer],
+    least: float = 0.0,
+    spelled: Callable[[str, Sequence[EncodedRow]], bool] = lambda text, rows: True,
+) -> Iterator[tuple[EncodedRow, ...]]:
     """The rows that students are trained on, with T*'s text as the answer; says in the others why they are not.
 
-    least: probability below which an answer is not used.
+    encoders: of the student, and of a teacher with its own tokenizer; each gives a form of the row. least: probability
+    below which an answer is not used. spelled: whether the tokens of all forms spell the answer.
     """
     for example, answer in zip(examples, answers, strict=True):
-        target = encoder.answer(answer["raw"].strip())
-        row = EncodedRow(example.id, example.split, encoder.prompt(example, len(target)), target)
-        if answer["prediction"] is None:
+        text = answer["raw"].strip()
+        rows = tuple(_row(encoder, example, text) for encoder in encoders)
+        if answer["prediction"] is None or not spelled(text, rows):
             answer["left_out"] = "invalid"
         elif answer["confidence"] is None or answer["confidence"] < least:
             answer["left_out"] = "unsure"
-        elif len(row.prompt) + len(target) > encoder.max_length:
+        elif any(row.length > encoder.max_length for row, encoder in zip(rows, encoders, strict=True)):
             answer["left_out"] = "too_long"
         else:
-            yield row
+            yield rows
+
+
+def _row(encoder: Encoder, example: Example, text: str) -> EncodedRow:
+    target = encoder.answer(text)
+    return EncodedRow(example.id, example.split, encoder.prompt(example, len(target)), target)
 
 
 def left_out_counts(answers: Sequence[SilverAnswer]) -> dict[str, int]:

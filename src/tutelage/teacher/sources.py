@@ -15,8 +15,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tutelage.bytes.alphabet import byte_log_probs
+from tutelage.bytes.loss import ByteTargets
+from tutelage.bytes.reader import ByteReader
 from tutelage.data.collate import Collator, answered
 from tutelage.data.encode import EncodedRow
+from tutelage.data.token_store import answer_lengths
+from tutelage.errors import StaleArtifactError
 from tutelage.method.mixed_loss import Targets
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import Head, answer_hidden, head_of
@@ -85,6 +90,10 @@ class LiveTeacher:
     rows: Sequence[EncodedRow]
     vocabulary: int
     pad_id: int
+    own: ByteReader | None = None
+    """Of the teacher's tokenizer: the targets are then distributions over bytes."""
+    student: ByteReader | None = None
+    """Of the student's, with whose tokens batches are made; `rows` are in the teacher's."""
     _name: str | None = None
     _model: nn.Module | None = None
 
@@ -92,6 +101,11 @@ class LiveTeacher:
         """One forward pass of the checkpoint."""
         model = self._loaded(checkpoint)
         device = next(model.parameters()).device
+        if self.own is not None and self.student is not None:
+            items = [(index, self.rows[index]) for index in batch["row"].tolist()]
+            logits = read_batch(model, Collator(self.pad_id)(items), self.vocabulary).logits
+            log_probs = byte_log_probs(logits, self.own.lookups([row.answer for _, row in items]))
+            return ByteTargets(log_probs, self.student.of_batch(batch))
         hidden = answer_hidden(model, {name: tensor.to(device) for name, tensor in batch.items()})
         return HiddenTargets(hidden, head_of(model, self.vocabulary))
 
@@ -125,15 +139,19 @@ class CachedTeacher:
         rows: Sequence[EncodedRow],
         *,
         bf16: bool = False,
+        student: ByteReader | None = None,
+        own_rows: Sequence[EncodedRow] | None = None,
     ) -> None:
         """Open `folder/CHECKPOINT` for each name and check that it was made from these rows, in this order.
 
-        bf16: whether a CPU multiplies stored bfloat16 values as they are.
+        bf16: whether a CPU multiplies stored bfloat16 values as they are. student: of the student's tokenizer, for
+        stores of bytes. own_rows: the rows in the teacher's tokens, if they are not those of the student.
         """
         self.folder, self.checkpoints, self.bf16 = folder, list(checkpoints), bf16
+        self._student, self._units = student, None if own_rows is None else answer_lengths(rows)
         self._stores = {name: HiddenStore(folder / name) for name in checkpoints}
         for store in self._stores.values():
-            store.check(rows)
+            store.check(rows if own_rows is None else own_rows)
         self._head: tuple[tuple[str, torch.device], Head] | None = None
 
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
@@ -143,18 +161,33 @@ class CachedTeacher:
         if store.about["kind"] == "top_k":
             ids = store.positions("ids", rows).to(device, torch.int64, non_blocking=True)
             return TopKTargets(ids, store.positions("log_probs", rows).to(device, non_blocking=True))
+        if store.about["kind"] == "bytes":
+            return self._over_bytes(store, batch)
         hidden = store.positions("states", rows).to(device, non_blocking=True)
         # Few CPUs multiply bfloat16 fast. The others widen the stored values to float32, which changes none of them.
         widen = device.type == "cpu" and not self.bf16
         return HiddenTargets(hidden.float() if widen else hidden, self.head(checkpoint, device))
 
     def nll(self, checkpoint: str) -> np.ndarray:
-        """[rows] in nats per token, as measured when the store was written."""
-        return self._stores[checkpoint].nll()
+        """[rows] in nats per token, as measured when the store was written; per token of the student."""
+        return self._stores[checkpoint].nll(self._units)
 
     def ahead(self, checkpoint: str) -> Callable[[Sequence[int]], None]:
         """A function that loads stored rows into the page cache."""
         return self._stores[checkpoint].will_read
+
+    def _over_bytes(self, store: HiddenStore, batch: dict[str, Tensor]) -> ByteTargets:
+        """Raises StaleArtifactError if an answer has not as many bytes as it had when it was stored."""
+        if self._student is None:
+            raise ValueError(f"{store.folder} holds distributions over bytes: give the student's ByteReader")
+        rows, device = batch["row"].tolist(), batch["targets"].device
+        lookups = self._student.of_batch(batch)
+        if not np.array_equal(lookups.rows, store.lengths[rows]):
+            raise StaleArtifactError(
+                f"{store.folder} was made from other answers than the student's tokens spell. Rebuild it: tutelage"
+                " cache RECIPE --force"
+            )
+        return ByteTargets(store.positions("bytes", rows).to(device, non_blocking=True), lookups)
 
     def head(self, checkpoint: str, device: torch.device) -> Head:
         """The checkpoint's head. The last one used stays loaded; checkpoints with the same head share it."""

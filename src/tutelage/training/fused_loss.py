@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tutelage.bytes.fused import byte_head_loss
+from tutelage.bytes.loss import ByteDivergence, ByteTargets, byte_mixed_loss
 from tutelage.method.divergences import Divergence, divergence_function, log_probs
 from tutelage.method.mixed_loss import (
     MixedLoss,
@@ -30,7 +32,14 @@ from tutelage.method.mixed_loss import (
     mixed_loss,
 )
 from tutelage.method.taid import InterpolatedTargets
-from tutelage.models.heads import answer_logits, head_of, in_place_of, vocabulary_product
+from tutelage.models.heads import (
+    add_product,
+    answer_logits,
+    empty_gradients,
+    head_of,
+    in_place_of,
+    vocabulary_product,
+)
 from tutelage.training.gradients import GRADIENTS
 
 CHUNK_BYTES = 1 << 24
@@ -66,8 +75,17 @@ class LossInputs:
     result: MixedLoss | None = field(default=None, init=False)
     """The fused loss, set inside the model's forward pass."""
 
+    @property
+    def over_bytes(self) -> ByteDivergence | None:
+        """The divergence, where the teacher's distributions are over bytes."""
+        if not isinstance(self.targets, ByteTargets):
+            return None
+        return ByteDivergence(self.targets, self.mask, self.divergence, self.temperature, self.teacher_share)
+
     def plain(self, logits: Tensor) -> MixedLoss:
         """The loss from all logits at the answer positions, [positions, vocabulary]: the reference."""
+        if self.over_bytes is not None:
+            return byte_mixed_loss(logits, self.gold, self.weight, self.over_bytes, self.denominator)
         targets = self.targets
         if targets is not None and self.teacher_share < 1:
             targets = InterpolatedTargets(targets, logits, self.teacher_share)
@@ -99,7 +117,10 @@ class _HeadLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or tied is not None, ctx.needs_input_grad[2]
         with torch.autocast(device, enabled=False):
-            total, ce, kd, grads = _forward(hidden, weight, bias, inputs, dtype, wanted)
+            if inputs.over_bytes is None:
+                total, ce, kd, grads = _forward(hidden, weight, bias, inputs, dtype, wanted)
+            else:
+                total, ce, kd, grads = byte_head_loss(hidden, weight, bias, inputs, inputs.over_bytes, dtype, wanted)
         ctx.tied = tied
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(ce, kd)
@@ -168,7 +189,7 @@ def _forward(
     # float16 has no small numbers, and the gradient scaler multiplies the loss only later: gradients are computed in
     # units of the largest scale, and multiplied by it in float32 at the end.
     unit = scale.max() if dtype is torch.float16 and len(scale) else 1.0
-    grads = _empty_gradients(hidden, weight, bias, dtype, wanted)
+    grads = empty_gradients(hidden, weight, bias, dtype, wanted)
     of_hidden, of_weight, of_bias = grads
     ce, kd = hidden.new_zeros((2, len(hidden)), dtype=torch.float32)
     size = max(1, (CHUNK_BYTES if hidden.device.type == "cpu" else GPU_CHUNK_BYTES) // (4 * vocabulary))
@@ -181,7 +202,7 @@ def _forward(
         if of_hidden is not None:
             of_hidden[chunk] = grad @ head
         if of_weight is not None:
-            _add_product(of_weight[:vocabulary], grad, states)
+            add_product(of_weight[:vocabulary], grad, states)
         if of_bias is not None:
             of_bias[:vocabulary] += grad.sum(0)
     total = (scale * (kd_weight * kd + (1 - kd_weight) * ce)).sum()
@@ -191,26 +212,6 @@ def _forward(
                 grad *= unit
     grads = [of_hidden, *(None if grad is None else grad.to(weight.dtype) for grad in (of_weight, of_bias))]
     return total, example_means(ce, inputs.mask), example_means(kd, inputs.mask), grads
-
-
-def _empty_gradients(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Zeros for the wanted gradients of hidden states, weight and bias. Sums over chunks are kept in float32."""
-    of_hidden = None
-    if wanted[0]:
-        of_hidden = torch.zeros_like(hidden, dtype=torch.float32 if dtype is torch.float16 else None)
-    of_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
-    of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
-    return of_hidden, of_weight, of_bias
-
-
-def _add_product(of_weight: Tensor, grad: Tensor, states: Tensor) -> None:
-    """of_weight += grad^T states, without a second tensor of its size where the types allow it."""
-    if of_weight.dtype == grad.dtype:
-        of_weight.addmm_(grad.T, states)
-    else:
-        of_weight += grad.T @ states
 
 
 def _into_gradients(logits: Tensor, inputs: LossInputs, first: int, w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

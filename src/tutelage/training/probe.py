@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tutelage.bytes.alphabet import byte_log_probs
+from tutelage.bytes.lookups import Lookups
+from tutelage.bytes.loss import ByteTargets
 from tutelage.data.collate import IGNORED, Collator
 from tutelage.data.encode import EncodedRow
 from tutelage.errors import ModelError
@@ -127,11 +130,14 @@ class Probe:
         self._batches = [longest_first[start : start + BATCH_ROWS] for start in starts]
         self._collate, self.source, self.best, self.vocabulary = Collator(pad_id), source, best, vocabulary
         self._distance = forward_kl if student_kl == "forward" else reverse_kl
+        self._positions = sum(len(row.answer) for _, row in items)
         self._kl_best: dict[str, float] | None = None
+        self._lookups: list[Lookups] = []  # of each batch, where distributions are over bytes
 
     @torch.no_grad()
     def compare(self, model: nn.Module) -> list[Candidate]:
-        """Every checkpoint with KL(T* || T_k) and its distance to the student: means over answer positions, in nats.
+        """Every checkpoint with KL(T* || T_k) and its distance to the student: means over the student's answer
+        positions, in nats; where distributions are over bytes, their sum divided by the number of these positions.
 
         Raises ModelError where full distributions of the teacher or the student's logits cannot be computed.
         """
@@ -140,11 +146,10 @@ class Probe:
         batches = [
             {name: tensor.to(device) for name, tensor in self._collate(items).items()} for items in self._batches
         ]
-        head = head_of(model, self.vocabulary)
-        if self._kl_best is None:  # the first time
-            _check_head(head, *answer_states(model, batches[0]))
-        student = _StudentLogits(HiddenTargets(torch.cat([answer_hidden(model, batch) for batch in batches]), head))
         best = None if self._kl_best else [self._targets(self.best, batch) for batch in batches]
+        if best is not None:
+            self._lookups = [targets.lookups for targets in best if isinstance(targets, ByteTargets)]
+        student = self._bytes_of(model, batches) if self._lookups else self._logits_of(model, batches)
         # One checkpoint after the other, so that the head of each is loaded once.
         distances = {name: self._distances(name, batches, student, best) for name in self.source.checkpoints}
         model.train(training)
@@ -152,14 +157,35 @@ class Probe:
             self._kl_best = {name: kl_best for name, (kl_best, _) in distances.items()}
         return [Candidate(name, self._kl_best[name], kl_student) for name, (_, kl_student) in distances.items()]
 
+    def _logits_of(self, model: nn.Module, batches: list[dict[str, Tensor]]) -> _StudentLogits:
+        """The student's distributions over tokens."""
+        head = head_of(model, self.vocabulary)
+        if self._kl_best is None:  # the first time
+            _check_head(head, *answer_states(model, batches[0]))
+        return _StudentLogits(HiddenTargets(torch.cat([answer_hidden(model, batch) for batch in batches]), head))
+
+    def _bytes_of(self, model: nn.Module, batches: list[dict[str, Tensor]]) -> ByteTargets:
+        """The student's distributions over bytes."""
+        found = []
+        for batch, lookups in zip(batches, self._lookups, strict=True):
+            logits = answer_states(model, batch)[1][:, : self.vocabulary]
+            found.append(byte_log_probs(logits, lookups))
+        return ByteTargets(torch.cat(found), self._lookups[0])
+
     def _distances(
-        self, name: str, batches: list[dict[str, Tensor]], student: _StudentLogits, best: list[Targets] | None
+        self,
+        name: str,
+        batches: list[dict[str, Tensor]],
+        student: _StudentLogits | ByteTargets,
+        best: list[Targets] | None,
     ) -> tuple[float, float]:
         """KL(T* || T_k), 0 unless `best` is given, and the distance between student and T_k."""
         kl_best = kl_student = 0.0
         done = 0
         for number, batch in enumerate(batches):
-            targets, positions = self._targets(name, batch), int((batch["targets"] != IGNORED).sum())
+            targets = self._targets(name, batch)
+            over_bytes = isinstance(targets, ByteTargets)
+            positions = len(targets.log_probs) if over_bytes else int((batch["targets"] != IGNORED).sum())
             for start in range(0, positions, CHUNK_POSITIONS):
                 stop = min(start + CHUNK_POSITIONS, positions)
                 logits = targets.logits(start, stop)
@@ -167,7 +193,7 @@ class Probe:
                 if best is not None:
                     kl_best += float(forward_kl(logits, best[number].logits(start, stop)).sum())
             done += positions
-        return kl_best / done, kl_student / done
+        return kl_best / self._positions, kl_student / self._positions
 
     def _targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         targets = self.source.targets(checkpoint, batch)

@@ -1,8 +1,11 @@
-"""What a run trains and scores with, loaded when first asked for and shared by its stages: tokenizer, rows, models."""
+"""What a run trains and scores with, loaded when first asked for and shared by its stages: tokenizer, rows, models.
+
+A teacher may have another tokenizer than the student: `RunModels.taught` is then the same run in the teacher's tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +16,21 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from tutelage.bytes.reader import ByteReader, byte_reader
 from tutelage.data.collate import pad_id_of
 from tutelage.data.encode import EncodedRow, Encoder, Subset, make_encoder
 from tutelage.data.token_store import TokenStore
 from tutelage.models.adapters import merged
 from tutelage.models.evaluation import EvalSet, Evaluator, ValidationScores
-from tutelage.models.load import cut_vocabulary, device, load_model, load_tokenizer, load_trainable
+from tutelage.models.load import check_vocabularies, cut_vocabulary, device, load_model, load_tokenizer, load_trainable
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
 from tutelage.records import Example
-from tutelage.run.artifacts import CheckpointScore
+from tutelage.run.artifacts import CheckpointScore, PreparedData, TeacherTokens
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.build_cache import CacheBuilder
+from tutelage.teacher.hidden_store import HiddenStore
+from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.finetuning import fine_tune
 from tutelage.utils import ranks
 from tutelage.utils.files import read_jsonl
@@ -36,15 +42,21 @@ CHECKED_ROWS = 64
 class RunModels:
     """Tokenizer, token ids, models and evaluation of one run, all by its recipe."""
 
-    def __init__(self, run: RunFolder) -> None:
-        """Nothing is loaded yet."""
-        self.run = run
+    def __init__(self, run: RunFolder, student: RunModels | None = None) -> None:
+        """Nothing is loaded yet. student: for a teacher that has a tokenizer of its own, the run in the student's
+        tokens."""
+        self.run, self._student = run, student
         self._eval_sets: dict[str, EvalSet] = {}
 
     @cached_property
+    def taught(self) -> RunModels:
+        """The run in the teacher's tokens, which are the student's as well unless their tokenizers differ."""
+        return self if self._student or "teacher" not in self.run.prepared else RunModels(self.run, self)
+
+    @cached_property
     def tokenizer(self) -> Any:
-        """The student's tokenizer; `prepare` has checked that the teacher's is the same."""
-        return load_tokenizer(self.run.recipe.student)
+        """The student's tokenizer, or the teacher's in `taught`."""
+        return load_tokenizer(self.run.recipe.teacher if self._student else self.run.recipe.student)
 
     @property
     def pad_id(self) -> int:
@@ -54,16 +66,23 @@ class RunModels:
     @property
     def vocabulary(self) -> int:
         """Entries of the tokenizer; rows of an embedding beyond it are padding."""
-        return self.run.prepared["vocabulary"]
+        return self._prepared["vocabulary"]
+
+    @property
+    def _prepared(self) -> PreparedData | TeacherTokens:
+        return self.run.prepared["teacher"] if self._student else self.run.prepared
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Rendering of rows as token ids, the same for all models."""
+        """Rendering of rows as token ids."""
         return make_encoder(self.run.recipe.data, self.tokenizer)
 
     def encoded(self, split: str) -> TokenStore:
         """Rows of a split as token ids, without those that `prepare` left out."""
-        return TokenStore(self.run.folder / "prepare" / "tokens" / f"{split}.arrow", split)
+        folder = self.run.folder / "prepare" / "tokens"
+        if self._student is None:
+            return TokenStore(folder / f"{split}.arrow", split)
+        return TokenStore(folder / "teacher" / f"{split}.arrow", split, self._student.encoded(split).answer_lengths)
 
     def training_rows(self) -> TokenStore:
         """The rows that distillation trains on, as token ids: those with gold, then those that T* answered.
@@ -72,7 +91,35 @@ class RunModels:
         """
         if not self.run.recipe.data.has_unlabelled:
             return self.encoded("train")
-        return TokenStore(self.run.folder / "silver" / "train.arrow", "train")
+        if self._student is None:
+            return TokenStore(self.run.folder / "silver" / "train.arrow", "train")
+        units = self._student.training_rows().answer_lengths
+        return TokenStore(self.run.folder / "silver" / "teacher.arrow", "train", units)
+
+    @cached_property
+    def byte_reader(self) -> ByteReader:
+        """What compares models with different tokenizers, checked on the training answers.
+
+        Raises ModelError for a tokenizer that does not spell them.
+        """
+        role = "teacher" if self._student else "student"
+        texts = (example.answer for example in self._examples("train"))
+        ids = (row.answer for row in self.encoded("train"))
+        answers = zip((self.encoder.answer_prefix + text for text in texts), ids, strict=True)
+        return byte_reader(self.tokenizer, answers, role)
+
+    def spells(self, text: str, answer: Sequence[int]) -> bool:
+        """Whether the token ids of an answer spell its text as they should, so that it can be compared byte by byte."""
+        return self.byte_reader.text(answer) == (self.encoder.answer_prefix + text).encode()
+
+    def cached_teacher(self, checkpoints: Sequence[str], rows: TokenStore) -> CachedTeacher:
+        """The cache of these checkpoints, to train the student on, or to compare it with them. rows: those that the
+        cache was made from, in the student's tokens."""
+        folder, bf16 = self.run.folder / "cache", self.run.bf16
+        if not any(HiddenStore(folder / name).about["kind"] == "bytes" for name in checkpoints):
+            return CachedTeacher(folder, checkpoints, rows, bf16=bf16)
+        own = self.taught.training_rows() if self.taught is not self else None
+        return CachedTeacher(folder, checkpoints, rows, bf16=bf16, student=self.byte_reader, own_rows=own)
 
     def load(self, model: Model, folder: Path | str | None = None) -> nn.Module:
         """A model to read or answer with: weights kept in float32 for training are loaded in bfloat16 where that is
@@ -89,12 +136,12 @@ class RunModels:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Decoding and scoring, the same for all models."""
-        recipe, about = self.run.recipe, self.run.prepared
+        recipe = self.run.recipe
         return Evaluator(
             self.run.task,
             self.encoder,
             self.vocabulary,
-            about["max_new_tokens"],
+            self._prepared["max_new_tokens"],
             recipe.task.decoding,
             recipe.evaluate.batch_size,
         )
@@ -102,10 +149,12 @@ class RunModels:
     def eval_set(self, split: str) -> EvalSet:
         """Prepared rows of a split, ready for any number of models to answer."""
         if split not in self._eval_sets:
-            lines = read_jsonl(self.run.folder / "prepare" / "rows.jsonl")
-            examples = [Example(**line) for line in lines if line["split"] == split]
-            self._eval_sets[split] = self.evaluator.eval_set(examples, self.encoded(split))
+            self._eval_sets[split] = self.evaluator.eval_set(list(self._examples(split)), self.encoded(split))
         return self._eval_sets[split]
+
+    def _examples(self, split: str) -> Iterator[Example]:
+        lines = read_jsonl(self.run.folder / "prepare" / "rows.jsonl")
+        return (Example(**line) for line in lines if line["split"] == split)
 
     def score_checkpoint(self, section: Model, checkpoint: Path) -> tuple[CheckpointScore, ValidationScores]:
         """A checkpoint of this model on the validation rows: its record, and score and loss of every row."""
@@ -168,8 +217,11 @@ class RunModels:
         return whole
 
     def cache_builder(self, folder: Path) -> CacheBuilder:
-        """Writes what a model says about the training rows into a store in `folder`."""
+        """Writes what the teacher's checkpoints say about the training rows into a store in `folder`."""
         section = self.run.recipe.cache
+        over_bytes = section.form == "bytes" or self._student is not None
+        if section.form == "states" and self._student is not None:  # set after `prepare` was done
+            check_vocabularies(self.tokenizer, self._student.tokenizer)
         return CacheBuilder(
             folder,
             self.training_rows(),
@@ -179,4 +231,5 @@ class RunModels:
             batch_size=section.batch_size,
             shard_rows=section.shard_rows,
             top_k=section.top_k,
+            reader=self.byte_reader if over_bytes else None,
         )

@@ -210,7 +210,7 @@ class SCDTrainer:
             args.max_new_tokens or longest,
             batch_size=args.cache_batch_size,
         )
-        self.unlabelled: list[Example] = []
+        self.unlabelled: Sequence[Example] = []
         if unlabelled_dataset is not None:
             fits = room_test(self.encoder, self.evaluator.max_new_tokens)
             self.unlabelled = simple_unlabelled(unlabelled_dataset, examples, fits, chat_template=args.chat_template)
@@ -349,7 +349,7 @@ class SCDTrainer:
         work = Work(self.folder / "silver", self._inputs() | self._silver_inputs(), restart_only=chunk_files)
         path, to_do = work.folder / "answers.jsonl", work.prepare()
         answers: list[Any] = self._answers(work.folder) if to_do else list(read_jsonl(path))
-        rows = list(kept_rows(self.encoder, self.unlabelled, answers))
+        rows = [row for (row,) in kept_rows([self.encoder], self.unlabelled, answers)]
         if not rows:
             values = {"rows": len(answers), **left_out_counts(answers)}
             raise DataError(Problem(Kind.SILVER_EMPTIED, values=values))

@@ -115,6 +115,16 @@ def _cut_rows(v: Values) -> str:
     return f"{v['cut']:,} of {v['rows']:,} rows are longer than {v['max_length']} tokens and {fate}; is that intended?"
 
 
+def _vocabularies(v: Values) -> str:
+    if not v["own"]:
+        return f"both tokenizers have the same {v['vocabulary']:,} entries and end a sequence with {v['end']!r}"
+    return (
+        f"teacher and student have different tokenizers ({v['teacher']:,} and {v['student']:,} entries), so they are"
+        " compared by the next byte of the answer (cache.form): 514 bytes of cache for each byte of an answer and"
+        " checkpoint, and a slower step, which --timing-run measures"
+    )
+
+
 def _lengths(v: Values) -> str:
     if v["cut"]:
         return f"{v['cut']:,} of {v['rows']:,} rows do not fit ({v['max_length']} tokens)"
@@ -218,11 +228,13 @@ PASSED: dict[str, Text] = {
     "answers_as_tokens": "the tokenizer writes answers that read back unchanged",
     "steps": lambda v: ", ".join(f"{part} {count:,}" for part, count in v.items() if part != "change"),
     "cache_size": lambda v: str(v["size"] or "the size is known once the teacher's files are here"),
-    "vocabularies": "both tokenizers have the same {vocabulary:,} entries and end a sequence with {end!r}",
+    "vocabularies": _vocabularies,
     "padded_sizes": (
         "embeddings for {teacher:,} (teacher) and {student:,} (student) entries; those beyond the tokenizer are cut off"
     ),
-    "chat_template": "both models have the same chat template",
+    "chat_template": lambda v: (
+        "each model reads its own chat template" if v.get("own") else "both models have the same chat template"
+    ),
     "training_arguments": "transformers takes them",
     "learning_rate": lambda v: ", ".join(f"{section} {rate:g}" for section, rate in v["rates"].items()),
     "precision": _precision,
