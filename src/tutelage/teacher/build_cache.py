@@ -99,6 +99,10 @@ def each_checkpoint(
         base = adapted.unload()
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class CacheBuilder:
     """Runs a teacher checkpoint once over the rows and writes its store."""
 
@@ -129,7 +133,7 @@ class CacheBuilder:
     def predicted_size(self, teacher: Model, checkpoints: int) -> CacheSize | None:
         """Size of the stores of this many checkpoints; None if the teacher's config cannot be read yet. Raises
         UserError if the disk is too small."""
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = _name(self.dtype)
         if self._lengths is not None:
             return predicted_size_of_bytes(self._lengths, checkpoints, dtype, self.folder)
         return predicted_size(self.rows, teacher, checkpoints, self.vocabulary, dtype, self.folder)
@@ -144,29 +148,25 @@ class CacheBuilder:
         """
         model.eval()
         writer = StoreWriter(self.folder / checkpoint, self.rows, self.shard_rows, self._lengths)
-        if self.reader is not None:
-            for number, rows in writer.missing():
-                writer.write(number, self._read(model, rows, False, on_rows))
-            writer.close({**about, "kind": "bytes", "dtype": str(self._byte_dtype).removeprefix("torch.")})
-            return None
-        head = head_of(model, self.vocabulary)
-        error, missing = ranks.once(lambda: (self._head_error(model, head), writer.missing()))
-        faithful = error <= FAITHFUL_NATS
+        head = None if self.reader is not None else head_of(model, self.vocabulary)
+        error, missing = ranks.once(lambda: (head and self._head_error(model, head), writer.missing()))
+        faithful = error is not None and error <= FAITHFUL_NATS
         for number in ranks.share(missing):
             writer.write(number, self._read(model, writer.rows_of(number), faithful, on_rows))
-        about = {**about, "dtype": str(self.dtype).removeprefix("torch."), "head_error_nats": error}
-        ranks.once(lambda: self._close(writer, about, head if faithful else None))
-        if faithful:
+        ranks.once(lambda: writer.close({**about, **self._about(head, error, faithful)}))
+        if error is None or faithful:
             return None
         return (
             f"{checkpoint}: its output head, applied to its hidden states, is {error:.2g} nats from its own logits,"
             f" so the cache holds the {self.top_k} largest log-probabilities of each position (forward KL only)"
         )
 
-    def _close(self, writer: StoreWriter, about: dict[str, Any], head: Head | None) -> None:
-        """Finish a store whose shards are all there. head: None for a store of top-k log-probabilities."""
-        top_k = {"kind": "top_k", "top_k": self.top_k}
-        writer.close(about | (top_k if head is None else {"kind": "states", "head": self._keep_head(head)}))
+    def _about(self, head: Head | None, error: float | None, faithful: bool) -> dict[str, Any]:
+        """What store.json says of a store whose shards are all there. head, error: None for one of bytes."""
+        if head is None:
+            return {"kind": "bytes", "dtype": _name(self._byte_dtype)}
+        kind = {"kind": "states", "head": self._keep_head(head)} if faithful else {"kind": "top_k", "top_k": self.top_k}
+        return {**kind, "dtype": _name(self.dtype), "head_error_nats": error}
 
     def _head_error(self, model: nn.Module, head: Head) -> float:
         batch = self.collate(list(enumerate(self.rows[:4])))
