@@ -11,7 +11,8 @@ from tutelage.models.evaluation import Evaluator
 from tutelage.recipe.load import load_recipe
 from tutelage.records import Example
 from tutelage.run.run_folder import RunFolder
-from tutelage.stages import distill, silver
+from tutelage.stages import distill
+from tutelage.teacher import silver_rows
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.distillation import Distillation
 from tutelage.training.run_models import RunModels
@@ -183,7 +184,7 @@ def test_a_file_without_a_new_row_is_refused(tmp_path, command):
 
 
 def test_an_interrupted_stage_answers_no_row_twice(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(silver, "CHUNK", 8)
+    monkeypatch.setattr(silver_rows, "CHUNK", 8)
     recipe = make_unlabelled(tmp_path)
     for stage in ("prepare", "teach"):
         assert command(stage, recipe) == 0
