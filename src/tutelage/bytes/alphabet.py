@@ -28,7 +28,8 @@ def byte_log_probs(logits: Tensor, lookups: Lookups) -> Tensor:
 
     logits: [N, V] at the answer positions of the batch, of which entries beyond the tokenizer's ids are cut off.
     """
-    return combined(*RangeMasses.apply(logits, lookups), lookups)
+    masses, exact = RangeMasses.apply(logits, lookups)  # type: ignore[no-untyped-call]  # torch's own
+    return combined(masses, exact, lookups)
 
 
 def combined(masses: Tensor, exact: Tensor, lookups: Lookups) -> Tensor:
