@@ -72,6 +72,12 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def started_one_of_several() -> bool:
+    """Whether `accelerate launch --cpu` was asked for several processes: it then starts one, unless it has MPI."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+
+
 def is_main() -> bool:
     """Whether this is the process that writes and speaks."""
     return started() == 1 or int(os.environ.get("RANK") or 0) == 0
