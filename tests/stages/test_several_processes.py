@@ -17,7 +17,7 @@ ROWS, STEP = 13, 6
 METHODS = ["scd-aw-cf", "taid", "seqkd"]
 TIMES = ("seconds", "runtime", "per_second", "answering", "flos", "train_batch_size", "memory", "finished")
 OF_THE_TRAINER = ("epoch", "train_loss")
-"""transformers counts epochs in batches, of which a step may have more on fewer processes; train_loss is the mean over the
+"""transformers counts epochs in batches, of which a step may have more on fewer processes, and its train_loss is of the
 steps since a restart. The loss of every step is compared."""
 DIES = """
 import os, signal
