@@ -171,6 +171,13 @@ def test_a_launcher_that_does_not_say_who_is_who_is_refused(finished, command, m
     assert "started 2 processes" in command.err and "MASTER_ADDR, MASTER_PORT is not set" in command.err
 
 
+def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_named(finished, command, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as `accelerate launch --cpu --num_processes 2` leaves it
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert command("prepare", finished / "recipe.yaml") == 0
+    assert "accelerate starts one process on a CPU" in command.err
+
+
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_a_launcher_that_asks_for_sharded_models_is_refused(finished, command, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")

@@ -16,8 +16,9 @@ from tutelage.utils.files import read_json
 ROWS, STEP = 13, 6
 METHODS = ["scd-aw-cf", "taid", "seqkd"]
 TIMES = ("seconds", "runtime", "per_second", "answering", "flos", "train_batch_size", "memory", "finished")
-BATCHES = "epoch"
-"""transformers counts epochs in batches, of which a step may have more on fewer processes."""
+OF_THE_TRAINER = ("epoch", "train_loss")
+"""transformers counts epochs in batches, of which a step may have more on fewer processes, and its train_loss is of the
+steps since a restart. The loss of every step is compared."""
 DIES = """
 import os, signal
 from tutelage.training.trainer import DistillTrainer
@@ -84,7 +85,7 @@ def numbers(folder: Path) -> dict[str, Any]:
         lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         for number, line in enumerate(lines):
             found |= {f"{name}:{number}{key}": value for key, value in leaves(json.loads(line))}
-    return {key: value for key, value in found.items() if not any(word in key for word in (*TIMES, BATCHES))}
+    return {key: value for key, value in found.items() if not any(word in key for word in (*TIMES, *OF_THE_TRAINER))}
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -97,7 +97,7 @@ def _outcome(action: Callable[[], None]) -> int:
     if gone := ranks.lost():
         code, text = 1, f"process {gone[0]} of {ranks.started()} was killed or has crashed; {CONTINUES}"
     code, speaks = ranks.fail(code, common=text is None)
-    if ranks.started() > 1:  # a launcher ends all processes as soon as one has ended
+    if ranks.size() > 1:  # a launcher ends all processes as soon as one has ended
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     if speaks and text:

@@ -77,6 +77,8 @@ def _go(run_folder: RunFolder, stages: list[str]) -> None:
     from tutelage.run.manifest import locked
     from tutelage.stages.pipeline import run_stages
 
+    if ranks.started_one_of_several():
+        run_folder.screen.warn("accelerate starts one process on a CPU: `torchrun --nproc_per_node N` starts several")
     with ExitStack() as held:
         ranks.once(lambda: held.enter_context(locked(run_folder.folder, several=True)))
         run_stages(run_folder, stages)

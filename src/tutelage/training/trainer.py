@@ -325,7 +325,8 @@ def _checked_checkpoint(folder: Path) -> Path | None:
 def train(trainer: DistillTrainer) -> None:
     """Train to the end, from the last complete resume checkpoint if there is one. All processes take part."""
     resume = ranks.once(lambda: _checked_checkpoint(Path(trainer.args.output_dir)))
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    for name in ("trainer", "trainer_utils"):  # the latter warns of batches that other processes share out differently
+        logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)

@@ -53,6 +53,8 @@ class _Launch:
     store: Any
     name: str
     """Start of the keys in the store; another one after a launcher has restarted its processes."""
+    processes: list[tuple[str, int]]
+    """Machine and process id, by rank."""
     alone: bool = False
     """Whether the main process is doing what it does once."""
     parted: threading.Event = field(default_factory=threading.Event)
@@ -68,6 +70,12 @@ _launch: _Launch | None = None
 def started() -> int:
     """Number of processes that a launcher says it has started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def started_one_of_several() -> bool:
+    """Whether `accelerate launch --cpu` was asked for several processes: it then starts one, unless it has MPI."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
 
 
 def is_main() -> bool:
@@ -107,6 +115,7 @@ def join() -> None:
 
 
 def _joined(rank: int, count: int) -> _Launch:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process is told by us, without frames of C++
     import torch
     from torch import distributed
 
@@ -121,8 +130,9 @@ def _joined(rank: int, count: int) -> _Launch:
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
     )
     name = f"tutelage-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    store.set(f"{name}-process-{rank}", f"{socket.gethostname()} {os.getpid()}")
-    return _Launch(rank, count, group, store, name)
+    processes: list[Any] = [None] * count
+    distributed.all_gather_object(processes, (socket.gethostname(), os.getpid()), group=group)
+    return _Launch(rank, count, group, store, name, processes)
 
 
 # --- together ---
@@ -224,8 +234,8 @@ def fail(code: int, *, common: bool = False) -> tuple[int, bool]:
         else:
             launch.store.wait([f"{launch.name}-code"], timedelta(seconds=GRACE))
         return int(launch.store.get(f"{launch.name}-code")), mine
-    except RuntimeError:  # the store went with the process that held it
-        return code, launch.rank == 0
+    except RuntimeError:  # the store went with the main process, if no launcher held it
+        return code, launch.rank <= 1
 
 
 def leave() -> None:
@@ -244,25 +254,16 @@ def leave() -> None:
 
 
 def lost() -> list[int]:
-    """Ranks of processes on this machine that are gone, although they never said that they failed."""
+    """Ranks of processes on this machine that are not there any more."""
     import psutil
 
-    launch = _launch
     gone: list[int] = []
-    if launch is None:
-        return gone
-    for rank in range(launch.size):
-        key = f"{launch.name}-process-{rank}"
+    for rank, (machine, number) in enumerate(_launch.processes if _launch else ()):
         try:
-            if not launch.store.check([key]):
-                continue
-            host, number = launch.store.get(key).decode().split()
-            if host == socket.gethostname() and psutil.Process(int(number)).status() == psutil.STATUS_ZOMBIE:
+            if machine == socket.gethostname() and psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
                 gone.append(rank)
         except psutil.NoSuchProcess:
             gone.append(rank)
-        except RuntimeError:
-            return gone
     return gone
 
 
