@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import EncodedRow, Encoder, Misfits, check_not_emptied, make_encoder
+from tutelage.data.encode import Encoder, Misfits, check_not_emptied, make_encoder
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
 from tutelage.data.unlabelled import differences, load_fitting, notes_of
 from tutelage.doctor.checks import Check, argument_line, failed
@@ -23,6 +24,7 @@ from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.teacher.build_cache import predicted_size
+from tutelage.utils.spool import Picked
 
 MANY_CUT = 0.05
 """Fraction of rows left out or cut that is worth a look."""
@@ -42,7 +44,7 @@ class FittingRows:
     encoder: Encoder
     stores: dict[str, TokenStore]
     """By split, in the order of `examples`."""
-    examples: dict[str, list[Example]]
+    examples: Mapping[str, Sequence[Example]]
     """Of the rows that fit."""
     vocabulary: int
     longest_answer: int
@@ -70,17 +72,18 @@ def check_fit(
     rows: Rows, recipe: Recipe, tokenizer: Any, vocabulary: int, scratch: Path
 ) -> tuple[FittingRows | None, list[Check]]:
     """Tokenize all rows into `scratch`, and check their lengths. None if nothing is left to train on."""
-    encoder, misfits, kept = make_encoder(recipe.data, tokenizer), Misfits(), {split: [] for split in SPLITS}
+    encoder, misfits = make_encoder(recipe.data, tokenizer), Misfits()
     try:
         for split in SPLITS:
-            encoded = _encoded(encoder, rows.examples[split], misfits, kept[split])
-            write_tokens(scratch / f"{split}.arrow", encoded)
+            write_tokens(scratch / f"{split}.arrow", encoder.fitting(rows.examples[split], misfits))
     except DataError as error:  # a row that the chat template refuses
         return None, [failed("chat_template", "models", error.problems[0], "data.chat_template=false")]
     stores = {split: TokenStore(scratch / f"{split}.arrow", split) for split in SPLITS}
     checks = [_lengths(encoder, rows, misfits, stores, recipe)]
     if not len(stores["train"]):
         return None, checks
+    left_out = {*misfits.empty, *(row.id for row in misfits.long)}
+    kept = {split: _without(rows.examples[split], left_out) for split in SPLITS}
     fitting = FittingRows(encoder, stores, kept, vocabulary, int(answer_lengths(stores["train"]).max()))
     if recipe.data.has_unlabelled:
         check, count = _unlabelled(rows, recipe, fitting)
@@ -90,12 +93,12 @@ def check_fit(
     return fitting, checks
 
 
-def _encoded(encoder: Encoder, examples: list[Example], misfits: Misfits, kept: list[Example]) -> Iterator[EncodedRow]:
-    """The rows that fit; their examples are added to `kept`."""
-    for example in examples:
-        for row in encoder.fitting([example], misfits):
-            kept.append(example)
-            yield row
+def _without(examples: Sequence[Example], ids: set[str]) -> Sequence[Example]:
+    """The examples but those with one of the ids."""
+    if not ids:
+        return examples
+    kept = array("q", (index for index, example in enumerate(examples) if example.id not in ids))
+    return Picked(examples, np.asarray(kept, dtype=np.int64))
 
 
 # --- rows without gold ---
