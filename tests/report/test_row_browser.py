@@ -16,6 +16,7 @@ from tutelage.report.row_browser import (
     LONGEST,
     MODELS,
     SHORTEST,
+    TEST_ROWS,
     RowSource,
     browser_data,
     one_line,
@@ -263,6 +264,12 @@ def test_training_rows_are_left_out_before_test_rows():
     ids = data["training"]["ids"]
     assert ids == sorted(ids) and len(set(ids)) == shown["training"]
     assert ids == sample(2_000, shown["training"])  # the same rows in every page
+
+
+def test_a_page_holds_a_sample_of_many_test_rows():
+    short = RowSource(30_000, lambda indices: {"ids": list(indices)})
+    payload, _, shown = pack({"test": short}, {})
+    assert shown == {"test": TEST_ROWS} and unpacked(payload)["test"]["ids"] == sample(30_000, TEST_ROWS)
 
 
 def test_test_rows_keep_most_of_the_budget():

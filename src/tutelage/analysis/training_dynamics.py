@@ -132,11 +132,11 @@ def training_dynamics(folder: Path) -> TrainingDynamics:
     """
     weights = {path.parent: _weights_in(path) for path in sorted(folder.glob("distill/*/*/weights.jsonl"))}
     known = _known_of(folder, [found.ids for found in weights.values() if found])
-    anchor = _losses(folder / "anchor" / "sample_loss.jsonl")
+    anchor = training_losses(folder / "anchor" / "sample_loss.jsonl")
     checkpoints = {}
     for path in sorted(folder.glob("cache/*/sample_loss.jsonl")):
-        checkpoint = _losses(path)
-        places, there = _places(anchor.ids, checkpoint.ids)
+        checkpoint = training_losses(path)
+        places, there = places_in(anchor.ids, checkpoint.ids)
         there &= known.training.holds(checkpoint.ids)
         if there.any():
             checkpoints[path.parent.name] = _split(anchor.nll[places[there]], checkpoint.nll[there])
@@ -167,7 +167,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
     return read_jsonl(path) if present(path) else ()
 
 
-class _Losses(NamedTuple):
+class Losses(NamedTuple):
     """Losses on the training rows, in the order of their file."""
 
     ids: np.ndarray
@@ -176,17 +176,17 @@ class _Losses(NamedTuple):
     """[rows]"""
 
 
-def _losses(path: Path) -> _Losses:
-    """Losses on the training rows of a sample_loss.jsonl."""
+def training_losses(path: Path) -> Losses:
+    """Losses on the training rows of a sample_loss.jsonl; none if it is absent."""
     ids, nll = array("Q"), array("d")
     for line in _lines(path):
         if line["split"] == "train":
             ids.append(digest(line["id"]))
             nll.append(line["nll"])
-    return _Losses(as_array(ids), np.asarray(nll))
+    return Losses(as_array(ids), np.asarray(nll))
 
 
-def _places(ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def places_in(ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[wanted] index of each in `ids` and whether it is there. Both are digests."""
     if not len(ids):
         return np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=bool)
@@ -286,7 +286,7 @@ def _most_values(rows: int) -> int:
 
 def _weights_by_slice(found: _Weights, known: _Known) -> list[SliceWeights]:
     """Mean weights of slices by subdomain, language and label."""
-    places, there = _places(known.ids, found.ids)
+    places, there = places_in(known.ids, found.ids)
     slices = []
     for field, key in FIELDS.items():
         column = known.values[field]

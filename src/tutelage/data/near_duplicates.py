@@ -8,12 +8,13 @@ of 0.8 share a band with probability 1 - (1 - 0.8^4)^16 = 0.9998, texts with 0.3
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice, takewhile
+from itertools import islice, takewhile
 
 import numpy as np
 
 from tutelage.data.splits import prompt_text
 from tutelage.records import Example
+from tutelage.utils.spool import Mapped
 
 LEAST_JACCARD = 0.8
 """Least Jaccard index of the shingles of near-duplicates."""
@@ -201,10 +202,10 @@ Cuts = Mapping[str | None, tuple[int, int]]
 """By language, how many characters all prompts begin and end with."""
 
 
-def distinct_texts(examples: Sequence[Example]) -> list[str]:
-    """The prompts without the words that all prompts of their language begin and end with."""
+def distinct_texts(examples: Sequence[Example]) -> Sequence[str]:
+    """The prompts without the words that all prompts of their language begin and end with, made when they are read."""
     cuts = shared_parts(examples)
-    return [distinct_text(example, cuts) for example in examples]
+    return Mapped(examples, lambda _, example: distinct_text(example, cuts))
 
 
 def distinct_text(example: Example, cuts: Cuts) -> str:
@@ -216,14 +217,14 @@ def distinct_text(example: Example, cuts: Cuts) -> str:
     return text[start : len(text) - stop].strip()
 
 
-def shared_parts(*parts: Sequence[Example]) -> Cuts:
+def shared_parts(examples: Sequence[Example]) -> Cuts:
     """How many characters, in whole words, the prompts of each language all begin and end with.
 
     Languages of which all prompts are equal are left out.
     """
-    ends = _ends(chain(*parts), lambda example: prompt_text(example.prompt))
+    ends = _ends(examples, lambda example: prompt_text(example.prompt))
     starts = {language: _whole_words(_common_start(pair)) for language, pair in ends.items() if pair[0] != pair[1]}
-    ends = _ends(chain(*parts), lambda example: prompt_text(example.prompt)[starts.get(example.language, 0) :][::-1])
+    ends = _ends(examples, lambda example: prompt_text(example.prompt)[starts.get(example.language, 0) :][::-1])
     # Cut at white space and punctuation: parts of words must not be compared.
     return {language: (start, _whole_words(_common_start(ends[language]))) for language, start in starts.items()}
 

@@ -31,7 +31,7 @@ from tutelage.errors import DataError, Kind, Place, Problem, RowsError
 from tutelage.recipe.schema import Data, Recipe, Task
 from tutelage.records import Example
 from tutelage.utils.digests import DigestSet, as_array, digest, digests
-from tutelage.utils.spool import Mapped, Picked
+from tutelage.utils.spool import Joined, Mapped, Picked
 
 LOOKED_AT = 500
 """Rows whose language and length are compared with those of the training rows."""
@@ -123,7 +123,7 @@ def pick_unlabelled(
     found.too_long = int((~fitting).sum())
     usable = usable[fitting]
     apart = usable[~scored[usable]]
-    near = apart[_near([*examples["validation"], *examples["test"]], Picked(rendered, apart))]
+    near = apart[_near(Joined(examples["validation"], examples["test"]), Picked(rendered, apart))]
     found.near = len(near)
     usable = usable if keep else np.setdiff1d(usable, near, assume_unique=True)
     picked, _ = sample(len(usable), data.max_unlabelled_rows, f"{seed}/{UNLABELLED}")
@@ -206,7 +206,7 @@ def differences(training: Sequence[Example], unlabelled: Sequence[Example]) -> l
 
 def _near(scored: Sequence[Example], drafts: Sequence[Example]) -> np.ndarray:
     """[n] indices of the drafts whose text nearly repeats that of a scored row."""
-    cuts = shared_parts(scored, drafts)
+    cuts = shared_parts(Joined(scored, drafts))
     folded = [Mapped(rows, lambda _, example: normalised(distinct_text(example, cuts))) for rows in (scored, drafts)]
     return np.array([late for late, _, _ in near_pairs(*folded)], dtype=np.int64)
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -17,8 +19,8 @@ from tutelage.data.contents.languages import language_fractions, main_language
 from tutelage.data.contents.words import stands_whole
 from tutelage.data.dataset import Rows, load_rows
 from tutelage.data.encode import fitting_test
-from tutelage.data.near_duplicates import distinct_texts, near_pairs
-from tutelage.data.splits import normalised, prompt_text
+from tutelage.data.near_duplicates import distinct_text, near_pairs, shared_parts
+from tutelage.data.splits import normalised, prompt_key, prompt_text
 from tutelage.doctor.checks import Check
 from tutelage.errors import DataError, Kind, ModelError, Problem, RowsError
 from tutelage.recipe.schema import Recipe
@@ -26,6 +28,8 @@ from tutelage.recipe.yaml_text import Dumper
 from tutelage.records import SPLITS, Example
 from tutelage.tasks.metrics import base_language, look_alikes, normalize_surface
 from tutelage.tasks.ner import entities_from_answer
+from tutelage.utils.digests import DigestSet, digest, digests, repeated
+from tutelage.utils.spool import Joined, Mapped
 
 FEW_TRAINING_ROWS = 100
 FEW_SCORED_ROWS = 50
@@ -78,8 +82,8 @@ _CHANGES: dict[str, str] = {
 }
 """The line to change where a problem names none; for all other checks, the line that names the file."""
 
-Texts = dict[str, list[str]]
-"""By split, the text of each row without the words that all prompts share."""
+Texts = dict[str, Sequence[str]]
+"""By split, the text of each row without the words that all prompts share, made when it is read."""
 
 
 # --- what cannot be read ---
@@ -191,7 +195,7 @@ def _larger_fraction(rows: Rows, counts: dict[str, int]) -> str | None:
 
 def _near_leaks(rows: Rows, texts: Texts, recipe: Recipe) -> Check:
     """Rows of a split that nearly repeat rows of an earlier one."""
-    folded = {split: [normalised(text) for text in in_split] for split, in_split in texts.items()}
+    folded = {split: Mapped(in_split, lambda _, text: normalised(text)) for split, in_split in texts.items()}
     counts: dict[str, int] = {}
     leaks: list[dict[str, Any]] = []
     for earlier, later in (("train", "test"), ("train", "validation"), ("validation", "test")):
@@ -215,20 +219,14 @@ def _contradictions(rows: Rows, texts: Texts, recipe: Recipe) -> Check:
     """Equal prompts with different answers, split by split."""
     numbers, examples = {}, []
     for split in SPLITS:
-        groups: dict[str, list[Example]] = {}
-        text_of = {example.id: text for example, text in zip(rows.examples[split], texts[split], strict=True)}
-        for example in rows.examples[split]:
-            groups.setdefault(normalised(prompt_text(example.prompt)), []).append(example)
-        repeated = [group for group in groups.values() if len(group) > 1]
-        contradicting = [group for group in repeated if not _common_answers(group)]
+        groups = [group for group in _equal_prompts(rows.examples[split]) if group.rows > 1]
+        contradicting = [group for group in groups if not group.common]
         numbers[split] = {
-            "repeated": sum(len(group) - 1 for group in repeated),
-            "contradicting": sum(map(len, contradicting)),
+            "repeated": sum(group.rows - 1 for group in groups),
+            "contradicting": sum(group.rows for group in contradicting),
         }
         for group in contradicting[: SHOWN - len(examples)]:
-            first = group[0]
-            second = next(e for e in group if normalised(e.answer) != normalised(first.answer))
-            examples.append({"text": text_of[first.id], "answers": [(e.id, e.answer) for e in (first, second)]})
+            examples.append({"text": texts[split][group.place], "answers": [group.first, group.second]})
     split = next((split for split in SPLITS if numbers[split]["contradicting"]), None)
     if split is None:
         return Check("contradictions", "data", "passed", numbers=numbers)
@@ -236,8 +234,36 @@ def _contradictions(rows: Rows, texts: Texts, recipe: Recipe) -> Check:
     return Check("contradictions", "data", "look", Kind.ANSWERS_CONTRADICT, numbers, change, details=details)
 
 
-def _common_answers(group: Sequence[Example]) -> set[str]:
-    return set.intersection(*({normalised(answer) for answer in example.answers} for example in group))
+@dataclass
+class _Group:
+    """Rows with equal prompts."""
+
+    place: int
+    """Index of the first one."""
+    first: tuple[str, str]
+    """Its id and answer."""
+    common: set[str]
+    """Normalised answers that all rows accept."""
+    second: tuple[str, str] | None = None
+    """Id and answer of the first row with another answer."""
+    rows: int = 0
+
+
+def _equal_prompts(examples: Sequence[Example]) -> Iterable[_Group]:
+    """The rows whose prompts occur more than once, by prompt; some that occur once may be among them."""
+    several = DigestSet(repeated(digests(map(prompt_key, examples))))
+    groups: dict[str, _Group] = {}
+    for place, example in enumerate(examples):
+        key = prompt_key(example)
+        if digest(key) not in several:
+            continue
+        answers = {normalised(answer) for answer in example.answers}
+        group = groups.setdefault(key, _Group(place, (example.id, example.answer), answers))
+        group.rows += 1
+        group.common = group.common & answers
+        if group.second is None and normalised(example.answer) != normalised(group.first[1]):
+            group.second = example.id, example.answer
+    return groups.values()
 
 
 # --- labels ---
@@ -292,7 +318,7 @@ def _look_alikes(rows: Rows, recipe: Recipe) -> Check | None:
     """Labels or entity types that look the same and are learned as different ones."""
     if recipe.task.type == "qa":
         return None
-    examples = [example for split in SPLITS for example in rows.examples[split]]
+    examples = chain.from_iterable(rows.examples[split] for split in SPLITS)
     counts = Counter(dict.fromkeys(rows.labels or [], 0))
     if recipe.task.type == "ner":
         counts.update(kind for e in examples for kind, _ in entities_from_answer(e.answer) or [])
@@ -314,39 +340,41 @@ def _surfaces(rows: Rows, recipe: Recipe) -> Check | None:
     task = recipe.task.type
     if task == "classification" or rows.choice:
         return None
-    total, missing = 0, []
+    total, missing, shown = 0, 0, []
     for example in (e for split in SPLITS for e in rows.examples[split]):
         prompt = normalize_surface(prompt_text(example.prompt))
         for spellings in _expected(example, task):
             total += 1
             if not any(normalize_surface(spelling) in prompt for spelling in spellings):
-                missing.append((example.split, example.id, spellings[0]))
+                missing += 1
+                shown += [(example.split, example.id, spellings[0])] if missing <= SHOWN else []
     name, unit = ("entities", "entities") if task == "ner" else ("spans", "answers")
-    numbers = {unit: total, "not_found": len(missing)}
-    if not missing or (task == "qa" and len(missing) > FREE_ANSWERS * total):
+    numbers = {unit: total, "not_found": missing}
+    if not missing or (task == "qa" and missing > FREE_ANSWERS * total):
         return Check(name, "data", "passed", numbers=numbers, details={"total": total})
     kind = Kind.ENTITY_NOT_IN_PROMPT if task == "ner" else Kind.ANSWER_NOT_IN_PROMPT
-    details = {"total": total, "examples": [(row, surface) for _, row, surface in missing[:SHOWN]]}
-    return Check(name, "data", "look", kind, numbers, data_line(recipe, missing[0][0]), details=details)
+    details = {"total": total, "examples": [(row, surface) for _, row, surface in shown]}
+    return Check(name, "data", "look", kind, numbers, data_line(recipe, shown[0][0]), details=details)
 
 
 def _cut_words(rows: Rows, recipe: Recipe) -> Check | None:
     """Entities that stand in their prompts only inside words: offsets count otherwise, or an annotation slipped."""
     if recipe.task.type != "ner":
         return None
-    total, cut = 0, []
+    total, cut, shown = 0, 0, []
     for example in (e for split in SPLITS for e in rows.examples[split]):
         prompt = normalize_surface(prompt_text(example.prompt))
         for _, surface in entities_from_answer(example.answer) or []:
             total += 1
             surface = normalize_surface(surface)
             if surface in prompt and not stands_whole(surface, prompt):
-                cut.append((example.split, example.id, surface))
-    numbers = {"entities": total, "cut": len(cut)}
-    if len(cut) <= CUT_WORDS * total:
+                cut += 1
+                shown += [(example.split, example.id, surface)] if cut <= SHOWN else []
+    numbers = {"entities": total, "cut": cut}
+    if cut <= CUT_WORDS * total:
         return Check("entity_boundaries", "data", "passed", numbers=numbers)
-    details = {"examples": [(row, surface) for _, row, surface in cut[:SHOWN]]}
-    change = data_line(recipe, cut[0][0])
+    details = {"examples": [(row, surface) for _, row, surface in shown]}
+    change = data_line(recipe, shown[0][0])
     return Check("entity_boundaries", "data", "look", Kind.ENTITIES_CUT_WORDS, numbers, change, details=details)
 
 
@@ -392,6 +420,5 @@ def _languages(texts: Texts, rows: Rows, recipe: Recipe) -> Check:
 
 
 def _texts_by_split(rows: Rows) -> Texts:
-    examples = [example for split in SPLITS for example in rows.examples[split]]
-    texts = iter(distinct_texts(examples))
-    return {split: [next(texts) for _ in rows.examples[split]] for split in SPLITS}
+    cuts = shared_parts(Joined(*(rows.examples[split] for split in SPLITS)))
+    return {split: Mapped(rows.examples[split], lambda _, row: distinct_text(row, cuts)) for split in SPLITS}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from tutelage.bytes.pair import Pair
 from tutelage.bytes.reader import ByteReader
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import EncodedRow, Encoder, Misfits, check_not_emptied
+from tutelage.data.encode import Encoder, Misfits, check_not_emptied
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
 from tutelage.data.unlabelled import differences, load_fitting, notes_of
 from tutelage.doctor.checks import Check, argument_line, failed
@@ -24,6 +25,7 @@ from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
 from tutelage.run.checkpoints import list_checkpoints
 from tutelage.teacher.build_cache import predicted_size, predicted_size_of_bytes
+from tutelage.utils.spool import Picked
 
 MANY_CUT = 0.05
 """Fraction of rows left out or cut that is worth a look."""
@@ -43,7 +45,7 @@ class FittingRows:
     encoder: Encoder
     stores: dict[str, TokenStore]
     """By split, in the order of `examples`."""
-    examples: dict[str, list[Example]]
+    examples: Mapping[str, Sequence[Example]]
     """Of the rows that fit."""
     vocabulary: int
     longest_answer: int
@@ -77,19 +79,22 @@ class FittingRows:
 
 def check_fit(rows: Rows, recipe: Recipe, pair: Pair, scratch: Path) -> tuple[FittingRows | None, list[Check]]:
     """Tokenize all rows into `scratch`, and check their lengths. None if nothing is left to train on."""
-    encoder, misfits, kept = pair.student, Misfits(), {split: [] for split in SPLITS}
+    encoder, misfits = pair.student, Misfits()
     try:
         for split in SPLITS:
-            encoded = _encoded(encoder, rows.examples[split], misfits, kept[split], pair.teacher)
-            write_tokens(scratch / f"{split}.arrow", encoded)
+            examples = rows.examples[split]
+            write_tokens(scratch / f"{split}.arrow", encoder.fitting(examples, misfits, pair.teacher))
             if pair.teacher:
-                write_tokens(scratch / "teacher" / f"{split}.arrow", map(pair.teacher.row, kept[split]))
+                own = pair.teacher.fitting(examples, Misfits(), encoder)
+                write_tokens(scratch / "teacher" / f"{split}.arrow", own)
     except DataError as error:  # a row that the chat template refuses
         return None, [failed("chat_template", "models", error.problems[0], "data.chat_template=false")]
     stores = {split: TokenStore(scratch / f"{split}.arrow", split) for split in SPLITS}
     checks = [_lengths(encoder, rows, misfits, stores, recipe)]
     if not len(stores["train"]):
         return None, checks
+    left_out = {*misfits.empty, *(row.id for row in misfits.long)}
+    kept = {split: _without(rows.examples[split], left_out) for split in SPLITS}
     fitting = FittingRows(encoder, stores, kept, pair.vocabulary, int(answer_lengths(stores["train"]).max()))
     if pair.over_bytes:
         fitting, more = _over_bytes(fitting, pair, scratch / "teacher")
@@ -122,14 +127,12 @@ def _over_bytes(fitting: FittingRows, pair: Pair, folder: Path) -> tuple[Fitting
     return replace(fitting, own=own, readers=readers), None
 
 
-def _encoded(
-    encoder: Encoder, examples: list[Example], misfits: Misfits, kept: list[Example], other: Encoder | None
-) -> Iterator[EncodedRow]:
-    """The rows that fit, with another encoder as well if there is one; their examples are added to `kept`."""
-    for example in examples:
-        for row in encoder.fitting([example], misfits, other):
-            kept.append(example)
-            yield row
+def _without(examples: Sequence[Example], ids: set[str]) -> Sequence[Example]:
+    """The examples but those with one of the ids."""
+    if not ids:
+        return examples
+    kept = array("q", (index for index, example in enumerate(examples) if example.id not in ids))
+    return Picked(examples, np.asarray(kept, dtype=np.int64))
 
 
 # --- rows without gold ---

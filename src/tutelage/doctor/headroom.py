@@ -16,6 +16,7 @@ import numpy as np
 
 from tutelage.analysis import worth
 from tutelage.analysis.run_results import read_results
+from tutelage.analysis.training_dynamics import places_in, training_losses
 from tutelage.analysis.worth import SMALL_LEAD, reason_to_stop
 from tutelage.data.near_duplicates import distinct_texts
 from tutelage.doctor.checkpoint_checks import validation_losses
@@ -27,7 +28,7 @@ from tutelage.method.methods import find_method
 from tutelage.method.risk_split import SMALLEST_GAP, Split, interval, oracle_risk, split_risk
 from tutelage.method.weighting import adaptive_weight
 from tutelage.recipe.schema import Recipe, row_metric
-from tutelage.records import Example, Interval, SampleLoss
+from tutelage.records import Example, Interval
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.tasks.base import BaseTask
@@ -36,7 +37,7 @@ from tutelage.tasks.tfidf import MOST_FEATURES, TfidfAnswers, suits, tfidf_answe
 from tutelage.training import recorded_losses as losses
 from tutelage.training.run_models import RunModels
 from tutelage.utils.bootstrap import wilson_interval
-from tutelage.utils.files import read_records
+from tutelage.utils.spool import Joined
 
 CLEAR_SCORE_GAP = 0.02
 """Lead of the teacher in score that is worth trying where its loss is not better."""
@@ -124,10 +125,10 @@ def _training(models: RunModels, best: str) -> tuple[np.ndarray, np.ndarray] | N
     path = models.run.folder / "cache" / best / "sample_loss.jsonl"
     if not path.is_file():
         return None
-    teacher = {loss.id: loss.nll for loss in read_records(path, SampleLoss)}
-    anchor = read_records(models.run.folder / "anchor" / "sample_loss.jsonl", SampleLoss)
-    rows = [row for row in anchor if row.id in teacher and row.split == "train"]
-    return np.array([row.nll for row in rows]), np.array([teacher[row.id] for row in rows])
+    teacher = training_losses(path)
+    anchor = training_losses(models.run.folder / "anchor" / "sample_loss.jsonl")
+    places, there = places_in(teacher.ids, anchor.ids)
+    return anchor.nll[there], teacher.nll[places[there]]
 
 
 def _scores(models: RunModels) -> Scores | None:
@@ -160,7 +161,7 @@ def check_baseline(
     if task.closed and not suits(task, training):
         checks.append(Check("baseline", "payoff", "skipped", Kind.BASELINE_UNSUITABLE))
     elif task.closed:
-        texts = distinct_texts([*training, *validation])
+        texts = distinct_texts(Joined(training, validation))
         found = tfidf_answers(training, validation, task, texts)
         checks.append(_judged_baseline(run, task, training, validation, found))
         curve = learning_curve(training, validation, task, texts, found)
@@ -173,7 +174,7 @@ def _judged_baseline(
     run: RunFolder, task: BaseTask, training: Sequence[Example], validation: Sequence[Example], found: TfidfAnswers
 ) -> Check:
     score = task.metrics(found.answers, validation)[task.metric]
-    guess = task.baseline([example.answer for example in training], validation).score
+    guess = task.baseline((example.answer for example in training), validation).score
     teacher, anchor = _validation_scores(run, task.metric)
     numbers = {
         "metric": task.metric,

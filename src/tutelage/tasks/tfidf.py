@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -62,19 +63,19 @@ def tfidf_answers(
     what they share, `data.near_duplicates.distinct_texts`. An answer is the most probable label that the row allows.
     The same input gives the same answers.
     """
-    pairs = [(_folded(text), task.gold(row)) for text, row in zip(texts, training, strict=False)]
-    characters = sum(len(text) for text, _ in pairs)
-    most = min(MOST_ROWS, MOST_CHARACTERS * len(pairs) // max(1, characters))
-    if len(pairs) > most:
-        pairs = random.Random(0).sample(pairs, max(1, most))
-    known, gold = [text for text, _ in pairs], [label for _, label in pairs]
+    characters = sum(len(_folded(text)) for text in islice(texts, len(training)))
+    most = min(MOST_ROWS, MOST_CHARACTERS * len(training) // max(1, characters))
+    chosen: Sequence[int] = range(len(training))
+    if len(training) > most:
+        chosen = random.Random(0).sample(chosen, max(1, most))
+    known, gold = [_folded(texts[index]) for index in chosen], [task.gold(training[index]) for index in chosen]
     labels = sorted(set(gold))
     if len(labels) == 1 or not any(known):
         commonest = max(labels, key=gold.count)
         scores, features = np.tile([float(label == commonest) for label in labels], (len(examples), 1)), 0
     else:
         scores, features = _scores(known, gold, [_folded(text) for text in texts[len(training) :]])
-    return TfidfAnswers(_best_allowed(scores, labels, examples), len(pairs), features)
+    return TfidfAnswers(_best_allowed(scores, labels, examples), len(known), features)
 
 
 def _folded(text: str) -> str:

@@ -3,8 +3,9 @@
     Spool      records in an unnamed temporary file, read in order or by index
     Picked     some records of another sequence, in an order of their own
     Mapped     the records of another sequence, each as a function makes it
+    Joined     the records of several sequences, one after another
 
-All three are sequences, equal to every sequence of equal records.
+All are sequences, equal to every sequence of equal records.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import pickle
 import tempfile
 from abc import abstractmethod
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -143,6 +146,27 @@ class Picked(Stored[Record]):
     def at(self, index: int) -> Record:
         """The record at an index from 0 to the last."""
         return self.records[int(self.indices[index])]
+
+
+class Joined(Stored[Record]):
+    """The records of several sequences, one after another."""
+
+    def __init__(self, *parts: Sequence[Record]) -> None:
+        """parts: in order; none of them may grow any more."""
+        self.parts, self._ends = parts, list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self._ends[-1] if self._ends else 0
+
+    def at(self, index: int) -> Record:
+        """The record at an index from 0 to the last."""
+        number = bisect_right(self._ends, index)
+        return self.parts[number][index - (self._ends[number - 1] if number else 0)]
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records in order."""
+        return chain.from_iterable(self.parts)
 
 
 class Mapped(Stored[Record], Generic[Source, Record]):
