@@ -21,8 +21,8 @@ from tutelage.doctor import (
     headroom,
     model_checks,
     to_json,
-    wording,
 )
+from tutelage.doctor.texts import wording
 from tutelage.errors import Kind
 from tutelage.errors import wording as error_wording
 
