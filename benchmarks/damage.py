@@ -362,7 +362,7 @@ def make_project(folder: Path, **sections: Any) -> Path:
         "teach": {"num_checkpoints": 2, "trainer": {"num_train_epochs": 2}},
         "cache": {"dtype": "float32", "shard_rows": 8},
         "cross_fit": {"folds": 2},
-        "distill": {"methods": METHODS, "seeds": [0], "num_stages": 2, "epochs_per_stage": 1.0},
+        "distill": {"methods": METHODS, "select": None, "seeds": [0], "num_stages": 2, "epochs_per_stage": 1.0},
         "evaluate": {"resamples": 100},
     }
     for section, values in sections.items():

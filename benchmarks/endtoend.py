@@ -180,6 +180,7 @@ def make_project(folder: Path, size: Size) -> Path:
     return write_recipe(
         folder,
         size.checkpoints,
+        preset="paper",
         trainer={"per_device_train_batch_size": size.batch, "use_cpu": True, "bf16": False},  # as TRL has it
         distill={
             "methods": [METHOD],

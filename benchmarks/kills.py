@@ -80,7 +80,14 @@ def make_project(folder: Path, methods: Sequence[str]) -> Path:
         "teach": {"num_checkpoints": 2, "spacing": "loss", "trainer": {"num_train_epochs": 2}},
         "cache": {"dtype": "float32", "shard_rows": 4},
         "cross_fit": {"folds": 2, "teacher": False},
-        "distill": {"methods": [*methods], "num_stages": 2, "epochs_per_stage": 1.0, "probe_rows": 4, "save_steps": 1},
+        "distill": {
+            "methods": [*methods],
+            "select": None,
+            "num_stages": 2,
+            "epochs_per_stage": 1.0,
+            "probe_rows": 4,
+            "save_steps": 1,
+        },
         "evaluate": {"resamples": 100},
     }
     path = folder / "recipe.yaml"

@@ -340,7 +340,7 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows per batch.")] = 16,
 ) -> None:
-    """Answer new rows with a distilled student, or another model of a run.
+    """Answer new rows with a student, or another model of a run.
 
     Writes one JSON line per row (id, prediction, raw, confidence), in the order of the input. A table (.csv, .tsv,
     .parquet) keeps the input's columns. With --output, the same command continues after an interruption.
