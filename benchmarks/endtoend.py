@@ -277,8 +277,9 @@ def run_live(pipe: Connection, recipe: Path, threads: int) -> None:
 
     torch.set_num_threads(threads)
     baseline, clock, run = memory_mb("VmRSS"), Clock(), open_run(recipe, force=True)
-    patches = mock.patch.multiple(distill, Distillation=clocked(clock), CachedTeacher=live_teacher(run))
-    with patches, clock.part("rest"):
+    steps = mock.patch.object(distill, "Distillation", clocked(clock))
+    teacher = mock.patch("tutelage.training.run_models.CachedTeacher", live_teacher(run))
+    with steps, teacher, clock.part("rest"):
         distill.run_stage(run, RunModels(run))
     pipe.send(("done", result(run, clock, baseline)))
 

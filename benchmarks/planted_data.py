@@ -268,11 +268,18 @@ def student_recipe(folder: Path, setting: Setting, seed: int) -> Path:
     }
     teach = {"checkpoints": str(folder / "teacher" / "teach")}
     return write_recipe(
-        folder, setting.name, setting.data, seed, teach=teach, distill=distill, cross_fit={"teacher": False}
+        folder,
+        setting.name,
+        setting.data,
+        seed,
+        preset="paper",
+        teach=teach,
+        distill=distill,
+        cross_fit={"teacher": False},
     )
 
 
-def write_recipe(folder: Path, name: str, data: str, seed: int, **sections: dict[str, Any]) -> Path:
+def write_recipe(folder: Path, name: str, data: str, seed: int, **sections: Any) -> Path:
     """A recipe over folder/data and folder/models; returns its path."""
     recipe = {
         "output_dir": str(folder / name),

@@ -65,7 +65,7 @@ def make_project(folder: Path, rows: int) -> Path:
         CHECKPOINTS,
         trainer={"per_device_train_batch_size": 32, "use_cpu": True, "logging_steps": 100},
         cache={"batch_size": 64},
-        distill={"methods": ["scd-aw"], "num_stages": 1, "epochs_per_stage": 1.0},
+        distill={"methods": ["scd-aw"], "select": None, "num_stages": 1, "epochs_per_stage": 1.0},
         evaluate={"batch_size": 64},
     )
 
