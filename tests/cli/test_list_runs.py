@@ -63,6 +63,10 @@ def test_the_state_tells_work_from_a_stop(tmp_path):
     assert state(run) == "broken: report/manifest.json is missing"
     shutil.rmtree(run / "report")
     assert state(run) == "finished up to evaluate"
+    (run / "evaluate/anchor/manifest.json").unlink(missing_ok=True)
+    (run / "evaluate/anchor/predictions.jsonl").touch()
+    settle(run)
+    assert state(run) == "broken: evaluate/anchor/manifest.json is missing"
 
 
 def test_a_report_alone_does_not_make_a_run_finished(tmp_path):

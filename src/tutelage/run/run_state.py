@@ -95,6 +95,10 @@ def _broken(run: Path, manifests: Manifests) -> str | None:
         for folder in (*(key.removeprefix("stage ") for key in keys), "diagnose", "report"):
             if integrity.lost(run / folder):
                 return f"{folder}/{MANIFEST} is missing"
+    scored = {path.parent for path in run.glob("evaluate/**/predictions.jsonl")} - {run / "evaluate"}
+    for folder in sorted(scored):
+        if integrity.lost(folder):
+            return f"{folder.relative_to(run).as_posix()}/{MANIFEST} is missing"
     scores = run / "evaluate/scores.json"
     try:
         return "evaluate/scores.json cannot be read" if scores.exists() and read_or_none(scores) is None else None
