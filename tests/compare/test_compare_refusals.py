@@ -107,9 +107,9 @@ def test_more_checkpoints_than_the_teacher_has_steps_are_refused_before_it_is_tr
 
 def test_a_stage_of_warm_up_steps_alone_is_an_error(tmp_path, command):
     recipe = make_project(tmp_path, distill={"epochs_per_stage": 0.3})
-    assert command("compare", recipe, "--methods", "sft,sft+restart=false", "--seeds", 1) == 1
+    assert command("compare", recipe, "--methods", "sft,sft+restart=true", "--seeds", 1) == 1
     (failed,) = json.loads((tmp_path / "run/compare/summary.json").read_text())["failed"]
-    assert failed["method"] == "sft" and "a stage has 1 step, all of them warm-up" in failed["error"]
+    assert failed["method"] == "sft+restart=true" and "a stage has 1 step, all of them warm-up" in failed["error"]
 
 
 # --- training runs ---
