@@ -441,14 +441,14 @@ def test_stages_without_reset_are_one_training_run(tmp_path):
     for name, plan in {
         "one stage": {"num_stages": 1, "epochs_per_stage": 4.0, "stage_reset": False},
         "four stages": {"num_stages": 4, "epochs_per_stage": 1.0, "stage_reset": False},
-        "one stage, default": {"num_stages": 1, "epochs_per_stage": 4.0},
-        "two stages with reset": {"num_stages": 2, "epochs_per_stage": 2.0},
+        "one stage with reset": {"num_stages": 1, "epochs_per_stage": 4.0, "stage_reset": True},
+        "two stages with reset": {"num_stages": 2, "epochs_per_stage": 2.0, "stage_reset": True},
     }.items():
         job = make_job(tmp_path / name, None, rows, **given, **plan)
         found[name] = torch.cat([value.flatten() for value in weights_of(job.run()[0]).values()])
         assert set((tmp_path / name).glob("optimizer-*")) <= set(restart_only(False, tmp_path / name))
     torch.testing.assert_close(found["four stages"], found["one stage"], rtol=1e-5, atol=1e-6)
-    assert torch.equal(found["one stage, default"], found["one stage"])
+    assert torch.equal(found["one stage with reset"], found["one stage"])
     assert (found["two stages with reset"] - found["one stage"]).abs().max() > 1e-3
 
 
