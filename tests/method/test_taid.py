@@ -68,6 +68,7 @@ def test_a_resumed_run_continues_with_the_saved_interpolation(tmp_path):
 
     class State:
         global_step = 3
+        is_world_process_zero = True
 
     (tmp_path / "checkpoint-3").mkdir()
     before = Interpolation(share=0.6, momentum=0.1, previous=2.0)

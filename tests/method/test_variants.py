@@ -43,7 +43,7 @@ def test_settings_are_those_of_distill_and_checked_like_them(tmp_path):
 
 
 def test_a_method_may_bring_settings_and_a_name_wins_over_them(tmp_path):
-    recipe = load_recipe(make_project(tmp_path)).recipe
+    recipe = load_recipe(make_project(tmp_path), ["distill.stage_reset=true"]).recipe
     for name in ("ccd", "ccd-aw"):
         assert recipe.distill.stage_reset and not varied(recipe, name).distill.stage_reset
         assert varied(recipe, f"{name}+stage_reset=true").distill.stage_reset
@@ -76,7 +76,7 @@ def test_variants_lie_beside_their_method_and_are_other_students(tmp_path, comma
 
 
 def test_the_same_training_by_name_and_by_recipe(tmp_path, command):
-    recipe = make_project(tmp_path)
+    recipe = make_project(tmp_path, distill={"stage_reset": True})
     assert command("run", recipe, "distill.methods=[cd+kd_ratio=0.8,cd+stage_reset=false,ccd]") == 0
     assert (
         command("run", recipe, "distill.methods=[cd]", "distill.kd_ratio=0.8", f"output_dir={tmp_path / 'other'}") == 0

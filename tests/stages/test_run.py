@@ -329,9 +329,13 @@ def test_a_whole_run_in_bfloat16(tmp_path, monkeypatch, command):
     assert "precision:" not in command.err
 
 
+def with_rate(initialise, rate):
+    """The constructor of training arguments with this learning rate, whatever the recipe says."""
+    return lambda self, **given: initialise(self, **given | {"learning_rate": rate})
+
+
 def test_a_diverged_training_run_is_reported(tmp_path, command, monkeypatch):
-    arguments = trainer.TrainingArguments
-    monkeypatch.setattr(trainer, "TrainingArguments", lambda **given: arguments(**given | {"learning_rate": 1e30}))
+    monkeypatch.setattr(trainer.Arguments, "__init__", with_rate(trainer.Arguments.__init__, 1e30))
     recipe = make_project(tmp_path)
     assert command("prepare", recipe) == 0
     assert command("teach", recipe) == 2
