@@ -179,6 +179,15 @@ def test_the_larger_the_student_the_smaller_its_rate_and_a_pruned_one_has_more(w
     assert learning_rate(weights, pruned=True) == pytest.approx(pruned_rate)
 
 
+def test_a_validation_file_alone_is_the_test_split_and_init_says_so(tmp_path):
+    for split in ("train", "validation"):
+        write_rows(tmp_path / f"{split}.jsonl", rows(split))
+    files = {split: Path(f"{split}.jsonl") for split in ("train", "validation")}
+    sketch = initialise(None, "someone/a-1B", "someone/b-1B", files=files)
+    assert load_recipe(sketch.path).recipe.data.test == ["validation.jsonl"]
+    assert any("validation.jsonl is the test split" in line for line in sketch.found)
+
+
 def test_rates_are_written_by_the_sizes_of_both_models(tmp_path):
     write_rows(tmp_path / "r.jsonl", rows("train"))
     names = ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"]

@@ -3,8 +3,6 @@ that settles it."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from helpers.files import CLASSIFY, NER, QA, example, labelled, read, recipe, write
@@ -12,9 +10,9 @@ from helpers.project import Command, make_project
 from tutelage.data.contents.offsets import cuts_words
 from tutelage.data.dataset import load_rows
 from tutelage.errors import DataError, Kind
+from tutelage.predict.usage import usage_of
 from tutelage.recipe.load import load_recipe
 from tutelage.run.run_folder import RunFolder
-from tutelage.stages.distill import write_usage
 
 COUNTS = {
     "characters": lambda text: len(text),
@@ -313,8 +311,7 @@ def test_what_the_rows_decided_is_told_to_prediction(command, tmp_path):
         write(tmp_path / "data", **{split: rows})
     assert command("prepare", project) == 0
     run = RunFolder(load_recipe(project).recipe)
-    write_usage(run, tmp_path)
-    usage = json.loads((tmp_path / "tutelage.json").read_text())
+    usage = usage_of(run)
     assert usage["data"]["join_tokens"] == "characters"
     asked = example({"tokens": list("새 길")}, NER, need_answer=False, join_tokens=usage["data"]["join_tokens"])
     assert "Text: 새 길\n" in asked.prompt

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from helpers.tiny import save_pair
+from tutelage import SCDConfig, SCDTrainer
 from tutelage.compare.cells import Cell
 from tutelage.compare.executors import Outcome
 
@@ -95,6 +96,36 @@ class Command:
             main()
         self.out, self.err = self.capsys.readouterr()
         return leaving.value.code or 0
+
+
+def prompt_rows(split: str, count: int) -> list[dict[str, str]]:
+    """The rows of `make_project` as `SCDTrainer` takes them."""
+    return [
+        {"id": row["id"], "prompt": row["text"] + ":", "completion": row["label"]} for row in color_rows(split, count)
+    ]
+
+
+def trainer_for(folder: Path, output: Path, *, unlabelled: Sequence[str] = (), **changes: Any) -> SCDTrainer:
+    """A trainer for the finished run in `folder`, with the settings of its recipe. unlabelled: texts without a label.
+    changes: to the settings."""
+    settings = {
+        "num_stages": 2,
+        "epochs_per_stage": 1.0,
+        "probe_rows": 8,
+        "save_every_steps": 2,
+        "cache_dtype": "float32",
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.003,
+        "use_cpu": True,
+    }
+    return SCDTrainer(
+        model=str(folder / "models/student"),
+        teacher_checkpoints=folder / "run/teach",
+        args=SCDConfig(output_dir=str(output), **{**settings, **changes}),
+        train_dataset=prompt_rows("train", 12),
+        eval_dataset=prompt_rows("validation", 6),
+        unlabelled_dataset=[{"prompt": f"{text}:"} for text in unlabelled] or None,
+    )
 
 
 def run_to_the_end(recipe: Path) -> None:

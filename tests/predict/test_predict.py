@@ -61,6 +61,12 @@ def test_a_run_answers_by_the_student_it_hands_over(folder, command, tmp_path, r
     assert answers(tmp_path / "run.jsonl") == answers(tmp_path / "student.jsonl")
 
 
+def test_a_table_of_rows_from_standard_input_is_refused(folder, command, tmp_path):
+    """Only JSON lines can be written while rows come in; they were, under the table's name."""
+    assert command("predict", folder / STUDENT, "--input", "-", "--output", tmp_path / "out.csv") == 2
+    assert "FILE.jsonl" in command.err and not (tmp_path / "out.csv").exists()
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_a_table_keeps_the_inputs_columns(folder, command, tmp_path, reviews, ending):
     plain, table = tmp_path / "plain.jsonl", tmp_path / f"out.{ending}"

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from helpers.project import Command, color_rows, make_project, run_to_the_end
+from helpers.project import Command, make_project, prompt_rows, run_to_the_end, trainer_for
 from tutelage import SCDConfig, SCDTrainer
 from tutelage.errors import ConfigError, ModelError, StaleArtifactError
 
@@ -24,32 +24,6 @@ def finished(tmp_path_factory) -> Path:
     recipe = make_project(folder, teach={"best_by": "loss"}, distill={"select_by": "loss"}, cache={"shard_rows": 1024})
     run_to_the_end(recipe)
     return folder
-
-
-def rows(split: str, count: int) -> list[dict[str, str]]:
-    return [
-        {"id": row["id"], "prompt": row["text"] + ":", "completion": row["label"]} for row in color_rows(split, count)
-    ]
-
-
-def trainer_for(finished: Path, output: Path, **changes) -> SCDTrainer:
-    settings = {
-        "num_stages": 2,
-        "epochs_per_stage": 1.0,
-        "probe_rows": 8,
-        "save_every_steps": 2,
-        "cache_dtype": "float32",
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.003,
-        "use_cpu": True,
-    }
-    return SCDTrainer(
-        model=str(finished / "models/student"),
-        teacher_checkpoints=finished / "run/teach",
-        args=SCDConfig(output_dir=str(output), **{**settings, **changes}),
-        train_dataset=rows("train", 12),
-        eval_dataset=rows("validation", 6),
-    )
 
 
 def test_command_and_python_give_the_same_student(finished, tmp_path):
@@ -85,7 +59,7 @@ def test_a_given_anchor_and_adapters(finished, tmp_path):
         model=str(finished / "models/student"),
         teacher_checkpoints=sorted((finished / "run/teach").glob("checkpoint-*")),
         args=SCDConfig(output_dir=str(tmp_path), num_stages=1, epochs_per_stage=1, use_cpu=True),
-        train_dataset=rows("train", 12),
+        train_dataset=prompt_rows("train", 12),
         anchor=AutoModelForCausalLM.from_pretrained(finished / "run/anchor"),
         peft_config=LoraConfig(r=2),
     )

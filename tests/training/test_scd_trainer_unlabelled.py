@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers.project import LABELS, color_rows, make_project, run_to_the_end, write_rows
-from tutelage import SCDConfig, SCDTrainer
+from helpers.project import LABELS, color_rows, make_project, run_to_the_end, trainer_for, write_rows
+from tutelage import SCDTrainer
 from tutelage.errors import DataError, Kind, StaleArtifactError
 from tutelage.models.generation import Answer
 from tutelage.teacher import silver_rows
@@ -44,34 +44,13 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-def trainer_for(finished: Path, output: Path, prompts=(*PROMPTS, LEAKED, KNOWN), **changes) -> SCDTrainer:
-    settings = {
-        "num_stages": 2,
-        "epochs_per_stage": 1.0,
-        "probe_rows": 8,
-        "save_every_steps": 2,
-        "cache_dtype": "float32",
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.003,
-        "use_cpu": True,
-    }
-    train, validation = (
-        [{"id": row["id"], "prompt": row["text"] + ":", "completion": row["label"]} for row in color_rows(split, count)]
-        for split, count in (("train", 12), ("validation", 6))
-    )
-    return SCDTrainer(
-        model=str(finished / "models/student"),
-        teacher_checkpoints=finished / "run/teach",
-        args=SCDConfig(output_dir=str(output), **{**settings, **changes}),
-        train_dataset=train,
-        eval_dataset=validation,
-        unlabelled_dataset=[{"prompt": f"{prompt}:"} for prompt in prompts],
-    )
+def trainer_asking(finished: Path, output: Path, prompts=(*PROMPTS, LEAKED, KNOWN), **changes) -> SCDTrainer:
+    return trainer_for(finished, output, unlabelled=prompts, **changes)
 
 
 @pytest.fixture(scope="module")
 def trained(finished, tmp_path_factory) -> SCDTrainer:
-    trainer = trainer_for(finished, tmp_path_factory.mktemp("out"))
+    trainer = trainer_asking(finished, tmp_path_factory.mktemp("out"))
     trainer.train()
     trainer.save_model()
     return trainer
@@ -121,15 +100,15 @@ def test_an_interrupted_process_answers_the_rest_alone(finished, trained, tmp_pa
 
     monkeypatch.setattr(scd_trainer.Evaluator, "answers", counted)
     with pytest.raises(KeyboardInterrupt):
-        trainer_for(finished, tmp_path)._silver_rows()
-    rows = trainer_for(finished, tmp_path)._silver_rows()
+        trainer_asking(finished, tmp_path)._silver_rows()
+    rows = trainer_asking(finished, tmp_path)._silver_rows()
     assert asked == [4, 4, 4, 1]
     assert [row.answer for row in rows] == [row.answer for row in trained._silver_rows()]
     assert not list((tmp_path / "silver").glob("answers-*"))
 
 
 def test_plain_fine_tuning_gets_as_many_steps_and_no_answers(finished, tmp_path):
-    trainer = trainer_for(finished, tmp_path, method="sft", num_stages=1)
+    trainer = trainer_asking(finished, tmp_path, method="sft", num_stages=1)
     trainer.train()
     assert not (tmp_path / "silver").exists()
     assert max(line["step"] for line in read_jsonl(tmp_path / "distill/log.jsonl")) == 6
@@ -141,7 +120,7 @@ def test_a_teacher_that_answers_nothing_and_other_rows_are_refused(finished, tra
 
     with monkeypatch.context() as changed, pytest.raises(DataError) as error:
         changed.setattr(scd_trainer.Evaluator, "answers", nothing)
-        trainer_for(finished, tmp_path)._silver_rows()
+        trainer_asking(finished, tmp_path)._silver_rows()
     assert error.value.problems[0].kind == Kind.SILVER_EMPTIED
     with pytest.raises(StaleArtifactError, match="unlabelled"):
-        trainer_for(finished, trained.folder, [*PROMPTS[1:], "another thing"]).train()
+        trainer_asking(finished, trained.folder, [*PROMPTS[1:], "another thing"]).train()

@@ -93,6 +93,9 @@ def initialise(
     section, training_rows = _data_section(None if named else data, found, guess), len(raw["train"])
     if "test" not in found and "validation" not in found:
         section, training_rows = _split(raw["train"], guess, path, written.found)
+    elif "test" not in found:
+        names = ", ".join(found["validation"])
+        written.found.append(f"no test rows were given: {names} is the test split, validation rows are split off train")
     if not found.keys() >= {"validation", "test"}:  # with one of them, it is the test split
         section["validation_fraction"] = _fraction(0.2 if len(raw["train"]) < FEW_ROWS else 0.1, training_rows)
     rows = [row for row, _ in raw["train"]]

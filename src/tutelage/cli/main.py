@@ -343,7 +343,7 @@ def predict(
     """Answer new rows with a student, or another model of a run.
 
     Writes one JSON line per row (id, prediction, raw, confidence), in the order of the input. A table (.csv, .tsv,
-    .parquet) keeps the input's columns. With --output, the same command continues after an interruption.
+    .parquet) keeps the input's columns. From a file to --output, the same command continues after an interruption.
     """
     from tutelage.predict.command import predict as answer
 
@@ -354,11 +354,12 @@ def predict(
 
 
 @app.callback(invoke_without_command=True)
-def _version(
+def _before_every_command(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    if context.invoked_subcommand not in ("run", *(name.replace("_", "-") for name in STAGES)):
+    shared = ("run", *(name.replace("_", "-") for name in STAGES))
+    if ranks.started() > 1 and context.invoked_subcommand not in shared:
         from tutelage.run.manifest import one_process
 
         one_process()

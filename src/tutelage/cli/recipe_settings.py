@@ -33,8 +33,9 @@ FEW_ROWS = 200
 LARGE_TEACHER = 1e9
 """Weights above which a teacher is trained with adapters."""
 LEARNING_RATES = ((30e6, 3e-3), (60e6, 1e-3), (200e6, 2e-4), (700e6, 1e-4), (2e9, 5e-5))
-"""Weights up to which a student gets the rate, when all of them are trained. The first three are the best of those
-tried on validation (benchmarks/RESULTS.md); the others continue the fall and are not measured."""
+"""Weights up to which a student gets the rate, when all of them are trained. The first two are the best of those tried
+on validation (benchmarks/RESULTS.md): models from scratch, and SmolLM2-135M with six of its layers. The others continue
+the fall and are not measured."""
 LARGE_LEARNING_RATE, ADAPTER_LEARNING_RATE, PRUNED_FACTOR = 2e-5, 2e-4, 2.5
 """Rates of larger models and of adapters, and what a student with layers removed gets more, above 60 million weights:
 5e-4 was the best of three for half of SmolLM2-135M (benchmarks/RESULTS.md)."""
@@ -228,17 +229,23 @@ def _set_by_rows(settings: Settings, rows: Rows, guess: Guess, missing: list[str
 
 def _token_counts(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[int], bool]:
     """Tokens of every row, and whether they were counted: by the teacher or the student, whichever needs more."""
+    from tutelage.data.encode import make_encoder
+    from tutelage.models.load import load_tokenizer, same_vocabularies
+
+    tokenizers: list[Any] = []
     counts: list[list[int]] = []
     for model in (recipe.teacher, recipe.student):
-        if Path(model.model_name_or_path).is_dir():
-            from tutelage.data.encode import make_encoder
-            from tutelage.models.load import load_tokenizer
-
-            try:
-                encoder = make_encoder(recipe.data, load_tokenizer(model))
-                counts.append([len(encoder.prompt(e)) + len(encoder.answer(e.answer)) for e in examples])
-            except (UserError, ValueError):
-                pass  # doctor says what is wrong with the tokenizer
+        if not Path(model.model_name_or_path).is_dir():
+            continue
+        try:
+            tokenizer = load_tokenizer(model)
+            if any(same_vocabularies(counted, tokenizer) for counted in tokenizers):
+                continue
+            encoder = make_encoder(recipe.data, tokenizer)
+            counts.append([len(encoder.prompt(e)) + len(encoder.answer(e.answer)) for e in examples])
+            tokenizers.append(tokenizer)
+        except (UserError, ValueError):
+            pass  # doctor says what is wrong with the tokenizer
     if counts:
-        return list(map(max, *counts)) if len(counts) > 1 else counts[0], True
+        return [max(lengths) for lengths in zip(*counts, strict=True)], True
     return [-(-len(f"{prompt_text(e.prompt)} {e.answer}".encode()) // 2) + 2 for e in examples], False

@@ -43,6 +43,11 @@ def refuse_existing(output: Path) -> None:
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
 
 
+def is_table(output: Path) -> bool:
+    """Whether the file's ending asks for a table with the input's columns, and not for JSON lines."""
+    return output.suffix.lower() in (*SEPARATORS, PARQUET)
+
+
 def _work_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.predicting")
 
@@ -85,8 +90,9 @@ class AnswerFile:
         return True
 
     def _check_columns(self, rows: Sequence[PlacedRow]) -> None:
-        is_table = self.path.suffix.lower() in (*SEPARATORS, PARQUET)
-        taken = [name for name in _COLUMNS if is_table and any(name in row for row, _ in rows)]
+        if not is_table(self.path):
+            return
+        taken = [name for name in _COLUMNS if any(name in row for row, _ in rows)]
         if taken:
             raise ConfigError(
                 f"the input has a column {taken[0]!r}, and {self.path} gets one of that name: rename it, or write JSON"
@@ -116,17 +122,22 @@ class AnswerFile:
 
     def _finish(self, rows: Sequence[PlacedRow], answers: Sequence[AnswerRecord]) -> None:
         ending = self.path.suffix.lower()
-        table = [
-            {**row, **{k: v for k, v in a.items() if k != "id"}} for (row, _), a in zip(rows, answers, strict=True)
-        ]
         with replacing(self.path, new=True) as draft:
             if ending == PARQUET:
-                _write_parquet(draft, table)
+                _write_parquet(draft, _table(rows, answers))
             elif ending in SEPARATORS:
-                _write_csv(draft, table, SEPARATORS[ending])
+                _write_csv(draft, _table(rows, answers), SEPARATORS[ending])
             else:
                 draft.write_text("".join(f"{_json(answer)}\n" for answer in answers), encoding="utf-8")
             write_json(self._folder / WRITTEN, file_record(draft))
+
+
+def _table(rows: Sequence[PlacedRow], answers: Sequence[AnswerRecord]) -> list[dict[str, Any]]:
+    """The input's columns with those of the answers."""
+    return [
+        {**row, **{name: value for name, value in answer.items() if name != "id"}}
+        for (row, _), answer in zip(rows, answers, strict=True)
+    ]
 
 
 def _write_csv(path: Path, table: Sequence[dict[str, Any]], separator: str) -> None:

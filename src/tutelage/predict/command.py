@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tutelage.data.readers import PlacedRow, parse_object, read_rows
 from tutelage.errors import ConfigError, Place
-from tutelage.predict.answer_file import AnswerFile, refuse_existing
+from tutelage.predict.answer_file import AnswerFile, is_table, refuse_existing
 from tutelage.predict.find_model import FoundModel, find_model, teacher_beside
 from tutelage.predict.predictor import CHUNK_BATCHES, AnswerRecord, Answers, Cascade, Predictor, in_chunks
 from tutelage.utils.console import Screen, as_json, out
@@ -44,6 +44,11 @@ def predict(
     if fallback is not None and defer_below is not None:
         answers = Cascade(answers, Predictor(fallback, batch_size, theirs), defer_below)
     if source == STANDARD_INPUT:
+        if output is not None and is_table(output):
+            raise ConfigError(
+                f"{output} would be a table, and rows of standard input are JSON lines: name a file of rows by --input,"
+                " or write JSON lines (--output FILE.jsonl)"
+            )
         _stream(in_chunks(answers, _standard_input(), batch_size), output)
         return
     rows = read_rows([source], encoding)

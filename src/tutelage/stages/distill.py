@@ -122,12 +122,7 @@ def _finish(models: RunModels, work: Work, distillation: Distillation, kept: Pat
     kept_stage = next((stage for stage in stages if distillation.end(stage) == kept), len(stages))
     losses = stage_records.validation_losses(work.folder, kept_stage)
     models.save_whole(setup.load(kept, seed), setup.model, work.folder, losses)
-    ranks.once(lambda: write_usage(models.run, work.folder))
+    ranks.once(lambda: write_json(work.folder / "tutelage.json", usage_of(models.run)))  # what `predict` is told
     work.about = {"kept_stage": kept_stage, "seed": seed}
     if device().type == "cpu":
         work.about["threads"] = torch.get_num_threads()
-
-
-def write_usage(run: RunFolder, folder: Path) -> None:
-    """Write tutelage.json beside the student: how `predict` renders a row and reads an answer."""
-    write_json(folder / "tutelage.json", usage_of(run))

@@ -54,22 +54,10 @@ def run_stage(run: RunFolder) -> None:
         if recipe.task.decoding == "labels" and not task.closed:
             raise ConfigError(Problem(Kind.DECODING_UNSUITABLE, key="task.decoding"))
         _check_trainers(run)
-        for model in (recipe.teacher, recipe.student):
-            check_lora_targets(model)
-        given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         pair = Pair.of(recipe)
-        own = recipe.anchor.model_name_or_path
-        check_models(
-            recipe.teacher,
-            recipe.student,
-            pair.vocabulary,
-            given or [],
-            Path(own) if own else None,
-            pair.of_teacher,
-        )
+        checkpoints = _check_models(recipe, pair)
         tokens = work.folder / "tokens"
         encoded, dropped = _tokenize(run, rows.examples, pair, tokens)
-        checkpoints = len(given) if given else recipe.teach.num_checkpoints
         if pair.over_bytes:
             _check_bytes(run, rows.examples["train"], set(dropped), pair, tokens, checkpoints)
         else:
@@ -88,11 +76,10 @@ def run_stage(run: RunFolder) -> None:
         notes = [*rows.notes, *_left_out(recipe, rows, dropped, unlabelled), *([DIFFERENT] if of_teacher else [])]
         if not {"bf16", "fp16"} & recipe.trainer.keys():
             notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
-        for note in notes:
-            run.screen.say(note)
         counts = ", ".join(f"{lengths[split]['rows']:,} {split}" for split in SPLITS)
         counts += f", {len(unlabelled.examples):,} unlabelled" if unlabelled else ""
-        run.screen.say(f"prepare: {counts} rows, longest {max(v['longest'] for v in lengths.values())} tokens")
+        for line in (*notes, f"prepare: {counts} rows, longest {longest_rows['student']} tokens"):
+            run.screen.say(line)
         left_out, everything = set(dropped), itertools.chain.from_iterable(rows.examples[split] for split in SPLITS)
         write_jsonl(work.folder / "rows.jsonl", (example for example in everything if example.id not in left_out))
         write_json(
@@ -111,6 +98,17 @@ def run_stage(run: RunFolder) -> None:
                 "notes": notes,
             },
         )
+
+
+def _check_models(recipe: Recipe, pair: Pair) -> int:
+    """Check both models, the anchor and the checkpoints that the recipe names. Returns how many checkpoints the teacher
+    has or will have."""
+    for model in (recipe.teacher, recipe.student):
+        check_lora_targets(model)
+    given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
+    anchor = Path(recipe.anchor.model_name_or_path) if recipe.anchor.model_name_or_path else None
+    check_models(recipe.teacher, recipe.student, pair.vocabulary, given or [], anchor, pair.of_teacher)
+    return len(given) if given else recipe.teach.num_checkpoints
 
 
 def _left_out(recipe: Recipe, rows: Rows, dropped: Sequence[str], unlabelled: UnlabelledRows | None) -> Iterator[str]:

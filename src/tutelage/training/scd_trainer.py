@@ -215,6 +215,7 @@ class SCDTrainer:
             fits = room_test(self.encoder, self.evaluator.max_new_tokens)
             self.unlabelled = simple_unlabelled(unlabelled_dataset, examples, fits, chat_template=args.chat_template)
         self.model: nn.Module | None = None
+        self._eval_nlls: dict[Path, float | None] = {}
         self._trained = np.zeros(0)
         """Losses of the trained student on `_checked_rows`, adapters not merged."""
 
@@ -360,13 +361,18 @@ class SCDTrainer:
 
     def _answers(self, folder: Path) -> list[SilverAnswer]:
         """What T* says to the rows without gold. folder: for what an interrupted process continues from."""
-        best = self.checkpoints[int(np.argmin(self._eval_losses()))] if self.eval_rows else self.checkpoints[-1]
+        best = self.checkpoints[-1]
+        if self.eval_rows:
+            models = each_checkpoint(load_model, self.teacher, self.checkpoints)
+            losses = np.array([self._eval_nll(folder, model) for folder, model in models], dtype=float)
+            best = self.checkpoints[int(losses.argmin())]
         return answer_rows(self.evaluator, lambda: load_model(self.teacher, best), self.unlabelled, folder)
 
-    def _eval_losses(self) -> list[float]:
-        """Mean loss of every checkpoint on the evaluation rows, in nats."""
-        models = each_checkpoint(load_model, self.teacher, self.checkpoints)
-        return [float(self._losses(model, self.eval_rows).mean()) for _, model in models]
+    def _eval_nll(self, folder: Path, model: nn.Module) -> float | None:
+        """Mean loss of a checkpoint on the evaluation rows, in nats; None without such rows. Computed once."""
+        if folder not in self._eval_nlls:
+            self._eval_nlls[folder] = _mean(self._losses(model, self.eval_rows))
+        return self._eval_nlls[folder]
 
     def _build_cache(self, rows: list[EncodedRow]) -> None:
         """Read every teacher checkpoint once over the training rows, and its loss on the evaluation rows."""
@@ -383,8 +389,8 @@ class SCDTrainer:
             batch_size=self.args.cache_batch_size,
         )
         for folder, model in each_checkpoint(load_model, self.teacher, self.checkpoints):
-            nll = _mean(self._losses(model, self.eval_rows))
-            builder.build(folder.name, model, {"checkpoint": str(folder), "eval_nll": nll})
+            about = {"checkpoint": str(folder), "eval_nll": self._eval_nll(folder, model)}
+            builder.build(folder.name, model, about)
         work.finish(0.0)
 
     def _best(self) -> str:
