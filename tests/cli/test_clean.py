@@ -13,8 +13,8 @@ from helpers.whole_run import model, whole_run
 from tutelage.analysis.run_summary import summarise_run
 from tutelage.cli.clean import clean
 from tutelage.errors import DataError, RunLockedError
-from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.live_reader import worker
+from tutelage.run.own_files import RESUME_ONLY
 from tutelage.run.run_state import REQUIRED_FILES
 
 

@@ -16,10 +16,9 @@ from typing import Any
 from tutelage.cli.list_runs import run_folders
 from tutelage.errors import DataError
 from tutelage.run.artifacts import checkpoint_folder
-from tutelage.run.checkpoints import RESUME_ONLY
 from tutelage.run.live_reader import dig, read_or_none, recipe_of
 from tutelage.run.manifest import is_run, locked
-from tutelage.run.own_files import foreign_files
+from tutelage.run.own_files import RESUME_ONLY, foreign_files
 from tutelage.run.run_state import Manifests, manifests_by_folder
 from tutelage.utils.console import out, print_table
 from tutelage.utils.files import discard, is_remains, size_on_disk

@@ -6,6 +6,7 @@ V entries of the tokenizer, V' entries of the model's own matrix (V or more).
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,8 +91,13 @@ def add_product(of_weight: Tensor, grad: Tensor, states: Tensor) -> None:
 
 
 def head_of(model: nn.Module, vocabulary: int) -> Head:
-    """The output head of `model`, cut to `vocabulary` entries; it shares its weights with the model."""
+    """The output head of `model`, cut to `vocabulary` entries; it shares its weights with the model, unless there are
+    adapters on the head: then these are merged into a copy."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    if hasattr(layer, "get_base_layer"):
+        layer = copy.deepcopy(layer)
+        layer.merge()
+        layer = layer.get_base_layer()
     scale = 1.0
     if getattr(config, "logits_scaling", None):  # Granite divides
         scale /= config.logits_scaling

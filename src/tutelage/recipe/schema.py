@@ -202,7 +202,8 @@ class Teach(Section):
     """Fine-tunes the teacher and keeps checkpoints of the run, or takes yours."""
 
     checkpoints: str | list[str] | None = None
-    """A folder with `checkpoint-*`, or a list of checkpoint folders in training order; then nothing is trained."""
+    """A folder with `checkpoint-*`, or a list in training order of checkpoint folders and revisions on the hub
+    (`owner/name@revision`); then nothing is trained."""
     num_checkpoints: int = Field(4, gt=0, le=1000)
     """Number of checkpoints that are kept, at equal spacing; the last one is the end of the run."""
     seed: int | None = None

@@ -8,27 +8,19 @@ from typing import Any
 
 from tutelage.errors import ModelError
 from tutelage.recipe.schema import Model
+from tutelage.run.hub_checkpoints import downloaded, is_revision
+from tutelage.run.manifest import folder_fingerprint
 from tutelage.utils.files import read_json
-
-RESUME_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", "whole")
-"""Glob patterns of the files in a checkpoint folder that only an unfinished fine-tuning run needs."""
 
 
 def list_checkpoints(where: str | list[str], base: Model) -> list[Path]:
     """Folders of the teacher's checkpoints, oldest first, checked without loading any weights.
 
-    where: a folder that holds `checkpoint-STEP` folders, or a list of folders in training order. Raises ModelError if
-    there are none, or if one is of another architecture or size than the teacher, or holds adapters for another base.
+    where: a folder that holds `checkpoint-STEP` folders, or a list in training order of folders and revisions on the
+    hub (`owner/name@revision`), which are downloaded. Raises ModelError if there are none, if one is of another
+    architecture or size than the teacher, or holds adapters for another base, or if the hub does not have it.
     """
-    if isinstance(where, str):
-        numbered = [p for p in Path(where).glob("checkpoint-*") if p.is_dir() and re.search(r"\d+$", p.name)]
-        folders = sorted(numbered, key=lambda p: int(re.search(r"\d+$", p.name)[0]))
-        if not folders:
-            raise ModelError(
-                f"no checkpoint-* folder in {where!r}: give a folder with some, or list them in teach.checkpoints"
-            )
-    else:
-        folders = [Path(entry) for entry in where]
+    folders = _folders(where)
     if len({folder.name for folder in folders}) < len(folders):
         raise ModelError(f"two checkpoints have the same folder name; rename one of {[str(f) for f in folders]}")
     for folder in folders:
@@ -39,16 +31,25 @@ def list_checkpoints(where: str | list[str], base: Model) -> list[Path]:
 def base_of(checkpoints: str | list[str]) -> str:
     """The model that was fine-tuned: the base of adapters, or the first checkpoint itself.
 
-    checkpoints: a folder with `checkpoint-*`, or a list of folders. Raises ModelError if there are none.
+    checkpoints: as in `list_checkpoints`. Raises ModelError if there are none.
     """
-    if isinstance(checkpoints, str):
-        folders = sorted(Path(checkpoints).glob("checkpoint-*"))
+    first = _folders(checkpoints)[0]
+    adapter = first / "adapter_config.json"
+    return read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else str(first)
+
+
+def _folders(where: str | list[str]) -> list[Path]:
+    """Raises ModelError if there are none."""
+    if not isinstance(where, str):
+        folders = [downloaded(entry) if is_revision(entry) else Path(entry) for entry in where]
     else:
-        folders = [Path(folder) for folder in checkpoints]
+        numbered = [p for p in Path(where).glob("checkpoint-*") if p.is_dir() and re.search(r"\d+$", p.name)]
+        folders = sorted(numbered, key=lambda p: int(re.search(r"\d+$", p.name)[0]))
     if not folders:
-        raise ModelError(f"no checkpoint-* folder in {checkpoints!r}: give a folder with some, or a list of folders")
-    adapter = folders[0] / "adapter_config.json"
-    return read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else str(folders[0])
+        raise ModelError(
+            f"no checkpoint-* folder in {where!r}: give a folder with some, or list them in teach.checkpoints"
+        )
+    return folders
 
 
 def _check_checkpoint(folder: Path, base: Model) -> None:
@@ -57,10 +58,11 @@ def _check_checkpoint(folder: Path, base: Model) -> None:
     if (folder / "adapter_config.json").is_file():
         adapter_base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         if adapter_base and not _same_model(adapter_base, base.model_name_or_path):
-            missing = "" if Path(adapter_base).exists() else ", which does not exist"
+            missing = "" if Path(adapter_base).exists() else ", which is not a folder here"
             raise ModelError(
                 f"{folder} holds adapters for the base model {adapter_base!r}{missing}; teacher.model_name_or_path is"
-                f" {base.model_name_or_path!r}. Name the adapters' own base there"
+                f" {base.model_name_or_path!r}. Name the adapters' own base there. If it is this model under another"
+                f" name, write its name as base_model_name_or_path in {folder / 'adapter_config.json'}"
             )
         return
     config = _read_config(folder)
@@ -86,6 +88,17 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _same_model(first: str, second: str) -> bool:
-    paths = Path(first), Path(second)
-    return first == second or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
+def _same_model(recorded: str, teacher: str) -> bool:
+    """Whether adapters that were trained on the model `recorded` fit the teacher's name: it is that model or a copy of
+    it, or `recorded` is not here (it was moved, or comes from another machine or the hub) and has the same name."""
+    paths = Path(recorded), Path(teacher)
+    if recorded == teacher or (all(path.exists() for path in paths) and paths[0].samefile(paths[1])):
+        return True
+    if paths[0].is_dir():
+        return paths[1].is_dir() and folder_fingerprint(recorded) == folder_fingerprint(teacher)
+    return paths[1].is_dir() and _last_name(recorded) == _last_name(teacher)
+
+
+def _last_name(model: str) -> str:
+    """The name of a model without owner and folders, of other systems too: `owner/name`, `C:\\models\\name`."""
+    return re.split(r"[/\\]", model.rstrip("/\\"))[-1].lower()

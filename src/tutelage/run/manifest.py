@@ -26,8 +26,7 @@ from filelock import FileLock, Timeout
 from tutelage.errors import ConfigError, DamagedArtifactError, RunLockedError, StaleArtifactError
 from tutelage.recipe.renamed import translate_flat
 from tutelage.run.artifacts import Manifest
-from tutelage.run.checkpoints import RESUME_ONLY
-from tutelage.run.own_files import clear, foreign_files, refusal, refuse_foreign
+from tutelage.run.own_files import RESUME_ONLY, clear, foreign_files, refusal, refuse_foreign
 from tutelage.utils import integrity, ranks
 from tutelage.utils.checksums import CHECKSUMS, MANIFEST, STARTED, file_record, records_of
 from tutelage.utils.disk import full_disk_as_user_error

@@ -16,6 +16,8 @@ from pathlib import Path
 from tutelage.errors import DataError, Kind, Problem
 from tutelage.utils.files import discard, is_remains
 
+RESUME_ONLY = ("optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin", "scaler.pt", "whole")
+"""Glob patterns of the files in a checkpoint folder that only an unfinished fine-tuning run needs."""
 _MODEL = (
     r"(config|generation_config|adapter_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
     r"|chat_template|model\.safetensors\.index)\.json|(merges|vocab)\.txt|chat_template\.jinja|qwen\.tiktoken"

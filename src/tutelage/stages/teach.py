@@ -17,8 +17,9 @@ from tutelage.models.evaluation import ValidationScores, validation_records
 from tutelage.records import Example
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import BaselineRecord, CheckpointScore, TeacherCheckpoints
-from tutelage.run.checkpoints import RESUME_ONLY, list_checkpoints
+from tutelage.run.checkpoints import list_checkpoints
 from tutelage.run.live_reader import dig, read_or_none
+from tutelage.run.own_files import RESUME_ONLY
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.callbacks import WHOLE, seconds_before
 from tutelage.training.finetuning import best_checkpoint, spaced_steps
