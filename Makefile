@@ -1,13 +1,14 @@
 # make demo     the full pipeline on a small scale        make check          lint, format, types, dependency bounds
 # make test     all tests                                 make check-lowest   all tests, lowest versions of dependencies
 # make fmt      fix lint and format                       make audit          known vulnerabilities of dependencies
+# make site     the documentation site, in build/site
 # Each target creates the environment in $(VENV) first if it is missing or out of date.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TASK ?=
 
-.PHONY: demo test evidence-quick check check-lowest audit fmt clean
+.PHONY: demo test evidence-quick check check-lowest audit fmt site clean
 
 demo: $(VENV)/.made
 	$(BIN)/tutelage demo runs/demo $(foreach task,$(TASK),--task $(task))
@@ -21,10 +22,15 @@ evidence-quick: $(VENV)/.made
 	$(BIN)/python -m benchmarks.planted
 
 check: $(VENV)/.made
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs/hooks.py
+	$(BIN)/ruff format --check src tests benchmarks docs/hooks.py
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_dependencies.py
+	$(MAKE) site
+
+# A link or an anchor that leads nowhere fails.
+site: $(VENV)/.made
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Tests of TRL, Ray and the notebook are skipped: these are not dependencies. Needs 6 GB of disk.
 check-lowest: .venv-lowest/.made
@@ -42,8 +48,8 @@ audit:
 	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 fmt: $(VENV)/.made
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks docs/hooks.py
+	$(BIN)/ruff format src tests benchmarks docs/hooks.py
 
 # torch is installed first, from the pinned version, so that no other package's requirement selects a different build.
 $(VENV)/.made: pyproject.toml constraints.txt
