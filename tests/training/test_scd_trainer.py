@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from helpers.project import Command, make_project, prompt_rows, run_to_the_end, trainer_for
 from tutelage import SCDConfig, SCDTrainer
-from tutelage.errors import ConfigError, ModelError, StaleArtifactError
+from tutelage.errors import ConfigError, ModelError, RunLockedError, StaleArtifactError
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -52,6 +53,18 @@ def test_processes_of_a_launcher_do_not_write_one_folder(finished, tmp_path, mon
     with pytest.raises(ConfigError, match="started 2 processes"):
         trainer.train()
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_two_trainers_do_not_write_one_folder(finished, tmp_path):
+    """The second one, in another process or thread, is refused at once."""
+    trainer = trainer_for(finished, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with FileLock(str(tmp_path / "out/.lock")), pytest.raises(RunLockedError, match="output_dir"):
+        trainer.train()
+    assert not (tmp_path / "out/cache").exists()
+    trainer.train()
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
 
 
 def test_a_given_anchor_and_adapters(finished, tmp_path):

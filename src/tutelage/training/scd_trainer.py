@@ -43,7 +43,7 @@ from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model, Task
 from tutelage.records import Example
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import base_of, list_checkpoints
-from tutelage.run.manifest import Work, digest, folder_fingerprint, one_process
+from tutelage.run.manifest import Work, digest, folder_fingerprint, locked
 from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
 from tutelage.teacher.hidden_store import HiddenStore
@@ -223,9 +223,13 @@ class SCDTrainer:
         """Train the anchor, build the cache, run the stages. Returns the records of the stages.
 
         Continues an interrupted run in the same output_dir. Raises StaleArtifactError if output_dir holds work with
-        other settings, ConfigError for a method that needs more than the teacher's checkpoints.
+        other settings, RunLockedError if another trainer works there, ConfigError for a method that needs more than the
+        teacher's checkpoints.
         """
-        one_process()
+        with locked(self.folder, "another output_dir of SCDConfig", lambda folder: True):
+            return self._train()
+
+    def _train(self) -> list[StageRecord]:
         args, plan, method = self.args, self._plan(), find_method(self.args.method)
         if method.answers == "teacher" or method.needs_cross_fit or method.settings:
             raise ConfigError(
