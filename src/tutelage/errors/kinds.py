@@ -133,6 +133,8 @@ class Kind(StrEnum):
     WEIGHTS_NOT_FINITE = "weights_not_finite"
     WEIGHTS_NOT_SAFETENSORS = "weights_not_safetensors"
     FLOAT16_TRAINED = "float16_trained"
+    ENCODER_DECODER = "encoder_decoder"
+    PADDING_READ = "padding_read"
     ADAPTERS_ON_TIED_HEAD = "adapters_on_tied_head"
     SAVED_MODEL_DIFFERS = "saved_model_differs"
     DISK_TOO_SMALL = "disk_too_small"

@@ -52,6 +52,14 @@ _NOT_SPELLED = {
 }
 
 
+def _reads_padding(v: Values) -> str:
+    measured = "" if v["nats"] is None else f" (KL {v['nats']:.3f} nats between a row with padding and without)"
+    return (
+        f"{v['name']} ({v['type']}) reads the padding of a batch{measured}, so a row's loss and answer would depend on"
+        " the rows beside it: take a model of another architecture"
+    )
+
+
 def _not_spelled(v: Values) -> str:
     return (
         f"the {v['role']}'s tokens for {v['text']!r} spell {v['spelled']!r}: {_NOT_SPELLED[v['reason']]}. Models with"
@@ -86,6 +94,11 @@ TEXTS: dict[Kind, Text] = {
         "the weights of {name} are float16, in which full fine-tuning ends in NaN: write dtype: float32 or bfloat16, or"
         " train adapters with lora: {{}}"
     ),
+    Kind.ENCODER_DECODER: (
+        "{name} ({type}) has an encoder beside its decoder, and models here read prompt and answer as one sequence:"
+        " take a decoder-only model"
+    ),
+    Kind.PADDING_READ: _reads_padding,
     Kind.ADAPTERS_ON_TIED_HEAD: (
         "{name}: there are adapters on the output head or the input embedding, and in this model both are one weight:"
         " merged into it, they would change both. Leave them out of the target modules"

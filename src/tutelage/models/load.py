@@ -16,10 +16,14 @@ from tutelage.data.collate import vocabulary_of
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.errors.wording import first_line
 from tutelage.models.adapters import has_adapters, load_adapter, with_lora
+from tutelage.models.padding import KNOWN_TO_READ, check_padding
 from tutelage.models.weights import WRAPPERS, Found, check_files, check_finite
 from tutelage.recipe.schema import Model
 from tutelage.utils.console import Screen
 from tutelage.utils.integrity import MODEL_FILES, check_folder
+
+_unpadded: set[str] = set()
+"""Models of which this process has seen that they do not read padding."""
 
 # --- loading ---
 
@@ -57,7 +61,11 @@ def load_model(model: Model, path: Path | str | None = None, vocabulary: int | N
     name = str(path or model.model_name_or_path)
     loaded = _load_full(model, name)
     check_finite(loaded.named_parameters(), name if model.dtype == "auto" else f"{name} in {model.dtype}")
-    return loaded.to(device()).eval()
+    loaded = loaded.to(device()).eval()
+    if model.model_name_or_path not in _unpadded:
+        check_padding(loaded, name)
+        _unpadded.add(model.model_name_or_path)
+    return loaded
 
 
 def load_trainable(model: Model, folder: Path | None, seed: int, vocabulary: int | None = None) -> nn.Module:
@@ -121,6 +129,24 @@ def check_weights(model: Model, path: Path | None = None) -> None:
     check_files(path or Path(model.model_name_or_path))
 
 
+def check_architecture(model: Model) -> None:
+    """Raises ModelError for an architecture that cannot be a teacher or student: an encoder with a decoder, or layers
+    that read padding. A model whose config cannot be read is not judged: loading it says why."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception:
+        return
+    values = {"name": model.model_name_or_path, "type": config.get_text_config().model_type, "nats": None}
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(Problem(Kind.ENCODER_DECODER, values=values))
+    if values["type"] in KNOWN_TO_READ:
+        raise ModelError(Problem(Kind.PADDING_READ, values=values))
+
+
 def check_models(
     teacher: Model,
     student: Model,
@@ -135,6 +161,7 @@ def check_models(
     entries of the teacher's tokenizer, if it is another one.
     """
     for role, model, entries in (("teacher", teacher, of_teacher or vocabulary), ("student", student, vocabulary)):
+        check_architecture(model)
         check_embeddings(config_of(model), entries, role)
         check_weights(model)
     if anchor:
