@@ -26,6 +26,8 @@ def check_padding(model: nn.Module, name: str) -> None:
     vocabulary = len(model.get_input_embeddings().weight)
     row = torch.linspace(0, vocabulary - 1, TOKENS, device=model.device).long()[None]
     alone, padded = _log_probs(model, row, 0), _log_probs(model, row, TOKENS)
+    if not alone.isfinite().all():  # it has no distribution in either case
+        return
     divergence = (alone.exp() * (alone - padded)).sum(-1).median().item()
     if not divergence <= (FLOAT32_NATS if model.dtype == torch.float32 else ROUNDED_NATS):
         values = {"name": name, "type": model.config.get_text_config().model_type, "nats": divergence}
