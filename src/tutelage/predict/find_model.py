@@ -35,6 +35,8 @@ class FoundModel:
     """Changes with the model's files."""
     load: Callable[[], nn.Module]
     tokenizer: Callable[[], Any]
+    folder: Path | None = None
+    """Of a student: its files."""
 
 
 def find_model(folder: Path, name: str | None = None) -> FoundModel:
@@ -76,6 +78,7 @@ def _student(folder: Path) -> FoundModel:
         folder_fingerprint(str(folder)),
         lambda: load_model(section),
         lambda: load_tokenizer(section),
+        folder,
     )
 
 

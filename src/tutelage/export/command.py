@@ -1,0 +1,53 @@
+"""What `tutelage export` does with its options."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tutelage.errors import ConfigError, Kind, Problem, UserError
+from tutelage.export.formats import FORMATS, check_possible, write_export
+from tutelage.export.verify import keep, refuse_drop, show, verify
+from tutelage.predict.find_model import find_model
+from tutelage.utils.console import Screen
+from tutelage.utils.files import size_on_disk
+from tutelage.utils.format import file_size
+
+
+def export(
+    folder: Path,
+    format: str,
+    output: Path | None = None,
+    *,
+    precision: str | None = None,
+    run: Path | None = None,
+    accept_drop: bool = False,
+    threads: int | None = None,
+) -> Path:
+    """Write a student in a format for another runtime; returns the folder.
+
+    folder: of a student, or a run whose student is exported. format: key of FORMATS. output: default
+    RUN-STUDENT-FORMAT[-PRECISION] in the current folder. precision: of the weights; None for the student's own. run:
+    the run whose test rows are answered with both; None: nothing is measured. threads: of both runtimes; default: as
+    many as the process may use. Raises UserError for a folder that exists, a score that dropped (unless accept_drop;
+    the export stays), and as `write_export` and `verify`.
+    """
+    check_possible(format, precision)
+    if accept_drop and run is None:
+        raise ConfigError("--accept-drop is about the score that --verify RUN measures: add --verify, or leave it out")
+    found = find_model(folder)
+    name = "-".join([found.usage["run"], *found.name.split("/"), format, *([precision] if precision else [])])
+    output = output or Path(name)
+    if output.exists():
+        raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
+    exported, screen = write_export(found, output, format, precision), Screen()
+    screen.say(f"{output}: {format}, {exported.precision}, {file_size(size_on_disk(output))}")
+    if run is None:
+        screen.say(f"its score in {FORMATS[format].runtime} was not measured: --verify RUN does that")
+        return output
+    verified = verify(exported, found, run, threads or len(os.sched_getaffinity(0)))
+    keep(verified, exported, run)
+    show(verified)
+    if not accept_drop:
+        refuse_drop(verified)
+    return output
