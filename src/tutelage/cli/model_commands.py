@@ -98,9 +98,10 @@ def _refuse(by: str, text: list[Path] | None, heal: bool, options: dict[str, Any
 def export(
     model: Annotated[Path, typer.Argument(metavar="STUDENT", help="Folder of a distilled student, or a run folder.")],
     to: Annotated[
-        Literal["gguf", "ctranslate2"],
+        Literal["gguf", "ctranslate2", "lm-eval"],
         typer.Option(
             help="gguf: one file for llama.cpp, and a Modelfile for Ollama. ctranslate2: a folder for CTranslate2."
+            " lm-eval: no model, but the test rows of its run as a task of lm-evaluation-harness."
         ),
     ],
     quantize: Annotated[
@@ -127,10 +128,15 @@ def export(
         int | None, typer.Option(min=1, max=1024, help="With --verify: threads of both. Default: all processors.")
     ] = None,
 ) -> None:
-    """Write a student for another runtime, and measure its score there.
+    """Write a student for another runtime and measure its score there, or its task for lm-evaluation-harness.
 
     Exit code 2 with --verify: the export scores significantly less than the student.
     """
-    from tutelage.export.command import export
+    from tutelage.export.command import LM_EVAL, export, export_task
 
+    if to == LM_EVAL:
+        if quantize or verify or accept_drop or threads:
+            raise ConfigError("--to lm-eval writes no model: leave out --quantize, --verify, --accept-drop, --threads")
+        export_task(model, output)
+        return
     export(model, to, output, precision=quantize, run=verify, accept_drop=accept_drop, threads=threads)

@@ -5,13 +5,36 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tutelage.errors import ConfigError, Kind, Problem, UserError
+from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
 from tutelage.export.formats import FORMATS, check_possible, write_export
-from tutelage.export.verify import keep, refuse_drop, show, verify
-from tutelage.predict.find_model import find_model
-from tutelage.utils.console import Screen
+from tutelage.export.harness import write_harness_task
+from tutelage.export.verify import keep, refuse_drop, show, test_rows, verify
+from tutelage.predict.find_model import find_model, run_of
+from tutelage.utils.console import Screen, out
 from tutelage.utils.files import size_on_disk
 from tutelage.utils.format import file_size
+
+
+LM_EVAL = "lm-eval"
+
+
+def export_task(folder: Path, output: Path | None = None) -> Path:
+    """Write the test rows of a student's run as a task of lm-evaluation-harness; returns the folder.
+
+    folder: a run, or a student's in one. output: default RUN-lm-eval in the current folder. Raises UserError for a folder
+    that exists, DataError for a student outside of a run, and as `write_harness_task`.
+    """
+    found, run = find_model(folder), run_of(folder)
+    if run is None:
+        raise DataError(f"{folder} lies in no run folder, whose test rows the task is made of: name the run")
+    output = output or Path(f"{found.usage['run']}-{LM_EVAL}")
+    if output.exists():
+        raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
+    name = write_harness_task(found, test_rows(run, found), output)
+    screen = Screen()
+    screen.say(f"{output}: task {name}. With `pip install 'tutelage[lm-eval]'`:")
+    out(f"lm_eval --model hf --model_args pretrained={found.folder} --tasks {name} --include_path {output}")
+    return output
 
 
 def export(

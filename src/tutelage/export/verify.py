@@ -88,7 +88,7 @@ def verify(exported: Exported, found: FoundModel, run: Path, threads: int) -> Ve
 
     Raises DataError for a run of another task or without test rows, ModelError if a runtime fails.
     """
-    evaluator, examples = Predictor(found).evaluator, _test_rows(run, found)
+    evaluator, examples = Predictor(found).evaluator, test_rows(run, found)
     asks, screen = asks_for(evaluator, evaluator.eval_set(examples)), Screen()
     setting = setting_of(evaluator, asks, exported, threads)
     measured: list[Measured] = []
@@ -99,7 +99,7 @@ def verify(exported: Exported, found: FoundModel, run: Path, threads: int) -> Ve
     return _compared(exported, found, run, evaluator, examples, asks, measured, threads)
 
 
-def _test_rows(run: Path, found: FoundModel) -> list[Example]:
+def test_rows(run: Path, found: FoundModel) -> list[Example]:
     """Raises DataError if the run has none, or asks for other answers than the student gives."""
     path = run / "prepare" / "rows.jsonl"
     rows = [row for row in read_records(path, Example) if row.split == "test"] if path.is_file() else []

@@ -66,8 +66,13 @@ def find_model(folder: Path, name: str | None = None) -> FoundModel:
 
 def teacher_beside(folder: Path) -> FoundModel | None:
     """The teacher of a run folder, or of the run that a student's folder lies in; None if there is no such run."""
-    owner = next((path for path in [folder, *folder.resolve().parents[:3]] if is_run(path)), None)
+    owner = run_of(folder)
     return find_model(owner, "teacher") if owner else None
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that a folder is, or that a student's folder lies in."""
+    return next((path for path in [folder, *folder.resolve().parents[:3]] if is_run(path)), None)
 
 
 def _student(folder: Path) -> FoundModel:
