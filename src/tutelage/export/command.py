@@ -9,7 +9,9 @@ from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
 from tutelage.export.formats import FORMATS, check_possible, write_export
 from tutelage.export.harness import write_harness_task
 from tutelage.export.verify import keep, refuse_drop, show, test_rows, verify
-from tutelage.predict.find_model import find_model, run_of
+from tutelage.predict.find_model import FoundModel, find_model, run_of
+from tutelage.recipe.load import load_recipe
+from tutelage.run.run_folder import RunFolder
 from tutelage.utils.console import Screen, out
 from tutelage.utils.files import size_on_disk
 from tutelage.utils.format import file_size
@@ -31,10 +33,16 @@ def export_task(folder: Path, output: Path | None = None) -> Path:
     if output.exists():
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
     name = write_harness_task(found, test_rows(run, found), output)
-    screen = Screen()
-    screen.say(f"{output}: task {name}. With `pip install 'tutelage[lm-eval]'`:")
-    out(f"lm_eval --model hf --model_args pretrained={found.folder} --tasks {name} --include_path {output}")
+    Screen().say(f"{output}: task {name}. With `pip install 'tutelage[lm-eval]'`, in the precision of `evaluate`:")
+    out(f"lm_eval --model hf --model_args {_model_arguments(found, run)} --tasks {name} --include_path {output}")
     return output
+
+
+def _model_arguments(found: FoundModel, run: Path) -> str:
+    """The student in the precision in which `evaluate` has scored it."""
+    recipe = load_recipe(run).recipe
+    narrow = RunFolder(recipe).bf16 and recipe.student.dtype == "float32"
+    return f"pretrained={found.folder}" + (",dtype=bfloat16" if narrow else "")
 
 
 def export(

@@ -121,8 +121,15 @@ def _write_ctranslate2(
     found: FoundModel, predictor: Predictor, draft: Path, precision: str | None
 ) -> tuple[str, list[int]]:
     tokenizer = predictor.evaluator.encoder.tokenizer
-    written = ctranslate2_folder.write_ctranslate2(found.folder, tokenizer, draft, precision)
+    written = ctranslate2_folder.write_ctranslate2(student_folder(found), tokenizer, draft, precision)
     return written, _ends(found.load(), tokenizer)
+
+
+def student_folder(found: FoundModel) -> Path:
+    """The files of a student. Raises ConfigError for another model of a run."""
+    if found.folder is None:
+        raise ConfigError(f"{found.name} is no student: name the folder of one, or a run")
+    return found.folder
 
 
 def _ends(model: Any, tokenizer: Any) -> list[int]:

@@ -15,10 +15,10 @@ import numpy as np
 
 from tutelage.analysis.significance import paired_difference
 from tutelage.errors import DataError, Kind, Problem, UserError
-from tutelage.export.formats import Exported, setting_of
-from tutelage.export.measure import AT_ONCE, Job, Measured, measure
+from tutelage.export.formats import Exported, setting_of, student_folder
+from tutelage.export.measure import AT_ONCE, Measured, measure
 from tutelage.export.prompts import asks_for
-from tutelage.export.runtimes import Ask
+from tutelage.export.runtimes import Ask, Setting
 from tutelage.models.evaluation import Evaluator
 from tutelage.predict.find_model import FoundModel
 from tutelage.predict.predictor import Predictor
@@ -92,11 +92,16 @@ def verify(exported: Exported, found: FoundModel, run: Path, threads: int) -> Ve
     asks, screen = asks_for(evaluator, evaluator.eval_set(examples)), Screen()
     setting = setting_of(evaluator, asks, exported, threads)
     measured: list[Measured] = []
-    for runtime, folder in (("transformers", found.folder), (exported.runtime, exported.folder)):
+    for runtime, folder in _both(exported, found):
         screen.say(f"{len(examples):,} test rows in {runtime} ...")
-        job: Job = {"runtime": runtime, "setting": {**setting, "folder": str(folder)}, "asks": asks, "only_tokens": False}
-        measured.append(measure(job))
+        of_folder: Setting = {**setting, "folder": str(folder)}
+        measured.append(measure({"runtime": runtime, "setting": of_folder, "asks": asks, "only_tokens": False}))
     return _compared(exported, found, run, evaluator, examples, asks, measured, threads)
+
+
+def _both(exported: Exported, found: FoundModel) -> list[tuple[str, Path]]:
+    """Runtime and folder of the student and of its export."""
+    return [("transformers", student_folder(found)), (exported.runtime, exported.folder)]
 
 
 def test_rows(run: Path, found: FoundModel) -> list[Example]:
@@ -127,8 +132,8 @@ def _compared(
     estimate = paired_difference([after], [before])
     difference = widened(estimate.interval, estimate.rows, low=-1.0)
     model = _name_in(run, found.fingerprint)
-    folders = (found.folder, exported.folder)
-    served = [_served(evaluator, examples, *each) for each in zip(parsed, measured, folders, strict=True)]
+    both = zip(_both(exported, found), parsed, measured, strict=True)
+    served = [_served(*place, evaluator, examples, answers, part) for place, answers, part in both]
     return Verified(
         run=run.resolve().name,
         model=model,
@@ -159,11 +164,15 @@ def _parsed(evaluator: Evaluator, examples: Sequence[Example], measured: Measure
 
 
 def _served(
-    evaluator: Evaluator, examples: Sequence[Example], answers: Sequence[Any], measured: Measured, folder: Path
+    runtime: str,
+    folder: Path,
+    evaluator: Evaluator,
+    examples: Sequence[Example],
+    answers: Sequence[Any],
+    measured: Measured,
 ) -> Served:
     milliseconds = 1000 * np.array(measured["seconds"])
     metrics = evaluator.task.metrics(answers, examples)
-    runtime, *_ = measured["versions"]
     return Served(
         runtime=runtime,
         versions=measured["versions"],
