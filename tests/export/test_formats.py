@@ -209,7 +209,9 @@ def test_int8_is_a_quarter_of_the_size(tmp_path):
     pytest.importorskip("ctranslate2")
     found = small_student(tmp_path / "student", COLOR_ROWS, COLOR_TASK, passes=0, hidden=128)
     sizes = {
-        precision: (write_export(found, tmp_path / precision, "ctranslate2", precision).folder / "model.bin").stat().st_size
+        precision: (write_export(found, tmp_path / precision, "ctranslate2", precision).folder / "model.bin")
+        .stat()
+        .st_size
         for precision in ("float32", "int8")
     }
     assert sizes["int8"] < 0.35 * sizes["float32"]
@@ -245,7 +247,9 @@ def test_a_precision_of_another_format_is_refused():
 def test_the_extras_hold_the_packages():
     import tomllib
 
-    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     for wanted in FORMATS.values():
         listed = " ".join(extras[wanted.extra])
         assert all(package in listed for package in wanted.packages)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
 
 from helpers.small_student import COLOR_ROWS, COLOR_TASK, small_student
 from tutelage.errors import DataError
@@ -57,7 +56,10 @@ def test_the_harness_gives_the_same_score_to_the_digit(case, tmp_path):
 
     rows, task, passes = CASES[case]
     found = small_student(tmp_path / "student", rows, task, passes=passes)
-    rows = [replace(rows[0], answer=rows[1].answer, answers=rows[1].answers), *rows[1:]]  # one that was taught otherwise
+    rows = [
+        replace(rows[0], answer=rows[1].answer, answers=rows[1].answers),
+        *rows[1:],
+    ]  # one that was taught otherwise
     evaluator = Predictor(found, batch_size=4).evaluator
     eval_set = evaluator.eval_set(rows, evaluator.encoder.rows(rows)[0])
     predictions = evaluator.predict("student", found.load(), eval_set)
@@ -117,4 +119,6 @@ def test_the_folder_can_be_moved(tmp_path):
     write_harness_task(found, COLOR_ROWS, tmp_path / "task")
     shutil.move(tmp_path / "task", tmp_path / "elsewhere")
     assert len(loaded(tmp_path / "elsewhere").load()["test"]) == len(COLOR_ROWS)
-    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "elsewhere").iterdir() if path.is_file())
+    assert str(tmp_path) not in "".join(
+        path.read_text() for path in (tmp_path / "elsewhere").iterdir() if path.is_file()
+    )

@@ -108,7 +108,7 @@ def export(
         str | None,
         typer.Option(
             metavar="PRECISION",
-            help="Of the weights. gguf: f32, f16, bf16, q8_0, q4_0. ctranslate2: float32, int8. Default: the student's.",
+            help="Of the weights. gguf: f32, f16, bf16, q8_0, q4_0. ctranslate2: float32, int8. Default: as they are.",
         ),
     ] = None,
     output: Annotated[
@@ -125,7 +125,7 @@ def export(
         bool, typer.Option("--accept-drop", help="With --verify: accept a score that is significantly lower.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="With --verify: threads of both. Default: all processors.")
+        int | None, typer.Option(min=1, max=1024, help="With --verify: threads of both. Default: as for training.")
     ] = None,
 ) -> None:
     """Write a student for another runtime and measure its score there, or its task for lm-evaluation-harness.

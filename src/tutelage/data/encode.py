@@ -99,7 +99,7 @@ class Encoder:
         return list(ids) if self.too_long != "truncate_prompt" or len(ids) <= room else list(ids[-room:])
 
     def rendered(self, example: Example) -> str:
-        """The messages of a row as text. Raises DataError for a row that the chat template refuses, whatever it raises."""
+        """Messages as text. Raises DataError for a row that the chat template refuses, whatever it raises."""
         try:
             return self.tokenizer.apply_chat_template(example.prompt, tokenize=False, add_generation_prompt=True)
         except Exception as error:

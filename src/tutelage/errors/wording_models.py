@@ -95,7 +95,7 @@ TEXTS: dict[Kind, Text] = {
         " {saved:.4f} nats, and was {trained:.4f}. Merging adapters into 16-bit weights can do this: write"
         " student.dtype=float32. Otherwise a file of it was damaged: run the stage again"
     ),
-    Kind.EXTRA_MISSING: "{purpose} needs the package {package}, which is not installed: pip install 'tutelage[{extra}]'",
+    Kind.EXTRA_MISSING: "{purpose} needs {package}, which is not installed: pip install 'tutelage[{extra}]'",
     Kind.EXPORT_NOT_POSSIBLE: (
         "the student cannot be written as {format}: it has {found}. Take another format (`tutelage export --help`), or"
         " serve the folder as it is"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+import torch
 
 from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
 from tutelage.export.formats import FORMATS, check_possible, write_export
@@ -16,15 +17,14 @@ from tutelage.utils.console import Screen, out
 from tutelage.utils.files import size_on_disk
 from tutelage.utils.format import file_size
 
-
 LM_EVAL = "lm-eval"
 
 
 def export_task(folder: Path, output: Path | None = None) -> Path:
     """Write the test rows of a student's run as a task of lm-evaluation-harness; returns the folder.
 
-    folder: a run, or a student's in one. output: default RUN-lm-eval in the current folder. Raises UserError for a folder
-    that exists, DataError for a student outside of a run, and as `write_harness_task`.
+    folder: a run, or a student's in one. output: default RUN-lm-eval in the current folder. Raises UserError for a
+    folder that exists, DataError for a student outside of a run, and as `write_harness_task`.
     """
     found, run = find_model(folder), run_of(folder)
     if run is None:
@@ -59,8 +59,8 @@ def export(
 
     folder: of a student, or a run whose student is exported. format: key of FORMATS. output: default
     RUN-STUDENT-FORMAT[-PRECISION] in the current folder. precision: of the weights; None for the student's own. run:
-    the run whose test rows are answered with both; None: nothing is measured. threads: of both runtimes; default: as
-    many as the process may use. Raises UserError for a folder that exists, a score that dropped (unless accept_drop;
+    the run whose test rows are answered with both; None: nothing is measured. threads: of both runtimes; default:
+    torch's. Raises UserError for a folder that exists, a score that dropped (unless accept_drop;
     the export stays), and as `write_export` and `verify`.
     """
     check_possible(format, precision)
@@ -76,7 +76,7 @@ def export(
     if run is None:
         screen.say(f"its score in {FORMATS[format].runtime} was not measured: --verify RUN does that")
         return output
-    verified = verify(exported, found, run, threads or len(os.sched_getaffinity(0)))
+    verified = verify(exported, found, run, threads or torch.get_num_threads())
     keep(verified, exported, run)
     show(verified)
     if not accept_drop:

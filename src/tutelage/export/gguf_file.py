@@ -102,9 +102,7 @@ def _head_size(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _add_vocabulary(
-    writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: Any, begins: bool, ends: list[int]
-) -> None:
+def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: Any, begins: bool, ends: list[int]) -> None:
     writer.add_tokenizer_model("gpt2")  # llama.cpp's name of byte-level BPE
     writer.add_tokenizer_pre(vocabulary.rule)
     writer.add_vocab_size(len(vocabulary.tokens))

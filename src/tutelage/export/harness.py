@@ -1,4 +1,4 @@
-"""The test rows of a run as a task of lm-evaluation-harness, in which a student gets the score that `evaluate` gave it."""
+"""The test rows of a run as a task of lm-evaluation-harness, which gives a student the score that `evaluate` gave it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def write_harness_task(found: FoundModel, examples: Sequence[Example], folder: P
     asks = asks_for(evaluator, evaluator.eval_set(examples))
     _check_prompts(evaluator, examples, asks)
     name = "tutelage_" + re.sub(r"\W+", "_", str(found.usage["run"])).strip("_").lower()
-    metrics = [name for name in evaluator.task.metrics([None] * len(examples), examples, resamples=1) if "/" not in name]
+    metrics = [
+        name for name in evaluator.task.metrics([None] * len(examples), examples, resamples=1) if "/" not in name
+    ]
     task = predictor.task_section.model_dump()
     with replacing(folder, new=True) as draft:
         draft.mkdir()

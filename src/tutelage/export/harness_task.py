@@ -1,7 +1,7 @@
 """What lm-evaluation-harness calls for a task that `tutelage export --to lm-eval` wrote: rows in, scores out.
 
-A copy of this file, utils.py, lies beside the task's YAML, task.json and rows.jsonl. The harness asks the model; answers
-are read and scored by the library's own task, as in `tutelage evaluate`.
+A copy of this file, utils.py, lies beside the task's YAML, task.json and rows.jsonl. The harness asks the model;
+answers are read and scored by the library's own task, as in `tutelage evaluate`.
 """
 
 from __future__ import annotations

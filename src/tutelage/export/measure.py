@@ -64,7 +64,7 @@ def measure(job: Job) -> Measured:
         command = [sys.executable, "-m", "tutelage.export.measure", str(asked), str(found)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
         if done.returncode or not found.is_file():
-            said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:]) or f"exit code {done.returncode}"
+            said = ((done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ModelError(f"{job['runtime']} cannot answer with {job['setting']['folder']}: {said}")
         return read_json(found)
 

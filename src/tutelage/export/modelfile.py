@@ -20,7 +20,7 @@ def modelfile(data: Data, encoder: Encoder, *, longest: int, ends: Sequence[int]
     two by itself.
     """
     lines = [
-        "# Ask /api/generate with the rendered prompt of a row. Greedy decoding, no penalties: as the scores were measured.",
+        "# Greedy decoding without penalties, as the scores were measured. docs/deploy.md says how to ask.",
         "FROM ./model.gguf",
         f'TEMPLATE """{_template(data, encoder)}"""',
         "PARAMETER temperature 0",

@@ -28,7 +28,7 @@ from tutelage.run.manifest import folder_fingerprint
 from tutelage.utils.bootstrap import widened
 from tutelage.utils.console import Screen, print_table
 from tutelage.utils.files import read_json, read_jsonl, read_records, write_json
-from tutelage.utils.format import file_size, metric_words, number, signed_span, span
+from tutelage.utils.format import file_size, metric_words, signed_span, span
 
 VERIFIED = "verified.json"
 

@@ -20,8 +20,8 @@ from tutelage.analysis.evaluated_rows import read_evaluated
 from tutelage.analysis.run_results import Results, read_lines, read_results
 from tutelage.analysis.slices import Slice, SliceRecord, by_value, measure_slices
 from tutelage.errors import DataError
-from tutelage.run.manifest import folder_fingerprint
 from tutelage.run.live_reader import dig, last_part, read_or_none, written
+from tutelage.run.manifest import folder_fingerprint
 from tutelage.tasks import template_for
 from tutelage.tasks.metrics import entity_counts
 from tutelage.utils.console import visible
