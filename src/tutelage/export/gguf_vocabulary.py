@@ -42,7 +42,8 @@ class Vocabulary(NamedTuple):
 def vocabulary_for(tokenizer: Any, size: int) -> Vocabulary:
     """The vocabulary of a byte-level BPE tokenizer.
 
-    size: rows of the model's embedding; ids without an entry are filled. Raises ModelError for tokenizers of another kind, and for rules that llama.cpp does not have.
+    size: rows of the model's embedding; ids without an entry are filled. Raises ModelError for tokenizers of
+    another kind, and for rules that llama.cpp does not have.
     """
     from gguf import TokenType
 

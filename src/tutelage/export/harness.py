@@ -1,4 +1,4 @@
-"""The test rows of a run as a task of lm-evaluation-harness, which gives a student the score that `evaluate` gave it."""
+"""The test rows of a run as a task of lm-evaluation-harness, which gives a student the score that `evaluate` gave."""
 
 from __future__ import annotations
 
