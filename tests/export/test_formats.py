@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from tutelage.export import formats, gguf_file
 from tutelage.export.formats import FORMATS, check_possible, setting_of, write_export
 from tutelage.export.gguf_vocabulary import RULES, vocabulary_for
 from tutelage.export.measure import measure
-from tutelage.export.prompts import asks_for
+from tutelage.export.prompts import asks_for, probe
+from tutelage.export.runtimes import LlamaCpp
 from tutelage.predict.predictor import Predictor
 
 LLAMA3 = {
@@ -172,6 +174,20 @@ def test_the_modelfile_has_the_prompt_of_a_chat_template(llama_cpp, tmp_path):
     before = '<s>system\nAnswer {{ "{{" }}briefly}}.</s>\n<s>user\n'
     assert f'TEMPLATE """{before}{{{{ .Prompt }}}}</s>\n<s>assistant"""' in text
     assert "PARAMETER temperature 0\nPARAMETER repeat_penalty 1.0\n" in text
+
+
+def test_the_chat_endpoint_of_llama_cpp_renders_the_prompt(llama_cpp, tmp_path):
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = CHAT
+    data = {"template": "{text}", "chat_template": True}
+    found = small_student(tmp_path / "student", COLOR_ROWS, COLOR_TASK, data=data, passes=0, tokenizer=tokenizer)
+    exported = write_export(found, tmp_path / "export", "gguf", None)
+    setting = {"folder": str(exported.folder), "threads": 1, "longest": 4, "context": 64, "ends": [], "prefix": ""}
+    example = probe("What color?", chat=True, system="Be brief.")
+    body = json.dumps({"messages": example.prompt}).encode()
+    runtime = LlamaCpp(setting, 1)
+    with urlopen(Request(f"{runtime.server.listening_address}/apply-template", body, {"Content-Type": "application/json"})) as response:
+        assert json.load(response)["prompt"] == Predictor(found).evaluator.encoder.rendered(example)
 
 
 # --- CTranslate2 ---
