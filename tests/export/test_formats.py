@@ -186,7 +186,9 @@ def test_the_chat_endpoint_of_llama_cpp_renders_the_prompt(llama_cpp, tmp_path):
     example = probe("What color?", chat=True, system="Be brief.")
     body = json.dumps({"messages": example.prompt}).encode()
     runtime = LlamaCpp(setting, 1)
-    with urlopen(Request(f"{runtime.server.listening_address}/apply-template", body, {"Content-Type": "application/json"})) as response:
+    with urlopen(
+        Request(f"{runtime.server.listening_address}/apply-template", body, {"Content-Type": "application/json"})
+    ) as response:
         assert json.load(response)["prompt"] == Predictor(found).evaluator.encoder.rendered(example)
 
 

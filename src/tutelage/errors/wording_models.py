@@ -101,9 +101,8 @@ TEXTS: dict[Kind, Text] = {
         " serve the folder as it is"
     ),
     Kind.EXPORT_READS_OTHER_TOKENS: (
-        "{runtime} reads {differing:,} of {rows:,} prompts in other tokens than the student was trained on, the first"
-        " {first}: its answers to them would be worse. The export was not kept. Take another format (`tutelage export"
-        " --help`)"
+        "{runtime} reads {differing:,} of {rows:,} texts in other tokens than the student's tokenizer, the first one"
+        " {first}: its answers would be worse. The export was not kept. Take another format (`tutelage export --help`)"
     ),
     Kind.EXPORT_SCORE_DROPPED: (
         "{export} scores less than the student: {metric} {exported:.3f} instead of {original:.3f} on {rows:,} test rows"

@@ -84,7 +84,7 @@ class Verified:
 
 
 def verify(exported: Exported, found: FoundModel, run: Path, threads: int) -> Verified:
-    """Answer the test rows of a run with both, and write what comes out.
+    """Answer the test rows of a run with both.
 
     Raises DataError for a run of another task or without test rows, ModelError if a runtime fails.
     """
