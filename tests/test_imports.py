@@ -15,7 +15,7 @@ WITHOUT_TORCH = ("errors", "utils", "recipe", "tasks", "run", "analysis", "repor
 MORE_WITHOUT_TORCH = (
     *("records", "__init__", "method", "method.methods", "method.schedule", "method.weighting", "method.risk_split"),
     *("data.dataset", "data.encode", "cli.guess_columns", "stages.diagnose", "stages.report", "doctor"),
-    *("compare.cell_table", "compare.summary.summarise", "compare.summary.page"),
+    *("compare.cell_table", "compare.summary.summarise", "compare.summary.page", "export.measure"),
 )
 LARGEST_PACKAGE = 12
 

@@ -23,6 +23,7 @@ PACKAGES = [
     "shrink",
     "doctor",
     "predict",
+    "export",
     "stages",
     "compare",
     "demo",

@@ -18,7 +18,7 @@ import typer
 
 from tutelage.cli import run_commands
 from tutelage.cli.endings import run_command
-from tutelage.cli.shrink import shrink
+from tutelage.cli.model_commands import export, shrink
 from tutelage.stages import STAGES
 from tutelage.utils import ranks
 from tutelage.utils.console import err, out, print_table
@@ -311,6 +311,7 @@ def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 app.command()(shrink)
+app.command()(export)
 
 
 @app.command()

@@ -85,7 +85,7 @@ class Encoder:
         ids: list[list[int]] = [[] for _ in examples]
         for index, found in zip(plain, self._ids([examples[index].prompt for index in plain], True), strict=True):
             ids[index] = found[:-1] if found and found[-1] == self.tokenizer.eos_token_id else found
-        for index, found in zip(chats, self._ids([self._rendered(examples[i]) for i in chats], False), strict=True):
+        for index, found in zip(chats, self._ids([self.rendered(examples[i]) for i in chats], False), strict=True):
             ids[index] = found
         return ids
 
@@ -98,7 +98,7 @@ class Encoder:
         room = max(1, self.max_length - reserve)
         return list(ids) if self.too_long != "truncate_prompt" or len(ids) <= room else list(ids[-room:])
 
-    def _rendered(self, example: Example) -> str:
+    def rendered(self, example: Example) -> str:
         """Messages as text. Raises DataError for a row that the chat template refuses, whatever it raises."""
         try:
             return self.tokenizer.apply_chat_template(example.prompt, tokenize=False, add_generation_prompt=True)

@@ -142,6 +142,12 @@ class Kind(StrEnum):
     NOTHING_TO_GAIN = "nothing_to_gain"
     STUDENT_NOT_USABLE = "student_not_usable"
 
+    # --- exports ---
+    EXTRA_MISSING = "extra_missing"
+    EXPORT_NOT_POSSIBLE = "export_not_possible"
+    EXPORT_READS_OTHER_TOKENS = "export_reads_other_tokens"
+    EXPORT_SCORE_DROPPED = "export_score_dropped"
+
     # --- findings of `tutelage doctor` ---
     OK = "ok"
     FEW_ROWS = "few_rows"

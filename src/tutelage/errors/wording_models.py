@@ -1,4 +1,4 @@
-"""The texts of problems of models, tokenizers and checkpoints."""
+"""The texts of problems of models, tokenizers, checkpoints and exports."""
 
 from __future__ import annotations
 
@@ -107,5 +107,19 @@ TEXTS: dict[Kind, Text] = {
         "the model saved in {folder} is not the one that was trained: on {rows:,} validation rows its loss is"
         " {saved:.4f} nats, and was {trained:.4f}. Merging adapters into 16-bit weights can do this: write"
         " student.dtype=float32. Otherwise a file of it was damaged: run the stage again"
+    ),
+    Kind.EXTRA_MISSING: "{purpose} needs {package}, which is not installed: pip install 'tutelage[{extra}]'",
+    Kind.EXPORT_NOT_POSSIBLE: (
+        "the student cannot be written as {format}: it has {found}. Take another format (`tutelage export --help`), or"
+        " serve the folder as it is"
+    ),
+    Kind.EXPORT_READS_OTHER_TOKENS: (
+        "{runtime} reads {differing:,} of {rows:,} texts in other tokens than the student's tokenizer, the first one"
+        " {first}: its answers would be worse. The export was not kept. Take another format (`tutelage export --help`)"
+    ),
+    Kind.EXPORT_SCORE_DROPPED: (
+        "{export} scores less than the student: {metric} {exported:.3f} instead of {original:.3f} on {rows:,} test rows"
+        " (difference {difference[0]:+.3f} [{difference[1]:+.3f}, {difference[2]:+.3f}]). Export it with more bits"
+        " (--quantize), or accept the loss: add --accept-drop"
     ),
 }

@@ -35,6 +35,8 @@ class FoundModel:
     """Changes with the model's files."""
     load: Callable[[], nn.Module]
     tokenizer: Callable[[], Any]
+    folder: Path | None = None
+    """Of a student: its files."""
 
 
 def find_model(folder: Path, name: str | None = None) -> FoundModel:
@@ -64,8 +66,13 @@ def find_model(folder: Path, name: str | None = None) -> FoundModel:
 
 def teacher_beside(folder: Path) -> FoundModel | None:
     """The teacher of a run folder, or of the run that a student's folder lies in; None if there is no such run."""
-    owner = next((path for path in [folder, *folder.resolve().parents[:3]] if is_run(path)), None)
+    owner = run_of(folder)
     return find_model(owner, "teacher") if owner else None
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that a folder is, or that a student's folder lies in."""
+    return next((path for path in [folder, *folder.resolve().parents[:3]] if is_run(path)), None)
 
 
 def _student(folder: Path) -> FoundModel:
@@ -76,6 +83,7 @@ def _student(folder: Path) -> FoundModel:
         folder_fingerprint(str(folder)),
         lambda: load_model(section),
         lambda: load_tokenizer(section),
+        folder,
     )
 
 

@@ -55,7 +55,8 @@ class Predictor:
         self.batch_size = batch_size
 
     @cached_property
-    def _evaluator(self) -> Evaluator:
+    def evaluator(self) -> Evaluator:
+        """Task, tokenizer and decoding of the model."""
         tokenizer = self.found.tokenizer()
         encoder, longest = make_encoder(self.data, tokenizer), self.found.usage["max_new_tokens"]
         decoding = self.task_section.decoding
@@ -68,7 +69,7 @@ class Predictor:
     def __call__(self, rows: Sequence[PlacedRow]) -> list[AnswerRecord]:
         """Raises RowsError for a row that cannot be rendered."""
         examples = [self._example(*placed) for placed in rows]
-        answers = self._evaluator.answers(self._model, self._evaluator.eval_set(examples))
+        answers = self.evaluator.answers(self._model, self.evaluator.eval_set(examples))
         return [
             {
                 "id": example.id,

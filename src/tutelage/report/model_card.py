@@ -29,6 +29,7 @@ from tutelage.report.card_facts import (
     prompt_expression,
     recipe_text,
     slices_against_teacher,
+    verified_exports,
 )
 from tutelage.report.page import TEMPLATES, metric_name, model_name, slice_value
 from tutelage.report.sections_run import silver_rows
@@ -86,7 +87,7 @@ def make_card(student: FinishedStudent, repo: str | None = None) -> str:
 
     data, template = metadata(student), str(TEMPLATES / "model_card.md.jinja")
     functions = {name: getattr(format, name) for name in ("number", "span", "signed_span", "p_value", "duration")}
-    context = _about(student) | _scores(student) | _usage(student, repo) | _training(student)
+    context = _about(student) | _scores(student) | _usage(student, repo) | _training(student) | _exports(student)
     context |= {"licensed": data.license_name != LICENSE["license_name"]}
     card = ModelCard.from_template(data, template, **_escaped(context), **functions, code_block=_code_block)
     card.text += f"\n\n{card_mark(card.text)}\n"
@@ -193,6 +194,30 @@ def _usage(student: FinishedStudent, repo: str | None) -> dict[str, Any]:
         "system": system and Verbatim(repr(system)),
         "max_new_tokens": student.usage.get("max_new_tokens", 64),
         "chooses_labels": dig(student.usage, "task", "decoding") == "labels",
+    }
+
+
+def _exports(student: FinishedStudent) -> dict[str, Any]:
+    """Variables of the template: the student and its exports, each in its runtime, on the same test rows."""
+    records = verified_exports(student)
+    lines = [("the student", record["original"], record["rows"]) for record in records[:1]]
+    lines += [(f"{line['format']} {line['precision']}", line["exported"], line["same_answers"]) for line in records]
+    return {
+        "export_rows": records[0]["rows"] if records else 0,
+        "export_threads": records[0]["threads"] if records else 0,
+        "export_metric": metric_name(records[0]["metric"]) if records else "",
+        "exports": [
+            {
+                "name": name,
+                "runtime": served["runtime"],
+                "score": Interval(*(served["scores"][record["metric"]][end] for end in ("value", "low", "high"))),
+                "same": same,
+                "size": format.file_size(served["bytes"]),
+                "milliseconds": f"{served['row_ms']['median']:.1f}",
+                "memory": format.file_size(served["peak_memory"]),
+            }
+            for record, (name, served, same) in zip([*records[:1], *records], lines, strict=True)
+        ],
     }
 
 

@@ -1,4 +1,4 @@
-"""`tutelage shrink`: its options, and which of them belong together."""
+"""`tutelage shrink` and `tutelage export`: their options, and which of them belong together."""
 
 from __future__ import annotations
 
@@ -93,3 +93,50 @@ def _refuse(by: str, text: list[Path] | None, heal: bool, options: dict[str, Any
             "--heal distils on text without labels, and there is none: add --text FILE (plain text, rows, or your"
             " recipe)"
         )
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="STUDENT", help="Folder of a distilled student, or a run folder.")],
+    to: Annotated[
+        Literal["gguf", "ctranslate2", "lm-eval"],
+        typer.Option(
+            help="gguf: one file for llama.cpp, and a Modelfile for Ollama. ctranslate2: a folder for CTranslate2."
+            " lm-eval: no model, but the test rows of its run as a task of lm-evaluation-harness."
+        ),
+    ],
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRECISION",
+            help="Of the weights. gguf: f32, f16, bf16, q8_0, q4_0. ctranslate2: float32, int8. Default: as they are.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder to write. Default: RUN-STUDENT-FORMAT in this folder.")
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Answer the run's test rows with the export and with the student: score, agreement, time, memory.",
+        ),
+    ] = None,
+    accept_drop: Annotated[
+        bool, typer.Option("--accept-drop", help="With --verify: accept a score that is significantly lower.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="With --verify: threads of both. Default: as for training.")
+    ] = None,
+) -> None:
+    """Write a student for another runtime and measure its score there, or its task for lm-evaluation-harness.
+
+    Exit code 2 with --verify: the export scores significantly less than the student.
+    """
+    from tutelage.export.command import LM_EVAL, export, export_task
+
+    if to == LM_EVAL:
+        if quantize or verify or accept_drop or threads:
+            raise ConfigError("--to lm-eval writes no model: leave out --quantize, --verify, --accept-drop, --threads")
+        export_task(model, output)
+        return
+    export(model, to, output, precision=quantize, run=verify, accept_drop=accept_drop, threads=threads)
