@@ -23,6 +23,7 @@ PACKAGES = [
     "shrink",
     "doctor",
     "predict",
+    "serve",
     "stages",
     "compare",
     "demo",

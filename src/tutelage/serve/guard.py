@@ -1,0 +1,122 @@
+"""In front of every request: the API key, the type and size of the body; and its time and status, counted."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from collections.abc import Collection
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tutelage.serve.metrics import Metrics
+from tutelage.serve.refused import Refused
+
+MOST_BYTES = 2**20
+"""Of a body."""
+OPEN = ("/health",)
+"""Paths that need no key."""
+OTHER = "other"
+"""What metrics call all paths that do not exist."""
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], key: str | None) -> None:
+        """paths: endpoints that metrics name. key: of all clients; None: everybody is let in."""
+        self._app, self._metrics, self._paths = app, metrics, paths
+        self._key = key.encode() if key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        endpoint = scope["path"] if scope["path"] in self._paths else OTHER
+        began, statuses = time.monotonic(), [500]
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+            await send(message)
+
+        try:
+            await self._checked(scope, receive, watched)
+        finally:
+            self._metrics.requests.labels(endpoint, str(statuses[-1])).inc()
+            self._metrics.seconds.labels(endpoint).observe(time.monotonic() - began)
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        try:
+            self._check(scope, headers)
+            body = await _whole_body(receive) if scope["method"] == "POST" else b""
+        except Refused as refused:
+            await send_refused(refused, send)
+            return
+        if body is None:
+            return  # the client has gone
+        waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replayed() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self._app(scope, replayed, send)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        if self._key is not None and scope["path"] not in OPEN:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
+                raise Refused(401, "invalid_api_key", "send the server's key: `Authorization: Bearer KEY`")
+        if scope["method"] == "POST":
+            kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            if kind != b"application/json":
+                text = "send the body as JSON, with the header `Content-Type: application/json`"
+                raise Refused(415, "unsupported_media_type", text)
+            declared = headers.get(b"content-length", b"0")
+            if declared.isdigit() and int(declared) > MOST_BYTES:
+                raise _too_large()
+
+
+def _too_large() -> Refused:
+    text = f"the body has more than {MOST_BYTES:,} bytes: send fewer or shorter rows at a time"
+    return Refused(413, "body_too_large", text)
+
+
+async def _whole_body(receive: Receive) -> bytes | None:
+    """The body; None if the client went away. Raises Refused for one that is too large."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MOST_BYTES:
+            raise _too_large()
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def error_body(refused: Refused) -> dict[str, Any]:
+    """In the form of OpenAI's errors."""
+    kind = "invalid_request_error" if refused.status < 500 else "server_error"
+    return {"error": {"message": refused.message, "type": kind, "param": refused.param, "code": refused.code}}
+
+
+def error_headers(refused: Refused) -> dict[str, str]:
+    """Headers beside those of every response."""
+    return {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
+
+
+async def send_refused(refused: Refused, send: Send) -> None:
+    """Send an error, and close the connection: there may be a body that was not read."""
+    body = json.dumps(error_body(refused)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
