@@ -15,6 +15,8 @@ from tutelage.serve.refused import Refused
 
 MOST_BYTES = 2**20
 """Of a body."""
+MOST_DISCARDED = 64 * MOST_BYTES
+"""Bytes of a refused body that are read before the connection is closed."""
 OPEN = ("/health",)
 """Paths that need no key."""
 OTHER = "other"
@@ -54,6 +56,7 @@ class Guard:
             self._check(scope, headers)
             body = await _whole_body(receive) if scope["method"] == "POST" else b""
         except Refused as refused:
+            await _discard_body(receive)
             await send_refused(refused, send)
             return
         if body is None:
@@ -97,6 +100,15 @@ async def _whole_body(receive: Receive) -> bytes | None:
             raise _too_large()
         more = message.get("more_body", False)
     return bytes(body)
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read what is left of a body: a client that is still sending does not see the answer."""
+    size, more = 0, True
+    while more and size < MOST_DISCARDED:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def error_body(refused: Refused) -> dict[str, Any]:
