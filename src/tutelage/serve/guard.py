@@ -52,11 +52,12 @@ class Guard:
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
+        reading = _Body(receive)
         try:
             self._check(scope, headers)
-            body = await _whole_body(receive) if scope["method"] == "POST" else b""
+            body = await reading.whole()
         except Refused as refused:
-            await _discard_body(receive)
+            await reading.discard()
             await send_refused(refused, send)
             return
         if body is None:
@@ -88,27 +89,34 @@ def _too_large() -> Refused:
     return Refused(413, "body_too_large", text)
 
 
-async def _whole_body(receive: Receive) -> bytes | None:
-    """The body; None if the client went away. Raises Refused for one that is too large."""
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if len(body) > MOST_BYTES:
-            raise _too_large()
-        more = message.get("more_body", False)
-    return bytes(body)
+class _Body:
+    """The body of a request, read once."""
 
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._more = receive, True
 
-async def _discard_body(receive: Receive) -> None:
-    """Read what is left of a body: a client that is still sending does not see the answer."""
-    size, more = 0, True
-    while more and size < MOST_DISCARDED:
-        message = await receive()
-        size += len(message.get("body", b""))
-        more = message.get("more_body", False)
+    async def whole(self) -> bytes | None:
+        """All of it; None if the client went away. Raises Refused for one that is too large."""
+        body = bytearray()
+        while self._more:
+            message = await self._next()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > MOST_BYTES:
+                raise _too_large()
+        return bytes(body)
+
+    async def discard(self) -> None:
+        """Read what is left: a client that is still sending does not see the answer."""
+        size = 0
+        while self._more and size < MOST_DISCARDED:
+            size += len((await self._next()).get("body", b""))
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._more = message.get("more_body", False)
+        return message
 
 
 def error_body(refused: Refused) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def error_headers(refused: Refused) -> dict[str, str]:
 
 
 async def send_refused(refused: Refused, send: Send) -> None:
-    """Send an error, and close the connection: there may be a body that was not read."""
+    """Send an error, and close the connection: there may be more of a body than was read."""
     body = json.dumps(error_body(refused)).encode()
     headers = [
         (b"content-type", b"application/json"),
