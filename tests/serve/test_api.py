@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import subprocess
@@ -260,6 +261,26 @@ def test_a_body_that_is_too_large_is_refused(server, chunked):
 
 
 # --- health, metrics, key ---
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:80", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("evil.example:8000", 403),
+     ("127.0.0.1.evil.example", 403), ("", 403)],
+)  # fmt: skip
+def test_a_local_server_has_no_other_name(server, host, status):
+    assert server.get("/v1/models", Host=host).status == status
+
+
+def test_a_page_of_another_origin_gets_no_permission(server):
+    address = server.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    connection.request("OPTIONS", "/v1/answer", headers=headers)
+    response = connection.getresponse()
+    assert response.status == 405
+    assert not [name for name, _ in response.getheaders() if name.lower().startswith("access-control")]
+    connection.close()
 
 
 def test_health_and_metrics_tell_what_happened(student):

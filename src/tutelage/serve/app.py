@@ -63,8 +63,8 @@ class Api:
         return JSONResponse(await anyio.to_thread.run_sync(completion.whole, limiter=self.reading))
 
 
-def make_app(name: str, reader: Reader, service: Service, key: str | None = None) -> FastAPI:
-    """The application. name: of the model. key: that clients have to send; None: everybody is let in.
+def make_app(name: str, reader: Reader, service: Service, key: str | None = None, local: bool = False) -> FastAPI:
+    """The application. name: of the model. key, local: see `Guard`.
 
     The service is closed when the application shuts down.
     """
@@ -77,7 +77,7 @@ def make_app(name: str, reader: Reader, service: Service, key: str | None = None
     app = FastAPI(title="tutelage serve", docs_url=None, redoc_url=None, lifespan=lifespan)
     api = Api(name, reader, service, anyio.CapacityLimiter(1), int(time.time()))
     paths = (ANSWER, CHAT, COMPLETIONS, MODELS, HEALTH, METRICS)
-    app.add_middleware(Guard, metrics=service.metrics, paths=paths, key=key)
+    app.add_middleware(Guard, metrics=service.metrics, paths=paths, key=key, local=local)
     _add_answers(app, api)
     _add_about(app, api)
     _add_errors(app)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import socket
@@ -106,6 +105,7 @@ def application(options: Options, screen: Screen) -> Served:
     Raises ConfigError for options that do not fit together, and as `find_model` and `find_teacher`.
     """
     from tutelage.serve.app import make_app
+    from tutelage.serve.guard import is_local
     from tutelage.serve.metrics import Metrics
     from tutelage.serve.reader import Reader
     from tutelage.serve.service import Service
@@ -126,7 +126,8 @@ def application(options: Options, screen: Screen) -> Served:
         metrics=metrics,
     )
     name = found.usage["run"] if role == "student" else f"{found.usage['run']}-{role}"
-    return Served(name, make_app(name, reader, service, os.environ.get(KEY)))
+    key = os.environ.get(KEY)
+    return Served(name, make_app(name, reader, service, key, local=not key and is_local(options.host)))
 
 
 # --- the cascade ---
@@ -206,14 +207,12 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def _say_start(screen: Screen, name: str, options: Options, listener: socket.socket) -> None:
+    from tutelage.serve.guard import is_local
+
     host = f"[{options.host}]" if ":" in options.host else options.host
-    if not os.environ.get(KEY) and not _is_loopback(listener.getsockname()[0]):
+    if not os.environ.get(KEY) and not is_local(options.host):
         screen.warn(f"everybody who reaches {host} is answered: set {KEY} to ask for a key")
     screen.say(f"serving {name} on http://{host}:{listener.getsockname()[1]}/v1 (stop with Ctrl-C or SIGTERM)")
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _run(server: Any, listener: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import time
 from collections.abc import Collection
@@ -26,9 +27,11 @@ OTHER = "other"
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], key: str | None) -> None:
-        """paths: endpoints that metrics name. key: of all clients; None: everybody is let in."""
-        self._app, self._metrics, self._paths = app, metrics, paths
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], key: str | None, local: bool) -> None:
+        """paths: endpoints that metrics name. key: of all clients; None: everybody is let in. local: refuse requests to
+        other names than this machine's own, by which a page in a browser could reach a server on 127.0.0.1 (DNS
+        rebinding)."""
+        self._app, self._metrics, self._paths, self._local = app, metrics, paths, local
         self._key = key.encode() if key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +77,9 @@ class Guard:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
                 raise Refused(401, "invalid_api_key", "send the server's key: `Authorization: Bearer KEY`")
+        if self._local and not is_local(headers.get(b"host", b"").decode("latin-1")):
+            text = "this server answers to 127.0.0.1 and localhost alone: set TUTELAGE_SERVE_KEY for other host names"
+            raise Refused(403, "host_refused", text)
         if scope["method"] == "POST":
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if kind != b"application/json":
@@ -82,6 +88,16 @@ class Guard:
             declared = headers.get(b"content-length", b"0")
             if declared.isdigit() and int(declared) > MOST_BYTES:
                 raise _too_large()
+
+
+def is_local(host: str) -> bool:
+    """Whether a host, with or without a port, is this machine by a name that no other one can have."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").lower()
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _too_large() -> Refused:
