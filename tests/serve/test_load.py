@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import signal
@@ -95,6 +97,22 @@ def test_a_request_that_never_fits_is_refused_for_good(student):
         reply = running.post("/v1/answer", rows(0, 5))
         assert (reply.status, reply.json["error"]["code"]) == (413, "too_many_rows")
         assert running.post("/v1/answer", rows(0, 4)).status == 200
+
+
+def test_rows_of_a_client_that_has_gone_are_not_answered(student, gate):
+    with served(student, batch_size=8) as running, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(running.post, "/v1/answer", rows(0))
+        until(lambda: gate.sizes)
+        leaving = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=60)
+        leaving.request("POST", "/v1/answer", json.dumps(rows(1, 3)), {"Content-Type": "application/json"})
+        until(lambda: running.metric("tutelage_rows_in_progress") == 4)
+        leaving.close()
+        until(lambda: running.metric("tutelage_rows_in_progress") == 1)
+        gate.opened.set()
+        assert first.result().status == 200
+        assert running.post("/v1/answer", rows(4)).status == 200
+        assert running.metric('tutelage_requests_total{endpoint="/v1/answer",status="499"}') == 1
+    assert gate.sizes == [1, 1]
 
 
 def test_at_shutdown_what_was_received_is_answered_and_nothing_more_is_taken(student, gate):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,8 @@ MOST_DISCARDED = 64 * MOST_BYTES
 """Bytes of a refused body that are read before the connection is closed."""
 OPEN = ("/health",)
 """Paths that need no key."""
+GONE = 499
+"""Status, in metrics alone, of a request whose client went away; nginx calls it so."""
 OTHER = "other"
 """What metrics call all paths that do not exist."""
 
@@ -48,12 +51,12 @@ class Guard:
             await send(message)
 
         try:
-            await self._checked(scope, receive, watched)
+            await self._checked(scope, receive, watched, statuses)
         finally:
             self._metrics.requests.labels(endpoint, str(statuses[-1])).inc()
             self._metrics.seconds.labels(endpoint).observe(time.monotonic() - began)
 
-    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _checked(self, scope: Scope, receive: Receive, send: Send, statuses: list[int]) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         reading = _Body(receive)
         try:
@@ -63,14 +66,15 @@ class Guard:
             await reading.discard()
             await send_refused(refused, send)
             return
-        if body is None:
-            return  # the client has gone
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replayed() -> Message:
             return waiting.pop() if waiting else await receive()
 
-        await self._app(scope, replayed, send)
+        if body is not None:
+            await _until_gone(self._app(scope, replayed, send), receive, lambda: len(statuses) > 1)
+        if len(statuses) == 1:
+            statuses.append(GONE)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         if self._key is not None and scope["path"] not in OPEN:
@@ -103,6 +107,21 @@ def is_local(host: str) -> bool:
 def _too_large() -> Refused:
     text = f"the body has more than {MOST_BYTES:,} bytes: send fewer or shorter rows at a time"
     return Refused(413, "body_too_large", text)
+
+
+async def _until_gone(answering: Awaitable[None], receive: Receive, has_begun: Callable[[], bool]) -> None:
+    """Answer a request, unless its client goes away before the answer has begun: its rows then leave the queue."""
+    task, gone = asyncio.ensure_future(answering), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and not has_begun():
+            task.cancel()
+            await asyncio.wait({task})
+        else:
+            await task
+    finally:
+        task.cancel()
+        gone.cancel()
 
 
 class _Body:

@@ -112,7 +112,7 @@ class Service:
         self.metrics.inside.set(self._inside)
 
     def _on_batch(self, rows: int, seconds: float) -> None:
-        self.metrics.batches.labels("student").observe(rows)
+        self.metrics.batches.labels(self._role).observe(rows)
         old, new = self._seconds_per_row, seconds / rows
         self._seconds_per_row = new if not old else (1 - _WEIGHT) * old + _WEIGHT * new
 
