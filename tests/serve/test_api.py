@@ -91,7 +91,16 @@ def test_curl_gets_an_answer(server, predicted):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     body = json.dumps({"rows": ROWS[:2]})
-    words = ["curl", "--silent", "--fail", f"{server.url}/v1/answer", "--json", body]
+    words = [
+        "curl",
+        "--silent",
+        "--fail",
+        f"{server.url}/v1/answer",
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     same(json.loads(done.stdout)["answers"], predicted(ROWS[:2]))

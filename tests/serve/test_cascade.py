@@ -200,7 +200,7 @@ def test_without_a_threshold_that_reaches_the_teacher_one_has_to_be_typed():
 
 
 def test_a_run_is_served_with_its_own_teacher_and_a_threshold_of_its_validation_rows(
-    tmp_path, predicted, command, capsys, monkeypatch
+    teacher, tmp_path, predicted, command, capsys, monkeypatch
 ):
     run_to_the_end(make_project(tmp_path, task={"decoding": "labels"}))
     seen = []
@@ -214,6 +214,8 @@ def test_a_run_is_served_with_its_own_teacher_and_a_threshold_of_its_validation_
         assert running.name == "recipe-teacher"
         answers = running.post("/v1/answer", {"rows": ROWS}).json["answers"]
     same(answers, [{**a, "answered_by": "teacher"} for a in predicted(tmp_path / "run", "--model", "teacher")])
+    assert command("serve", tmp_path / "run", "--teacher", teacher, "--port", 0) == 2
+    assert "renders rows by its own recipe" in command.err
     assert command("serve", tmp_path / "run", "--model", "anchor", "--defer-below", "0.5") == 2
     assert "leave --model out" in command.err
 

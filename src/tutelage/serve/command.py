@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tutelage.errors import ConfigError, UserError
 from tutelage.errors.wording import first_line
 from tutelage.predict.command import columns_of
-from tutelage.predict.find_model import find_model, find_teacher, run_of, teacher_beside
+from tutelage.predict.find_model import USAGE, find_model, find_teacher, run_of, teacher_beside
 from tutelage.predict.predictor import Predictor
 from tutelage.utils.console import Screen
 
@@ -65,7 +65,7 @@ def serve(options: Options) -> None:
     Raises as `application`, and UserError for an address that cannot be listened on.
     """
     uvicorn, screen = _uvicorn(), Screen()
-    with _listening(options.host, options.port) as listener:
+    with _address(options.host, options.port) as listener:
         served = application(options, screen)
         config = uvicorn.Config(
             served.app,
@@ -73,6 +73,7 @@ def serve(options: Options) -> None:
             access_log=False,
             server_header=False,
             lifespan="on",
+            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=options.drain,
         )
@@ -136,7 +137,7 @@ def application(options: Options, screen: Screen) -> Served:
 def _threshold(options: Options) -> float | str | None:
     """Confidence, `auto`, or None where nothing is deferred. Raises ConfigError."""
     text = options.defer_below or (AUTO if options.teacher else None)
-    if options.teacher_model and not (options.teacher or "").startswith("http"):
+    if options.teacher_model and not is_url(options.teacher or ""):
         raise ConfigError("--teacher-model names a model behind a URL: add --teacher http://HOST:PORT/v1")
     if text is None or text == AUTO:
         return text
@@ -160,6 +161,11 @@ def _deferral(options: Options, below: float | str, student: Predictor, metrics:
             f"{options.folder} lies in no run folder, so there are no validation rows to choose a threshold on: type"
             " one, --defer-below 0.8"
         )
+    if below == AUTO and options.teacher and _has_other_rules(options.teacher, run):
+        raise ConfigError(
+            f"--teacher {options.teacher} renders rows by its own recipe, and the validation rows of {run} are kept as"
+            " its student reads them: type a threshold, --defer-below 0.8"
+        )
     teacher = _teacher(options, student, metrics)
     if below != AUTO or run is None:
         return Deferral(teacher, float(below))
@@ -174,8 +180,21 @@ def _deferral(options: Options, below: float | str, student: Predictor, metrics:
     return Deferral(teacher, chosen.below)
 
 
+def _has_other_rules(teacher: str, run: Path | None) -> bool:
+    """Whether a teacher is of another run than the student."""
+    if is_url(teacher) or not any((Path(teacher) / name).is_file() for name in (USAGE, "recipe.yaml")):
+        return False  # it reads the student's prompts
+    other = run_of(Path(teacher))
+    return run is None or other is None or other.resolve() != run.resolve()
+
+
+def is_url(teacher: str) -> bool:
+    """Whether a teacher is named by a URL."""
+    return teacher.startswith(("http://", "https://"))
+
+
 def _teacher(options: Options, student: Predictor, metrics: Metrics) -> LocalTeacher | RemoteTeacher:
-    from tutelage.serve.teachers import LocalTeacher, RemoteTeacher, is_url
+    from tutelage.serve.teachers import LocalTeacher, RemoteTeacher
 
     if options.teacher and is_url(options.teacher):
         return RemoteTeacher(options.teacher, student.task, options.teacher_model)
@@ -195,14 +214,17 @@ def _teacher(options: Options, student: Predictor, metrics: Metrics) -> LocalTea
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that clients can connect to; taken before models are loaded. Raises UserError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {first_line(error)}; choose another port, or 0") from error
-    with listener:
+def _address(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket on this address, taken before models are loaded. Until the server listens, clients are refused.
+
+    Raises UserError.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise UserError(f"--host {host} --port {port}: {first_line(error)}; choose another port, or 0") from error
         yield listener
 
 

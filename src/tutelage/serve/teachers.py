@@ -26,11 +26,6 @@ CALLS = 16
 """Calls of the teacher's URL at a time."""
 
 
-def is_url(teacher: str) -> bool:
-    """Whether a teacher is named by a URL."""
-    return teacher.startswith(("http://", "https://"))
-
-
 class LocalTeacher:
     """A model on this machine, in a thread of its own."""
 
