@@ -7,8 +7,8 @@ then the last answers are waited for. Two servers take turns, each a process of 
     naive      the same rendering, model and decoding behind the same HTTP library, a row at a time under a lock
 
 Lost is every request without an answer of status 200 to its own row. Latencies are from the first byte sent to the last
-byte read, and those of one client are those of the model alone. Without STUDENT a model of the demo with random weights
-answers generated rows.
+byte read. Processor seconds are of the server, all of its threads. Without STUDENT a model of the demo with random
+weights answers generated rows.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -118,8 +119,8 @@ def _ask(connection: http.client.HTTPConnection, row: dict[str, Any]) -> str | N
 
 
 @contextmanager
-def running(server: str, student: Path, batch_size: int) -> Iterator[tuple[str, int]]:
-    """Host and port of a server, ended by SIGTERM. Raises RuntimeError for one that does not end in order."""
+def running(server: str, student: Path, batch_size: int) -> Iterator[tuple[str, int, psutil.Process]]:
+    """Host, port and process of a server, ended by SIGTERM. Raises RuntimeError for one that does not end in order."""
     tutelage = ["tutelage", "serve", str(student), "--port", "0", "--batch-size", str(batch_size)]
     words = tutelage if server == "tutelage" else ["benchmarks.serve", str(student), "--naive"]
     process = subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.PIPE, text=True)
@@ -130,12 +131,18 @@ def running(server: str, student: Path, batch_size: int) -> Iterator[tuple[str, 
             if not (line := process.stderr.readline()):
                 raise RuntimeError("".join(lines))
             lines.append(line)
-        yield found[1], int(found[2])
+        yield found[1], int(found[2]), psutil.Process(process.pid)
     finally:
         process.terminate()
         lines += process.communicate()[1].splitlines(keepends=True)
     if process.returncode:
         raise RuntimeError("".join(lines))
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Processor seconds of a process so far: what a row costs does not depend on other work of the machine."""
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def serve_naively(student: Path) -> None:
@@ -189,12 +196,22 @@ def demo_student(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
 def table(records: Sequence[dict[str, Any]]) -> Table:
     """A line a server."""
     view = Table()
-    for heading in ("server", "requests", "lost", "rows/s", "p50 (s)", "p99 (s)", "longest (s)", "seconds"):
+    for heading in (
+        "server",
+        "requests",
+        "lost",
+        "rows/s",
+        "p50 (s)",
+        "p99 (s)",
+        "longest (s)",
+        "seconds",
+        "CPU s/row",
+    ):
         view.add_column(heading, justify="left" if heading == "server" else "right")
     for record in records:
         numbers = [f"{record[key]:.3f}" for key in ("p50", "p99", "longest")]
         counts = [f"{record['requests']:,}", f"{record['lost']:,}", f"{record['rows_per_second']:.1f}"]
-        view.add_row(record["server"], *counts, *numbers, f"{record['seconds']:.1f}")
+        view.add_row(record["server"], *counts, *numbers, f"{record['seconds']:.1f}", f"{record['cpu_per_row']:.4f}")
     return view
 
 
@@ -224,10 +241,12 @@ def main(
         else:
             rows = [*read_jsonl(rows_file)]
         for server in SERVERS:
-            with running(server, student, batch_size) as (host, port):
+            with running(server, student, batch_size) as (host, port, process):
                 put_load(host, port, rows, 1, 2.0)  # to warm up
+                began = cpu_seconds(process)
                 load = put_load(host, port, rows, clients, seconds)
-            records.append({"server": server, "clients": clients, **load.record(), **about})
+                cpu = (cpu_seconds(process) - began) / max(len(load.latencies), 1)
+            records.append({"server": server, "clients": clients, **load.record(), "cpu_per_row": cpu, **about})
             console.print(table(records))
             for problem in sorted(set(load.lost))[:5]:
                 console.print(problem, markup=False)
