@@ -24,6 +24,7 @@ PACKAGES = [
     "doctor",
     "predict",
     "export",
+    "serve",
     "stages",
     "compare",
     "demo",

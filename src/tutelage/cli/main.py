@@ -337,7 +337,8 @@ def predict(
         typer.Option(min=0, max=1, metavar="P", help="Let the teacher answer rows with a lower confidence than this."),
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Run of that teacher. Default: the student's own.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Run of that teacher, or folder of a model. Default: the student's own run."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows per batch.")] = 16,
 ) -> None:

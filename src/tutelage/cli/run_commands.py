@@ -1,4 +1,4 @@
-"""Commands that read a run folder: what is in it, how it goes, one row of it, and a student with its model card."""
+"""Commands that read a run folder: what is in it, how it goes, one row of it; its student published or served."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _a_number(value: float) -> float:
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
     app.command("ls")(list_runs)
-    for command in (watch, diagnose, explain, card, push, clean):
+    for command in (watch, diagnose, explain, card, push, clean, serve):
         app.command()(command)
 
 
@@ -110,3 +110,51 @@ def list_runs(
     from tutelage.cli.list_runs import show_runs
 
     show_runs(folder, format)
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="STUDENT", help="Folder of a student, or a run folder.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|URL", help="Who answers unsure rows: a run, a model's folder, or a base URL of OpenAI's API."
+        ),
+    ] = None,
+    defer_below: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P|auto",
+            help="Confidence below which a row goes to the teacher (default: that of the student's run). auto, the"
+            " default with --teacher: chosen on the run's validation rows at start.",
+        ),
+    ] = None,
+    teacher_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model behind the URL. Default: the only one it lists.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Of a run: teacher, anchor, METHOD or METHOD/seed-K. Default: the student it hands over."),
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Name of a column in the rows, e.g. text=review.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
+    batch_size: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most rows that are answered together.")] = 16,
+    queue: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Most rows that wait or are answered; more are refused (503).")
+    ] = 1024,
+    drain: Annotated[int, typer.Option(min=0, max=86_400, help="Seconds that requests have at shutdown.")] = 30,
+) -> None:
+    """Serve a student over HTTP: rows and answers (/v1/answer), and OpenAI's completions and chat completions.
+
+    With --teacher or --defer-below, the teacher answers the rows that the student is unsure of. Needs
+    pip install "tutelage[serve]".
+    """
+    from tutelage.serve.command import Options, serve
+
+    serve(
+        Options(
+            folder, model, teacher, teacher_model, defer_below, column or (), host, port, batch_size, queue, drain
+        )
+    )  # fmt: skip

@@ -172,11 +172,16 @@ def _prompt(
         raise DataError(Problem(Kind.PROMPT_EMPTY, values={"column": ROW_FORMATS[mapped.row_format][0]}))
     if data.chat_template:
         turns = [*content.before, *(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])]
-        system = [{"role": "system", "content": data.system}] if data.system and turns[0]["role"] != "system" else []
-        return [*system, *turns]
+        return with_system(turns, data)
     if isinstance(prompt, list):
         raise DataError(Problem(Kind.CHAT_TEMPLATE_NEEDED, key="data.chat_template", change="data.chat_template=true"))
     return "\n".join([*(turn["content"] for turn in content.before), prompt])
+
+
+def with_system(turns: Turns, data: Data) -> Turns:
+    """The turns, with the system message of the recipe in front unless they begin with one."""
+    system = [{"role": "system", "content": data.system}] if data.system and turns[0]["role"] != "system" else []
+    return [*system, *turns]
 
 
 def _render(template: str, values: Row, gold: frozenset[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tutelage.data.readers import PlacedRow, parse_object, read_rows
 from tutelage.errors import ConfigError, Place
 from tutelage.predict.answer_file import AnswerFile, is_table, refuse_existing
-from tutelage.predict.find_model import FoundModel, find_model, teacher_beside
+from tutelage.predict.find_model import FoundModel, find_model, find_teacher, teacher_beside
 from tutelage.predict.predictor import CHUNK_BATCHES, AnswerRecord, Answers, Cascade, Predictor, in_chunks
 from tutelage.utils.console import Screen, as_json, out
 from tutelage.utils.files import write_jsonl
@@ -32,12 +32,13 @@ def predict(
     """Answer every row of `source`, a file, or `-` for JSON lines on standard input.
 
     folder, model: see `find_model`. output: None for JSON lines on standard output. columns: `ours=theirs`.
-    defer_below: confidence in [0, 1] below which the teacher of the run `teacher` (default: the student's own run)
-    answers. Raises ConfigError for options that do not fit together, and as `find_model` and `AnswerFile.write`.
+    defer_below: confidence in [0, 1] below which the teacher answers. teacher: see `find_teacher`; default: that of the
+    student's own run. Raises ConfigError for options that do not fit together, and as `find_model` and
+    `AnswerFile.write`.
     """
     if output is not None:
         refuse_existing(output)
-    found, theirs = find_model(folder, model), dict(_column(text) for text in columns)
+    found, theirs = find_model(folder, model), columns_of(columns)
     fallback = _teacher(folder, found, defer_below, teacher)
     answers: Answers = Predictor(found, batch_size, theirs)
     encoding = answers.data.encoding
@@ -62,11 +63,15 @@ def predict(
     Screen().say(f"{output}: {_summary(written)}")
 
 
-def _column(text: str) -> tuple[str, str]:
-    ours, equals, theirs = text.partition("=")
-    if not (ours and equals and theirs):
-        raise ConfigError(f"--column {text}: write OURS=THEIRS, as in --column text=review")
-    return ours, theirs
+def columns_of(options: Sequence[str]) -> dict[str, str]:
+    """Our name of a column -> theirs, from `--column` options. Raises ConfigError for one that is not OURS=THEIRS."""
+    columns = {}
+    for text in options:
+        ours, equals, theirs = text.partition("=")
+        if not (ours and equals and theirs):
+            raise ConfigError(f"--column {text}: write OURS=THEIRS, as in --column text=review")
+        columns[ours] = theirs
+    return columns
 
 
 def _teacher(folder: Path, found: FoundModel, defer_below: float | None, run: Path | None) -> FoundModel | None:
@@ -77,7 +82,7 @@ def _teacher(folder: Path, found: FoundModel, defer_below: float | None, run: Pa
         return None
     if found.name in ("teacher", "anchor"):
         raise ConfigError(f"--defer-below sends rows from a student to its teacher, and --model is {found.name}")
-    teacher = find_model(run, "teacher") if run is not None else teacher_beside(folder)
+    teacher = find_teacher(run, found.usage) if run is not None else teacher_beside(folder)
     if teacher is None:
         raise ConfigError(f"{folder} lies in no run folder, so its teacher is not known: add --teacher RUN")
     return teacher

@@ -22,6 +22,8 @@ from tutelage.utils.files import read_json
 from tutelage.utils.integrity import present
 
 USAGE = "tutelage.json"
+OTHER_TOKENS = 2
+"""Longest answer of a model with another tokenizer, in those of the student: its tokens may be shorter."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,35 @@ def find_model(folder: Path, name: str | None = None) -> FoundModel:
     return _student(find_student(folder, name).folder)
 
 
+def run_of(folder: Path) -> Path | None:
+    """The run folder that this is, or that a student's folder lies in; None if there is none."""
+    return next((path for path in [folder, *folder.resolve().parents[:3]] if is_run(path)), None)
+
+
 def teacher_beside(folder: Path) -> FoundModel | None:
-    """The teacher of a run folder, or of the run that a student's folder lies in; None if there is no such run."""
+    """The teacher of the run that `run_of` finds; None if there is no such run."""
     owner = run_of(folder)
     return find_model(owner, "teacher") if owner else None
 
 
-def run_of(folder: Path) -> Path | None:
-    """The run that a folder is, or that a student's folder lies in."""
-    return next((path for path in [folder, *folder.resolve().parents[:3]] if is_run(path)), None)
+def find_teacher(folder: Path, usage: Usage) -> FoundModel:
+    """The model that a student's unsure rows go to: the teacher of a run, the model in a student's folder, or a plain
+    model (full weights), which reads and answers rows as `usage` says.
+
+    Raises ModelError for a folder that is none of them.
+    """
+    if present(folder / USAGE) or (folder / "recipe.yaml").is_file():
+        return find_model(folder, None if present(folder / USAGE) else "teacher")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no teacher: name a run folder, or the folder of a model (config.json)")
+    section = Model(model_name_or_path=str(folder), dtype="auto")
+    return FoundModel(
+        "teacher",
+        {**usage, "max_new_tokens": OTHER_TOKENS * usage["max_new_tokens"]},
+        folder_fingerprint(str(folder)),
+        lambda: load_model(section),
+        lambda: load_tokenizer(section),
+    )
 
 
 def _student(folder: Path) -> FoundModel:

@@ -8,9 +8,10 @@ from itertools import islice
 from typing import Any, NotRequired, TypedDict
 
 from tutelage.data.collate import vocabulary_of
-from tutelage.data.encode import make_encoder
+from tutelage.data.encode import Encoder, make_encoder
 from tutelage.data.readers import PlacedRow
 from tutelage.data.row_formats import example_from_row
+from tutelage.errors import Place
 from tutelage.models.evaluation import Evaluator
 from tutelage.predict.find_model import FoundModel
 from tutelage.recipe.renamed import translate_nested
@@ -55,21 +56,29 @@ class Predictor:
         self.batch_size = batch_size
 
     @cached_property
-    def evaluator(self) -> Evaluator:
-        """Task, tokenizer and decoding of the model."""
-        tokenizer = self.found.tokenizer()
-        encoder, longest = make_encoder(self.data, tokenizer), self.found.usage["max_new_tokens"]
-        decoding = self.task_section.decoding
-        return Evaluator(self.task, encoder, vocabulary_of(tokenizer), longest, decoding, self.batch_size)
+    def encoder(self) -> Encoder:
+        """Turns examples into tokens; loads the tokenizer."""
+        return make_encoder(self.data, self.found.tokenizer())
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The model, loaded when it is first asked for."""
         return self.found.load()
 
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Task, tokenizer and decoding of the model."""
+        vocabulary, decoding = vocabulary_of(self.encoder.tokenizer), self.task_section.decoding
+        longest = self.found.usage["max_new_tokens"]
+        return Evaluator(self.task, self.encoder, vocabulary, longest, decoding, self.batch_size)
+
     def __call__(self, rows: Sequence[PlacedRow]) -> list[AnswerRecord]:
-        """Raises RowsError for a row that cannot be rendered."""
-        examples = [self._example(*placed) for placed in rows]
-        answers = self.evaluator.answers(self._model, self.evaluator.eval_set(examples))
+        """Raises DataError for a row that cannot be rendered."""
+        return self.answer([self.example(*placed) for placed in rows])
+
+    def answer(self, examples: Sequence[Example]) -> list[AnswerRecord]:
+        """The answers to rendered rows, in order. Raises DataError for a prompt without tokens."""
+        answers = self.evaluator.answers(self.model, self.evaluator.eval_set(examples))
         return [
             {
                 "id": example.id,
@@ -80,7 +89,8 @@ class Predictor:
             for example, answer in zip(examples, answers, strict=True)
         ]
 
-    def _example(self, row: dict[str, Any], place: Any) -> Example:
+    def example(self, row: dict[str, Any], place: Place) -> Example:
+        """A row, rendered as in training; its answer is not read. Raises DataError."""
         labels = self.task_section.labels
         return example_from_row(
             row, place=place, split="test", task=self.task_section, data=self.data, labels=labels, need_answer=False
@@ -97,12 +107,17 @@ class Cascade:
     def __call__(self, rows: Sequence[PlacedRow]) -> list[AnswerRecord]:
         """Raises as `Predictor`."""
         answers = self.student(rows)
-        unsure = [n for n, a in enumerate(answers) if a["confidence"] is None or a["confidence"] < self.defer_below]
+        unsure = [n for n, answer in enumerate(answers) if is_unsure(answer, self.defer_below)]
         deferred = dict(zip(unsure, self.teacher([rows[n] for n in unsure]) if unsure else (), strict=True))
         return [
-            {**deferred.get(n, answer), "answered_by": "teacher" if n in deferred else "student"}
+            {**deferred.get(n, answer), "id": answer["id"], "answered_by": "teacher" if n in deferred else "student"}
             for n, answer in enumerate(answers)
         ]
+
+
+def is_unsure(answer: AnswerRecord, defer_below: float) -> bool:
+    """Whether a cascade passes a student's answer on to the teacher."""
+    return answer["confidence"] is None or answer["confidence"] < defer_below
 
 
 def in_chunks(answers: Answers, rows: Iterable[PlacedRow], size: int) -> Iterator[AnswerRecord]:
