@@ -40,13 +40,13 @@ from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import (
     check_embeddings,
     config_of,
-    device,
     hidden_size,
     load_model,
     load_tokenizer,
     load_trainable,
     longest_context,
 )
+from tutelage.models.placement import device
 from tutelage.models.precision import bf16_pays
 from tutelage.models.prune import check_layers, kept_layers, prune
 from tutelage.models.save import check_same_loss, save_student

@@ -14,6 +14,7 @@ from tutelage.data.collate import Collator
 from tutelage.data.encode import EncodedRow
 from tutelage.errors import ModelError
 from tutelage.models.heads import answer_hidden
+from tutelage.models.placement import device_of
 from tutelage.models.prune import check_layers, layers_of
 
 INFLUENCE_TOKENS = 1 << 17
@@ -36,7 +37,7 @@ def block_influence(
     """
     model.eval()
     layers, collate = layers_of(model), Collator(pad_id)
-    device = next(model.parameters()).device
+    device = device_of(model)
     total, positions = torch.zeros(len(layers), dtype=torch.float64), 0
     for start in range(0, len(rows), batch_size):
         numbers = range(start, min(start + batch_size, len(rows)))

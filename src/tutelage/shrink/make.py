@@ -12,7 +12,8 @@ from torch import nn
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.data.encode import EncodedRow
 from tutelage.errors import ConfigError, ModelError
-from tutelage.models.load import check_embeddings, device, load_model, load_tokenizer, longest_context
+from tutelage.models.load import check_embeddings, load_model, load_tokenizer, longest_context
+from tutelage.models.placement import device
 from tutelage.models.precision import bf16_pays
 from tutelage.models.prune import check_layers, kept_layers, layers_of, prune
 from tutelage.models.save import save_student

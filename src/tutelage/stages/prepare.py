@@ -19,10 +19,10 @@ from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
     check_models,
-    device,
     load_tokenizer,
     longest_context,
 )
+from tutelage.models.placement import check_quantizer, device
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
@@ -55,6 +55,7 @@ def run_stage(run: RunFolder) -> None:
             raise ConfigError(Problem(Kind.DECODING_UNSUITABLE, key="task.decoding"))
         _check_trainers(run)
         for model in (recipe.teacher, recipe.student):
+            check_quantizer(model)
             check_lora_targets(model)
         given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
         pair = Pair.of(recipe)

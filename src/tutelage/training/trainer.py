@@ -30,7 +30,7 @@ from tutelage.errors import ConfigError
 from tutelage.errors.wording import first_line
 from tutelage.method.divergences import Divergence
 from tutelage.models.heads import takes_logits_to_keep
-from tutelage.models.load import device
+from tutelage.models.placement import device
 from tutelage.teacher.sources import TeacherSource
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
 from tutelage.training.fused_loss import HeadLoss, LossInputs
