@@ -18,10 +18,10 @@ class Ended(NamedTuple):
     err: str
 
 
-def launch(count: int, *words: Any, before: str = "") -> list[Ended]:
+def launch(count: int, *words: Any, before: str = "", **environment: str) -> list[Ended]:
     """Run `tutelage WORDS` in `count` processes to the end, one torch thread in each.
 
-    before: Python that all run first.
+    before: Python that all run first. environment: more variables of all.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,7 +32,7 @@ def launch(count: int, *words: Any, before: str = "") -> list[Ended]:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", f"{before}\n{COMMAND}", *map(str, words)],
-            env={**os.environ, **of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **of_all, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -19,6 +19,7 @@ from tutelage.models.adapters import has_adapters, load_adapter, merged, with_lo
 from tutelage.models.placement import device, is_held_apart, loading_options, read_as_trained
 from tutelage.models.weights import WRAPPERS, Found, check_files, check_finite
 from tutelage.recipe.schema import Model
+from tutelage.utils import ranks
 from tutelage.utils.console import Screen
 from tutelage.utils.integrity import MODEL_FILES, check_folder
 
@@ -42,15 +43,17 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def load_model(model: Model, path: Path | str | None = None, vocabulary: int | None = None) -> nn.Module:
+def load_model(
+    model: Model, path: Path | str | None = None, vocabulary: int | None = None, *, where: torch.device | None = None
+) -> nn.Module:
     """A causal language model in eval mode, on the accelerator if there is one, or held as `teacher.quantization` and
     `teacher.device_map` say.
 
     path: a folder of fine-tuned weights to load instead of `model.model_name_or_path`: full weights, or PEFT adapters,
     which are merged into their base unless that is quantized or spread out. vocabulary: of a student, whose adapters
-    were trained on a base that was cut to it, see `cut_vocabulary`. Only safetensors are read. Raises ModelError if the
-    folder holds no model, or not all of it: weights that are missing, unknown to the model, of another shape, NaN or
-    infinite.
+    were trained on a base that was cut to it, see `cut_vocabulary`. where: instead of on the accelerator. Only
+    safetensors are read. Raises ModelError if the folder holds no model, or not all of it: weights that are missing,
+    unknown to the model, of another shape, NaN or infinite.
     """
     folder = Path(path) if path is not None else None
     if folder is not None and has_adapters(folder):
@@ -60,7 +63,7 @@ def load_model(model: Model, path: Path | str | None = None, vocabulary: int | N
     name = str(path or model.model_name_or_path)
     loaded = _load_full(model, name, **loading_options(model, _dtype(model)))
     check_finite(loaded.named_parameters(), name if model.dtype == "auto" else f"{name} in {model.dtype}")
-    return read_as_trained(loaded).eval() if is_held_apart(model) else loaded.to(device()).eval()
+    return read_as_trained(loaded).eval() if is_held_apart(model) else loaded.to(where or device()).eval()
 
 
 def load_trainable(model: Model, folder: Path | None, seed: int, vocabulary: int | None = None) -> nn.Module:
@@ -72,7 +75,8 @@ def load_trainable(model: Model, folder: Path | None, seed: int, vocabulary: int
     """
     full = folder is not None and not has_adapters(folder)
     model = model.model_copy(update={"device_map": None})
-    trained = load_model(model, folder if full else None)
+    where = torch.device("cpu") if ranks.divides_models() else None  # each process takes its part from there
+    trained = load_model(model, folder if full else None, where=where)
     if vocabulary is not None:
         cut_vocabulary(trained, vocabulary)
     if folder is not None and not full:

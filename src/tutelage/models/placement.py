@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.recipe.schema import Model
 
+# It tells of every product that it casts its input, and of kernels that it would like to have from the Hub.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 BITS = {"4bit": 4, "8bit": 8}
 """Bits of a weight, by `teacher.quantization`."""
 
@@ -80,8 +82,6 @@ def loading_options(model: Model, dtype: torch.dtype | None) -> dict[str, Any]:
     check_quantizer(model)
     from transformers import BitsAndBytesConfig
 
-    # bitsandbytes tells of every product that it casts its input
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if model.quantization == "8bit":
         quantized = BitsAndBytesConfig(load_in_8bit=True)
     else:  # as in QLoRA (arXiv 2305.14314): NormalFloat, and the constants quantized too

@@ -34,7 +34,6 @@ LOOK_EVERY = 0.25
 GRACE = 5.0
 """Seconds that a process which failed waits for the others to end by themselves, before its launcher kills them."""
 UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
@@ -83,6 +82,15 @@ def is_main() -> bool:
     return started() == 1 or int(os.environ.get("RANK") or 0) == 0
 
 
+def divides_models() -> bool:
+    """Whether the user's `accelerate` config asks for FSDP: the models that are trained are divided over processes."""
+    return size() > 1 and _asked("ACCELERATE_USE_FSDP")
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("true", "1")
+
+
 def size() -> int:
     """Number of processes that share work here: 1 inside `once`, and without a launch that was joined."""
     return 1 if _launch is None or _launch.alone else _launch.size
@@ -95,11 +103,17 @@ def join() -> None:
     """
     global _launch
     for name, what in UNSUPPORTED.items():
-        if os.environ.get(name, "").lower() in ("true", "1"):
+        if _asked(name):
             raise ConfigError(
-                f"the launcher asks for {what}, and processes here hold whole models: launch without it. A large model"
-                " fits with ROLE.lora={} and ROLE.dtype=bfloat16"
+                f"the launcher asks for {what}, which is not supported: launch without it. Models that do not fit on"
+                " one GPU are divided by FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`), or held in 4 bits and"
+                " trained by adapters (teacher.quantization=4bit teacher.lora={})"
             )
+    if _asked("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(
+            "the launcher asks for FSDP in its first version, and the second is supported: `accelerate launch"
+            " --use_fsdp --fsdp_version 2`, or fsdp_version: 2 in its config"
+        )
     if started() == 1 or _launch is not None:
         return
     names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

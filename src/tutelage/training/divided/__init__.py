@@ -1,0 +1,1 @@
+"""Training runs that are divided over processes: weights, gradients and optimizer states."""
