@@ -3,21 +3,32 @@
 import shutil
 
 import pytest
+import torch
 
 from helpers.launch import launch
 from helpers.project import run_to_the_end
 from helpers.several import project, same
+from helpers.tiny import tiny_model
 from tutelage.utils.files import read_json
 
 DIES = """
 import os, signal
 from tutelage.training.trainer import DistillTrainer
 def loss(self, *args, plain=DistillTrainer.compute_loss, **more):
-    if os.environ["RANK"] == "2" and "trainer-2" in self.args.output_dir and self.state.global_step == 2:
+    assert not os.environ.get("FSDP_VERSION") or any(hasattr(w, "full_tensor") for w in self.model.parameters())
+    if os.environ["RANK"] == os.environ["DIES"] and "trainer-2" in self.args.output_dir and self.state.global_step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(self, *args, **more)
 DistillTrainer.compute_loss = loss
 """
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+"""What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment, as accelerate 1.15 has it."""
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +50,20 @@ def two(tmp_path_factory):
 def three(tmp_path_factory):
     """A run of three processes, of which one is killed; two continue it. How they all ended."""
     recipe = project(tmp_path_factory.mktemp("three"), 3)
-    killed = launch(3, "run", recipe, "--anyway", before=DIES)
+    killed = launch(3, "run", recipe, "--anyway", before=DIES, DIES="2")
     return recipe.parent, killed, launch(2, "run", recipe, "--anyway")
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """A run that FSDP2 divides over two processes, of which one is killed; three continue it. How they all ended, and
+    the optimizer's state that they continue from."""
+    recipe = project(tmp_path_factory.mktemp("divided"), 2)
+    command = ("run", recipe, "--anyway", "trainer.activation_checkpointing=true")
+    killed = launch(2, *command, before=DIES, DIES="1", **FSDP)
+    saved = recipe.parent / "run/distill/scd-aw-cf/seed-0/trainer-2/checkpoint-2/optimizer.pt"
+    state = torch.load(saved, weights_only=True)["state"]
+    return recipe.parent, killed, state, launch(3, *command, before=DIES, DIES="no", **FSDP)
 
 
 def test_two_processes_have_the_losses_and_choices_of_one(alone, two):
@@ -83,6 +106,42 @@ def test_caches_and_answers_of_two_processes_are_those_of_one_to_the_bit(alone, 
     assert compared > 30
     students = read_json(tmp_path / "copy/run/distill/taid/seed-0/manifest.json")
     assert students == read_json(alone / "run/distill/taid/seed-0/manifest.json")  # as one process left them
+
+
+def test_a_run_that_is_divided_and_goes_on_with_more_processes_has_the_result_of_one(alone, divided):
+    folder, killed, state, continued = divided
+    assert killed[1].code == -9 and "process 1 of 2 was killed" in killed[0].err, killed[0].err
+    assert [process.code for process in continued] == [0, 0, 0], continued[0].err
+    same(alone, folder)
+    student = tiny_model(1, tie_word_embeddings=True)
+    shapes = [tuple(weight.shape) for weight in student.parameters()]
+    assert sorted(tuple(entry["exp_avg"].shape) for entry in state.values()) == sorted(shapes)  # whole, as of one
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "--fsdp_version 2"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "the launcher asks for DeepSpeed, which is not supported"),
+    ],
+)
+def test_other_ways_to_divide_models_are_refused(alone, environment, words):
+    ended = launch(2, "distill", alone / "recipe.yaml", **environment)
+    assert [process.code for process in ended] == [2, 2] and words in ended[0].err
+
+
+@pytest.mark.parametrize(
+    ("override", "words", "environment"),
+    [
+        ("teacher.device_map=auto", "start one process (no launcher) for cache", {}),
+        ("teacher.quantization=4bit", "teacher.quantization=null", FSDP),
+        ("trainer.optim=adafactor", "adafactor cannot be divided by FSDP", FSDP),
+    ],
+)
+def test_what_several_processes_cannot_hold_is_refused_before_any_work(alone, override, words, environment):
+    ended = launch(2, "cache", alone / "recipe.yaml", override, "--force", "--anyway", **environment)
+    assert [process.code for process in ended] == [2, 2] and words in ended[0].err, ended[0].err
+    assert (alone / "run/cache/manifest.json").is_file()
 
 
 def test_a_refusal_is_told_once_and_ends_all(alone):

@@ -38,7 +38,7 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
     RunStoppedError between stages that are not worth going on with.
     """
     models, names = None, list(names)
-    _refuse_spread(run, names)
+    _refuse_placement(run, names)
     if run.force:  # before anything is deleted
         ranks.once(lambda: _refuse_foreign(run, names))
     run.processes = ranks.size() if run.force and "teach" in names else run.processes
@@ -64,8 +64,13 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
         stop_if_hopeless(run, by_anchor=last == "anchor")
 
 
-def _refuse_spread(run: RunFolder, names: Iterable[str]) -> None:
-    """Raises ConfigError for a teacher that each of several processes would spread over the same GPUs."""
+def _refuse_placement(run: RunFolder, names: Iterable[str]) -> None:
+    """Raises ConfigError for what several processes cannot hold: a teacher that each would spread over the same GPUs,
+    or quantized weights and optimizers that FSDP cannot divide."""
+    if ranks.divides_models():
+        from tutelage.training.divided import fsdp
+
+        fsdp.check(run.recipe)
     reading = [name for name in names if name in READ_THE_TEACHER]
     if run.recipe.teacher.device_map and ranks.size() > 1 and reading:
         raise ConfigError(

@@ -129,7 +129,6 @@ class DistillTrainer(Trainer):
         """The accelerator, and with it how the model is divided."""
         super().create_accelerator_and_postprocess()
         if ranks.divides_models():
-            fsdp.check_optimizer(self.args.optim.value)
             fsdp.use_plugin(self.accelerator)
             self.is_fsdp_enabled = True
 

@@ -14,16 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import ConfigError
+from tutelage.recipe.schema import Recipe
 from tutelage.utils import ranks
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Names of optimizers whose state has the shapes of the weights, or is a number."""
 
 
-def check_optimizer(name: str) -> None:
-    """Raises ConfigError for an optimizer (`trainer.optim`) whose state cannot be put together and divided again."""
-    if name not in OPTIMIZERS:
-        raise ConfigError(f"trainer.optim: {name} cannot be divided by FSDP here; write one of {', '.join(OPTIMIZERS)}")
+def check(recipe: Recipe) -> None:
+    """Raises ConfigError for quantized weights, which FSDP would not divide, and for an optimizer whose state cannot be
+    put together and divided again."""
+    if recipe.teacher.quantization:
+        raise ConfigError(
+            f"teacher.quantization: {recipe.teacher.quantization} and FSDP do not go together here: train the adapters"
+            " without FSDP, each process with the whole quantized teacher, or set teacher.quantization=null"
+        )
+    for section in ("teach", "anchor", "distill"):
+        name = recipe.trainer_arguments(section).get("optim", OPTIMIZERS[0])
+        if name not in OPTIMIZERS:
+            raise ConfigError(f"trainer.optim: {name} cannot be divided by FSDP; write {' or '.join(OPTIMIZERS)}")
 
 
 def to_be_divided(model: nn.Module) -> nn.Module:
