@@ -119,18 +119,6 @@ def test_a_run_that_is_divided_and_goes_on_with_more_processes_has_the_result_of
 
 
 @pytest.mark.parametrize(
-    ("environment", "words"),
-    [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "--fsdp_version 2"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "the launcher asks for DeepSpeed, which is not supported"),
-    ],
-)
-def test_other_ways_to_divide_models_are_refused(alone, environment, words):
-    ended = launch(2, "distill", alone / "recipe.yaml", **environment)
-    assert [process.code for process in ended] == [2, 2] and words in ended[0].err
-
-
-@pytest.mark.parametrize(
     ("override", "words", "environment"),
     [
         ("teacher.device_map=auto", "start one process (no launcher) for cache", {}),
