@@ -68,7 +68,7 @@ def _refuse_placement(run: RunFolder, names: Iterable[str]) -> None:
     """Raises ConfigError for what several processes cannot hold: a teacher that each would spread over the same GPUs,
     or quantized weights and optimizers that FSDP cannot divide."""
     if ranks.divides_models():
-        from tutelage.training.divided import fsdp
+        from tutelage.training import fsdp
 
         fsdp.check(run.recipe)
     reading = [name for name in names if name in READ_THE_TEACHER]

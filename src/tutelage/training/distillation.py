@@ -21,9 +21,8 @@ from tutelage.method.taid import Interpolation
 from tutelage.method.weighting import constant_weight
 from tutelage.models.placement import device
 from tutelage.run.artifacts import ChoiceRecord, StageRecord
-from tutelage.training import stage_records
+from tutelage.training import fsdp, stage_records
 from tutelage.training.callbacks import Interpolate, JsonLog, OnStep, SaveAt, seconds_before
-from tutelage.training.divided import fsdp
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.probe import CheckpointChooser
 from tutelage.training.trainer import (

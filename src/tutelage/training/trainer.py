@@ -34,8 +34,8 @@ from tutelage.method.divergences import Divergence
 from tutelage.models.heads import takes_logits_to_keep
 from tutelage.models.placement import device
 from tutelage.teacher.sources import TeacherSource
+from tutelage.training import fsdp
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
-from tutelage.training.divided import fsdp
 from tutelage.training.fused_loss import HeadLoss, LossInputs
 from tutelage.utils import ranks
 from tutelage.utils.files import replacing

@@ -1,1 +1,0 @@
-"""Training runs that are divided over processes: weights, gradients and optimizer states."""
