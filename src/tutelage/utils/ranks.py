@@ -127,6 +127,8 @@ def join() -> None:
             "the launcher asks for FSDP in its first version, and the second is supported: `accelerate launch"
             " --use_fsdp --fsdp_version 2`, or fsdp_version: 2 in its config"
         )
+    # With it transformers would load the weights in the first process of a machine only, of all models.
+    os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
     if started() == 1 or _launch is not None:
         return
     names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
