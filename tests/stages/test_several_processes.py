@@ -25,11 +25,16 @@ FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_SYNC_MODULE_STATES": "true",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
 }
-"""What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment, as accelerate 1.15 has it."""
+"""What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` puts into the
+environment, as accelerate 1.15 does."""
 
 
 @pytest.fixture(scope="module")
