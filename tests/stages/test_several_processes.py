@@ -118,6 +118,7 @@ def test_a_run_that_is_divided_and_goes_on_with_more_processes_has_the_result_of
     folder, killed, state, continued = divided
     assert killed[1].code == -9 and "process 1 of 2 was killed" in killed[0].err, killed[0].err
     assert [process.code for process in continued] == [0, 0, 0], continued[0].err
+    assert "head and loss are not fused" in continued[0].err
     same(alone, folder)
     student = tiny_model(1, tie_word_embeddings=True)
     shapes = [tuple(weight.shape) for weight in student.parameters()]

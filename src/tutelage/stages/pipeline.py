@@ -71,6 +71,8 @@ def _refuse_placement(run: RunFolder, names: Iterable[str]) -> None:
         from tutelage.training import fsdp
 
         fsdp.check(run.recipe)
+        if run.recipe.fused_loss:
+            run.screen.say("FSDP: head and loss are not fused, since the head's weight is whole only while it is run")
     reading = [name for name in names if name in READ_THE_TEACHER]
     if run.recipe.teacher.device_map and ranks.size() > 1 and reading:
         raise ConfigError(
