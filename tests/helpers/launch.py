@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,21 +19,26 @@ class Ended(NamedTuple):
     err: str
 
 
-def launch(count: int, *words: Any, before: str = "") -> list[Ended]:
+def launch(
+    count: int, *words: Any, before: str = "", within: Sequence[Path] = (Path(),), **environment: str
+) -> list[Ended]:
     """Run `tutelage WORDS` in `count` processes to the end, one torch thread in each.
 
-    before: Python that all run first.
+    before: Python that all run first. within: the current folder on each machine; several stand for as many machines,
+    with an equal number of processes. environment: more variables of all.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    of_all = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    each = count // len(within)
+    of_all = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(each), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     source = Path(__file__).parents[2] / "src"
     of_all |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(source), "CUDA_VISIBLE_DEVICES": ""}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", f"{before}\n{COMMAND}", *map(str, words)],
-            env={**os.environ, **of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **of_all, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank % each)},
+            cwd=within[rank // each],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

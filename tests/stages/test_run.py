@@ -178,11 +178,15 @@ def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_named(finished
     assert "accelerate starts one process on a CPU" in command.err
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_a_launcher_that_asks_for_sharded_models_is_refused(finished, command, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("FSDP", "FSDP in its first version"), ("DEEPSPEED", "asks for DeepSpeed, which is not supported")],
+)
+def test_a_launcher_that_divides_models_in_other_ways_is_refused(finished, command, monkeypatch, name, words):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
     assert command("distill", finished / "recipe.yaml") == 2
-    assert name.lower() in command.err.lower() and "whole models" in command.err
+    assert words in command.err and "--fsdp_version 2" in command.err
 
 
 def test_predict_answers_new_rows_like_the_evaluation(finished, command, monkeypatch):

@@ -1,55 +1,40 @@
 """A run that one, two and three processes share: 13 rows in every split, which divide by none of these numbers."""
 
-import json
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from helpers.launch import launch
-from helpers.project import color_rows, make_project, run_to_the_end, write_rows
-from helpers.tiny import byte_tokenizer, tiny_model
+from helpers.project import run_to_the_end
+from helpers.several import project, same
+from helpers.tiny import tiny_model
 from tutelage.utils.files import read_json
 
-ROWS, STEP = 13, 6
-METHODS = ["scd-aw-cf", "taid", "seqkd"]
-TIMES = ("seconds", "runtime", "per_second", "answering", "flos", "train_batch_size", "memory", "finished")
-OF_THE_TRAINER = ("epoch", "train_loss")
-"""transformers counts epochs in batches, of which a step may have more on fewer processes, and its train_loss is of the
-steps since a restart. The loss of every step is compared."""
 DIES = """
 import os, signal
 from tutelage.training.trainer import DistillTrainer
 def loss(self, *args, plain=DistillTrainer.compute_loss, **more):
-    if os.environ["RANK"] == "2" and "trainer-2" in self.args.output_dir and self.state.global_step == 2:
+    assert not os.environ.get("FSDP_VERSION") or any(hasattr(w, "full_tensor") for w in self.model.parameters())
+    if os.environ["RANK"] == os.environ["DIES"] and "trainer-2" in self.args.output_dir and self.state.global_step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(self, *args, **more)
 DistillTrainer.compute_loss = loss
 """
-
-
-def project(folder: Path, processes: int) -> Path:
-    """A recipe with every stage, a teacher with adapters and a student with tied embeddings. STEP rows make a step, if
-    it is begun with this many processes."""
-    changes: dict[str, Any] = {
-        "task": {"type": "classification", "decoding": "labels"},
-        "data": {"unlabelled": str(folder / "unlabelled.jsonl")},
-        "teacher": {"lora": {"r": 2, "lora_dropout": 0.0}},
-        "trainer": {"per_device_train_batch_size": STEP // processes, "logging_steps": 1},
-        "cache": {"batch_size": 2, "shard_rows": 4},
-        "cross_fit": {"folds": 2},
-        "distill": {"methods": METHODS, "keep": "best"},
-        "evaluate": {"batch_size": 2},
-    }
-    recipe = make_project(folder, **changes)
-    for split in ("train", "validation", "test"):
-        write_rows(folder / "data" / f"{split}.jsonl", color_rows(split, ROWS))
-    write_rows(folder / "unlabelled.jsonl", [{"id": f"u{n}", "text": f"new thing {n}"} for n in range(7)])
-    tiny_model(1, tie_word_embeddings=True).save_pretrained(folder / "models/student")
-    byte_tokenizer().save_pretrained(folder / "models/student")
-    return recipe
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_SYNC_MODULE_STATES": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
+"""What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` puts into the
+environment, as accelerate 1.15 does."""
 
 
 @pytest.fixture(scope="module")
@@ -71,40 +56,20 @@ def two(tmp_path_factory):
 def three(tmp_path_factory):
     """A run of three processes, of which one is killed; two continue it. How they all ended."""
     recipe = project(tmp_path_factory.mktemp("three"), 3)
-    killed = launch(3, "run", recipe, "--anyway", before=DIES)
+    killed = launch(3, "run", recipe, "--anyway", before=DIES, DIES="2")
     return recipe.parent, killed, launch(2, "run", recipe, "--anyway")
 
 
-def numbers(folder: Path) -> dict[str, Any]:
-    """Every value in every JSON file of a run, by file and key, but times and places."""
-    found = {}
-    for path in sorted((folder / "run").rglob("*.json*")):
-        name = path.relative_to(folder / "run").as_posix()
-        if path.name in ("manifest.json", "checksums.json", "adapter_config.json", "store.json"):
-            continue
-        lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-        for number, line in enumerate(lines):
-            found |= {f"{name}:{number}{key}": value for key, value in leaves(json.loads(line))}
-    return {key: value for key, value in found.items() if not any(word in key for word in (*TIMES, *OF_THE_TRAINER))}
-
-
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(inner, f"{key}.{name}")
-    else:
-        yield key, value
-
-
-def same(one: Path, other: Path) -> None:
-    """Losses within 1e-5, and everything else equal: names of checkpoints, choices, answers, numbers of steps."""
-    before, now = numbers(one), numbers(other)
-    assert before.keys() == now.keys()
-    for key, value in now.items():
-        value = value.replace(str(other), str(one)) if isinstance(value, str) else value
-        assert value == (pytest.approx(before[key], rel=1e-5, abs=1e-5) if isinstance(value, float) else before[key]), (
-            key
-        )
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """A run that FSDP2 divides over two processes, of which one is killed; three continue it. How they all ended, and
+    the optimizer's state that they continue from."""
+    recipe = project(tmp_path_factory.mktemp("divided"), 2)
+    command = ("run", recipe, "--anyway", "trainer.activation_checkpointing=true")
+    killed = launch(2, *command, before=DIES, DIES="1", **FSDP)
+    saved = recipe.parent / "run/distill/scd-aw-cf/seed-0/trainer-2/checkpoint-2/optimizer.pt"
+    state = torch.load(saved, weights_only=True)["state"]
+    return recipe.parent, killed, state, launch(3, *command, before=DIES, DIES="no", **FSDP)
 
 
 def test_two_processes_have_the_losses_and_choices_of_one(alone, two):
@@ -147,6 +112,31 @@ def test_caches_and_answers_of_two_processes_are_those_of_one_to_the_bit(alone, 
     assert compared > 30
     students = read_json(tmp_path / "copy/run/distill/taid/seed-0/manifest.json")
     assert students == read_json(alone / "run/distill/taid/seed-0/manifest.json")  # as one process left them
+
+
+def test_a_run_that_is_divided_and_goes_on_with_more_processes_has_the_result_of_one(alone, divided):
+    folder, killed, state, continued = divided
+    assert killed[1].code == -9 and "process 1 of 2 was killed" in killed[0].err, killed[0].err
+    assert [process.code for process in continued] == [0, 0, 0], continued[0].err
+    assert "head and loss are not fused" in continued[0].err
+    same(alone, folder)
+    student = tiny_model(1, tie_word_embeddings=True)
+    shapes = [tuple(weight.shape) for weight in student.parameters()]
+    assert sorted(tuple(entry["exp_avg"].shape) for entry in state.values()) == sorted(shapes)  # whole, as of one
+
+
+@pytest.mark.parametrize(
+    ("override", "words", "environment"),
+    [
+        ("teacher.device_map=auto", "start one process (no launcher) for cache", {}),
+        ("teacher.quantization=4bit", "teacher.quantization=null", FSDP),
+        ("trainer.optim=adafactor", "adafactor cannot be divided by FSDP", FSDP),
+    ],
+)
+def test_what_several_processes_cannot_hold_is_refused_before_any_work(alone, override, words, environment):
+    ended = launch(2, "cache", alone / "recipe.yaml", override, "--force", "--anyway", **environment)
+    assert [process.code for process in ended] == [2, 2] and words in ended[0].err, ended[0].err
+    assert (alone / "run/cache/manifest.json").is_file()
 
 
 def test_a_refusal_is_told_once_and_ends_all(alone):

@@ -79,6 +79,7 @@ def _go(run_folder: RunFolder, stages: list[str]) -> None:
 
     if ranks.started_one_of_several():
         run_folder.screen.warn("accelerate starts one process on a CPU: `torchrun --nproc_per_node N` starts several")
+    ranks.check_shared(run_folder.folder)
     with ExitStack() as held:
         ranks.once(lambda: held.enter_context(locked(run_folder.folder, several=True)))
         run_stages(run_folder, stages)

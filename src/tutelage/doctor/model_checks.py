@@ -18,10 +18,10 @@ from tutelage.models.load import (
     check_lora_targets,
     check_weights,
     config_of,
-    device,
     load_tokenizer,
     same_vocabularies,
 )
+from tutelage.models.placement import bytes_of_weights, check_quantizer, device, device_of
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Model, Recipe
 from tutelage.run.checkpoints import list_checkpoints
@@ -193,8 +193,7 @@ def _weight_memory(recipe: Recipe) -> Check | None:
         optimizer = recipe.trainer_arguments("teach" if role == "teacher" else "distill").get("optim", "adamw_torch")
         # Other optimizers hold less than AdamW.
         full = model.lora is None and not given and str(optimizer).startswith("adamw_torch")
-        width = 2 if model.dtype in ("float16", "bfloat16") else 4
-        numbers[role] = parameters(Path(model.model_name_or_path)) * width * (4 if full else 1)
+        numbers[role] = bytes_of_weights(model, parameters(Path(model.model_name_or_path))) * (4 if full else 1)
         if numbers[role] > total:
             change = f"{role}.lora={{}}" if full else f"{role}.dtype=bfloat16"
             details = {"role": role, "bytes": numbers[role], "full": full}
@@ -241,8 +240,13 @@ def _incomplete(recipe: Recipe) -> Check | None:
 
 
 def _lora_targets(recipe: Recipe) -> Check | None:
-    """Names of layers that are to get adapters, which `prepare` refuses if there are none."""
+    """Names of layers that are to get adapters, and the package for quantized weights, which `prepare` refuses if there
+    are none."""
     for role in ROLES:
+        try:
+            check_quantizer(getattr(recipe, role))
+        except ModelError as error:
+            return failed("quantization", "models", error.problems[0], f"{role}.quantization=null")
         try:
             check_lora_targets(getattr(recipe, role))
         except ModelError as error:
@@ -317,7 +321,7 @@ def _try(recipe: Recipe, role: str, fitting: FittingRows | None) -> tuple[int, l
     fitting = fitting.of(role)
     rows = [(index, fitting.stores["train"][index]) for index in range(min(HEAD_ROWS, len(fitting.stores["train"])))]
     collated = Collator(pad_id_of(fitting.encoder.tokenizer))(rows)
-    batch = {name: tensor.to(model.device) for name, tensor in collated.items()}
+    batch = {name: tensor.to(device_of(model)) for name, tensor in collated.items()}
     error = head_error(head_of(model, fitting.vocabulary), *answer_states(model, batch))
     return size, [_head(recipe, role, error), *_gradient(recipe, role, model, batch, fitting.vocabulary)]
 

@@ -26,7 +26,8 @@ from tutelage.doctor.headroom import PairedLosses
 from tutelage.method.weighting import constant_weight
 from tutelage.models.adapters import merged
 from tutelage.models.evaluation import Evaluator
-from tutelage.models.load import device, load_trainable
+from tutelage.models.load import load_trainable
+from tutelage.models.placement import device
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Recipe
 from tutelage.tasks.base import BaseTask

@@ -171,6 +171,7 @@ class Kind(StrEnum):
     ANSWERS_NOT_WRITABLE = "answers_not_writable"
     FEW_STEPS = "few_steps"
     TOKENIZER_UNREADABLE = "tokenizer_unreadable"
+    QUANTIZER_MISSING = "quantizer_missing"
     LORA_TARGETS_UNKNOWN = "lora_targets_unknown"
     CHAT_TEMPLATE_MISSING = "chat_template_missing"
     CHAT_TEMPLATES_DIFFER = "chat_templates_differ"

@@ -6,10 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.errors.wording import first_line
+from tutelage.models.placement import settle_adapters, staying_in_place
 from tutelage.models.weights import Found, check_finite
 from tutelage.recipe.schema import Lora
 from tutelage.utils.integrity import MODEL_FILES, check_folder, present
@@ -61,12 +63,14 @@ def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> A
         raise ModelError(Problem(Kind.WEIGHTS_NOT_SAFETENSORS, values={"name": str(folder), "file": WEIGHTS}))
     tied = _tied(base)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), staying_in_place(base) as spread_out:
             warnings.simplefilter("ignore")  # what they are about is an error below
             adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
             found = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     except Exception as error:  # PEFT raises whatever a wrong config leads to
         raise ModelError(f"the adapters in {folder} do not fit their base model: {first_line(error)}") from error
+    if spread_out:
+        settle_adapters(adapted, load_file(folder / WEIGHTS))
     keys = {"missing_keys": found.missing_keys, "unexpected_keys": found.unexpected_keys}
     Found({**keys, "mismatched_keys": [], "error_msgs": []}).refuse(str(folder))
     check_finite(((name, weight) for name, weight in adapted.named_parameters() if "lora_" in name), str(folder))
@@ -75,8 +79,10 @@ def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> A
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """The model with its adapters folded into the weights; a model without adapters as it is."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    """The model with its adapters folded into the weights; as it is without adapters, or with adapters on weights that
+    are quantized (both would be rounded again) or spread over devices."""
+    apart = getattr(model, "is_quantized", False) or hasattr(model, "hf_device_map")
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") and not apart else model
 
 
 def _tied(model: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from tutelage.data.collate import IGNORED
 from tutelage.method.divergences import cross_entropy
 from tutelage.method.mixed_loss import example_means
 from tutelage.models.heads import answer_states
+from tutelage.models.placement import device_of
 
 
 class BatchReading(NamedTuple):
@@ -27,7 +28,7 @@ class BatchReading(NamedTuple):
 @torch.no_grad()
 def read_batch(model: nn.Module, batch: dict[str, Tensor], vocabulary: int) -> BatchReading:
     """Run the model on a collated batch. vocabulary: number of the tokenizer's entries."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     hidden, logits = answer_states(model, batch)
     logits = logits[:, :vocabulary]

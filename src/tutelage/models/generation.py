@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import DataError, problems
 from tutelage.models.heads import takes_logits_to_keep
+from tutelage.models.placement import device_of
 from tutelage.utils import ranks
 
 DROP_FROM = 0.25
@@ -72,7 +73,7 @@ def generate_answers(
     answers: dict[int, Answer] = {}
     with greedy_mode(model) as plain:
         for indices in ranks.share(length_batches(prompts, batch_size)):
-            inputs = pad_left([prompts[index] for index in indices], pad_id_of(tokenizer), plain.device)
+            inputs = pad_left([prompts[index] for index in indices], pad_id_of(tokenizer), device_of(plain))
             written = _greedy(plain, inputs, vocabulary, ends, max_new_tokens) if cached else None
             if written is None:
                 cached = False

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.data.collate import IGNORED
+from tutelage.models.placement import device_of, held
 
 FAITHFUL_NATS = 1e-3
 """Largest mean KL, in nats, between a model's own distribution and that of `head(hidden)`: bfloat16 rounding stays far
@@ -91,8 +92,11 @@ def add_product(of_weight: Tensor, grad: Tensor, states: Tensor) -> None:
 
 
 def head_of(model: nn.Module, vocabulary: int) -> Head:
-    """The output head of `model`, cut to `vocabulary` entries; it shares its weights with the model, unless there are
-    adapters on the head: then these are merged into a copy."""
+    """The output head of `model`, cut to `vocabulary` entries, where the model takes its inputs.
+
+    It shares its weights with the model, unless they are held elsewhere or there are adapters on the head: these are
+    merged into a copy.
+    """
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
     if hasattr(layer, "get_base_layer"):
         layer = copy.deepcopy(layer)
@@ -104,10 +108,10 @@ def head_of(model: nn.Module, vocabulary: int) -> Head:
     for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1 multiply
         if isinstance(getattr(config, name, None), float):
             scale *= getattr(config, name)
-    bias = getattr(layer, "bias", None)
+    bias = held(layer, "bias")
     return Head(
-        layer.weight.detach()[:vocabulary],
-        None if bias is None else bias.detach()[:vocabulary],
+        held(layer, "weight").detach()[:vocabulary].to(device_of(model)),
+        None if bias is None else bias.detach()[:vocabulary].to(device_of(model)),
         scale,
         getattr(config, "final_logit_softcapping", None),
     )
@@ -166,7 +170,7 @@ def answer_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
     with in_place_of(layer, forward):
         answer_logits(model, batch)
-    return inputs[-1][:, -mask.shape[1] :][mask]
+    return inputs[-1][:, -mask.shape[1] :].to(mask.device)[mask]
 
 
 @torch.no_grad()
@@ -178,7 +182,7 @@ def answer_states(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, T
     with _recorded_head_inputs(model) as inputs:
         logits = answer_logits(model, batch)
     mask = batch["targets"] != IGNORED
-    return inputs[-1][:, -mask.shape[1] :][mask], logits[mask]
+    return inputs[-1][:, -mask.shape[1] :].to(mask.device)[mask], logits[mask]
 
 
 def head_error(head: Head, hidden: Tensor, logits: Tensor) -> float:

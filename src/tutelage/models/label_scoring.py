@@ -19,6 +19,7 @@ from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import ModelError
 from tutelage.models.generation import cache_of, check_tokens, greedy_mode, length_batches, pad_left
 from tutelage.models.heads import takes_logits_to_keep
+from tutelage.models.placement import device_of
 from tutelage.utils import ranks
 
 SCORED_ROWS = 64
@@ -116,7 +117,7 @@ class _ReadPrompts:
 
     def __init__(self, model: nn.Module, tokenizer: Any, prompts: list[Sequence[int]]) -> None:
         """Raises ModelError if the model returns no cache."""
-        inputs = pad_left(prompts, pad_id_of(tokenizer), model.device)
+        inputs = pad_left(prompts, pad_id_of(tokenizer), device_of(model))
         keep = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
         output = model(**inputs, use_cache=True, **keep)
         self.cache = cache_of(output)

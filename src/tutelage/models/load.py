@@ -15,10 +15,12 @@ from torch import nn
 from tutelage.data.collate import vocabulary_of
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.errors.wording import first_line
-from tutelage.models.adapters import has_adapters, load_adapter, with_lora
+from tutelage.models.adapters import has_adapters, load_adapter, merged, with_lora
 from tutelage.models.padding import KNOWN_TO_READ, check_padding
+from tutelage.models.placement import device, is_held_apart, loading_options, read_as_trained
 from tutelage.models.weights import WRAPPERS, Found, check_files, check_finite
 from tutelage.recipe.schema import Model
+from tutelage.utils import ranks
 from tutelage.utils.console import Screen
 from tutelage.utils.integrity import MODEL_FILES, check_folder
 
@@ -45,23 +47,27 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def load_model(model: Model, path: Path | str | None = None, vocabulary: int | None = None) -> nn.Module:
-    """A causal language model in eval mode, on the accelerator if there is one.
+def load_model(
+    model: Model, path: Path | str | None = None, vocabulary: int | None = None, *, where: torch.device | None = None
+) -> nn.Module:
+    """A causal language model in eval mode, on the accelerator if there is one, or held as `teacher.quantization` and
+    `teacher.device_map` say.
 
     path: a folder of fine-tuned weights to load instead of `model.model_name_or_path`: full weights, or PEFT adapters,
-    which are merged into their base. vocabulary: of a student, whose adapters were trained on a base that was cut to
-    it, see `cut_vocabulary`. Only safetensors are read. Raises ModelError if the folder holds no model, or not
-    all of it: weights that are missing, unknown to the model, of another shape, NaN or infinite.
+    which are merged into their base unless that is quantized or spread out. vocabulary: of a student, whose adapters
+    were trained on a base that was cut to it, see `cut_vocabulary`. where: instead of on the accelerator. Only
+    safetensors are read. Raises ModelError if the folder holds no model, or not all of it: weights that are missing,
+    unknown to the model, of another shape, NaN or infinite.
     """
     folder = Path(path) if path is not None else None
     if folder is not None and has_adapters(folder):
         base = load_model(model)
         base = base if vocabulary is None else cut_vocabulary(base, vocabulary)
-        return load_adapter(base, folder).merge_and_unload().eval()
+        return merged(load_adapter(base, folder)).eval()
     name = str(path or model.model_name_or_path)
-    loaded = _load_full(model, name)
+    loaded = _load_full(model, name, **loading_options(model, _dtype(model)))
     check_finite(loaded.named_parameters(), name if model.dtype == "auto" else f"{name} in {model.dtype}")
-    loaded = loaded.to(device()).eval()
+    loaded = read_as_trained(loaded).eval() if is_held_apart(model) else loaded.to(where or device()).eval()
     if model.model_name_or_path not in _unpadded:
         check_padding(loaded, name)
         _unpadded.add(model.model_name_or_path)
@@ -71,11 +77,14 @@ def load_model(model: Model, path: Path | str | None = None, vocabulary: int | N
 def load_trainable(model: Model, folder: Path | None, seed: int, vocabulary: int | None = None) -> nn.Module:
     """The model to train: untrained, with new adapters if the recipe asks for them, or as saved in `folder`.
 
-    seed: of new adapters' initial weights. vocabulary: for students, see `cut_vocabulary`. Raises ModelError for
-    float16 weights, whose gradients and updates underflow, unless only adapters are trained.
+    A model that is trained is on one device, whatever `device_map` says. seed: of new adapters' initial weights.
+    vocabulary: for students, see `cut_vocabulary`. Raises ModelError for float16 weights, whose gradients and updates
+    underflow, unless only adapters are trained.
     """
     full = folder is not None and not has_adapters(folder)
-    trained = load_model(model, folder if full else None)
+    model = model.model_copy(update={"device_map": None})
+    where = torch.device("cpu") if ranks.divides_models() else None  # each process takes its part from there
+    trained = load_model(model, folder if full else None, where=where)
     if vocabulary is not None:
         cut_vocabulary(trained, vocabulary)
     if folder is not None and not full:
@@ -200,9 +209,9 @@ def check_lora_targets(model: Model) -> None:
         raise ModelError(Problem(Kind.LORA_TARGETS_UNKNOWN, values=values))
 
 
-def device() -> torch.device:
-    """The first accelerator of this machine, or the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+def _dtype(model: Model) -> torch.dtype | None:
+    """Type of the weights, by the recipe or the model's config; None where neither says."""
+    return getattr(torch, model.dtype) if model.dtype != "auto" else getattr(config_of(model), "dtype", None)
 
 
 def _load_full(model: Model, name: str, **options: Any) -> nn.Module:

@@ -23,8 +23,8 @@ def check_padding(model: nn.Module, name: str) -> None:
 
     model: in eval mode. name: for the message.
     """
-    vocabulary = len(model.get_input_embeddings().weight)
-    row = torch.linspace(0, vocabulary - 1, TOKENS, device=model.device).long()[None]
+    embedding = model.get_input_embeddings().weight
+    row = torch.linspace(0, len(embedding) - 1, TOKENS, device=embedding.device).long()[None]
     alone, padded = _log_probs(model, row, 0), _log_probs(model, row, TOKENS)
     if not alone.isfinite().all():  # it has no distribution in either case
         return

@@ -21,9 +21,12 @@ from tutelage.errors import ConfigError
 from tutelage.recipe.schema import Section
 from tutelage.recipe.values import wrong
 
-_WHOLE_MODELS = (
-    "processes hold whole models, and none is sharded; leave it out. A large model fits with ROLE.lora={} and"
-    " ROLE.dtype=bfloat16"
+_BY_LAUNCHER = (
+    "how models are divided is for the launcher to say; leave it out, and start with `accelerate launch --use_fsdp"
+    " --fsdp_version 2`"
+)
+_NOT_DIVIDED_SO = (
+    "models are divided by FSDP2 alone; leave it out, and start with `accelerate launch --use_fsdp --fsdp_version 2`"
 )
 RESERVED = {
     "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
@@ -50,10 +53,10 @@ RESERVED = {
     "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)",
     "group_by_length": "write train_sampling_strategy: group_by_length",
     "no_cuda": "write use_cpu: true",
-    "fsdp": _WHOLE_MODELS,
-    "fsdp_config": _WHOLE_MODELS,
-    "deepspeed": _WHOLE_MODELS,
-    "parallelism_config": _WHOLE_MODELS,
+    "fsdp": _BY_LAUNCHER,
+    "fsdp_config": _BY_LAUNCHER,
+    "deepspeed": _NOT_DIVIDED_SO,
+    "parallelism_config": _NOT_DIVIDED_SO,
 }
 """Training arguments (names or patterns) that the library sets itself or that have another name now, and what to use
 instead."""
@@ -167,8 +170,8 @@ def argument_problem(mapping: str, name: str, value: Any) -> str | None:
 
 def value_problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a training argument of transformers; None if nothing is."""
-    if value and RESERVED.get(name) == _WHOLE_MODELS:
-        return f"not accepted here; {_WHOLE_MODELS}"
+    if value and (hint := RESERVED.get(name)) in (_BY_LAUNCHER, _NOT_DIVIDED_SO):
+        return f"not accepted here; {hint}"
     if name == "report_to":
         return _tracker_problem(value)
     if value == _NEEDS_VALIDATION:

@@ -53,6 +53,7 @@ def cross_problems(recipe: Recipe) -> Iterator[Conflict]:
     yield from _task_problems(recipe)
     yield from _method_problems(recipe)
     yield from _given_model_problems(recipe)
+    yield from _placement_problems(recipe)
     for section in ("", *_TRAINED):
         mapping = f"{section}.trainer".lstrip(".")
         for name, value in (getattr(recipe, section) if section else recipe).trainer.items():
@@ -203,6 +204,21 @@ def _given_model_problems(recipe: Recipe) -> Iterator[Conflict]:
                 f" recipe, or add `{without}={unset}` to the command"
             )
             yield Conflict(without, hint, (key,))
+
+
+def _placement_problems(recipe: Recipe) -> Iterator[Conflict]:
+    """Only a teacher is too large to be held as it is; and 4 or 8 bits are too few for the steps of an optimizer."""
+    for name in ("quantization", "device_map"):
+        if value := getattr(recipe.student, name):
+            hint = f"{value} is for teachers: a student is trained whole, and handed over as it is; leave it out"
+            yield Conflict(f"student.{name}", hint)
+    teacher = recipe.teacher
+    if teacher.quantization and not (teacher.lora or recipe.teach.checkpoints):
+        hint = (
+            f"weights in {teacher.quantization[0]} bits cannot be trained, only adapters on them: write"
+            " teacher.lora={} (QLoRA), or give finished checkpoints in teach.checkpoints"
+        )
+        yield Conflict("teacher.quantization", hint, ("teacher.lora", "teach.checkpoints"))
 
 
 def _one_of(name: str, known: Iterable[str]) -> str:

@@ -196,6 +196,12 @@ class Model(Section):
     """Run code that comes with the model."""
     lora: Lora | None = None
     """Train low-rank adapters; `{}` uses the defaults. null: all weights are trained."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Of the teacher: hold its weights in 4 bits (NF4) or 8 bits, by bitsandbytes. It is trained by adapters on them
+    (`lora`, QLoRA), or reads with checkpoints of yours."""
+    device_map: Literal["auto"] | None = None
+    """Of the teacher: `auto` spreads it over all GPUs of the machine, and over memory where these are too small, to
+    read and answer in one process. Training holds it on one GPU."""
 
 
 class Teach(Section):

@@ -23,8 +23,8 @@ from tutelage.utils.console import Screen
 from tutelage.utils.files import read_json
 from tutelage.utils.memory import peak_memory
 
-_LOGGING_ONLY = re.compile(r"(^|\.)trainer\.(report_to|run_name|logging_\w+)$")
-"""Training arguments that only decide what is logged and where: changing them makes no result stale."""
+_CHANGES_NOTHING = re.compile(r"(^|\.)trainer\.(report_to|run_name|logging_\w+)$|\.device_map$")
+"""Settings that only decide what is logged, or where a model is held: changing them makes no result stale."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class RunFolder:
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """The recipe's values under these dotted names, flat: what a stage's result depends on."""
-        flat = {key: value for key, value in flatten(self.recipe).items() if not _LOGGING_ONLY.search(key)}
+        flat = {key: value for key, value in flatten(self.recipe).items() if not _CHANGES_NOTHING.search(key)}
         return {k: v for k, v in flat.items() if any(k == s or k.startswith(s + ".") for s in sections)}
 
     @contextmanager

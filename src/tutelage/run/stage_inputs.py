@@ -34,6 +34,7 @@ OFF: dict[str, Any] = {
     "teach.spacing": "steps",
     "processes": 1,
     "cache.form": "auto",
+    **dict.fromkeys(("teacher.quantization", "student.quantization")),
 }
 """Options at these values are left out of the inputs: an option that is new in the library makes no finished result
 stale."""

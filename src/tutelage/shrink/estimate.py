@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from tutelage.models.load import device
+from tutelage.models.placement import device
 from tutelage.models.precision import bf16_pays
 from tutelage.shrink.influence import INFLUENCE_TOKENS
 

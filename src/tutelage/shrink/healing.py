@@ -40,19 +40,19 @@ from tutelage.models.evaluation import sample_losses
 from tutelage.models.load import (
     check_embeddings,
     config_of,
-    device,
     hidden_size,
     load_model,
     load_tokenizer,
     load_trainable,
     longest_context,
 )
+from tutelage.models.placement import device
 from tutelage.models.precision import bf16_pays
-from tutelage.models.prune import check_layers, kept_layers, prune
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
 from tutelage.run.manifest import differences, folder_fingerprint, locked, versions
 from tutelage.shrink.influence import most_influential
+from tutelage.shrink.layers import check_layers, kept_layers, prune
 from tutelage.shrink.make import (
     blocks_at_a_time,
     influence_rows,

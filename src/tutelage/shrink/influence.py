@@ -14,7 +14,8 @@ from tutelage.data.collate import Collator
 from tutelage.data.encode import EncodedRow
 from tutelage.errors import ModelError
 from tutelage.models.heads import answer_hidden
-from tutelage.models.prune import check_layers, layers_of
+from tutelage.models.placement import device_of
+from tutelage.shrink.layers import check_layers, layers_of
 
 INFLUENCE_TOKENS = 1 << 17
 """Most tokens that layers are chosen on: the mean over so many positions no longer moves."""
@@ -36,7 +37,7 @@ def block_influence(
     """
     model.eval()
     layers, collate = layers_of(model), Collator(pad_id)
-    device = next(model.parameters()).device
+    device = device_of(model)
     total, positions = torch.zeros(len(layers), dtype=torch.float64), 0
     for start in range(0, len(rows), batch_size):
         numbers = range(start, min(start + batch_size, len(rows)))

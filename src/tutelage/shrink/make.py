@@ -12,12 +12,13 @@ from torch import nn
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.data.encode import EncodedRow
 from tutelage.errors import ConfigError, ModelError
-from tutelage.models.load import check_embeddings, device, load_model, load_tokenizer, longest_context
+from tutelage.models.load import check_embeddings, load_model, load_tokenizer, longest_context
+from tutelage.models.placement import device
 from tutelage.models.precision import bf16_pays
-from tutelage.models.prune import check_layers, kept_layers, layers_of, prune
 from tutelage.models.save import save_student
 from tutelage.recipe.schema import Model
 from tutelage.shrink.influence import INFLUENCE_TOKENS, block_influence, most_influential
+from tutelage.shrink.layers import check_layers, kept_layers, layers_of, prune
 from tutelage.shrink.plan import BLOCK_LENGTH
 from tutelage.shrink.text import as_rows, pack, read_documents
 from tutelage.utils.console import Screen

@@ -52,12 +52,13 @@ def _train(run: RunFolder, models: RunModels, folder: Path) -> nn.Module:
     args = training_arguments(folder / "trainer", given, seed=recipe.seed, epochs=epochs)
     steps = spaced_steps(args, len(rows), plan.num_stages)
     train = partial(models.fine_tuned, "anchor", recipe.student, args, rows, seed=recipe.seed, log=folder / "log.jsonl")
-    if recipe.anchor.keep == "last":
+    if recipe.anchor.keep == "last" and not ranks.divides_models():
         return train(save_at=steps[:-1])
     checkpoints = [folder / "trainer" / f"checkpoint-{step}" for step in steps]
     if not (checkpoints[-1] / WHOLE).exists():
         train(save_at=steps)
-    return load_model(recipe.student, _select(models, folder, checkpoints), models.vocabulary)
+    kept = checkpoints[-1] if recipe.anchor.keep == "last" else _select(models, folder, checkpoints)
+    return load_model(recipe.student, kept, models.vocabulary)
 
 
 def _select(models: RunModels, folder: Path, checkpoints: Sequence[Path]) -> Path:

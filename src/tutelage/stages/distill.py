@@ -14,7 +14,7 @@ from torch import nn
 
 from tutelage.data.token_store import TokenStore
 from tutelage.method.methods import find_method
-from tutelage.models.load import device
+from tutelage.models.placement import device
 from tutelage.predict.usage import usage_of
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import StageRecord

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tutelage.analysis.worth import reason_to_stop
-from tutelage.errors import RunStoppedError
+from tutelage.errors import ConfigError, RunStoppedError
 from tutelage.recipe.load import dump_recipe
 from tutelage.run.manifest import MANIFEST, rewriting
 from tutelage.run.own_files import refuse_foreign
@@ -26,6 +26,9 @@ NEED_A_TEACHER = ("silver", "anchor", "cache", "cross_fit", "distill")
 equals it."""
 
 
+READ_THE_TEACHER = ("teach", "silver", "cache", "cross_fit", "evaluate")
+
+
 def run_stages(run: RunFolder, names: Iterable[str]) -> None:
     """Run stages in the order given; tokenizer, rows and evaluation are loaded once for all that need models. Several
     processes share the work of those; the others are work of the main process.
@@ -35,6 +38,7 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
     RunStoppedError between stages that are not worth going on with.
     """
     models, names = None, list(names)
+    _refuse_placement(run, names)
     if run.force:  # before anything is deleted
         ranks.once(lambda: _refuse_foreign(run, names))
     run.processes = ranks.size() if run.force and "teach" in names else run.processes
@@ -58,6 +62,24 @@ def run_stages(run: RunFolder, names: Iterable[str]) -> None:
             ranks.once(partial(_show_payoff, run, models))
     if (last := names[-1]) in ("teach", "anchor"):
         stop_if_hopeless(run, by_anchor=last == "anchor")
+
+
+def _refuse_placement(run: RunFolder, names: Iterable[str]) -> None:
+    """Raises ConfigError for what several processes cannot hold: a teacher that each would spread over the same GPUs,
+    or quantized weights and optimizers that FSDP cannot divide."""
+    if ranks.divides_models():
+        from tutelage.training import fsdp
+
+        fsdp.check(run.recipe)
+        if run.recipe.fused_loss:
+            run.screen.say("FSDP: head and loss are not fused, since the head's weight is whole only while it is run")
+    reading = [name for name in names if name in READ_THE_TEACHER]
+    if run.recipe.teacher.device_map and ranks.size() > 1 and reading:
+        raise ConfigError(
+            f"teacher.device_map: auto spreads the teacher over all GPUs, for one process, and {ranks.size()} were"
+            f" started, with the stage {reading[0]}: start one process (no launcher) for {', '.join(reading)}, and"
+            " several for anchor and distill; or set teacher.device_map=null, if the teacher fits on one GPU"
+        )
 
 
 def _refuse_foreign(run: RunFolder, names: Iterable[str]) -> None:

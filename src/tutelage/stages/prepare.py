@@ -19,10 +19,10 @@ from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
     check_models,
-    device,
     load_tokenizer,
     longest_context,
 )
+from tutelage.models.placement import check_quantizer, device
 from tutelage.models.precision import bf16_pays
 from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
@@ -104,6 +104,7 @@ def _check_models(recipe: Recipe, pair: Pair) -> int:
     """Check both models, the anchor and the checkpoints that the recipe names. Returns how many checkpoints the teacher
     has or will have."""
     for model in (recipe.teacher, recipe.student):
+        check_quantizer(model)
         check_lora_targets(model)
     given = list_checkpoints(recipe.teach.checkpoints, recipe.teacher) if recipe.teach.checkpoints else None
     anchor = Path(recipe.anchor.model_name_or_path) if recipe.anchor.model_name_or_path else None

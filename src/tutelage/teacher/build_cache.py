@@ -22,6 +22,7 @@ from tutelage.models.adapters import has_adapters, load_adapter
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_states, head_error, head_of
 from tutelage.models.load import hidden_size
+from tutelage.models.placement import device_of
 from tutelage.recipe.schema import Model
 from tutelage.teacher.hidden_store import StoreWriter, bytes_on_disk
 from tutelage.teacher.sources import save_head
@@ -170,7 +171,7 @@ class CacheBuilder:
 
     def _head_error(self, model: nn.Module, head: Head) -> float:
         batch = self.collate(list(enumerate(self.rows[:4])))
-        device = next(model.parameters()).device
+        device = device_of(model)
         hidden, logits = answer_states(model, {name: tensor.to(device) for name, tensor in batch.items()})
         return head_error(head, hidden, logits)
 

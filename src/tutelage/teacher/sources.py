@@ -25,6 +25,7 @@ from tutelage.errors import StaleArtifactError
 from tutelage.method.mixed_loss import Targets
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import Head, answer_hidden, head_of
+from tutelage.models.placement import device_of
 from tutelage.teacher.hidden_store import HiddenStore, save_tensors
 from tutelage.utils.integrity import reading
 
@@ -100,7 +101,7 @@ class LiveTeacher:
     def targets(self, checkpoint: str, batch: dict[str, Tensor]) -> Targets:
         """One forward pass of the checkpoint."""
         model = self._loaded(checkpoint)
-        device = next(model.parameters()).device
+        device = device_of(model)
         if self.own is not None and self.student is not None:
             items = [(index, self.rows[index]) for index in batch["row"].tolist()]
             logits = read_batch(model, Collator(self.pad_id)(items), self.vocabulary).logits

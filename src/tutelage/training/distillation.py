@@ -19,8 +19,9 @@ from tutelage.data.encode import Subset
 from tutelage.errors import ModelError
 from tutelage.method.taid import Interpolation
 from tutelage.method.weighting import constant_weight
+from tutelage.models.placement import device
 from tutelage.run.artifacts import ChoiceRecord, StageRecord
-from tutelage.training import stage_records
+from tutelage.training import fsdp, stage_records
 from tutelage.training.callbacks import Interpolate, JsonLog, OnStep, SaveAt, seconds_before
 from tutelage.training.plan import DistillationPlan, StudentSetup
 from tutelage.training.probe import CheckpointChooser
@@ -158,8 +159,9 @@ class Distillation:
             _refuse_warmup_only(args, steps)
         every, interpolate = plan.save_steps or steps, self._interpolate(stage, steps, records)
         guidance = self._guidance(checkpoint, interpolate)
+        divided = fsdp.to_be_divided(model) if ranks.divides_models() else None
         trainer = DistillTrainer(
-            model,
+            model if divided is None else divided,
             args,
             setup.rows,
             vocabulary=setup.vocabulary,
@@ -176,6 +178,9 @@ class Distillation:
         train(trainer)
         if not plan.stage_reset:
             save_optimizer(trainer, self._optimizer(stage))
+        if divided is not None:
+            fsdp.put_together(divided, model)
+            model.to(device())
         return guidance
 
     def _epochs(self) -> float:

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from tutelage.bytes.fused import byte_head_loss
 from tutelage.bytes.loss import ByteDivergence, ByteTargets, byte_mixed_loss
 from tutelage.method.divergences import Divergence, divergence_function, log_probs
+from tutelage.method.gradients import GRADIENTS
 from tutelage.method.mixed_loss import (
     MixedLoss,
     Targets,
@@ -40,7 +41,6 @@ from tutelage.models.heads import (
     in_place_of,
     vocabulary_product,
 )
-from tutelage.training.gradients import GRADIENTS
 
 CHUNK_BYTES = 1 << 24
 """Size of a chunk's float32 logits on a CPU: two of them, the student's and the teacher's, fit into a last-level

@@ -15,6 +15,7 @@ from tutelage.data.encode import EncodedRow
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting
 from tutelage.models.load import load_trainable
+from tutelage.models.placement import device
 from tutelage.models.save import save_student
 from tutelage.recipe.schema import Model
 from tutelage.run.artifacts import StageRecord
@@ -86,7 +87,7 @@ class StudentSetup:
 
     def load(self, folder: Path | None, seed: int) -> nn.Module:
         """The student to train: untrained, or as `save` wrote it into a folder. seed: of fresh adapters."""
-        return load_trainable(self.model, folder, seed, self.vocabulary)
+        return load_trainable(self.model, folder, seed, self.vocabulary).to(device())
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the student, so that `load` gives it back."""

@@ -24,6 +24,7 @@ from tutelage.method.divergences import forward_kl, reverse_kl
 from tutelage.method.mixed_loss import Targets
 from tutelage.method.schedule import Candidate
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_hidden, answer_states, head_error, head_of
+from tutelage.models.placement import device_of
 from tutelage.run.artifacts import ChoiceRecord, StageRecord
 from tutelage.teacher.sources import HiddenTargets, TeacherSource
 from tutelage.training.plan import DistillationPlan, StudentSetup
@@ -141,7 +142,7 @@ class Probe:
 
         Raises ModelError where full distributions of the teacher or the student's logits cannot be computed.
         """
-        training, device = model.training, next(model.parameters()).device
+        training, device = model.training, device_of(model)
         model.eval()
         batches = [
             {name: tensor.to(device) for name, tensor in self._collate(items).items()} for items in self._batches

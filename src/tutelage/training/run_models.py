@@ -22,7 +22,8 @@ from tutelage.data.encode import EncodedRow, Encoder, Subset, make_encoder
 from tutelage.data.token_store import TokenStore
 from tutelage.models.adapters import merged
 from tutelage.models.evaluation import EvalSet, Evaluator, ValidationScores
-from tutelage.models.load import check_vocabularies, cut_vocabulary, device, load_model, load_tokenizer, load_trainable
+from tutelage.models.load import check_vocabularies, cut_vocabulary, load_model, load_tokenizer, load_trainable
+from tutelage.models.placement import device
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
 from tutelage.records import Example
@@ -125,9 +126,12 @@ class RunModels:
         """A model to read or answer with: weights kept in float32 for training are loaded in bfloat16 where that is
         fast."""
         vocabulary = None if model is self.run.recipe.teacher else self.vocabulary
-        if self.run.bf16 and model.dtype == "float32":
-            model = model.model_copy(update={"dtype": "bfloat16"})
-        return load_model(model, folder, vocabulary)
+        return load_model(self._in_fast_type(model), folder, vocabulary)
+
+    def _in_fast_type(self, model: Model) -> Model:
+        """The section of the recipe, with bfloat16 in place of float32 where that is fast."""
+        faster = self.run.bf16 and model.dtype == "float32"
+        return model.model_copy(update={"dtype": "bfloat16"}) if faster else model
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of a forward pass of a model in training."""
@@ -187,6 +191,8 @@ class RunModels:
         """
         recipe = self.run.recipe
         cut = None if section is recipe.teacher else self.vocabulary
+        if section.quantization:  # adapters are trained on what they will be read with
+            section = self._in_fast_type(section)
         with self.run.screen.steps(label) as on_step:
             return fine_tune(
                 load_trainable(section, None, seed, cut),

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -30,8 +32,9 @@ from tutelage.errors import ConfigError
 from tutelage.errors.wording import first_line
 from tutelage.method.divergences import Divergence
 from tutelage.models.heads import takes_logits_to_keep
-from tutelage.models.load import device
+from tutelage.models.placement import device
 from tutelage.teacher.sources import TeacherSource
+from tutelage.training import fsdp
 from tutelage.training.callbacks import Interpolate, last_whole_checkpoint
 from tutelage.training.fused_loss import HeadLoss, LossInputs
 from tutelage.utils import ranks
@@ -112,7 +115,8 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.vocabulary, self.guidance, self.interpolate, self.segment = vocabulary, guidance, interpolate, segment
         # A compiled or replicated (DataParallel) model cannot have its head replaced for the length of a forward pass.
-        replaceable = not args.torch_compile and args.n_gpu <= 1
+        # Nor can that of a divided one, whose weights are whole only while a layer is run.
+        replaceable = not (args.torch_compile or args.n_gpu > 1 or ranks.divides_models())
         self._head_loss = HeadLoss(
             model, keep=takes_logits_to_keep(model), fused=fused and replaceable, in_all=self._in_all
         )
@@ -120,6 +124,13 @@ class DistillTrainer(Trainer):
         self._weight = weight.to(args.device)
         self._terms: list[Tensor] = []
         self.loss_is_scaled_for_ga = True  # `_get_num_items_in_batch` counts the examples of the whole optimizer step
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The accelerator, and with it how the model is divided."""
+        super().create_accelerator_and_postprocess()
+        if ranks.divides_models():
+            fsdp.use_plugin(self.accelerator)
+            self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches that several processes share row by row. accelerate would fill up the last ones with the first rows
@@ -155,11 +166,6 @@ class DistillTrainer(Trainer):
         segment = self.segment
         if segment is None:
             return super().create_scheduler(num_training_steps, optimizer)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(
-                "distill.stage_reset=false keeps the optimizer's state between stages, which is not supported with FSDP"
-                " and DeepSpeed"
-            )
         scheduler = super().create_scheduler(segment.total, optimizer)
         if not isinstance(scheduler, LambdaLR):
             raise ConfigError(
@@ -174,12 +180,62 @@ class DistillTrainer(Trainer):
         """Load the optimizer's state of the segment before, and set the learning rates of this segment's start."""
         with reading(segment.optimizer, RuntimeError, EOFError, UnpicklingError):
             before = torch.load(segment.optimizer, map_location=self.args.device, weights_only=True)
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": before["state"]})
+        self._load_optimizer(self.optimizer.state_dict() | {"state": before["state"]})
         scheduler.last_epoch = segment.done
         factors = [factor(segment.done) for factor in scheduler.lr_lambdas]
         scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
         for group, learning_rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
             group["lr"] = learning_rate
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        load = partial(fsdp.load_state, self.optimizer) if self.is_fsdp_enabled else self.optimizer.load_state_dict
+        load(state)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """State of the optimizer in the main process. All processes must come here."""
+        return fsdp.whole_state(self.optimizer) if self.is_fsdp_enabled else self.optimizer.state_dict()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights as one process does, also of a divided model."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = fsdp.whole_weights(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self._as_one_process():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def load_weights(self, resume_from_checkpoint: Path) -> None:
+        """Load the weights of a resume checkpoint before the model is divided; else transformers does it."""
+        if self.is_fsdp_enabled:
+            with self._as_one_process():
+                super()._load_from_checkpoint(str(resume_from_checkpoint), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._as_one_process():
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    @contextmanager
+    def _as_one_process(self) -> Iterator[None]:
+        """Inside, transformers writes and reads the files of a run of one process; an optimizer over divided weights
+        is put together and divided for that."""
+        if not self.is_fsdp_enabled:
+            yield
+            return
+        optimizer, self.is_fsdp_enabled = self.optimizer, False
+        if optimizer is not None:
+            self.optimizer = fsdp.WholeOptimizer(optimizer)
+        try:
+            yield
+        finally:
+            self.optimizer, self.is_fsdp_enabled = optimizer, True
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Examples in the optimizer step, over all micro-batches and ranks: the one denominator of the loss."""
@@ -309,9 +365,10 @@ def epochs_in_budget(given: dict[str, Any], epochs: float, rows: int, budget_row
 
 def save_optimizer(trainer: DistillTrainer, path: Path) -> None:
     """Save the optimizer's state for the next segment. The file appears under its name only when it is complete."""
+    state = trainer.optimizer_state()
     if trainer.args.should_save:
         with replacing(path) as draft:
-            torch.save(trainer.optimizer.state_dict(), draft)
+            torch.save(state, draft)
 
 
 def _checked_checkpoint(folder: Path) -> Path | None:
@@ -327,6 +384,8 @@ def train(trainer: DistillTrainer) -> None:
     resume = ranks.once(lambda: _checked_checkpoint(Path(trainer.args.output_dir)))
     for name in ("trainer", "trainer_utils"):  # the latter warns of batches that other processes share out differently
         logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
+    if resume:
+        trainer.load_weights(resume)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)

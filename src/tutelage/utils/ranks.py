@@ -1,17 +1,19 @@
-"""The processes of one launch (`torchrun`, `accelerate launch`): which one this is, and how they wait for one another,
-share work out, and end together.
+"""The processes of one launch (`torchrun`, `accelerate launch`), on one machine or several: which one this is, and how
+they wait for one another, share work out, and end together.
 
 All of them run the same code in the same order. What only one may do, such as writing a file of the run, is passed to
 `once`; work on rows is shared out by `share`, and its results come together by `gather`. Without a launcher there is
 one process: each of these then does the obvious, and torch is not imported.
 
 A process that fails says so in the launcher's store. A thread of every other one looks there, and ends its process
-without a word and with the same exit code, whatever that is waiting for.
+without a word and with the same exit code, whatever that is waiting for. Where there are several machines, it also
+counts there, so that the others can see a process that has stopped.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tutelage.errors import ConfigError
@@ -31,10 +34,13 @@ LONGEST_WAIT = timedelta(days=7)
 at once, since its connections close."""
 LOOK_EVERY = 0.25
 """Seconds between two looks at whether another process has failed."""
+SILENT_FOR = 8 * LOOK_EVERY
+"""Seconds after which a process on another machine that has not counted is lost."""
+VISIBLE_SECONDS = 60.0
+"""How long to wait for a file that another machine wrote: network file systems keep what they know of a folder."""
 GRACE = 5.0
 """Seconds that a process which failed waits for the others to end by themselves, before its launcher kills them."""
 UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
@@ -60,6 +66,12 @@ class _Launch:
     parted: threading.Event = field(default_factory=threading.Event)
     """Set when this process no longer ends because of others."""
 
+    @property
+    def elsewhere(self) -> list[int]:
+        """Ranks of the processes on other machines than this one's."""
+        own = self.processes[self.rank][0]
+        return [rank for rank, (machine, _) in enumerate(self.processes) if machine != own]
+
 
 _launch: _Launch | None = None
 
@@ -83,6 +95,15 @@ def is_main() -> bool:
     return started() == 1 or int(os.environ.get("RANK") or 0) == 0
 
 
+def divides_models() -> bool:
+    """Whether the user's `accelerate` config asks for FSDP: the models that are trained are divided over processes."""
+    return size() > 1 and _asked("ACCELERATE_USE_FSDP")
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("true", "1")
+
+
 def size() -> int:
     """Number of processes that share work here: 1 inside `once`, and without a launch that was joined."""
     return 1 if _launch is None or _launch.alone else _launch.size
@@ -95,11 +116,19 @@ def join() -> None:
     """
     global _launch
     for name, what in UNSUPPORTED.items():
-        if os.environ.get(name, "").lower() in ("true", "1"):
+        if _asked(name):
             raise ConfigError(
-                f"the launcher asks for {what}, and processes here hold whole models: launch without it. A large model"
-                " fits with ROLE.lora={} and ROLE.dtype=bfloat16"
+                f"the launcher asks for {what}, which is not supported: launch without it. Models that do not fit on"
+                " one GPU are divided by FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`), or held in 4 bits and"
+                " trained by adapters (teacher.quantization=4bit teacher.lora={})"
             )
+    if _asked("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(
+            "the launcher asks for FSDP in its first version, and the second is supported: `accelerate launch"
+            " --use_fsdp --fsdp_version 2`, or fsdp_version: 2 in its config"
+        )
+    # With it transformers would load the weights in the first process of a machine only, of all models.
+    os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
     if started() == 1 or _launch is not None:
         return
     names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -108,8 +137,6 @@ def join() -> None:
             f"WORLD_SIZE says that a launcher started {started()} processes, and {', '.join(missing)} is not set: start"
             " them by `torchrun --nproc_per_node N -m tutelage run RECIPE`, or unset WORLD_SIZE for one process"
         )
-    if int(os.environ.get("LOCAL_WORLD_SIZE") or started()) != started():
-        raise ConfigError("the launcher started processes on several machines; those of one machine are supported")
     _launch = _joined(int(os.environ["RANK"]), started())
     threading.Thread(target=_watch, args=(_launch,), daemon=True).start()
 
@@ -122,7 +149,10 @@ def _joined(rank: int, count: int) -> _Launch:
     local = int(os.environ["LOCAL_RANK"])
     if devices := torch.cuda.device_count():
         if local >= devices:
-            raise ConfigError(f"the launcher started {count} processes, and there are {devices} GPUs: one for each")
+            raise ConfigError(
+                f"the launcher started at least {local + 1} processes on {socket.gethostname()}, which has {devices}"
+                " GPUs: one for each (--nproc_per_node)"
+            )
         torch.cuda.set_device(local)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if devices else "gloo", rank=rank, world_size=count)
     group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
@@ -182,6 +212,42 @@ def gather(value: T) -> list[T]:
 def joined(parts: dict[T, V]) -> dict[T, V]:
     """The entries of all processes, whose keys differ."""
     return {key: value for part in gather(parts) for key, value in part.items()}
+
+
+def check_shared(folder: Path) -> None:
+    """Raises ConfigError unless every machine of the launch sees what the others write into this folder."""
+    launch = _launch
+    if launch is None or int(os.environ.get("LOCAL_WORLD_SIZE") or launch.size) == launch.size:
+        return
+    name = f".seen-{once(lambda: secrets.token_hex(8))}"
+    own, problem = folder / f"{name}-{launch.rank}", None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        own.touch()
+    except OSError as error:
+        problem = f"cannot write there ({error.strerror})"
+    if not any(gather(problem)):
+        unseen = [rank for rank in range(launch.size) if not _appears(folder / f"{name}-{rank}")]
+        hosts = sorted({launch.processes[rank][0] for rank in unseen})
+        problem = f"does not see what process {unseen[0]} (on {', '.join(hosts)}) wrote there" if unseen else None
+    found = gather(problem)
+    own.unlink(missing_ok=True)
+    if wrong := [(rank, text) for rank, text in enumerate(found) if text]:
+        rank, text = wrong[0]
+        raise ConfigError(
+            f"{folder.absolute()} is not one folder for all machines of the launch: process {rank} on"
+            f" {launch.processes[rank][0]} {text}. Put the run on a file system that all of them mount at the same"
+            " path: output_dir=/SHARED/runs/NAME"
+        )
+
+
+def _appears(path: Path) -> bool:
+    until = time.monotonic() + VISIBLE_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 # --- the end ---
@@ -254,10 +320,10 @@ def leave() -> None:
 
 
 def lost() -> list[int]:
-    """Ranks of processes on this machine that are not there any more."""
+    """Ranks of processes that are not there any more."""
     import psutil
 
-    gone: list[int] = []
+    gone = _silent()
     for rank, (machine, number) in enumerate(_launch.processes if _launch else ()):
         try:
             if machine == socket.gethostname() and psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
@@ -267,10 +333,29 @@ def lost() -> list[int]:
     return gone
 
 
+def _silent() -> list[int]:
+    """Ranks of processes on other machines that do not count any more, unless one has said why it ends; the main one,
+    if the store went with it."""
+    launch = _launch
+    if launch is None or not launch.elsewhere:
+        return []
+    keys = {rank: f"{launch.name}-alive-{rank}" for rank in launch.elsewhere}
+    try:
+        before = {rank: launch.store.add(key, 0) for rank, key in keys.items()}
+        time.sleep(SILENT_FOR)
+        if launch.store.check([f"{launch.name}-code"]):
+            return []
+        return [rank for rank, key in keys.items() if launch.store.add(key, 0) == before[rank]]
+    except RuntimeError:
+        return [0] if 0 in keys else []
+
+
 def _watch(launch: _Launch) -> None:
     """End this process as soon as another one has failed."""
     while not launch.parted.wait(LOOK_EVERY):
         try:
+            if launch.elsewhere:
+                launch.store.add(f"{launch.name}-alive-{launch.rank}", 1)
             if launch.store.check([f"{launch.name}-code"]):
                 code = int(launch.store.get(f"{launch.name}-code"))
                 launch.store.add(f"{launch.name}-left", 1)
