@@ -46,7 +46,10 @@ def make_project(folder: Path, **changes: Any) -> Path:
         "trainer": {"per_device_train_batch_size": 4, "use_cpu": True, "learning_rate": 0.003, "bf16": False},
         "teach": {"num_checkpoints": 2, "trainer": {"num_train_epochs": 2}},
         "cache": {"dtype": "float32", "shard_rows": 8},
-        "distill": {"num_stages": 2, "epochs_per_stage": 1.0, "probe_rows": 8, "save_steps": 2, "select": None},
+        "distill": {
+            **{"num_stages": 2, "epochs_per_stage": 1.0, "probe_rows": 8, "save_steps": 2, "select": None},
+            "schedule": {"advance": False},
+        },
         "evaluate": {"resamples": 100},
     }
     for section, values in changes.items():
@@ -112,6 +115,7 @@ def trainer_for(folder: Path, output: Path, *, unlabelled: Sequence[str] = (), *
         "num_stages": 2,
         "epochs_per_stage": 1.0,
         "probe_rows": 8,
+        "advance": False,
         "save_every_steps": 2,
         "cache_dtype": "float32",
         "per_device_train_batch_size": 4,

@@ -274,8 +274,9 @@ class Cache(Section):
 class Schedule(Section):
     """Options of the choice of checkpoint (schedule `nearest`, methods `scd*`)."""
 
-    advance: bool = False
-    """Only checkpoints after the last one followed compete; the last stage follows T*. Prevents a stall."""
+    advance: bool = True
+    """Only checkpoints after the last one followed compete; the last stage follows T*. false: all compete in every
+    stage, as published, which can stall at the first one."""
     student_kl: Literal["reverse", "forward"] = "reverse"
     """Distance to the student: `reverse` is the published KL(S || T_k), `forward` is KL(T_k || S)."""
 

@@ -33,7 +33,7 @@ class DistillationPlan:
     stage_reset: bool = False
     kd_ratio: float = 0.5
     temperature: float = 1.0
-    advance: bool = False
+    advance: bool = True
     student_kl: str = "reverse"
     probe_rows: int | None = None
     keep: str = "best"

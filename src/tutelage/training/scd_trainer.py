@@ -84,8 +84,8 @@ class SCDConfig(TrainingArguments):
     """All TrainingArguments, and the settings of the method, which mean the same as in a recipe.
 
     `num_train_epochs` is not used: training lasts `num_stages` x `epochs_per_stage`. The defaults are the paper's:
-    batch size 8, AdamW betas (0.9, 0.95), gradient clipping at 1.0, a cosine schedule with 10 % warm-up; but for the
-    stage resets, which are off.
+    batch size 8, AdamW betas (0.9, 0.95), gradient clipping at 1.0, a cosine schedule with 10 % warm-up; but stage
+    resets are off, and `advance` is on.
     """
 
     method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
@@ -99,7 +99,7 @@ class SCDConfig(TrainingArguments):
         default=0.5, metadata={"help": "Constant weighting: loss = (1 - kd_ratio) CE + kd_ratio KD."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Divides both models' logits in the divergence."})
-    advance: bool = field(default=False, metadata={"help": "Only checkpoints after the last one followed compete."})
+    advance: bool = field(default=True, metadata={"help": "Only checkpoints after the last one followed compete."})
     student_kl: str = field(
         default="reverse", metadata={"help": "`reverse`: KL(S || T_k), as published; `forward`: KL(T_k || S)."}
     )
