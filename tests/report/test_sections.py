@@ -412,14 +412,12 @@ def test_a_cascade_of_unknown_cost(run):
     assert "teacher calls" not in text and "cost per row" not in text and "50 %" in text
 
 
-def test_texts_of_close_cascade_marks_do_not_overlap():
-    first, *rest = cascade(0.5, None)["points"]
-    points = [first, {**first, "share": 0.1}, *rest]
-    sides = [
-        [mark["anchor"] for mark in cascade_chart(points, marks, height=100)["marks"]]
-        for marks in ([0.0, 0.1], [0.1, 0.5])
-    ]
-    assert sides == [["end", "start"], ["middle", "middle"]]
+def test_values_of_cascade_marks_stand_above_the_chart_where_no_line_is(run):
+    write_diagnosis(run, [], cascades={MAIN: cascade(0.0, 0.5)})
+    page = page_of(run)
+    assert "0 % : 0.800 50 % : 0.850" in page.text.replace("\u00a0", " ") or "0 %: 0.800 50 %: 0.850" in page.text
+    drawn = page.source.partition('id="cascade"')[2].partition("</figure>")[0]
+    assert "0.850</text>" not in drawn and "0.800</text>" not in drawn
 
 
 def test_cascade_chart_places_the_teacher_at_its_score():

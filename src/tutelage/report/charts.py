@@ -335,19 +335,9 @@ def cascade_chart(points: Sequence[Mapping[str, Any]], marks: Sequence[float], *
         "perfect": polyline(fractions, perfect, across, upward),
         "band": polyline([*fractions, *reversed(fractions)], [*low, *reversed(high)], across, upward),
         "teacher": upward.at(teacher),
-        "marks": [
-            {"x": at[mark].x, "y": at[mark].y, "text": at[mark].text, "anchor": _text_anchor(mark, marks)}
-            for mark in marks
-        ],
+        "marks": [{"x": at[mark].x, "y": at[mark].y, "text": at[mark].text, "share": mark} for mark in marks],
         "ends": [at[fractions[0]], at[fractions[-1]]],
         "across": [Tick(across.at(n / 4), f"{25 * n}") for n in range(5)],
         "upward": upward.ticks(4),
         "height": height,
     }
-
-
-def _text_anchor(fraction: float, marks: Sequence[float]) -> str:
-    """Texts of two marks close to each other go to their outer sides, so that neither hides the other."""
-    if len(marks) != 2 or abs(marks[0] - marks[1]) >= 0.2:
-        return "middle"
-    return "end" if fraction == min(marks) else "start"
