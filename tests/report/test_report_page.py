@@ -211,8 +211,8 @@ def test_rows_are_searched_and_filtered(out):
     assert len(out["search"]) == 1 and FORMULA in out["search"][0]
     assert out["folded"] == "Rows shown: 6 of 6"  # full-width letters find plain ones
     assert out["none"] == ["Rows shown: 0 of 6", False]
-    assert out["options"] == ["All", "Student better (1)", "Teacher better (1)", "Equal (4)"]
-    assert out["better"] == ["Student better", "Teacher better", *["Equal"] * 4]
+    assert out["options"] == ["All", "Student better (1)", "Teacher better (1)", "Both right (4)", "Both wrong (0)"]
+    assert out["better"] == ["Student better", "Teacher better", *["Both right"] * 4]
     assert (len(out["losses"]), out["losses"][0]) == (1, IMAGE)
     assert (len(out["wins"]), out["wins"][0]) == (1, f"plain {SCRIPT}")
     assert len(out["sfs"]) == 2  # r0 and r1, at 0.3 and 0.4 nats against 0.5
@@ -256,7 +256,7 @@ def test_a_row_opens_with_its_details(out):
     assert out["active"] == "row-2"
     opened, position, text = out["open"]
     assert (opened, position) == (True, "3 / 6")
-    assert TEMPLATE in text and f"(unreadable) {IMAGE}" in text and "SCD+AW, seed 0yes1.0000.5000.200" in text
+    assert TEMPLATE in text and f"(unreadable) {IMAGE}" in text and "scd-aw/seed-0yes1.0000.5000.200" in text
     assert out["next"][0] == "4 / 6" and out["next"][1].startswith("␛")
     assert out["closed"] == [False, True]
     assert out["end"] == ["6 / 6", True]

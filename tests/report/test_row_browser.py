@@ -125,7 +125,7 @@ def test_rows_become_columns_in_the_order_of_the_data(run):
 
 def test_outcomes_come_from_exact_values(run):
     student = data_of(run)[1]["test"]["models"][MAIN]
-    assert student["outcome"] == "wlt-"
+    assert student["outcome"] == "wlr-"  # c: both right
     assert student["side"] == "stt-"  # 1.0000001 is below 1.0000002, and equal losses are the teacher's
 
 

@@ -102,6 +102,7 @@ def test_a_run_goes_on_where_its_data_and_models_are_not(project, copied, comman
 def test_a_comparison_moves_with_its_run(project, copied, command, older):
     words = ("--methods", "scd-aw,sft", "--seeds", "1")
     assert command("compare", copied, *words) == 0, command.err
+    assert command.err.strip().endswith(f"page: {copied / 'compare' / 'index.html'}")
     lines = (copied / "compare/results.jsonl").read_text()
     assert str(copied) not in lines
     moved = copied.rename(copied.parent / "moved")

@@ -127,6 +127,17 @@ def test_the_report_exists_and_loads_nothing_from_outside(finished):
     assert "scd-aw/seed-0" in page and 'src="http' not in page and "<link" not in page
 
 
+def test_another_language_is_a_second_page(finished, command):
+    first, second = (finished / "run/report" / name for name in ("index.html", "index.ko.html"))
+    before = first.read_bytes()
+    assert command("report", finished / "recipe.yaml", "--lang", "ko") == 0, command.err
+    assert f"report: {first}" in command.err and f"report: {second}" in command.err
+    assert first.read_bytes() == before and '<html lang="ko">' in second.read_text(encoding="utf-8")
+    assert command("report", finished / "recipe.yaml", "--lang", "en") == 0 and first.read_bytes() == before
+    assert command("report", finished / "recipe.yaml", "--force") == 0, command.err
+    assert not second.exists()  # nothing stale stays behind
+
+
 def test_a_second_run_changes_nothing(finished, command):
     student = finished / CELL / "model.safetensors"
     written = student.stat().st_mtime_ns

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -72,8 +72,8 @@ def _open_run(recipe: Path, overrides: list[str] | None, force: bool, anyway: bo
     return RunFolder(_load(recipe, overrides).recipe, force=force, anyway=anyway)
 
 
-def _go(run_folder: RunFolder, stages: list[str]) -> None:
-    """Run stages under the folder's lock, which the main process holds."""
+def _go(run_folder: RunFolder, stages: list[str], then: Callable[[], object] | None = None) -> None:
+    """Run stages under the folder's lock, which the main process holds. then: work for that process afterwards."""
     from tutelage.run.manifest import locked
     from tutelage.stages.pipeline import run_stages
 
@@ -83,6 +83,8 @@ def _go(run_folder: RunFolder, stages: list[str]) -> None:
     with ExitStack() as held:
         ranks.once(lambda: held.enter_context(locked(run_folder.folder, several=True)))
         run_stages(run_folder, stages)
+        if then is not None:
+            ranks.once(then)
 
 
 @app.command()
@@ -239,6 +241,7 @@ def compare(
     summary = write_summary(plan.folder, table)
     write_page(summary, plan.folder / "index.html")
     show(summary, format)
+    err(f"page: {plan.folder / 'index.html'}")
     states = [entry.state for entry in table.planned()]
     if failed := sum(state is not CellState.DONE for state in states):
         err(f"{failed} of {len(states)} students failed; the same command runs them again")
@@ -286,14 +289,22 @@ def report(
     recipe: RecipeFile,
     overrides: Overrides = None,
     lang: Annotated[
-        Literal["en", "ko", "ja"] | None, typer.Option(help="Language of the page. Default: report.lang.")
+        Literal["en", "ko", "ja"] | None,
+        typer.Option(help="Also write the page in this language, report/index.LANG.html. Default: report.lang alone."),
     ] = None,
     force: Force = False,
 ) -> None:
     """Write report/index.html from the run's files. The page is self-contained."""
-    run_folder = _open_run(recipe, [*(overrides or []), *([f"report.lang={lang}"] if lang else [])], force)
-    _go(run_folder, ["report"])
-    run_folder.screen.say(f"report: {run_folder.folder / 'report' / 'index.html'}")
+    from tutelage.stages.report import write_in
+
+    run_folder = _open_run(recipe, overrides, force)
+    pages = [run_folder.folder / "report" / "index.html"]
+    if lang in (None, run_folder.recipe.report.lang):
+        _go(run_folder, ["report"])
+    else:
+        _go(run_folder, ["report"], lambda: pages.append(write_in(run_folder, lang)))
+    for page in pages:
+        run_folder.screen.say(f"report: {page}")
 
 
 run_commands.add_to(app)

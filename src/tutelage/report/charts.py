@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -86,22 +86,44 @@ def _axis_without_outliers(models: Sequence[Sequence[float]], limits: Mapping[st
 
 
 class LineChart(TypedDict):
-    """Points at equal distances, joined by lines."""
+    """Points at equal distances, joined by lines, each with its value beside it where no line runs."""
 
     points: list[Point]
     lines: list[tuple[Point, Point]]
-    ticks: list[Tick]
+    labels: list[Label]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Where the text of a point stands: pixels to the right of it and below it, and which end of the text is there."""
+
+    dx: int
+    dy: int
+    anchor: Literal["start", "middle", "end"]
 
 
 def line_chart(values: Sequence[float], marked: Sequence[bool], **limits: float) -> LineChart:
     """At least one value; 132 pixels high, with a foot below for names. limits: as in `axis_around`."""
-    upward = axis_around(values, 124, 20, margin=0.1, **limits)
-    across = Axis(0, max(len(values) - 1, 1), 12, 92)
+    upward = axis_around(values, 110, 22, margin=0.1, **limits)
+    across = Axis(0, max(len(values) - 1, 1), 12, 88)
     points = [
         Point(across.at(index), upward.at(value), f"{value:.3f}", mark)
         for index, (value, mark) in enumerate(zip(values, marked, strict=True))
     ]
-    return {"points": points, "lines": list(itertools.pairwise(points)), "ticks": upward.ticks(3)}
+    lines = list(itertools.pairwise(points))
+    before, after = [None, *points[:-1]], [*points[1:], None]
+    labels = [_free_side(*three) for three in zip(before, points, after, strict=True)]
+    return {"points": points, "lines": lines, "labels": labels}
+
+
+def _free_side(before: Point | None, point: Point, after: Point | None) -> Label:
+    """Above a point that both lines leave downward, below one that they leave upward, else over the lower line."""
+    up_before, up_after = (other is not None and other.y < point.y for other in (before, after))
+    if (up_before or before is None) and (up_after or after is None) and (before or after):
+        return Label(0, 20, "middle")
+    if up_before:
+        return Label(3, -9, "start")
+    return Label(-3, -9, "end") if up_after else Label(0, -11, "middle")
 
 
 class Staircase(TypedDict):
@@ -313,19 +335,9 @@ def cascade_chart(points: Sequence[Mapping[str, Any]], marks: Sequence[float], *
         "perfect": polyline(fractions, perfect, across, upward),
         "band": polyline([*fractions, *reversed(fractions)], [*low, *reversed(high)], across, upward),
         "teacher": upward.at(teacher),
-        "marks": [
-            {"x": at[mark].x, "y": at[mark].y, "text": at[mark].text, "anchor": _text_anchor(mark, marks)}
-            for mark in marks
-        ],
+        "marks": [{"x": at[mark].x, "y": at[mark].y, "text": at[mark].text, "share": mark} for mark in marks],
         "ends": [at[fractions[0]], at[fractions[-1]]],
         "across": [Tick(across.at(n / 4), f"{25 * n}") for n in range(5)],
         "upward": upward.ticks(4),
         "height": height,
     }
-
-
-def _text_anchor(fraction: float, marks: Sequence[float]) -> str:
-    """Texts of two marks close to each other go to their outer sides, so that neither hides the other."""
-    if len(marks) != 2 or abs(marks[0] - marks[1]) >= 0.2:
-        return "middle"
-    return "end" if fraction == min(marks) else "start"

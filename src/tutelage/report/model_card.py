@@ -31,7 +31,7 @@ from tutelage.report.card_facts import (
     slices_against_teacher,
     verified_exports,
 )
-from tutelage.report.page import TEMPLATES, metric_name, model_name, slice_value
+from tutelage.report.page import TEMPLATES, method_label, metric_name, slice_value
 from tutelage.report.sections_run import silver_rows
 from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
 from tutelage.run.own_files import by_hand, card_mark
@@ -121,7 +121,7 @@ def _about(student: FinishedStudent) -> dict[str, Any]:
         "parameters": format.parameter_count(size),
         "times_fewer": teacher_size / size if size and teacher_size > size else None,
         "without_teacher": method is not None and method.schedule == "none" and method.answers == "gold",
-        "method": model_name(student.method),
+        "method": method_label(student.method),
         "source": method.source if method else None,
         **{role: student.short_name(role) for role in ("student", "teacher", "dataset")},
     }

@@ -1,6 +1,7 @@
-"""The HTML pages: the template environment, and how names of models, metrics and values are written.
+"""The HTML pages: the template environment, and how metrics, values and roles of models are written.
 
-Everything from data is escaped; characters that are invisible or that turn the text around them are written out.
+A model has the name that the terminal prints, anchor or td/seed-0, so that both can be read side by side. Everything
+from data is escaped; characters that are invisible or that turn the text around them are written out.
 """
 
 from __future__ import annotations
@@ -86,29 +87,30 @@ def page_environment(more: Sequence[Callable[..., Any]] = (), lang: str = "en") 
     )
     install(environment, lang)
     translate = translator(lang)
-    plain = (number, signed, span, signed_span, p_value, role, row_metric, lower_is_better, ticked, capital, *more)
-    translated = (percent, duration, model_name, metric_name, term, words)
+    plain = (number, signed, p_value, role, row_metric, lower_is_better, ticked, capital, *more)
+    translated = (percent, duration, model_role, metric_name, term, words)
     environment.filters.update({function.__name__: function for function in plain})
     environment.filters.update({function.__name__: partial(function, translate=translate) for function in translated})
     for function in (short_count, short_time, file_size):
-        environment.filters[function.__name__] = partial(_without_breaks, function)
+        environment.filters[function.__name__] = partial(_without_breaks, function, " ")
+    for function in (span, signed_span):
+        environment.filters[function.__name__] = partial(_without_breaks, function, ", ")
     return environment
 
 
-def _without_breaks(write: Callable[[float], str], value: float) -> str:
-    """A number and its unit with a no-break space between them."""
-    return write(value).replace(" ", "\N{NO-BREAK SPACE}")
+def _without_breaks(write: Callable[[Any], str], gap: str, value: Any) -> str:
+    """A number and its unit, or the ends of an interval, with a no-break space in place of the one in `gap`."""
+    return write(value).replace(gap, gap.replace(" ", "\N{NO-BREAK SPACE}"))
 
 
-def model_name(name: str, translate: Translate = str) -> str:
-    """The name of a model of scores.json on the page: "SCD+AW, seed 0" for scd-aw/seed-0."""
-    if name in NAMES:
-        return translate(NAMES[name])
-    method, _, folder = name.partition("/")
-    label, folder = method.upper().replace("-AW", "+AW"), folder.replace("-", " ")
-    if folder.startswith("seed "):
-        return translate("%(method)s, seed %(seed)s") % {"method": label, "seed": folder.removeprefix("seed ")}
-    return f"{label}, {folder}" if folder else label
+def method_label(method: str) -> str:
+    """A method as papers write it: "SCD+AW" for scd-aw."""
+    return method.upper().replace("-AW", "+AW")
+
+
+def model_role(name: str, translate: Translate = str) -> str:
+    """What a model of a run is, beside its name: "Plain fine-tuning" for anchor; empty for a distilled student."""
+    return translate(NAMES[name]) if name in NAMES else ""
 
 
 def metric_name(name: str | None, translate: Translate = str) -> str:

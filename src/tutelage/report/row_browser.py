@@ -154,10 +154,17 @@ def _answers(lines: list[dict[str, Any] | None], teacher: list[dict[str, Any] | 
     columns = {key: _column([line.get(key) for line in known]) for key in ("score", "nll", "confidence")}
     unread = {n: str(line.get("raw") or "") for n, line in enumerate(known) if line and line.get("prediction") is None}
     others = [line or {} for line in teacher or [None] * len(lines)]
-    outcome = [_letter(_difference(a, b, "score"), "ltw") for a, b in zip(known, others, strict=True)]
+    outcome = [outcome_of(a.get("score"), b.get("score")) for a, b in zip(known, others, strict=True)]
     side = [_letter(_difference(a, b, "nll"), "stt") for a, b in zip(known, others, strict=True)]
     answer = _coded([one_line(line.get("prediction")) for line in known])
     return {"answer": answer, "unread": unread, **columns, "outcome": "".join(outcome), "side": "".join(side)}
+
+
+def outcome_of(score: float | None, teacher: float | None) -> str:
+    """A model's score against the teacher's on a row: `w` higher, `l` lower, `r` both 1, `n` both 0, `t` equal in
+    between, `-` not known."""
+    difference = _difference({"score": score}, {"score": teacher}, "score")
+    return {1.0: "r", 0.0: "n"}.get(score, "t") if difference == 0 else _letter(difference, "ltw")
 
 
 def _difference(line: Mapping[str, Any], other: Mapping[str, Any], key: str) -> float | None:

@@ -1,4 +1,5 @@
-"""Sections of the report on the run: size and speed of the student, time taken, versions, fingerprints, recipe."""
+"""Sections of the report on the run: size and speed of the student, next steps, time taken, versions, fingerprints,
+recipe."""
 
 from __future__ import annotations
 
@@ -6,8 +7,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from tutelage.analysis.calibration import CascadePoint
 from tutelage.analysis.run_results import Results
+from tutelage.report.sections_confidence import CascadeSection
+from tutelage.report.sections_scores import Outcome, Verdict
 from tutelage.run.artifacts import Manifest
 from tutelage.run.live_reader import best_checkpoint, parameters
 from tutelage.utils.files import read_json
@@ -59,6 +64,72 @@ def _seconds_per_row(results: Results, model: str) -> float | None:
     return seconds / rows if seconds and rows else None
 
 
+# --- what to do next ---
+
+Advice = Literal[
+    *("teacher", "invalid", "student"),
+    *("baseline", "use", "anchor", "seeds", "cascade", "stall", "unlabelled", "share"),
+]
+"""What a step is about; the template has its words. The first three take the place of all others."""
+INSTEAD: dict[Outcome, Advice] = {"teacher_nothing": "teacher", "unreadable": "invalid", "student_nothing": "student"}
+MAY_BE_CHANCE = ("unclear", "no_gap", "gain", "gain_without_gap")
+"""Outcomes that another seed may turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something to do after the run."""
+
+    what: Advice
+    command: str | None = None
+    point: CascadePoint | None = None
+    """Of `cascade`: with these rows passed on the student is as good as the teacher."""
+
+
+def next_steps(
+    results: Results, verdict: Verdict | None, cascade: CascadeSection | None, *, stalled: bool
+) -> list[Step]:
+    """What the verdict asks for, the most urgent first; empty without a scored student.
+
+    stalled: whether the schedule of the main student stalled.
+    """
+    if verdict is None:
+        return []
+    run = shlex.quote(str(results.recipe.get("output_dir") or results.folder))
+    doctor, predict = f"tutelage doctor {run}", f"tutelage predict {run} --input rows.jsonl --output answers.jsonl"
+    if instead := INSTEAD.get(verdict.outcome):
+        command = {"teacher": doctor, "student": f"tutelage compare {run} --tune"}.get(instead)
+        return [Step(instead, command)]
+    steps = []
+    if verdict.over_baseline and verdict.over_baseline.result == "worse":
+        steps.append(Step("baseline", doctor))
+    if verdict.outcome in MAY_BE_CHANCE:
+        steps.append(Step("seeds", _more_seeds(results, run)))
+    steps.append(Step("anchor", f"{predict} --model anchor") if verdict.outcome == "worse" else Step("use", predict))
+    behind = verdict.over_teacher is not None and verdict.over_teacher.high < 0
+    point = cascade and (cascade.surely_level or cascade.level)
+    if behind and point and point["share"] > 0 and point["threshold"] is not None:
+        steps.append(Step("cascade", f"{predict} --defer-below {point['threshold']:.6g}", point))
+    if stalled:
+        steps.append(Step("stall"))
+    if behind and not present(results.folder / "silver" / "silver.json"):
+        steps.append(Step("unlabelled", doctor))
+    if verdict.outcome in ("beats", "level", "closes", "gain"):
+        steps.append(Step("share", f"tutelage card {run}"))
+    return steps
+
+
+def _more_seeds(results: Results, run: str) -> str:
+    """The main student's method, plain fine-tuning, and where these are one, the other methods of the run."""
+    main = (results.main or "").partition("/")[0]
+    others = [name.partition("/")[0] for name in results.distilled]
+    methods = list(dict.fromkeys(["sft", main, *(others if main == "sft" else [])]))
+    return f"tutelage compare {run} --methods {','.join(methods)} --seeds 3"
+
+
+# --- rows without gold ---
+
+
 @dataclass(frozen=True, slots=True)
 class SilverRows:
     """The rows without gold that the students were trained on."""
@@ -88,8 +159,11 @@ def silver_rows(folder: Path) -> SilverRows | None:
         left_out=counts["rows"] - counts["kept"],
         teacher=counts["teacher"],
         confidence=counts["confidence"],
-        shared=prepared["shared"],
+        shared=prepared.get("shared", 0),
     )
+
+
+# --- how the run was made ---
 
 
 @dataclass(frozen=True, slots=True)

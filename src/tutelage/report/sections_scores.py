@@ -20,7 +20,7 @@ from tutelage.report.charts import IntervalPlot, interval_plot
 
 Outcome = Literal[
     *("unreadable", "teacher_nothing", "student_nothing"),
-    *("beats", "level", "closes", "gain_without_gap", "no_gap", "unclear", "worse", "partial"),
+    *("beats", "level", "closes", "gain_without_gap", "gain", "no_gap", "unclear", "worse", "partial"),
 ]
 
 
@@ -55,8 +55,9 @@ class Verdict:
     gap_closed: float | None
     """Fraction of the gap between anchor and teacher; None without a gap or without all three scores."""
     outcome: Outcome
-    """Names the headline; `partial`: teacher or anchor has no score. The first three come before what a comparison
-    says: a student with many invalid answers, a teacher or a student that learned nothing."""
+    """Names the headline; `partial`: a score is missing, or the rows to compare it on; `gain`: over the anchor, while
+    the gap itself may be chance. The first three come before what a comparison says: a student with many invalid
+    answers, a teacher or a student that learned nothing."""
     skills: dict[str, Skill]
     """Of the main student and `teacher`, as far as the run tells."""
     by_rows: bool
@@ -67,6 +68,11 @@ class Verdict:
     gap: Interval | None
     """Teacher minus anchor, likewise."""
     over_baseline: OverBaseline | None
+
+    @property
+    def names_fraction(self) -> bool:
+        """Whether the fraction of the gap is worth naming: neither the gap nor what was closed of it may be chance."""
+        return self.outcome in ("level", "closes", "worse") and self.gap is not None and self.gap.low > 0
 
 
 def verdict(results: Results) -> Verdict | None:
@@ -87,7 +93,7 @@ def verdict(results: Results) -> Verdict | None:
         scores=scores,
         gap_closed=closed,
         outcome=_not_worth_praise(skills.get(main), skills.get("teacher"))
-        or (_outcome(closed, leads["over_anchor"], leads["over_teacher"]) if whole else "partial"),
+        or (_outcome(closed, **leads) if whole else "partial"),
         skills=skills,
         by_rows=_metric_is_row_mean(results),
         over_baseline=over_baseline(results, main),
@@ -110,19 +116,25 @@ def _not_worth_praise(student: Skill | None, teacher: Skill | None) -> Outcome |
     return "student_nothing" if student and student.nothing else None
 
 
-def _outcome(closed: float | None, over_anchor: Interval | None, over_teacher: Interval | None) -> Outcome:
+def _outcome(
+    closed: float | None, over_anchor: Interval | None, over_teacher: Interval | None, gap: Interval | None
+) -> Outcome:
     """The claim that the intervals support: a difference whose interval contains 0 is neither a gain nor a loss."""
-    if over_teacher and over_teacher.low > 0:
+    if over_anchor is None or over_teacher is None or gap is None:
+        return "partial"
+    if over_teacher.low > 0:
         return "beats"
-    if over_anchor and over_anchor.high < 0:
+    if over_anchor.high < 0:
         return "worse"
-    if over_anchor and over_anchor.low <= 0 <= over_anchor.high:
+    if over_anchor.low <= 0:
         return "unclear" if closed is not None else "no_gap"
     if closed is None:
         return "gain_without_gap"
-    if closed <= 0:  # no rows to test on, or a metric that disagrees with the rows' own scores
+    if closed <= 0:  # a metric that disagrees with the rows' own scores
         return "unclear"
-    return "level" if over_teacher and over_teacher.high >= 0 else "closes"
+    if gap.low <= 0:
+        return "gain"
+    return "level" if over_teacher.high >= 0 else "closes"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,14 +12,17 @@ import numpy as np
 from tutelage.analysis.run_results import Results
 from tutelage.analysis.significance import ALPHA
 from tutelage.analysis.slice_discovery import ConditionRecord, DiscoveredSlice
-from tutelage.analysis.slices import LEAST_ROWS, MEASURES, Measure, MeasureRecord, RestRecord, SliceRecord
+from tutelage.analysis.slices import MEASURES, Measure, MeasureRecord, RestRecord, SliceRecord
 from tutelage.data.splits import prompt_text
 from tutelage.method.risk_split import Split, SplitInterval, interval, oracle_risk, split_risk
 from tutelage.report.axes import Axis, decades
 from tutelage.report.charts import Scatter, scatter
 from tutelage.report.page import slice_value
+from tutelage.report.row_browser import outcome_of
 
-POINTS, SLICES, EXAMPLES = 400, 30, 4
+POINTS, SLICES, EXAMPLES, TOP = 400, 30, 4, 5
+FEW_ROWS = 20
+"""Slices of fewer rows say little: they stand apart, and are never among the first that are shown."""
 LEAST_NATS = 1e-3
 """Left end of the logarithmic axis on which losses are compared; smaller losses are drawn on it."""
 
@@ -232,6 +235,56 @@ class SliceTable:
     candidates: int
     """Slices of prompts that were tested."""
 
+    @property
+    def large(self) -> list[SliceRow]:
+        """Slices of at least FEW_ROWS rows."""
+        return [row for row in self.rows if row.rows >= FEW_ROWS]
+
+    @property
+    def small(self) -> list[SliceRow]:
+        """Slices of fewer rows."""
+        return [row for row in self.rows if row.rows < FEW_ROWS]
+
+    @property
+    def first(self) -> dict[Side, list[SliceRow]]:
+        """At most TOP large slices on which the student's score is higher, and as many on which the teacher's is.
+
+        Ordered by the end of the interval that is nearer to the other side: a difference that is sure comes before one
+        that is only large. Their bars share an axis of their own. Slices that are not tested are left out: their rows
+        were chosen by the losses compared.
+        """
+        rows = [row for row in self.large if row.key not in self.untested]
+        ahead = sorted((row for row in rows if row.score["difference"] > 0), key=lambda row: -row.score["low"])[:TOP]
+        behind = sorted((row for row in rows if row.score["difference"] < 0), key=lambda row: row.score["high"])[:TOP]
+        axis = _axis_of([row.score for row in ahead + behind])
+        drawn = {"student": ahead, "teacher": behind}
+        return {side: [replace(row, bar=_bar(row.score, axis)) for row in rows] for side, rows in drawn.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Test rows by which of two models is right; together they are all rows with a score of both."""
+
+    rows: int
+    both: int
+    """Rows on which both have the full score."""
+    student: int
+    """Rows on which the student's score is higher."""
+    teacher: int
+    equal: int
+    """Rows on which both have the same score between 0 and 1."""
+    neither: int
+    """Rows on which both score 0."""
+
+
+def outcomes(results: Results) -> Outcomes | None:
+    """The main student beside its teacher; None without rows that both answered."""
+    if results.main not in results.predictions:
+        return None
+    ids, pairs = results.paired("score", results.main, "teacher")
+    found = Counter(outcome_of(*pair) for pair in zip(*(scores.tolist() for scores in pairs), strict=True))
+    return Outcomes(len(ids), *(found[letter] for letter in "rwltn")) if ids else None
+
 
 def slice_table(results: Results) -> SliceTable | None:
     """Slices as `diagnose` measured them; the largest gain in score first, or the largest loss where the student is
@@ -260,16 +313,23 @@ def slice_table(results: Results) -> SliceTable | None:
 
 def _difference_axis(slices: Sequence[SliceRecord]) -> Axis:
     """An axis that holds every interval except those of small slices, which would squeeze the others."""
-    scores = [line["score"] for line in slices if line["rows"] >= LEAST_ROWS] or [line["score"] for line in slices]
+    scores = [line["score"] for line in slices if line["rows"] >= FEW_ROWS] or [line["score"] for line in slices]
+    return _axis_of(scores)
+
+
+def _axis_of(scores: Sequence[MeasureRecord]) -> Axis:
     most = max((abs(score[end]) for score in scores for end in ("low", "high")), default=0.0) or 1.0
     return Axis(-most, most, 1, 99)
 
 
+def _bar(score: MeasureRecord, axis: Axis) -> DifferenceBar:
+    ends = (axis.at(score[key]) for key in ("difference", "low", "high"))
+    return DifferenceBar(*ends, cut=score["low"] < axis.low or score["high"] > axis.high)
+
+
 def _slice_row(line: SliceRecord, axis: Axis) -> SliceRow:
     score, value = line["score"], slice_value(line["key"], line["value"])
-    ends = (axis.at(score[key]) for key in ("difference", "low", "high"))
-    bar = DifferenceBar(*ends, cut=score["low"] < axis.low or score["high"] > axis.high)
-    return SliceRow(line["key"], value, line["rows"], score, line["nll"], bar, _marks(line))
+    return SliceRow(line["key"], value, line["rows"], score, line["nll"], _bar(score, axis), _marks(line))
 
 
 def _marks(line: SliceRecord) -> list[Mark]:

@@ -82,7 +82,8 @@ def _finite(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CandidateBar:
-    """A checkpoint that could be followed: its divergences in nats, and as widths in percent of the largest total."""
+    """A checkpoint that could be followed: its divergences in nats, and as widths in percent of the stage's largest
+    total."""
 
     checkpoint: str
     kl_best: float
@@ -129,14 +130,12 @@ class StudentSchedule:
 def schedule(results: Results, student: StudentRecords) -> StudentSchedule:
     """Every candidate and choice of a student with stages."""
     options = (results.recipe.get("distill") or {}).get("schedule") or {}
-    totals = [candidate["total"] for record in student.stages for candidate in record["candidates"]]
-    scale = 100 / (max(totals, default=0.0) or 1.0)
     return StudentSchedule(
         model=student.name,
         rule=_rule(student.method),
         forward=options.get("student_kl") == "forward",
         advance=bool(options.get("advance")),
-        stages=[_stage(record, scale) for record in student.stages],
+        stages=[_stage(record) for record in student.stages],
         kept=student.kept["stage"],
         stalls=[record["stage"] for record in student.stages if record.get("stall")],
         path=_path(results, student),
@@ -144,7 +143,8 @@ def schedule(results: Results, student: StudentRecords) -> StudentSchedule:
     )
 
 
-def _stage(record: StageRecord, scale: float) -> ScheduleStage:
+def _stage(record: StageRecord) -> ScheduleStage:
+    scale = 100 / (max((candidate["total"] for candidate in record["candidates"]), default=0.0) or 1.0)
     candidates = [
         CandidateBar(
             *(candidate[key] for key in ("checkpoint", "kl_best", "kl_student", "total")),

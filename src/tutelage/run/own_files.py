@@ -34,7 +34,8 @@ _TRAINING = rf"log\.jsonl|choice\.json|{_CHECKPOINT}|runs/(.+/)?events\.out\.tfe
 _NAMES = (
     r"(started|manifest|data|checkpoints|validation|stages|probe|tutelage|silver|scores|slices|summary)\.json",
     r"(progress|rows|sample_loss|answers|validation_rows|weights|predictions|validation_loss)\.jsonl|optimizer-\d+\.pt",
-    r"unlabelled\.jsonl|answers-\d+\.jsonl|tokens/(teacher/)?\w+\.(arrow|index\.safetensors)|index\.html",
+    r"unlabelled\.jsonl|answers-\d+\.jsonl|tokens/(teacher/)?\w+\.(arrow|index\.safetensors)",
+    r"index(\.(en|ko|ja))?\.html",
     r"(train|teacher)\.(arrow|index\.safetensors)|validation/[^/]+\.jsonl?",
     r"head-\w+\.safetensors|[^/]+/((shard-\d+|index)\.safetensors|store\.json|sample_loss\.jsonl)",
     rf"(trainer(-\d+)?/|fold-\d+/(student/|teacher/)?)?({_TRAINING})|fold-\d+/(row_)?losses\.safetensors",

@@ -43,8 +43,17 @@ def run_stage(run: RunFolder) -> None:
             build_report(run.folder, title=run.recipe.name, lang=lang)
 
 
-def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
-    """Write run/report/index.html from the files of a run folder and return its path.
+def write_in(run: RunFolder, lang: str) -> Path:
+    """Write the page in another language than the recipe's beside it, report/index.LANG.html, and return its path.
+
+    It goes when the first page is rebuilt. Raises what `build_report` raises.
+    """
+    check_run(run.folder, INPUTS)
+    return build_report(run.folder, title=run.recipe.name, lang=lang, file=f"index.{lang}.html")
+
+
+def build_report(run: Path, *, title: str, lang: str = "en", file: str = "index.html") -> Path:
+    """Write run/report/FILE from the files of a run folder and return its path.
 
     title: heading of the page; escaped, like everything that comes from data. lang: a code of translations.LANGUAGES.
     Sections whose files are missing are left out. Raises DamagedArtifactError for a file that is not as it was written,
@@ -65,7 +74,7 @@ def build_report(run: Path, *, title: str, lang: str = "en") -> Path:
         script_hash=script_hash(),
         **_sections(results),
     )
-    path = run / "report" / "index.html"
+    path = run / "report" / file
     write_text(path, page)
     return path
 
@@ -77,28 +86,34 @@ def _sections(results: Results) -> dict[str, Any]:
     run, students = results.folder, training.main_first(results)
     weighted = [student for student in students if student.weights]
     slice_table, calibration = slices.slice_table(results), confidence.calibration(results)
+    verdict, cascade = scores.verdict(results), confidence.cascade(results)
+    schedules = [training.schedule(results, student) for student in students if student.stages]
+    stalled = any(plan.stalls for plan in schedules if plan.model == results.main)
     return {
         "missing": {part: need for part, need in NEEDS.items() if not any(run.glob(need[0]))},
         "no_confidences": bool(results.summary) and not calibration,
         "comparison": (run / "compare" / "index.html").is_file(),
-        "verdict": scores.verdict(results),
+        "verdict": verdict,
         "size": sections_run.size(results),
+        "outcomes": slices.outcomes(results),
+        "steps": sections_run.next_steps(results, verdict, cascade, stalled=stalled),
         "scores": scores.score_table(results),
         "gap": scores.gap_table(results),
         "selection": scores.selection(results),
         "teacher": training.trajectory(results),
         "silver": sections_run.silver_rows(run),
-        "schedules": [training.schedule(results, student) for student in students if student.stages],
+        "schedules": schedules,
         "splits": slices.splits(results),
         "examples": slices.examples(results),
         "slices": slice_table,
+        "few_rows": slices.FEW_ROWS,
         "known_slices": [] if slice_table else slices.known_slices(results),
         "weights": [training.weights(results, student) for student in weighted],
         "extremes": next(filter(None, (training.weight_extremes(results, student) for student in weighted)), None),
         "effects": scores.effects(results),
         "learning": training.learning(results),
         "calibration": calibration,
-        "cascade": confidence.cascade(results),
+        "cascade": cascade,
         "browser": browser_data(results, run),
         "made": sections_run.provenance(results),
     }

@@ -66,10 +66,48 @@
     });
   }
 
+  // On a phone the cells of a wide table stand below each other, each with the name of its column.
+  function nameCells(table) {
+    const names = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
+    for (const row of [...table.tBodies].flatMap((body) => [...body.rows])) {
+      for (const cell of row.cells) if (cell.tagName === "TD") cell.dataset.head = names[cell.cellIndex];
+    }
+    table.classList.add("stacked");
+  }
+
+  for (const table of document.querySelectorAll("table.stacks")) nameCells(table);
   for (const table of document.querySelectorAll("table[data-table]")) {
     makeSortable(table);
     if (table.dataset.filter) makeFilterable(table);
   }
+
+  // --- folded sections -----------------------------------------------------------------------------------------------
+
+  const folds = () => [...document.querySelectorAll("details:not(.others)")];
+
+  // A link opens the section that it leads to; browsers that do so by themselves find it open.
+  function unfold(hash) {
+    const target = hash.length > 1 ? document.getElementById(decodeURIComponent(hash.slice(1))) : null;
+    for (let fold = target?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    return target;
+  }
+
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[href^='#']");
+    if (link) unfold(link.hash);
+  });
+  addEventListener("hashchange", () => unfold(location.hash));
+  if (location.hash) unfold(location.hash)?.scrollIntoView();
+
+  // Paper has no way to open a section: print all of them, and close them again.
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = folds().filter((fold) => !fold.open);
+    for (const fold of opened) fold.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const fold of opened) fold.open = false;
+  });
 
   // --- text and numbers ----------------------------------------------------------------------------------------------
 
@@ -114,7 +152,9 @@
   // --- the row browser ------------------------------------------------------------------------------------------
 
   const root = document.getElementById("rows-browser");
-  if (root) start(root);
+  const around = root?.closest("details");
+  if (around && !around.open) around.addEventListener("toggle", () => start(root), { once: true }); // unpacked if read
+  else if (root) start(root);
 
   async function start(root) {
     const words = JSON.parse(document.getElementById("rows-words").textContent);
@@ -159,7 +199,8 @@
       const [all, counts] = [["", words.all], {}];
       if (!column || !compared) return [all];
       for (const letter of column) counts[letter] = (counts[letter] ?? 0) + 1;
-      return [all, ...[...letters].map((letter) => [letter, `${named[letter]} (${counted(counts[letter] ?? 0)})`])];
+      const there = [...letters].filter((letter) => letter !== "t" || letters === "st" || counts.t);
+      return [all, ...there.map((letter) => [letter, `${named[letter]} (${counted(counts[letter] ?? 0)})`])];
     }
 
     function offerTable() {
@@ -186,7 +227,7 @@
 
     function offerStudent() {
       mine = training ? null : table.models[student.value || data.models[0]];
-      fill(outcome, tally(mine?.outcome, "wlt", words.outcome));
+      fill(outcome, tally(mine?.outcome, "wlrnt", words.outcome));
       fill(side, tally(mine?.side, "st", words.side));
       fill(found, [["", words.all], ...Object.keys(mine?.found ?? {}).map((name) => [name, visible(name)])]);
       const answerOfTeacher = 4;
@@ -299,7 +340,7 @@
     }
 
     function whoIsBetter(row) {
-      if (!training) return { w: "student", l: "teacher", t: "level" }[mine.outcome[row]] ?? "unknown";
+      if (!training) return { w: "student", l: "teacher", r: "right", n: "wrong", t: "level" }[mine.outcome[row]] ?? "unknown";
       const gap = keyFor("gap", row);
       return gap === null ? "unknown" : gap > 0 ? "teacher" : gap < 0 ? "anchor" : "level";
     }
