@@ -29,7 +29,12 @@ from rich.table import Table
 
 from benchmarks.published import CARDS, SHAPES, Card, Llm
 
-PAIRS = (("Llama-3.1-8B", "Llama-3.2-3B"), ("Llama-3.1-70B", "Llama-3.1-8B"), ("Qwen2.5-7B", "Qwen2.5-0.5B"))
+PAIRS = (
+    ("Llama-3.1-8B", "Llama-3.2-3B"),
+    ("Llama-3.1-70B", "Llama-3.1-8B"),
+    ("Qwen2.5-7B", "Qwen2.5-0.5B"),
+    ("Qwen2.5-32B", "Qwen2.5-1.5B"),
+)
 """(teacher, student)."""
 SOURCES = ("states", "full logits", "top-k", "live")
 

@@ -46,12 +46,14 @@ class Llm:
 
 # Source: config.json of each model on the Hugging Face hub (meta-llama/..., Qwen/...). Their parameter counts, as
 # `parameters` gives them, are the published ones: 8,030,261,248; 3,212,749,824; 70,553,706,496; 7,615,616,512;
-# 494,032,768.
+# 32,763,876,352; 1,543,714,304; 494,032,768.
 SHAPES = {
     "Llama-3.1-8B": Llm(4096, 32, 14336, 32, 8, 128, 128_256, tied=False),
     "Llama-3.2-3B": Llm(3072, 28, 8192, 24, 8, 128, 128_256, tied=True),
     "Llama-3.1-70B": Llm(8192, 80, 28672, 64, 8, 128, 128_256, tied=False),
     "Qwen2.5-7B": Llm(3584, 28, 18944, 28, 4, 128, 152_064, tied=False, qkv_bias=True),
+    "Qwen2.5-32B": Llm(5120, 64, 27648, 40, 8, 128, 152_064, tied=False, qkv_bias=True),
+    "Qwen2.5-1.5B": Llm(1536, 28, 8960, 12, 2, 128, 151_936, tied=True, qkv_bias=True),
     "Qwen2.5-0.5B": Llm(896, 24, 4864, 14, 2, 64, 151_936, tied=True, qkv_bias=True),
 }
 

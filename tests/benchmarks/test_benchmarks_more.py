@@ -29,7 +29,7 @@ WORK = cost.Work()
 
 def test_parameters_are_the_published_ones():
     assert [shape.parameters for shape in SHAPES.values()] == [
-        8_030_261_248, 3_212_749_824, 70_553_706_496, 7_615_616_512, 494_032_768
+        8_030_261_248, 3_212_749_824, 70_553_706_496, 7_615_616_512, 32_763_876_352, 1_543_714_304, 494_032_768
     ]  # fmt: skip
 
 
