@@ -162,7 +162,7 @@ def test_flatten_has_a_key_for_every_value(recipe_file):
         load_recipe(recipe_file(), ["trainer.lr_scheduler_kwargs={a: 1}", "data.columns.text=review"]).recipe
     )
     assert flat["distill.num_stages"] == 4
-    assert flat["distill.schedule.advance"] is False
+    assert flat["distill.schedule.advance"] is True
     assert flat["trainer.lr_scheduler_kwargs"] == {"a": 1}
     assert flat["data.columns.text"] == "review"
     assert flat["data.train"] == ["data/train.jsonl"]

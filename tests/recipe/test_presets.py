@@ -35,12 +35,13 @@ def test_paper_is_the_published_protocol(tmp_path):
     assert TRAINER_DEFAULTS["adam_beta2"] == 0.95 and TRAINER_DEFAULTS["per_device_train_batch_size"] == 8
 
 
-def test_the_default_differs_in_three_points(tmp_path):
+def test_the_default_differs_in_four_points(tmp_path):
     plain = load_recipe(write(tmp_path)).recipe
     paper = load_recipe(tmp_path / "intents.yaml", ["preset=paper"]).recipe
     assert (plain.anchor.keep, plain.distill.stage_reset, plain.distill.select) == ("loss", False, "auto")
     assert plain.distill.methods == ["scd-aw", "td", "sft"]
-    same = {"methods": [], "stage_reset": False, "select": None}
+    assert plain.distill.schedule.advance and not paper.distill.schedule.advance
+    same = {"methods": [], "stage_reset": False, "select": None, "schedule": paper.distill.schedule}
     assert plain.distill.model_copy(update=same) == paper.distill.model_copy(update=same)
     assert plain.teach == paper.teach
 
