@@ -183,7 +183,7 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
         list(ResultsFile(path)._read())
 
 
-def test_another_number_of_threads_gives_a_warning(tmp_path, command, monkeypatch):
+def test_another_thread_count_gives_a_warning(tmp_path, command, monkeypatch):
     recipe = make_project(tmp_path)  # its students are trained here, on one thread
     assert command("compare", recipe, "--methods", "sft", "--seeds", 1) == 0 and "threads" not in command.err
     monkeypatch.setattr(Inline, "threads", 2)

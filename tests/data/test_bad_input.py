@@ -144,7 +144,7 @@ def test_adapters_whose_base_is_missing(command, tmp_path):
     (tmp_path / "mine/checkpoint-1").mkdir(parents=True)
     about = {"base_model_name_or_path": "/somewhere/base", "peft_type": "LORA"}
     (tmp_path / "mine/checkpoint-1/adapter_config.json").write_text(json.dumps(about))
-    expect_refusal(command, recipe, "/somewhere/base", "does not exist")
+    expect_refusal(command, recipe, "/somewhere/base", "is not a folder here")
 
 
 def test_a_model_folder_that_is_not_there(command, tmp_path):

@@ -55,7 +55,7 @@ def test_settings_from_python_may_be_of_numpy_or_enumerations(tmp_path):
     [
         ("distill.trainer.report_to=wandb", "wandb"),
         ("trainer.lr_scheduler_type=warmup_stable_decay", "num_decay_steps"),
-        ("trainer.optim=adamw_bnb_8bit", "bitsandbytes"),
+        ("trainer.optim=lomo", "lomo"),
     ],
 )
 def test_what_transformers_would_refuse_in_training_is_refused_by_prepare(tmp_path, command, override, words):

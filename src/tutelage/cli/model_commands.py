@@ -128,7 +128,9 @@ def export(
         int | None, typer.Option(min=1, max=1024, help="With --verify: threads of both. Default: as for training.")
     ] = None,
 ) -> None:
-    """Write a student for another runtime and measure its score there, or its task for lm-evaluation-harness.
+    """Write a student for another runtime, and score it there.
+
+    Or write its task for lm-evaluation-harness.
 
     Exit code 2 with --verify: the export scores significantly less than the student.
     """

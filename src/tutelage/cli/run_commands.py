@@ -146,10 +146,11 @@ def serve(
     ] = 1024,
     drain: Annotated[int, typer.Option(min=0, max=86_400, help="Seconds that requests have at shutdown.")] = 30,
 ) -> None:
-    """Serve a student over HTTP: rows and answers (/v1/answer), and OpenAI's completions and chat completions.
+    """Serve a student over HTTP.
 
-    With --teacher or --defer-below, the teacher answers the rows that the student is unsure of. Needs
-    pip install "tutelage[serve]".
+    Rows and answers are at /v1/answer, OpenAI's completions at /v1/completions and /v1/chat/completions. With
+    --teacher or --defer-below, the teacher answers the rows that the student is unsure of. Needs pip install
+    "tutelage[serve]".
     """
     from tutelage.serve.command import Options, serve
 
