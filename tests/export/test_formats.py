@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -18,7 +19,7 @@ from helpers.small_student import COLOR_ROWS, COLOR_TASK, COLORS, small_student
 from helpers.tiny import EOS, PAD, byte_tokenizer
 from helpers.tokenizers_made import bpe_tokenizer, tekken_tokenizer, unigram_tokenizer
 from tutelage.errors import ConfigError, Kind, ModelError, UserError
-from tutelage.export import formats, gguf_file
+from tutelage.export import gguf_file
 from tutelage.export.formats import FORMATS, check_possible, setting_of, write_export
 from tutelage.export.gguf_vocabulary import RULES, vocabulary_for
 from tutelage.export.measure import measure
@@ -250,7 +251,7 @@ def test_architectures_that_the_converter_does_not_know_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
-    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(UserError) as refused:
         check_possible(name, None)
     assert refused.value.kind == Kind.EXTRA_MISSING

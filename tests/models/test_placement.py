@@ -181,9 +181,9 @@ def test_a_missing_package_is_named_before_anything_is_trained(tmp_path, command
     monkeypatch.setattr(importlib.util, "find_spec", without)
     recipe = make_project(tmp_path, teacher={"quantization": "4bit", "lora": {}})
     assert command("prepare", recipe) == 2
-    assert 'pip install "tutelage[quantization]"' in command.err
+    assert "pip install 'tutelage[quantization]'" in command.err
     assert command("doctor", recipe, "--json") == 2
     checks = json.loads(command.out)
-    assert {check["kind"] for check in checks if check["name"] == "quantization"} == {Kind.QUANTIZER_MISSING}
+    assert {check["kind"] for check in checks if check["name"] == "quantization"} == {Kind.EXTRA_MISSING}
     with pytest.raises(ModelError):
         load_model(Model(model_name_or_path="anything", quantization="8bit"))

@@ -142,7 +142,7 @@ class Kind(StrEnum):
     NOTHING_TO_GAIN = "nothing_to_gain"
     STUDENT_NOT_USABLE = "student_not_usable"
 
-    # --- exports ---
+    # --- packages and exports ---
     EXTRA_MISSING = "extra_missing"
     EXPORT_NOT_POSSIBLE = "export_not_possible"
     EXPORT_READS_OTHER_TOKENS = "export_reads_other_tokens"
@@ -171,7 +171,6 @@ class Kind(StrEnum):
     ANSWERS_NOT_WRITABLE = "answers_not_writable"
     FEW_STEPS = "few_steps"
     TOKENIZER_UNREADABLE = "tokenizer_unreadable"
-    QUANTIZER_MISSING = "quantizer_missing"
     LORA_TARGETS_UNKNOWN = "lora_targets_unknown"
     CHAT_TEMPLATE_MISSING = "chat_template_missing"
     CHAT_TEMPLATES_DIFFER = "chat_templates_differ"

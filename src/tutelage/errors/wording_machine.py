@@ -18,10 +18,6 @@ def _unknown_targets(v: Values) -> str:
 
 TEXTS: dict[Kind, Callable[[Values], str] | str] = {
     Kind.LORA_TARGETS_UNKNOWN: _unknown_targets,
-    Kind.QUANTIZER_MISSING: (
-        "teacher.quantization: {quantization} needs bitsandbytes, which is not installed here: pip install"
-        ' "tutelage[quantization]", or leave it out'
-    ),
     Kind.FILE_INACCESSIBLE: lambda v: (
         f"{v['path']}: {v['reason']}; "
         + (

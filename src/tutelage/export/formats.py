@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tutelage import __version__
 from tutelage.errors import ConfigError, Kind, ModelError, Problem, UserError
+from tutelage.errors.extras import missing_package
 from tutelage.export import ctranslate2_folder, gguf_file
 from tutelage.export.measure import measure
 from tutelage.export.modelfile import modelfile
@@ -70,14 +70,8 @@ def check_possible(format: str, precision: str | None) -> None:
     if precision is not None and precision not in chosen.precisions:
         raise ConfigError(f"--quantize {precision} is none of {format}'s: {', '.join(chosen.precisions)}")
     for package in chosen.packages:
-        need_package(package, chosen.extra, f"--to {format}")
-
-
-def need_package(package: str, extra: str, purpose: str) -> None:
-    """Raises UserError for a package that is not installed."""
-    if importlib.util.find_spec(package) is None:
-        values = {"package": package, "extra": extra, "purpose": purpose}
-        raise UserError(Problem(Kind.EXTRA_MISSING, values=values))
+        if problem := missing_package(package, chosen.extra, f"--to {format}"):
+            raise UserError(problem)
 
 
 def write_export(found: FoundModel, folder: Path, format: str, precision: str | None) -> Exported:

@@ -24,10 +24,11 @@ from tutelage.predict.find_model import FoundModel
 from tutelage.predict.predictor import Predictor
 from tutelage.recipe.schema import row_metric
 from tutelage.records import Example, Interval
+from tutelage.run.artifacts import prepared_rows
 from tutelage.run.manifest import folder_fingerprint
 from tutelage.utils.bootstrap import widened
 from tutelage.utils.console import Screen, print_table
-from tutelage.utils.files import read_json, read_jsonl, read_records, write_json
+from tutelage.utils.files import read_json, read_jsonl, write_json
 from tutelage.utils.format import file_size, metric_words, signed_span, span
 
 VERIFIED = "verified.json"
@@ -106,8 +107,7 @@ def _both(exported: Exported, found: FoundModel) -> list[tuple[str, Path]]:
 
 def test_rows(run: Path, found: FoundModel) -> list[Example]:
     """Raises DataError if the run has none, or asks for other answers than the student gives."""
-    path = run / "prepare" / "rows.jsonl"
-    rows = [row for row in read_records(path, Example) if row.split == "test"] if path.is_file() else []
+    rows = list(prepared_rows(run, "test"))
     if not rows:
         raise DataError(f"{run} has no prepared test rows: name the run that the student was trained in")
     theirs, ours = read_json(run / "prepare" / "data.json").get("labels"), found.usage["task"].get("labels")

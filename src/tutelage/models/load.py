@@ -141,16 +141,11 @@ def check_weights(model: Model, path: Path | None = None) -> None:
 def check_architecture(model: Model) -> None:
     """Raises ModelError for an architecture that cannot be a teacher or student: an encoder with a decoder, or layers
     that read padding. A model whose config cannot be read is not judged: loading it says why."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except Exception:
+    whole = _whole_config(model)
+    if whole is None:
         return
-    values = {"name": model.model_name_or_path, "type": config.get_text_config().model_type, "nats": None}
-    if getattr(config, "is_encoder_decoder", False):
+    values = {"name": model.model_name_or_path, "type": whole.get_text_config().model_type, "nats": None}
+    if getattr(whole, "is_encoder_decoder", False):
         raise ModelError(Problem(Kind.ENCODER_DECODER, values=values))
     if values["type"] in KNOWN_TO_READ:
         raise ModelError(Problem(Kind.PADDING_READ, values=values))
@@ -286,15 +281,20 @@ def _check_local(name: str) -> None:
 
 def config_of(model: Model) -> Any:
     """The text part of a model's transformers config; None if it cannot be read."""
+    whole = _whole_config(model)
+    return None if whole is None else whole.get_text_config()
+
+
+def _whole_config(model: Model) -> Any:
+    """A model's transformers config; None if it cannot be read."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except Exception:  # whatever is wrong with it, loading the model says so
         return None
-    return config.get_text_config()
 
 
 def hidden_size(model: Model) -> int | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import Kind, ModelError, Problem
+from tutelage.errors import ModelError
+from tutelage.errors.extras import missing_package
 from tutelage.recipe.schema import Model
 
 # It tells of every product that it casts its input, and of kernels that it would like to have from the Hub.
@@ -96,9 +96,9 @@ def loading_options(model: Model, dtype: torch.dtype | None) -> dict[str, Any]:
 
 def check_quantizer(model: Model) -> None:
     """Raises ModelError if the recipe asks for quantized weights and bitsandbytes is not installed."""
-    if model.quantization and importlib.util.find_spec("bitsandbytes") is None:
-        values = {"quantization": model.quantization}
-        raise ModelError(Problem(Kind.QUANTIZER_MISSING, key="teacher.quantization", values=values))
+    purpose, key = f"teacher.quantization: {model.quantization}", "teacher.quantization"
+    if model.quantization and (problem := missing_package("bitsandbytes", "quantization", purpose, key)):
+        raise ModelError(problem)
 
 
 def read_as_trained(model: nn.Module) -> nn.Module:

@@ -155,7 +155,7 @@ def _answers(lines: list[dict[str, Any] | None], teacher: list[dict[str, Any] | 
     unread = {n: str(line.get("raw") or "") for n, line in enumerate(known) if line and line.get("prediction") is None}
     others = [line or {} for line in teacher or [None] * len(lines)]
     outcome = [outcome_of(a.get("score"), b.get("score")) for a, b in zip(known, others, strict=True)]
-    side = [_letter(_difference(a, b, "nll"), "stt") for a, b in zip(known, others, strict=True)]
+    side = [_letter(_difference(a.get("nll"), b.get("nll")), "stt") for a, b in zip(known, others, strict=True)]
     answer = _coded([one_line(line.get("prediction")) for line in known])
     return {"answer": answer, "unread": unread, **columns, "outcome": "".join(outcome), "side": "".join(side)}
 
@@ -163,14 +163,14 @@ def _answers(lines: list[dict[str, Any] | None], teacher: list[dict[str, Any] | 
 def outcome_of(score: float | None, teacher: float | None) -> str:
     """A model's score against the teacher's on a row: `w` higher, `l` lower, `r` both 1, `n` both 0, `t` equal in
     between, `-` not known."""
-    difference = _difference({"score": score}, {"score": teacher}, "score")
+    difference = _difference(score, teacher)
     return {1.0: "r", 0.0: "n"}.get(score, "t") if difference == 0 else _letter(difference, "ltw")
 
 
-def _difference(line: Mapping[str, Any], other: Mapping[str, Any], key: str) -> float | None:
-    values = (line.get(key), other.get(key))
-    finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    return values[0] - values[1] if finite else None
+def _difference(value: float | None, other: float | None) -> float | None:
+    """None unless both are finite numbers."""
+    finite = all(isinstance(number, int | float) and math.isfinite(number) for number in (value, other))
+    return value - other if finite else None
 
 
 def _letter(difference: float | None, below_equal_above: str) -> str:

@@ -6,12 +6,14 @@ written, go through `live_reader.py` instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from tutelage.records import IntervalRecord
+from tutelage.records import Example, IntervalRecord
 from tutelage.utils.checksums import FileRecord
+from tutelage.utils.files import read_records
+from tutelage.utils.integrity import present
 
 
 class SplitLengths(TypedDict):
@@ -218,6 +220,12 @@ class Manifest(TypedDict):
     training_rows: NotRequired[int]
     """Of `baseline` only, as are `features`: the numbers of rows and features that it was trained on."""
     features: NotRequired[int]
+
+
+def prepared_rows(run: Path, split: str) -> Iterator[Example]:
+    """The rows of a split as `prepare` left them; none without prepare/rows.jsonl."""
+    path = run / "prepare" / "rows.jsonl"
+    return (row for row in read_records(path, Example) if row.split == split) if present(path) else iter(())
 
 
 def checkpoint_folder(run: Path, record: Mapping[str, Any], own: bool) -> Path:

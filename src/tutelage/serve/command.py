@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage.errors import ConfigError, UserError
+from tutelage.errors.extras import missing_package
 from tutelage.errors.wording import first_line
 from tutelage.predict.command import columns_of
 from tutelage.predict.find_model import USAGE, find_model, find_teacher, run_of, teacher_beside
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 KEY = "TUTELAGE_SERVE_KEY"
 """Environment variable with the API key that clients have to send."""
+PACKAGES = ("fastapi", "openai", "prometheus_client", "uvicorn")
+"""Of the extra `serve`."""
 AUTO = "auto"
 BACKLOG = 2048
 """Connections that wait to be accepted."""
@@ -83,13 +86,11 @@ def serve(options: Options) -> None:
 
 
 def _uvicorn() -> Any:
-    try:
-        import fastapi  # noqa: F401 as the next two: one message for all
-        import openai  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise UserError(f'{error.name} is not installed here: pip install "tutelage[serve]"') from error
+    for package in PACKAGES:
+        if problem := missing_package(package, "serve", "tutelage serve"):
+            raise UserError(problem)
+    import uvicorn
+
     return uvicorn
 
 

@@ -16,9 +16,8 @@ from tutelage.analysis.calibration import cascades
 from tutelage.errors import ConfigError, DataError
 from tutelage.predict.predictor import AnswerRecord
 from tutelage.records import Example
+from tutelage.run.artifacts import prepared_rows
 from tutelage.tasks.base import BaseTask
-from tutelage.utils.files import read_records
-from tutelage.utils.integrity import present
 
 AnswerExamples = Callable[[Sequence[Example]], list[AnswerRecord]]
 
@@ -39,8 +38,7 @@ class Chosen(NamedTuple):
 
 def validation_rows(run: Path) -> list[Example]:
     """The run's prepared validation rows. Raises DataError if there are none."""
-    path = run / "prepare" / "rows.jsonl"
-    rows = [row for row in read_records(path, Example) if row.split == "validation"] if present(path) else []
+    rows = list(prepared_rows(run, "validation"))
     if not rows:
         raise DataError(f"{run} has no validation rows to choose a threshold on: type one, --defer-below 0.8")
     return rows

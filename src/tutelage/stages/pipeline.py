@@ -27,6 +27,7 @@ equals it."""
 
 
 READ_THE_TEACHER = ("teach", "silver", "cache", "cross_fit", "evaluate")
+"""Stages that load the teacher to read or answer rows."""
 
 
 def run_stages(run: RunFolder, names: Iterable[str]) -> None:
