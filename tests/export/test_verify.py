@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -47,7 +48,7 @@ class Runtime:
         self.answers: list[str] = []
         """What its export answers; empty: as the student."""
         self.jobs: list[measure.Job] = []
-        monkeypatch.setattr(formats.importlib.util, "find_spec", lambda package: True)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda package: True)
         monkeypatch.setattr(formats, "_write_gguf", self.write)
         monkeypatch.setattr(formats, "measure", self.measure)
         monkeypatch.setattr(verify, "measure", self.measure)
