@@ -230,12 +230,13 @@ def check_shared(folder: Path) -> None:
         unseen = [rank for rank in range(launch.size) if not _appears(folder / f"{name}-{rank}")]
         hosts = sorted({launch.processes[rank][0] for rank in unseen})
         problem = f"does not see what process {unseen[0]} (on {', '.join(hosts)}) wrote there" if unseen else None
-    found = gather(problem)
+    found = gather((folder.absolute(), problem))
     own.unlink(missing_ok=True)
-    if wrong := [(rank, text) for rank, text in enumerate(found) if text]:
-        rank, text = wrong[0]
+    if wrong := [(rank, where, text) for rank, (where, text) in enumerate(found) if text]:
+        # The same words in every process, whichever of them prints: a relative output_dir differs between machines.
+        rank, where, text = wrong[0]
         raise ConfigError(
-            f"{folder.absolute()} is not one folder for all machines of the launch: process {rank} on"
+            f"{where} is not one folder for all machines of the launch: process {rank} on"
             f" {launch.processes[rank][0]} {text}. Put the run on a file system that all of them mount at the same"
             " path: output_dir=/SHARED/runs/NAME"
         )
