@@ -1,4 +1,4 @@
-"""Damaged run folders under every command: `python -m benchmarks.damage [--quick] [--share 0.1] [--json FILE]`.
+"""Damaged run folders under every command: `python -m benchmarks.damage [--quick] [--share 0.1] [--log FILE]`.
 
 A finished run of tiny models (every stage, full weights or LoRA adapters, and a comparison) is copied; in the copy one
 file is damaged, and one command is run on it in this process. What came of it, by the first line that applies:
@@ -11,7 +11,8 @@ file is damaged, and one command is run on it in this process. What came of it, 
     silent      anything else: other numbers and not a word
 
 The goal is none of `traceback` and `silent`. The full benchmark takes every kind of file, every fault and every command
-of both runs; `--quick` takes the cheap commands and three faults. Seconds, dates and memory are no numbers here.
+of both runs; `--quick` takes the cheap commands and three faults. Seconds, dates and memory are no numbers here. With
+--log the same command continues after an interruption: each outcome is a line of that file.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ import yaml
 
 from benchmarks import command_line
 from benchmarks.endtoend import save_models, write_rows
-from benchmarks.machine import machine_class, versions
 from benchmarks.shapes import Shape
 from tutelage.utils.checksums import SEALED
 
@@ -69,8 +69,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "cache": ("cache", "RUN", "--force"),
     "distill": ("distill", "RUN", "--force"),
     "evaluate": ("evaluate", "RUN", "--force"),
+    "export": ("export", f"RUN/{STUDENT_FOLDER}", "--to", "lm-eval", "--output", "RUN/exported"),
 }
 """Words of every command; stages are forced, since one that is up to date reads nothing."""
+PROJECTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"teacher": {"lora": {"r": 2}}, "student": {"lora": {"r": 2}}},
+}
 CHEAP = ("show", "ls", "watch", "explain", "clean", "card", "predict", "report")
 
 IGNORED = ("seconds", "finished", "memory", "answering", "files", "checksum", "versions", "*_runtime", "*_per_second")
@@ -375,13 +380,13 @@ def make_project(folder: Path, **sections: Any) -> Path:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Cheap commands, three faults, full weights only.")] = False,
     share: Annotated[float, typer.Option(help="Try this share of all commands, drawn at random.")] = 1.0,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write the counts to this file.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Write each outcome to this file; skip what it holds.")] = None,
 ) -> None:
     """Damage every kind of file in every way under every command, and count what came of it."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    projects = {"full": {}, "lora": {"teacher": {"lora": {"r": 2}}, "student": {"lora": {"r": 2}}}}
-    outcomes: list[Outcome] = []
-    for name, sections in list(projects.items())[: 1 if quick else 2]:
+    log = log and log.absolute()
+    counts: Counter[str] = Counter()
+    for name, sections in list(PROJECTS.items())[: 1 if quick else 2]:
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(Path(folder), make_project(Path(folder) / "project", **sections))
             files = bench.kinds_of_files()
@@ -390,23 +395,33 @@ def main(
             draw = random.Random(0)
             trials = [trial for trial in itertools.product(files, faults, commands) if draw.random() < share]
             draw.shuffle(trials)  # what was tried when it is stopped early is a fair sample
-            for trial in trials:
-                outcomes.append(bench.outcome(*trial))
-                if outcomes[-1].what in ("traceback", "silent", "stopped"):
-                    print(*outcomes[-1], sep=" | ", flush=True)
-                if len(outcomes) % 50 == 0:
-                    print(_counted(outcomes), flush=True)
+            for outcome in _tried(bench, trials, log, name):
+                counts[outcome.what] += 1
+                if outcome.what in ("traceback", "silent", "stopped"):
+                    print(*outcome, sep=" | ", flush=True)
+                if counts.total() % 50 == 0:
+                    print(_counted(counts), flush=True)
             os.chdir("/")
-    print(_counted(outcomes))
-    if output:
-        counts = Counter(outcome.what for outcome in outcomes)
-        record = {"machine": machine_class(), "versions": versions(), "commands": len(outcomes), "counts": counts}
-        output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(_counted(counts))
 
 
-def _counted(outcomes: Sequence[Outcome]) -> str:
-    counts = Counter(outcome.what for outcome in outcomes)
-    return f"{len(outcomes)} commands: {', '.join(f'{count} {what}' for what, count in counts.most_common())}"
+def _tried(bench: Bench, trials: Sequence[tuple[str, str, str]], log: Path | None, project: str) -> Iterator[Outcome]:
+    """The outcome of each trial, from the log where it stands there."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log and log.exists() else []
+    known = {tuple(record[1:4]): Outcome(*record[1:]) for record in map(json.loads, lines) if record[0] == project}
+    for trial in trials:
+        if trial in known:
+            yield known[trial]
+            continue
+        outcome = bench.outcome(*trial)
+        if log:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([project, *outcome]) + "\n")
+        yield outcome
+
+
+def _counted(counts: Counter[str]) -> str:
+    return f"{counts.total()} commands: {', '.join(f'{count} {what}' for what, count in counts.most_common())}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ import pytest
 from helpers.recipes_in import GOOD
 from helpers.skip_rule import pytest_configure  # noqa: F401 a hook of every session
 
+# What tests write need not survive a power failure. Syncing it took most of the time of many tests.
+os.fsync = lambda descriptor: None
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-COMMAND = "from tutelage.cli.main import main; main()"
+COMMAND = "import os; os.fsync = lambda descriptor: None; from tutelage.cli.main import main; main()"
 
 
 class Ended(NamedTuple):
