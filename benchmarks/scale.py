@@ -43,7 +43,7 @@ STUDENT = Shape(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, vocab
 CHECKPOINTS = 2
 ROWS, QUICK_ROWS = (1_000, 10_000, 100_000), (1_000, 10_000)
 HELD_OUT = 100
-"""Rows of validation, and of test."""
+"""Rows of validation, and of test, unless said."""
 LABELS, LABEL_TOKENS = 16, 2
 PROMPT_TOKENS = (38, 78)
 
@@ -52,11 +52,11 @@ POLL_SECONDS = 0.01
 FIELDS = {"peak_mb": "VmHWM", "anon_mb": "RssAnon"}
 
 
-def make_project(folder: Path, rows: int) -> Path:
+def make_project(folder: Path, rows: int, held_out: int = HELD_OUT) -> Path:
     """Data, models and recipe; returns the recipe."""
     draw, vocabulary = np.random.default_rng(0), STUDENT.vocabulary
     labels = [random_words(draw, LABEL_TOKENS, vocabulary) for _ in range(LABELS)]
-    for seed, (split, count) in enumerate({"train": rows, "validation": HELD_OUT, "test": HELD_OUT}.items(), start=1):
+    for seed, (split, count) in enumerate({"train": rows, "validation": held_out, "test": held_out}.items(), start=1):
         lengths = draw.integers(*PROMPT_TOKENS, count)
         write_rows(folder / "data" / f"{split}.jsonl", split, lengths, labels, vocabulary, seed)
     save_models(folder / "models", TEACHER, STUDENT, CHECKPOINTS)
@@ -107,12 +107,12 @@ def startup(stage: str) -> dict[str, float]:
     return watch([sys.executable, "-c", f"import tutelage.cli.main, tutelage.stages.{stage}"])
 
 
-def run_rows(rows: int, stages: Sequence[str], console: Console) -> list[dict[str, Any]]:
+def run_rows(rows: int, held_out: int, stages: Sequence[str], console: Console) -> list[dict[str, Any]]:
     """A record for each stage, in order, at one number of training rows."""
     found = []
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
         status.update(f"{rows:,} rows: writing")
-        recipe = make_project(Path(folder), rows)
+        recipe = make_project(Path(folder), rows, held_out)
         for stage in stages:
             status.update(f"{rows:,} rows: {stage}")
             anyway = ["--anyway"] if stage in MAY_STOP else []  # speed does not depend on what a teacher learned
@@ -177,21 +177,26 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="1,000 and 10,000 rows.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
     rows: Annotated[list[int] | None, typer.Option(min=50, help="This many rows; may be given more than once.")] = None,
+    last: Annotated[str, typer.Option(help=f"Stop after this stage: {', '.join(STAGES)}.")] = STAGES[-1],
+    held_out: Annotated[int, typer.Option(min=50, help="Rows of validation, and of test.")] = HELD_OUT,
 ) -> None:
     """Seconds a row and peak memory of every stage, as training rows grow."""
     if not Path("/proc/self/status").is_file():
         raise SystemExit(
             "memory is read from /proc/PID/status, which this system has not got: run the benchmark on Linux"
         )
+    if last not in STAGES:
+        raise typer.BadParameter(f"{last} is none of {', '.join(STAGES)}", param_hint="--last")
     console = Console()
     about = {"machine": machine_class(), "versions": versions()}
     packages = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     console.print(f"{about['machine']}; {packages}", highlight=False)
     counts = sorted(set(rows)) if rows else list(QUICK_ROWS if quick else ROWS)
-    starts = {stage: startup(stage) for stage in STAGES}
+    stages = STAGES[: STAGES.index(last) + 1]
+    starts = {stage: startup(stage) for stage in stages}
     records: list[dict[str, Any]] = []
     for count in counts:
-        records += run_rows(count, STAGES, console)
+        records += run_rows(count, held_out, stages, console)
         found = {"startup": starts, "records": records, "ratios": summary(records, starts), **about}
         if json_file:  # after every number of rows: a run that is stopped keeps what it has
             json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

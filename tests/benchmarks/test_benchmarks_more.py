@@ -275,7 +275,7 @@ def test_stages_run_in_order_through_the_command(monkeypatch):
         return {"seconds": float(len(rows)), "peak_mb": 1.0, "anon_mb": 1.0}
 
     monkeypatch.setattr(scale, "watch", watch)
-    found = scale.run_rows(64, ("prepare", "cache"), Console(quiet=True))
+    found = scale.run_rows(64, 50, ("prepare", "cache"), Console(quiet=True))
     assert [command[1:4] for command in seen] == [["-m", "tutelage", "prepare"], ["-m", "tutelage", "cache"]]
     assert [line["seconds_a_row"] for line in found] == [1.0, 1.0]
 
