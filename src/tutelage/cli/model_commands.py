@@ -21,7 +21,15 @@ def _a_number(value: float | None) -> float | None:
 def shrink(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of the model to prune.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the smaller model; must not exist yet.")],
-    layers: Annotated[int, typer.Option(min=1, help="Number of layers to keep.")],
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers to keep. Default: all, if --width is given.")
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Feed-forward units to keep in each layer: the most active ones on your text. Default: all."
+        ),
+    ] = None,
     by: Annotated[
         Literal["even", "influence"],
         typer.Option(
@@ -57,7 +65,7 @@ def shrink(
         int | None, typer.Option(min=0, max=2**32 - 1, help="With --heal: of held-out blocks and order. Default: 0.")
     ] = None,
 ) -> None:
-    """Make a student from a model by removing layers. It keeps the model's tokenizer.
+    """Make a student from a model by removing layers and units. It keeps the model's tokenizer.
 
     With --heal, the same command continues after an interruption, and the perplexity of the unpruned, pruned and healed
     model on held-out text is printed at the end.
@@ -70,24 +78,35 @@ def shrink(
         "seed": seed,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    _refuse(by, text, heal, options)
+    _refuse(layers, width, by, text, heal, options)
     from tutelage.shrink.healing import heal_model
     from tutelage.shrink.make import shrink_model
     from tutelage.shrink.plan import HealingPlan
 
     if heal:
-        heal_model(model, out, HealingPlan(layers, tuple(text or ()), by, **options))
+        heal_model(model, out, HealingPlan(layers, tuple(text or ()), by, width, **options))
     else:
-        shrink_model(model, out, layers, by, text or ())
+        shrink_model(model, out, layers, by, text or (), width)
 
 
-def _refuse(by: str, text: list[Path] | None, heal: bool, options: dict[str, Any]) -> None:
+def _refuse(
+    layers: int | None,
+    width: int | None,
+    by: str,
+    text: list[Path] | None,
+    heal: bool,
+    options: dict[str, Any],
+) -> None:
     """Raises ConfigError for options that have no effect together, or lack the text that they need."""
     names = ", ".join("--" + name.replace("_", "-") for name in options)
+    if layers is None and width is None:
+        raise ConfigError("nothing was said to be removed: type --layers with the number of layers to keep, or --width")
+    if layers is None and by == "influence":
+        raise ConfigError("--by influence chooses layers, and all are kept: add --layers, or leave it out")
     if options and not heal:
         raise ConfigError(f"{names} sets how the pruned model is healed, which was not asked for: add --heal")
-    if text and not heal and by == "even":
-        raise ConfigError("--text is read by --by influence and by --heal: add one of them, or leave --text out")
+    if text and not heal and by == "even" and width is None:
+        raise ConfigError("--text is read by --by influence, --width and --heal: add one of them, or leave --text out")
     if heal and not text:
         raise ConfigError(
             "--heal distils on text without labels, and there is none: add --text FILE (plain text, rows, or your"

@@ -8,8 +8,8 @@ tokens. The unpruned model reads the text once; its final hidden states are stor
     started.json          what was asked for
     blocks/               the text as blocks of tokens, to train on and held out
     cache/unpruned/       hidden states of the unpruned model at all positions
-    pruned.json           influence, layers kept, loss of the unpruned model on held-out blocks
-    pruned/               the model without those layers, not yet trained
+    pruned.json           influence, layers and units kept, loss of the unpruned model on held-out blocks
+    pruned/               the smaller model, not yet trained
     trainer/, log.jsonl   resume checkpoints and the loss curve
     healed/               the trained model
     checked.json          its loss, once what was written is known to be what was trained
@@ -51,19 +51,21 @@ from tutelage.models.precision import bf16_pays
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
 from tutelage.run.manifest import differences, folder_fingerprint, locked, versions
-from tutelage.shrink.influence import most_influential
-from tutelage.shrink.layers import check_layers, kept_layers, prune
+from tutelage.shrink.layers import check_layers
 from tutelage.shrink.make import (
+    Kept,
     blocks_at_a_time,
+    check_size,
+    choose,
     influence_rows,
     measure_influence,
     reading_dtype,
     refuse_existing,
-    say_influence,
 )
 from tutelage.shrink.plan import HealingPlan, healing_arguments, trained_tokens, training_steps
 from tutelage.shrink.record import RECORD, UNPRUNED, show
 from tutelage.shrink.text import as_rows, pack, read_documents, split_blocks
+from tutelage.shrink.width import unit_count
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.hidden_store import bytes_on_disk
 from tutelage.teacher.sources import CachedTeacher
@@ -137,7 +139,7 @@ class Healing:
         self._begin()
         self._write_blocks()
         facts = self._read_unpruned()
-        self._prune(facts["kept"])
+        self._prune(Kept(facts["kept"], facts["units"] and facts["units"]["kept"]))
         if not self._is_trained:
             self._train()
         record = self._record(facts)
@@ -193,7 +195,7 @@ class Healing:
         plan, started = self.plan, self.folder / STARTED
         config = config_of(self.section)
         check_embeddings(config, vocabulary_of(self.tokenizer), "teacher")
-        if config is not None:
+        if config is not None and plan.layers is not None:
             check_layers(config.num_hidden_layers, plan.layers)
         context = longest_context(self.section)
         if context is not None and plan.block_length > context:
@@ -261,13 +263,15 @@ class Healing:
         if done.is_file():
             return read_json(done)
         self._check_disk()
-        model = load_model(self.section)
-        influence = measure_influence(model, self.tokenizer, influence_rows(_as_array(self.rows)))
-        total, layers = len(influence), self.plan.layers
-        kept = most_influential(influence, layers) if self.plan.by == "influence" else kept_layers(total, layers)
-        say_influence(influence, kept)
+        model, plan = load_model(self.section), self.plan
+        check_size(model, plan.layers, plan.width)
+        chosen_on = influence_rows(_as_array(self.rows))
+        influence = measure_influence(model, self.tokenizer, chosen_on)
+        by_influence = influence if plan.by == "influence" else None
+        kept = choose(model, self.tokenizer, chosen_on, plan.layers, by_influence, plan.width)
         facts = {
-            "kept": kept,
+            "kept": kept.layers,
+            "units": {"kept": kept.units, "of": unit_count(model)} if kept.units else None,
             "influence": influence,
             "parameters": model.num_parameters(),
             "nll": float(self.losses(model).mean()),
@@ -299,11 +303,11 @@ class Healing:
             shard_rows=max(8, -(-len(self.rows) // SHARDS)),
         )
 
-    def _prune(self, kept: Sequence[int]) -> None:
-        """Save the model without the other layers, in the dtype that it is stored in."""
+    def _prune(self, kept: Kept) -> None:
+        """Save the model without everything else, in the dtype that it is stored in."""
         if not (self.folder / "pruned").is_dir():
             model = load_model(self.section.model_copy(update={"dtype": "auto"}))
-            save_student(prune(model, kept), self.tokenizer, self.folder / "pruned")
+            save_student(kept.cut(model), self.tokenizer, self.folder / "pruned")
 
     def _train(self) -> None:
         """Train the pruned model on the stored hidden states; `healed` is the result, checked."""
@@ -364,6 +368,7 @@ class Healing:
         return {
             "model": self.name,
             "layers": {"kept": facts["kept"], "of": len(facts["influence"]), "by": plan.by},
+            "units": facts["units"] and {"kept": plan.width, "of": facts["units"]["of"]},
             "influence": facts["influence"],
             "parameters": {"unpruned": facts["parameters"], "pruned": smaller},
             "text": [str(path) for path in plan.text],

@@ -35,20 +35,15 @@ def block_influence(
     0 for a layer that changes nothing but the length of the states. Rows are read in batches and nothing is kept of
     them but two sums for each layer. Raises ModelError if a layer's output is NaN or infinite.
     """
-    model.eval()
-    layers, collate = layers_of(model), Collator(pad_id)
-    device = device_of(model)
+    layers = layers_of(model)
     total, positions = torch.zeros(len(layers), dtype=torch.float64), 0
-    for start in range(0, len(rows), batch_size):
-        numbers = range(start, min(start + batch_size, len(rows)))
-        batch = collate([(index, rows[index]) for index in numbers])
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    for batch in batches(model, rows, pad_id=pad_id, batch_size=batch_size):
         mask = batch["attention_mask"].bool()
         with _similarities(layers, mask) as sums:
             answer_hidden(model, batch)
         total += torch.stack([sums[index] for index in range(len(layers))]).cpu()
         positions += int(mask.sum())
-        on_rows(len(numbers))
+        on_rows(len(mask))
     influence = (1 - total / positions).tolist()
     if wrong := [index for index, value in enumerate(influence) if value != value]:
         raise ModelError(
@@ -56,6 +51,18 @@ def block_influence(
             " influence: take evenly spaced ones, --by even"
         )
     return influence
+
+
+def batches(
+    model: nn.Module, rows: Sequence[EncodedRow], *, pad_id: int, batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """The rows as batches on the model's device. The model is in evaluation mode from the first one on."""
+    model.eval()
+    collate, device = Collator(pad_id), device_of(model)
+    for start in range(0, len(rows), batch_size):
+        numbers = range(start, min(start + batch_size, len(rows)))
+        batch = collate([(index, rows[index]) for index in numbers])
+        yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def most_influential(influence: Sequence[float], layers: int) -> list[int]:

@@ -16,11 +16,13 @@ BLOCK_LENGTH = 512
 class HealingPlan:
     """How a pruned model is healed. AdamW, betas, clipping and schedule are `TRAINER_DEFAULTS`."""
 
-    layers: int
-    """Layers to keep."""
+    layers: int | None
+    """Layers to keep; None for all."""
     text: tuple[Path, ...]
     by: str = "even"
     """`even` or `influence`."""
+    width: int | None = None
+    """Feed-forward units to keep in each layer; None for all."""
     tokens: int = 1_000_000
     """Tokens trained on, all epochs together."""
     learning_rate: float = 5e-4

@@ -12,11 +12,16 @@ UNPRUNED = "unpruned"
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print layers, size and perplexity of the three models. record: content of healing.json."""
-    layers, sizes, rows = record["layers"], record["parameters"], []
+    """Print layers, feed-forward units if some were cut, size and perplexity of the three models.
+
+    record: content of healing.json.
+    """
+    layers, units, sizes, rows = record["layers"], record["units"], record["parameters"], []
     for name, value in record["perplexity"].items():
         whole = name == UNPRUNED
         count = layers["of"] if whole else len(layers["kept"])
         size = sizes[UNPRUNED if whole else "pruned"] / 1e6
-        rows.append([name, f"{count}", f"{size:,.1f}", f"{value:,.2f}"])
-    print_table("held-out text", ["model", "layers", "million parameters", "perplexity"], rows)
+        width = [f"{units['of' if whole else 'kept']:,}"] if units else []
+        rows.append([name, f"{count}", *width, f"{size:,.1f}", f"{value:,.2f}"])
+    headings = ["model", "layers", *(["feed-forward units"] if units else []), "million parameters", "perplexity"]
+    print_table("held-out text", headings, rows)
