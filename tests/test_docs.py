@@ -158,7 +158,7 @@ def test_every_command_in_the_documents_and_recipes_parses(path, capsys):
 
 
 @pytest.mark.parametrize(
-    "line", ["teech r.yaml", "run", "run r.yaml --fast", "shrink a b", "shrink a b --layers x", "predict m"]
+    "line", ["teech r.yaml", "run", "run r.yaml --fast", "shrink a", "shrink a b --layers x", "predict m"]
 )
 def test_a_wrong_command_would_be_seen(line):
     assert refused(line.split())
