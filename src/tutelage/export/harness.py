@@ -15,7 +15,7 @@ from tutelage.errors import DataError
 from tutelage.export import harness_task
 from tutelage.export.prompts import asks_for
 from tutelage.export.runtimes import Ask
-from tutelage.models.evaluation import Evaluator
+from tutelage.models.evaluation import EvalSet, Evaluator
 from tutelage.predict.find_model import FoundModel
 from tutelage.predict.predictor import Predictor
 from tutelage.records import Example
@@ -43,7 +43,8 @@ def write_harness_task(found: FoundModel, examples: Sequence[Example], folder: P
     """
     predictor = Predictor(found)
     evaluator = predictor.evaluator
-    asks = asks_for(evaluator, evaluator.eval_set(examples))
+    eval_set = evaluator.eval_set(examples)
+    asks = asks_for(evaluator, eval_set)
     _check_prompts(evaluator, examples, asks)
     name = "tutelage_" + re.sub(r"\W+", "_", str(found.usage["run"])).strip("_").lower()
     metrics = [
@@ -52,7 +53,7 @@ def write_harness_task(found: FoundModel, examples: Sequence[Example], folder: P
     task = predictor.task_section.model_dump()
     with replacing(folder, new=True) as draft:
         draft.mkdir()
-        write_jsonl(draft / "rows.jsonl", _rows(evaluator, examples, asks))
+        write_jsonl(draft / "rows.jsonl", _rows(evaluator, eval_set, asks))
         write_json(draft / "task.json", {"task": task, "choice": found.usage["choice"], "metrics": metrics})
         write_text(draft / "utils.py", Path(harness_task.__file__).read_text(encoding="utf-8"))
         config = _config(name, evaluator, metrics)
@@ -60,13 +61,14 @@ def write_harness_task(found: FoundModel, examples: Sequence[Example], folder: P
     return name
 
 
-def _rows(evaluator: Evaluator, examples: Sequence[Example], asks: Sequence[Ask]) -> Iterator[dict[str, Any]]:
-    """The prompt as text, and what is scored: the row itself, and its allowed answers with their numbers of tokens."""
+def _rows(evaluator: Evaluator, eval_set: EvalSet, asks: Sequence[Ask]) -> Iterator[dict[str, Any]]:
+    """The prompt as text, and what is scored: the row itself, and its allowed answers, as the model writes them, with
+    their numbers of tokens."""
     end = evaluator.encoder.tokenizer.eos_token
-    for example, ask in zip(examples, asks, strict=True):
+    for example, labels, ask in zip(eval_set.examples, eval_set.labels, asks, strict=True):
         row = {"prompt": ask["text"], "example": json.dumps(asdict(example), ensure_ascii=False)}
-        if ask["labels"]:
-            row["labels"] = ask["labels"]
+        if labels:
+            row["labels"] = labels
             row["continuations"] = [f"{label}{end}" for label in ask["labels"]]
             row["tokens"] = [len(candidate) for candidate in ask["candidates"]]
         yield row

@@ -156,10 +156,10 @@ def _compared(
 
 
 def _parsed(evaluator: Evaluator, examples: Sequence[Example], measured: Measured) -> list[Any]:
-    tokenizer, answers = evaluator.encoder.tokenizer, []
+    tokenizer, read, answers = evaluator.encoder.tokenizer, evaluator.encoder.verbalizers.read, []
     for example, reply in zip(examples, measured["replies"], strict=True):
         text = reply["text"] if "text" in reply else tokenizer.decode(reply["ids"], skip_special_tokens=True)
-        answers.append(evaluator.task.parse(text.strip(), example))
+        answers.append(evaluator.task.parse(read(text.strip()), example))
     return answers
 
 

@@ -58,7 +58,7 @@ class Predictor:
     @cached_property
     def encoder(self) -> Encoder:
         """Turns examples into tokens; loads the tokenizer."""
-        return make_encoder(self.data, self.found.tokenizer())
+        return make_encoder(self.data, self.found.tokenizer(), self.task_section)
 
     @cached_property
     def model(self) -> Any:

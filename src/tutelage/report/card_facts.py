@@ -24,6 +24,7 @@ from tutelage.run.live_reader import dig, last_part, read_or_none, written
 from tutelage.run.manifest import folder_fingerprint
 from tutelage.tasks import template_for
 from tutelage.tasks.metrics import entity_counts
+from tutelage.tasks.verbalizers import Verbalizers
 from tutelage.utils.console import visible
 from tutelage.utils.integrity import check, resized
 
@@ -188,7 +189,8 @@ def prompt_expression(student: FinishedStudent) -> str:
     template = data.get("template") or default
     if not data.get("template") and not _prompts_end_with(student, template.rpartition("}")[2]):
         return '"..."  # as in the training rows'
-    labels = ", ".join(section.get("labels") or []).replace("{", "{{").replace("}", "}}")
+    written = Verbalizers(section.get("verbalizers") or {}).written
+    labels = ", ".join(map(written, section.get("labels") or [])).replace("{", "{{").replace("}", "}}")
     template = template.replace("{labels}", labels)
     fields = dict.fromkeys(re.findall(r"(?<!{){(\w+)}(?!})", template))
     values = ", ".join(f'{name}="..."' for name in fields)

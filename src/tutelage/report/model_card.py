@@ -185,7 +185,7 @@ def _slice(line: SliceRecord) -> dict[str, Any]:
 
 def _usage(student: FinishedStudent, repo: str | None) -> dict[str, Any]:
     """Variables of the template: how to load the model and ask it."""
-    system = dig(student.usage, "data", "system")
+    system, forms = (dig(student.usage, *keys) for keys in (("data", "system"), ("task", "verbalizers")))
     return {
         "repository": repo and Verbatim(repo),
         "repository_literal": Verbatim(repr(repo or "PATH_OR_REPOSITORY")),
@@ -194,6 +194,7 @@ def _usage(student: FinishedStudent, repo: str | None) -> dict[str, Any]:
         "system": system and Verbatim(repr(system)),
         "max_new_tokens": student.usage.get("max_new_tokens", 64),
         "chooses_labels": dig(student.usage, "task", "decoding") == "labels",
+        "label_of": Verbatim({form: label for label, form in forms.items()}) if forms else None,
     }
 
 

@@ -198,7 +198,7 @@ def _teacher(options: Options, student: Predictor, metrics: Metrics) -> LocalTea
     from tutelage.serve.teachers import LocalTeacher, RemoteTeacher
 
     if options.teacher and is_url(options.teacher):
-        return RemoteTeacher(options.teacher, student.task, options.teacher_model)
+        return RemoteTeacher(options.teacher, student.task, options.teacher_model, student.encoder.verbalizers)
     if options.teacher:
         found = find_teacher(Path(options.teacher), student.found.usage)
     else:
