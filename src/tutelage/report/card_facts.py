@@ -21,7 +21,6 @@ from tutelage.analysis.run_results import Results, read_lines, read_results
 from tutelage.analysis.slices import Slice, SliceRecord, by_value, measure_slices
 from tutelage.errors import DataError
 from tutelage.run.live_reader import dig, last_part, read_or_none, written
-from tutelage.run.manifest import folder_fingerprint
 from tutelage.tasks import template_for
 from tutelage.tasks.metrics import entity_counts
 from tutelage.tasks.verbalizers import Verbalizers
@@ -163,20 +162,6 @@ def _entity_slices(lines: dict[str, list[dict[str, Any]]], gold: list[list[tuple
 
 def _f1(matched: int, predicted: int, gold: int) -> float:
     return 2 * matched / (predicted + gold)
-
-
-# --- its exports ---
-
-
-def verified_exports(student: FinishedStudent) -> list[dict[str, Any]]:
-    """What `tutelage export --verify` has written about exports of this student, by format; those of a student that has
-    been trained again since are left out."""
-    paths = sorted((student.results.folder / "export" / student.name).glob("*.json"))
-    found = [record for path in paths if (record := read_or_none(path))]
-    if not found:
-        return []
-    own = folder_fingerprint(str(student.folder))
-    return [record for record in found if dig(record, "student") == own]
 
 
 # --- how to use the student and how to train it again ---
