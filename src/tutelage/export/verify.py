@@ -131,7 +131,7 @@ def _compared(
     before, after = ([task.score(a, e) for a, e in zip(answers, examples, strict=True)] for answers in parsed)
     estimate = paired_difference([after], [before])
     difference = widened(estimate.interval, estimate.rows, low=-1.0)
-    model = _name_in(run, found.fingerprint)
+    model = name_in(run, found.fingerprint)
     both = zip(_both(exported, found), parsed, measured, strict=True)
     served = [_served(*place, evaluator, examples, answers, part) for place, answers, part in both]
     return Verified(
@@ -193,7 +193,7 @@ def _round(milliseconds: Any) -> float:
     return round(float(milliseconds), 2)
 
 
-def _name_in(run: Path, fingerprint: str) -> str | None:
+def name_in(run: Path, fingerprint: str) -> str | None:
     """METHOD/seed-K of the student with this fingerprint."""
     for manifest in sorted(run.glob("distill/*/*/manifest.json")):
         if folder_fingerprint(str(manifest.parent)) == fingerprint:
