@@ -20,7 +20,8 @@ from tutelage.records import SPLITS, Example
 from tutelage.run.live_reader import is_pruned, layer_sizes, parameters
 from tutelage.tasks import template_for
 from tutelage.tasks.verbalizers import LongLabels, long_labels
-from tutelage.utils.format import parameter_count, rough_duration
+from tutelage.utils.console import rough_duration
+from tutelage.utils.format import parameter_count
 
 if TYPE_CHECKING:
     from tutelage.data.encode import Encoder

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
 from tutelage.export.formats import FORMATS, check_possible, write_export
 from tutelage.export.harness import recorded, write_harness_task
@@ -13,6 +11,7 @@ from tutelage.export.verify import keep, name_in, refuse_drop, show, test_rows, 
 from tutelage.predict.find_model import FoundModel, find_model, run_of
 from tutelage.recipe.load import load_recipe
 from tutelage.run.run_folder import RunFolder
+from tutelage.run.threads import settle_threads
 from tutelage.utils.console import Screen, out
 from tutelage.utils.files import size_on_disk
 from tutelage.utils.format import file_size
@@ -82,7 +81,7 @@ def export(
     if run is None:
         screen.say(f"its score in {FORMATS[format].runtime} was not measured: --verify RUN does that")
         return output
-    verified = verify(exported, found, run, threads or torch.get_num_threads())
+    verified = verify(exported, found, run, threads or settle_threads(screen.say))
     keep(verified, exported, run)
     show(verified)
     if not accept_drop:

@@ -17,7 +17,9 @@ from tutelage.predict.find_model import FoundModel
 from tutelage.recipe.renamed import translate_nested
 from tutelage.recipe.schema import Data, Task
 from tutelage.records import Example
+from tutelage.run.threads import settle_threads
 from tutelage.tasks import make_task
+from tutelage.utils.console import Screen
 
 CHUNK_BATCHES = 8
 """Batches read ahead from a file, so that rows of like length are decoded together. Standard input is answered batch by
@@ -63,6 +65,7 @@ class Predictor:
     @cached_property
     def model(self) -> Any:
         """The model, loaded when it is first asked for."""
+        settle_threads(Screen().say)
         return self.found.load()
 
     @cached_property
