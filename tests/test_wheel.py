@@ -1,12 +1,16 @@
 """The package as users install it: everything that it reads is in the wheel, and it runs from there."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import tutelage
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/tutelage"
@@ -29,6 +33,14 @@ def test_every_file_of_the_package_is_in_the_wheel(unpacked):
 
     assert files(unpacked / "tutelage") == files(SOURCE)
     assert Path("py.typed") in files(SOURCE)
+
+
+def test_the_version_is_that_of_the_newest_release_everywhere(unpacked):
+    releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d{2}-\d{2})$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (metadata,) = unpacked.glob("*.dist-info/METADATA")
+    assert f"\nVersion: {tutelage.__version__}\n" in metadata.read_text(encoding="utf-8")
+    assert (cited["version"], str(cited["date-released"])) == releases[0] == (tutelage.__version__, releases[0][1])
 
 
 def test_the_installed_package_writes_the_demo_and_prepares_it(unpacked, tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.method.methods import METHODS, Method
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["METHODS", "Method", "SCDConfig", "SCDTrainer", "__version__"]
 
 if TYPE_CHECKING:

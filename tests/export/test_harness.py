@@ -13,7 +13,7 @@ import pytest
 
 from helpers.small_student import COLOR_ROWS, COLOR_TASK, small_student
 from tutelage.errors import DataError
-from tutelage.export.harness import write_harness_task
+from tutelage.export.harness import Recorded, write_harness_task
 from tutelage.predict.predictor import Predictor
 from tutelage.records import Example
 
@@ -64,7 +64,8 @@ def test_the_harness_gives_the_same_score_to_the_digit(case, tmp_path):
     eval_set = evaluator.eval_set(rows, evaluator.encoder.rows(rows)[0])
     predictions = evaluator.predict("student", found.load(), eval_set)
     expected = evaluator.summary(predictions, rows, resamples=1)
-    name = write_harness_task(found, rows, tmp_path / "task")
+    manifest = {"finished": "2026-11-30T12:00:00+00:00", "answering": 1.5, "versions": {"transformers": "5.0"}}
+    name = write_harness_task(found, rows, tmp_path / "task", Recorded("sft/seed-0", expected, manifest))
     model = HFLM(pretrained=str(found.folder), device="cpu", batch_size=4)
     manager = TaskManager(include_path=str(tmp_path / "task"), include_defaults=False)
     results = lm_eval.simple_evaluate(model=model, tasks=[name], task_manager=manager, bootstrap_iters=0)
@@ -72,6 +73,26 @@ def test_the_harness_gives_the_same_score_to_the_digit(case, tmp_path):
     wanted = {key: score["value"] for key, score in expected.items() if "/" not in key and key != "nll"}
     assert {key: measured[key] for key in wanted} == wanted
     assert 0 < wanted[evaluator.task.metric] < 1, "a score that a harness without answers would not give"
+    written = json.loads((tmp_path / "task" / "results.json").read_text())
+    assert_as_the_harness_writes(written, json.loads(json.dumps(results, default=str)), name)
+
+
+def assert_as_the_harness_writes(written: dict, harness: dict, name: str) -> None:
+    """results.json has the keys and values of the harness, and its own printer reads it."""
+    from lm_eval.utils import make_table
+
+    same = ("results", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
+    assert {key: written[key] for key in same} == {key: harness[key] for key in same}
+    about_the_machine = {"model_source", "model_name", "model_name_sanitized", "total_evaluation_time_seconds"}
+    assert set(written) - about_the_machine <= set(harness), "what the command line adds aside"
+    functions = ("custom_dataset", "process_results", "metric_list", "metadata")
+    ours, theirs = written["configs"][name], harness["configs"][name]
+    assert {key: ours[key] for key in ours if key not in functions} == {
+        key: theirs[key] for key in ours if key not in functions
+    }
+    assert [line["metric"] for line in ours["metric_list"]] == [line["metric"] for line in theirs["metric_list"]]
+    assert make_table(written) == make_table(harness)
+    assert written["date"] == 1796040000 and written["model_name_sanitized"] == "small__sft__seed-0"
 
 
 def test_the_task_scores_given_answers_as_the_library_does(tmp_path):

@@ -172,6 +172,13 @@ def test_the_task_for_the_harness_comes_with_the_command_that_runs_it(run, comma
     assert (
         f"pretrained={run / 'distill' / name} --tasks tutelage_recipe --include_path {tmp_path / 'task'}" in command.out
     )
+    results = json.loads((tmp_path / "task" / "results.json").read_text())
+    recorded = json.loads((run / "evaluate" / name / "scores.json").read_text())
+    assert results["results"]["tutelage_recipe"]["accuracy,none"] == recorded["accuracy"]["value"]
+    assert results["model_name"] == f"recipe/{name}" and str(tmp_path) not in json.dumps(results)
+    shutil.rmtree(run / "evaluate" / name)
+    assert command("export", run / STUDENT, "--to", "lm-eval", "--output", tmp_path / "unscored") == 0
+    assert not (tmp_path / "unscored" / "results.json").exists()
     alone = shutil.copytree(run / STUDENT, tmp_path / "alone" / "student")
     assert command("export", alone, "--to", "lm-eval", "--output", tmp_path / "other") == 2
     assert "lies in no run folder" in command.err

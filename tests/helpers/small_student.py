@@ -41,7 +41,7 @@ def small_student(
     shape = {"hidden": 64, "vocab_size": len(tokenizer), "initializer_range": 0.1, **ids}
     model = tiny_model(arch=arch, **{**shape, **config})
     section = Data(**(data or {"template": "{text}"}))
-    encoder = make_encoder(section, tokenizer)
+    encoder = make_encoder(section, tokenizer, Task(**task))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for row in [encoder.row(example) for example in rows] * passes:
         labels = torch.tensor([[-100] * len(row.prompt) + row.answer])

@@ -26,6 +26,7 @@ from tutelage.models.load import load_model
 from tutelage.models.save import save_student
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Model
 from tutelage.run.manifest import Work
+from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.sources import CachedTeacher, LiveTeacher
 from tutelage.training import callbacks, distillation
 from tutelage.training.distillation import Distillation, restart_only
@@ -169,6 +170,10 @@ def test_a_killed_cache_continues_at_its_last_whole_shard(tmp_path):
     (tmp_path / "killed" / "checkpoint-1" / "shard-00002.safetensors.part").write_bytes(b"half")
     first = tmp_path / "killed" / "checkpoint-1" / "shard-00000.safetensors"
     written = first.stat().st_mtime_ns
+    builder = CacheBuilder(
+        tmp_path / "killed", rows, vocabulary=VOCABULARY, pad_id=PAD, dtype=torch.float32, shard_rows=4
+    )
+    assert builder.done_before("checkpoint-1") == 8
     again = cached(tmp_path / "killed", models, rows)
     assert first.stat().st_mtime_ns == written
     assert again.nll("checkpoint-1") == pytest.approx(whole.nll("checkpoint-1"))

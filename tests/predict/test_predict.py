@@ -158,6 +158,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(folder, command, tmp_pa
     other = [*words[:-1], "--defer-below", "0.5", "--output", tmp_path / "a.csv"]
     assert command(*other) == 2 and "unfinished answers of another command" in command.err
     assert command(*words, tmp_path / "a.csv") == 0
+    assert "rows: 1, resumed at 4, in" in command.err
     assert asked == [2, 2, 1] and [path.name for path in tmp_path.glob("a.csv*")] == ["a.csv"]
     assert command(*words, tmp_path / "whole.csv") == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()

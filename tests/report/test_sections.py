@@ -14,6 +14,7 @@ from tutelage.analysis.run_results import read_results
 from tutelage.report.charts import cascade_chart, curves, reliability_diagram
 from tutelage.report.page import slice_value
 from tutelage.report.sections_slices import slice_table
+from tutelage.run.manifest import folder_fingerprint
 from tutelage.stages.diagnose import diagnose
 from tutelage.stages.report import build_report, inputs
 from tutelage.utils.files import write_jsonl
@@ -463,3 +464,53 @@ def test_the_page_is_stale_when_its_inputs_change(run, name):
 def test_results_without_a_diagnosis_are_empty(tmp_path):
     results = read_results(tmp_path)
     assert results.slices == {} and results.summary == {}
+
+
+def write_export(run: Path, precision: str, difference: tuple[float, float, float], student: str = MAIN) -> None:
+    """What `tutelage export --verify` leaves in a run."""
+
+    def served(runtime: str, size: int, value: float, milliseconds: float) -> dict:
+        return {
+            "runtime": runtime,
+            "versions": {},
+            "scores": {"accuracy": {"value": value, "low": value - 0.05, "high": value + 0.05}},
+            "bytes": size,
+            "loading_seconds": 1.0,
+            "row_ms": {"median": milliseconds, "p90": 2 * milliseconds},
+            "row_ms_together": milliseconds / 4,
+            "peak_memory": 3 * size,
+        }
+
+    record = {
+        **{"model": student, "student": folder_fingerprint(str(run / "distill" / student))},
+        **{"format": "gguf", "precision": precision, "threads": 1, "rows": 40, "at_once": 32, "metric": "accuracy"},
+        **{"original": served("transformers", 200_000_000, 0.8, 400.0), "row_metric": "accuracy"},
+        **{"exported": served("llama.cpp", 50_000_000, 0.75, 80.0), "same_answers": 38},
+        "difference": dict(zip(("value", "low", "high"), difference, strict=True)),
+    }
+    write(run / "export" / student / f"gguf-{precision}.json", record)
+
+
+def test_a_verified_export_is_on_the_page_with_what_was_measured(run):
+    write_models(run)
+    before = inputs(run)
+    write_export(run, "q8_0", (-0.02, -0.06, 0.02))
+    assert inputs(run) != before, "the next `tutelage report` writes the page anew"
+    page = page_of(run)
+    assert page.sections.index("deploy") == page.sections.index("scores") + 1
+    text = page.text.replace("\u00a0", " ")
+    assert "What you deploy gguf q8_0" in text and f"{MAIN} and its exports answered the same 40 test rows" in text
+    student = "Student transformers 0.800 [0.750, 0.850] – 100 % 200 MB 400 ms 100 ms 600 MB"
+    export = "gguf q8_0 llama.cpp 0.750 [0.700, 0.800] −0.020 [−0.060, +0.020] 95 % 50 MB 80 ms 20 ms 150 MB"
+    assert student in text and export in text
+    assert "No export scores significantly less than the student." in text
+
+
+def test_an_export_that_lost_score_is_named_and_one_of_another_student_is_not(run):
+    write_models(run)
+    write_export(run, "q4_0", (-0.1, -0.15, -0.05))
+    text = page_of(run).text
+    assert "gguf q4_0 scores significantly less than the student." in text and "No export scores" not in text
+    save_file({"w": np.ones(1000, np.float32)}, run / "distill" / MAIN / "model.safetensors")  # trained again
+    folder_fingerprint.cache_clear()  # as in another process
+    assert "deploy" not in page_of(run).sections

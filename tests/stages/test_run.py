@@ -58,6 +58,12 @@ CELL = "run/distill/scd-aw/seed-0"
 TEACHER_AND_ANCHOR = ("prepare", "teach", "anchor", "cache")
 
 
+def test_a_log_says_when_work_begins_and_not_that_it_would(command, tmp_path):
+    recipe = make_project(tmp_path)
+    assert command("prepare", recipe) == 0 and command.err.count("prepare: begins") == 1
+    assert command("prepare", recipe) == 0 and "begins" not in command.err
+
+
 def test_scores_have_every_model_metric_and_interval(finished):
     scores = json.loads((finished / "run/evaluate/scores.json").read_text())
     assert (scores["task"], scores["metric"], scores["split"], scores["rows"]) == (

@@ -202,6 +202,7 @@ def test_an_interrupted_stage_answers_no_row_twice(tmp_path, command, monkeypatc
     most = 3
     assert command("silver", recipe) == 0
     assert answered == [8, 8, 4]
+    assert "teacher's answers: 4, resumed at 16, in" in command.err
     names = ["answers.jsonl", "manifest.json", "silver.json", "train.arrow", "train.index.safetensors"]
     assert sorted(path.name for path in (tmp_path / "run/silver").iterdir()) == names
     assert read_json(tmp_path / "run/silver/silver.json")["kept"] == 20

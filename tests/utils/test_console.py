@@ -1,9 +1,12 @@
 """What is printed: tables of text from data."""
 
+import io
 import re
 
 import pytest
+from rich.console import Console
 
+from tutelage.utils import console
 from tutelage.utils.console import Screen, print_table, visible
 
 
@@ -54,6 +57,58 @@ def test_steps_before_a_resume_are_not_counted(capsys):
             for done in reports:
                 on_step(done, 10)
         assert f"train: {words}" in capsys.readouterr().err
+
+
+class Clock:
+    """In place of the module time."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(console, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_line_a_minute_where_there_is_no_terminal_with_the_speed_of_new_steps(capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    with Screen().steps("train") as on_step:
+        clock.now += 10  # the model is loaded
+        on_step(100, 400)
+        for done in range(101, 131):
+            clock.now += 3
+            on_step(done, 400)
+    # 20 new steps after 60 s; 280 to go, of 3 s each. The last line has the 10 s in it.
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 117 of 400 steps, 3.0 s each, about 14 min left",
+        "train: 30 steps, resumed at step 100, in 100.0 s",
+    ]
+
+
+def test_rows_that_were_done_before_say_nothing_about_the_speed(capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    with Screen().progress("rows", 10_000, 9_000) as advance:
+        for _ in range(4):
+            clock.now += 30
+            advance(100)
+    assert capsys.readouterr().err.splitlines() == [
+        "rows: 9,200 of 10,000, 3 a second, about 4 min left",
+        "rows: 9,400 of 10,000, 3 a second, about 3 min left",
+        "rows: 1,000, resumed at 9,000, in 120.0 s",
+    ]
+
+
+def test_a_bar_after_a_resume_starts_where_the_work_does(monkeypatch):
+    clock, screen = Clock(monkeypatch), Screen()
+    screen.console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with screen.steps("train") as on_step:
+        on_step(100, 400)
+        clock.now += 50  # rich itself forgets what is more than 30 s ago
+        on_step(101, 400)
+        screen.console.file.truncate(0)
+        on_step(101, 400)
+    shown = screen.console.file.getvalue()
+    assert "101/400" in shown and "50.0 s each, about 4 h 9 min left" in shown
 
 
 @pytest.mark.parametrize(

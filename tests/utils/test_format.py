@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tutelage.records import Interval
+from tutelage.utils.console import rough_duration
 from tutelage.utils.format import (
     code_block,
     duration,
@@ -14,7 +15,6 @@ from tutelage.utils.format import (
     p_value,
     parameter_count,
     percent,
-    rough_duration,
     short_count,
     short_time,
     signed,

@@ -47,6 +47,7 @@ INPUTS = (
     "distill/*/*/validation_rows.jsonl",
     "distill/*/*/manifest.json",
     "diagnose/*.json*",
+    "export/*/*/*.json",
     "*/manifest.json",
     "evaluate/**/manifest.json",
     "compare/index.html",

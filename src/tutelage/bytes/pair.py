@@ -34,10 +34,10 @@ class Pair:
     def of(cls, recipe: Recipe) -> Pair:
         """The pair of a recipe. Raises ModelError for different tokenizers with `cache.form: states`."""
         teacher, student = load_tokenizer(recipe.teacher), load_tokenizer(recipe.student)
-        encoder, form = make_encoder(recipe.data, student), recipe.cache.form
+        encoder, form = make_encoder(recipe.data, student, recipe.task), recipe.cache.form
         if form == "states" or same_vocabularies(teacher, student):
             return cls(encoder, None, check_vocabularies(teacher, student), form == "bytes")
-        return cls(encoder, make_encoder(recipe.data, teacher), vocabulary_of(student), True)
+        return cls(encoder, make_encoder(recipe.data, teacher, recipe.task), vocabulary_of(student), True)
 
     def readers(
         self, examples: Sequence[Example], student: Sequence[EncodedRow], teacher: Sequence[EncodedRow]
@@ -49,7 +49,7 @@ class Pair:
         sides = (("student", self.student, student), ("teacher", self.teacher or self.student, teacher))
         found = []
         for role, encoder, rows in sides:
-            texts = (encoder.answer_prefix + example.answer for example in examples)
+            texts = (encoder.answer_text(example.answer) for example in examples)
             ids = (row.answer for row in rows)
             found.append(byte_reader(encoder.tokenizer, zip(texts, ids, strict=True), role))
         return found[0], found[1]

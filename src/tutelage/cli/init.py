@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.cli.guess_columns import Guess, guess_rows
-from tutelage.cli.recipe_settings import guess_settings
+from tutelage.cli.recipe_settings import Settings, guess_settings
 from tutelage.cli.recipe_text import recipe_text
 from tutelage.data.columns import accepted_answers, map_columns
 from tutelage.data.readers import ENDINGS, SPLIT_NAMES, PlacedRow, Row, find_files, read_rows
@@ -24,7 +24,7 @@ from tutelage.data.splits import normalised, passages_of
 from tutelage.doctor.data_checks import FEW_SCORED_ROWS
 from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
 from tutelage.errors.secrets import has_secret
-from tutelage.errors.wording import SPLIT_WORDS
+from tutelage.errors.wording import SHOWN, SPLIT_WORDS
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.schema import Data
 from tutelage.records import SPLITS
@@ -103,11 +103,21 @@ def initialise(
         section["unlabelled"] = str(unlabelled)
     teacher = teacher or (base_of(str(checkpoints)) if checkpoints else None)
     settings = guess_settings(section, guess, teacher, student, rows, path, written.missing)
+    written.found += _long_labels(settings)
     settings.checkpoints = str(checkpoints) if checkpoints else None
     written.text = recipe_text(path, guess, settings)
     write_text(path, written.text, new=True)
     load_recipe(path)
     return written
+
+
+def _long_labels(settings: Settings) -> list[str]:
+    """That labels take many tokens, and what to do about it."""
+    tokens = settings.long_labels.tokens if settings.long_labels else {}
+    listed = ", ".join(f"{label!r} {count}" for label, count in list(tokens.items())[:SHOWN])
+    more = ", ..." if len(tokens) > SHOWN else ""
+    advice = "task.verbalizers in the recipe, written as a comment, gives them short forms"
+    return [f"labels of many tokens ({listed}{more}): {advice}"] if tokens else []
 
 
 def _refuse_existing(path: Path) -> None:

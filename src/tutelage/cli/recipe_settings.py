@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage.cli.guess_columns import Guess
 from tutelage.data.contents.languages import language_fractions, main_language
@@ -18,7 +19,12 @@ from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example
 from tutelage.run.live_reader import is_pruned, layer_sizes, parameters
 from tutelage.tasks import template_for
-from tutelage.utils.format import parameter_count, rough_duration
+from tutelage.tasks.verbalizers import LongLabels, long_labels
+from tutelage.utils.console import rough_duration
+from tutelage.utils.format import parameter_count
+
+if TYPE_CHECKING:
+    from tutelage.data.encode import Encoder
 
 MANY_LABELS = 20
 """Labels above which neither recipe nor prompt lists them."""
@@ -79,6 +85,8 @@ class Settings:
     labels: list[str] = field(default_factory=list)
     lengths: Lengths | None = None
     """None if the rows cannot be read."""
+    long_labels: LongLabels | None = None
+    """Labels that are worth a short form; None if there is no tokenizer here."""
     batch: int = 8
     """Rows of a forward pass; without lengths, those that fit with 256 tokens each."""
     step_rows: int = BATCH
@@ -217,7 +225,10 @@ def _set_by_rows(settings: Settings, rows: Rows, guess: Guess, missing: list[str
             " label? data.columns={label: ...} says which"
         )
     examples = [example for split in SPLITS for example in rows.examples[split]]
-    lengths, counted = _token_counts(_recipe(settings, guess), examples)
+    encoders = _encoders(_recipe(settings, guess))
+    lengths, counted = _token_counts(encoders, examples)
+    if encoders and rows.labels and guess.task != "ner":
+        settings.long_labels = long_labels({label: _most_tokens(encoders, label) for label in rows.labels})
     typical = sorted(lengths)[int(0.9 * (len(lengths) - 1))]
     settings.lengths = Lengths(max(lengths), typical, counted)
     train = len(rows.examples["train"])
@@ -227,25 +238,32 @@ def _set_by_rows(settings: Settings, rows: Rows, guess: Guess, missing: list[str
     settings.epochs_per_stage = 0.5 if train > 20_000 else 1.0 if train > 5_000 else 2.0
 
 
-def _token_counts(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[int], bool]:
-    """Tokens of every row, and whether they were counted: by the teacher or the student, whichever needs more."""
+def _encoders(recipe: Recipe) -> list[Encoder]:
+    """Those of teacher and student, as far as they are on this machine; one if they have the same tokenizer."""
     from tutelage.data.encode import make_encoder
     from tutelage.models.load import load_tokenizer, same_vocabularies
 
-    tokenizers: list[Any] = []
-    counts: list[list[int]] = []
+    encoders: list[Encoder] = []
     for model in (recipe.teacher, recipe.student):
         if not Path(model.model_name_or_path).is_dir():
             continue
-        try:
+        with suppress(UserError, ValueError):  # doctor says what is wrong with the tokenizer
             tokenizer = load_tokenizer(model)
-            if any(same_vocabularies(counted, tokenizer) for counted in tokenizers):
-                continue
-            encoder = make_encoder(recipe.data, tokenizer)
+            if not any(same_vocabularies(encoder.tokenizer, tokenizer) for encoder in encoders):
+                encoders.append(make_encoder(recipe.data, tokenizer, recipe.task))
+    return encoders
+
+
+def _token_counts(encoders: Sequence[Encoder], examples: Sequence[Example]) -> tuple[list[int], bool]:
+    """Tokens of every row by the tokenizer that needs more, and whether they were counted."""
+    counts = []
+    for encoder in encoders:
+        with suppress(UserError, ValueError):  # a chat template that refuses a row, which doctor reports
             counts.append([len(encoder.prompt(e)) + len(encoder.answer(e.answer)) for e in examples])
-            tokenizers.append(tokenizer)
-        except (UserError, ValueError):
-            pass  # doctor says what is wrong with the tokenizer
     if counts:
         return [max(lengths) for lengths in zip(*counts, strict=True)], True
     return [-(-len(f"{prompt_text(e.prompt)} {e.answer}".encode()) // 2) + 2 for e in examples], False
+
+
+def _most_tokens(encoders: Sequence[Encoder], label: str) -> int:
+    return max(len(encoder.answer(label)) - 1 for encoder in encoders)

@@ -36,7 +36,20 @@ def _task(guess: Guess, settings: Settings) -> list[str]:
         lines.append(f"  labels: {_value(labels)}")
     elif labels:
         lines.append(f"  # labels: the {len(labels)} of the training rows; a list here would be the allowed set")
-    return lines
+    return [*lines, *_verbalizers(settings)]
+
+
+def _verbalizers(settings: Settings) -> list[str]:
+    """Short forms to switch on where labels take many tokens."""
+    found = settings.long_labels
+    if not found or not found.tokens:
+        return []
+    tokens = f"{min(found.tokens.values())} to {max(found.tokens.values())} tokens"
+    forms = _value(found.forms) if len(found.forms) <= MANY_LABELS else "{LABEL: SHORT, ...}"
+    return [
+        f"  # {len(found.tokens)} labels take {tokens}: models can write short forms, and outputs have the labels",
+        f"  # verbalizers: {forms}",
+    ]
 
 
 def _data(settings: Settings) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from tutelage.compare.cells import Cell
 from tutelage.errors import UserError
+from tutelage.run.threads import fix_threads
 
 CellTask = Callable[[Cell], object]
 """Trains and scores a cell; what it prints goes to the cell's log. Picklable: it is called in another process."""
@@ -130,9 +131,7 @@ def _run(task: CellTask, cell: Cell, pipe: Connection, log: Path, threads: int, 
         os.environ["CUDA_VISIBLE_DEVICES"] = device
 
     def with_threads(given: Cell) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
+        fix_threads(threads)
         task(given)
 
     if (error := run_task(with_threads, cell)) is not None:

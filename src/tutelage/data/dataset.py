@@ -34,6 +34,7 @@ from tutelage.recipe.schema import Data, Recipe, Task
 from tutelage.records import SPLITS, Example
 from tutelage.tasks.ner import entities_from_answer
 from tutelage.tasks.qa import one_line
+from tutelage.tasks.verbalizers import label_problems
 from tutelage.utils.console import no_progress
 from tutelage.utils.digests import DigestSet, as_array, digest, digests, repeated
 from tutelage.utils.spool import Mapped, Picked
@@ -96,6 +97,7 @@ def load_rows(
         examples = examples if choice else _on_one_line(examples, notes)
     if examples["train"]:
         problems += _label_problems(examples, task.type, labels, choice)
+        problems += _verbalizer_problems(examples, task, labels if choice or task.type != "qa" else None)
     ids = {split: chosen[split].ids for split in SPLITS}
     seen = np.concatenate([*ids.values(), *(chosen[split].left_out for split in SPLITS)])
     problems += _id_problems(raw, data) if problems or len(repeated(seen)) else []
@@ -238,6 +240,15 @@ def _label_problems(
             for label in sorted(unknown)
         ]
     return problems
+
+
+def _verbalizer_problems(
+    examples: Mapping[str, Sequence[Example]], task: Task, labels: list[str] | None
+) -> list[Problem]:
+    """Short forms that do not fit the labels, those of single rows included."""
+    forms = task.verbalizers
+    own = (label for split in SPLITS for example in examples[split] for label in example.labels or ())
+    return label_problems(forms, labels, own) if forms else []
 
 
 # --- rows ---

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from tutelage.errors import DataError, Kind, Problem, RowsError
 from tutelage.errors.wording import first_line
-from tutelage.recipe.schema import Data
+from tutelage.recipe.schema import Data, Task
 from tutelage.records import SPLITS, Example
+from tutelage.tasks.verbalizers import Verbalizers
 
 BATCH_ROWS, BATCH_CHARACTERS = 256, 100_000
 """Rows, and characters of theirs, that are tokenized at once."""
@@ -69,6 +70,8 @@ class Encoder:
     answer_prefix: str = " "
     max_length: int = 1024
     too_long: Literal["error", "drop", "truncate_prompt"] = "error"
+    verbalizers: Verbalizers = field(default_factory=Verbalizers)
+    """Short forms that stand for answers in tokens."""
 
     def prompt(self, example: Example, reserve: int = 0) -> list[int]:
         """Token ids of the prompt, with the tokenizer's beginning-of-sequence and never an end-of-sequence.
@@ -108,7 +111,11 @@ class Encoder:
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer: prefix, text, end-of-sequence."""
-        return [*self._ids([self.answer_prefix + text], False)[0], self.tokenizer.eos_token_id]
+        return [*self._ids([self.answer_text(text)], False)[0], self.tokenizer.eos_token_id]
+
+    def answer_text(self, text: str) -> str:
+        """An answer as the models write it: prefix, and the short form of a label that has one."""
+        return self.answer_prefix + self.verbalizers.written(text)
 
     def row(self, example: Example) -> EncodedRow:
         """An example as token ids; only `too_long: truncate_prompt` cuts it."""
@@ -116,7 +123,7 @@ class Encoder:
 
     def _together(self, examples: Sequence[Example]) -> list[EncodedRow]:
         prompts = self._prompts(examples)
-        answers = self._ids([self.answer_prefix + example.answer for example in examples], False)
+        answers = self._ids([self.answer_text(example.answer) for example in examples], False)
         rows = []
         for example, prompt, ids in zip(examples, prompts, answers, strict=True):
             answer = [*ids, self.tokenizer.eos_token_id]
@@ -205,16 +212,17 @@ class Subset(Sequence[EncodedRow]):
         return self.rows[int(self.indices[index])]
 
 
-def make_encoder(data: Data, tokenizer: Any) -> Encoder:
-    """The encoder that the data section of a recipe describes."""
+def make_encoder(data: Data, tokenizer: Any, task: Task | None = None) -> Encoder:
+    """The encoder that a recipe's sections describe. task: for the short forms of its labels, if it has any."""
     prefix = data.answer_prefix if data.answer_prefix is not None else ("" if data.chat_template else " ")
-    return Encoder(tokenizer, prefix, data.max_length, data.too_long)
+    verbalizers = Verbalizers(task.verbalizers if task else {})
+    return Encoder(tokenizer, prefix, data.max_length, data.too_long, verbalizers)
 
 
-def fitting_test(data: Data, load_tokenizer: Callable[[], Any]) -> Callable[[Example], bool] | None:
+def fitting_test(data: Data, task: Task, load_tokenizer: Callable[[], Any]) -> Callable[[Example], bool] | None:
     """Whether a row is short enough to be sampled; None where no row is left out of a sample for its length."""
     sampled = any(getattr(data, f"max_{split}_rows") for split in SPLITS)
-    return make_encoder(data, load_tokenizer()).fits if sampled and data.too_long == "drop" else None
+    return make_encoder(data, load_tokenizer(), task).fits if sampled and data.too_long == "drop" else None
 
 
 def check_not_emptied(left: Mapping[str, int], examples: Mapping[str, Sequence[Example]], max_length: int) -> None:

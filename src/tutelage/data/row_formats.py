@@ -40,6 +40,7 @@ from tutelage.records import Example
 from tutelage.tasks import template_for
 from tutelage.tasks.ner import NO_ENTITIES, answer_from_entities
 from tutelage.tasks.qa import choice_letters, render_choices
+from tutelage.tasks.verbalizers import Verbalizers
 
 Turns = list[dict[str, str]]
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -163,7 +164,7 @@ def _prompt(
     prompt = content.prompt
     if data.template or prompt is None:
         template = data.template or template_for(task.type, language, mapped.row_format == "choice")
-        values = mapped.template_values | content.fields | {"labels": ", ".join(labels or [])}
+        values = mapped.template_values | content.fields | {"labels": _listed(labels, task)}
         prompt = _render(template, values, mapped.gold)
         context = _text_or_none(mapped.row.get("context"))
         if not data.template and mapped.row_format == "choice" and context:
@@ -182,6 +183,11 @@ def with_system(turns: Turns, data: Data) -> Turns:
     """The turns, with the system message of the recipe in front unless they begin with one."""
     system = [{"role": "system", "content": data.system}] if data.system and turns[0]["role"] != "system" else []
     return [*system, *turns]
+
+
+def _listed(labels: list[str] | None, task: Task) -> str:
+    """The label set as the models read it."""
+    return ", ".join(map(Verbalizers(task.verbalizers).written, labels or []))
 
 
 def _render(template: str, values: Row, gold: frozenset[str]) -> str:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import yaml
-
 from tutelage.data.contents.languages import language_fractions, main_language
 from tutelage.data.contents.words import stands_whole
 from tutelage.data.dataset import Rows, load_rows
@@ -24,7 +22,7 @@ from tutelage.data.splits import normalised, prompt_key, prompt_text
 from tutelage.doctor.checks import Check
 from tutelage.errors import DataError, Kind, ModelError, Problem, RowsError
 from tutelage.recipe.schema import Recipe
-from tutelage.recipe.yaml_text import Dumper
+from tutelage.recipe.yaml_text import on_one_line
 from tutelage.records import SPLITS, Example
 from tutelage.tasks.metrics import base_language, look_alikes, normalize_surface
 from tutelage.tasks.ner import entities_from_answer
@@ -67,6 +65,7 @@ _CHECKS: dict[str, tuple[Kind, ...]] = {
     ),
     "answers": (Kind.ANSWER_EMPTY, Kind.CHAT_ANSWER_MISSING),
     "labels": (Kind.LABEL_OUTSIDE_SET, Kind.LABEL_NOT_SINGLE, Kind.LABELS_NOT_LISTED),
+    "verbalizers": (Kind.VERBALIZERS_UNSUITABLE, Kind.VERBALIZER_LABEL_UNKNOWN, Kind.VERBALIZER_IS_LABEL),
     "entities": (
         *(Kind.ENTITY_INCOMPLETE, Kind.ENTITY_NOT_WRITABLE, Kind.ENTITY_NOT_IN_TEXT, Kind.ENTITY_OFFSETS_OUTSIDE),
         *(Kind.ENTITY_OFFSETS_WRONG, Kind.OFFSETS_UNCLEAR, Kind.ENTITIES_UNREADABLE),
@@ -79,6 +78,7 @@ _CHANGES: dict[str, str] = {
     "columns": "data.columns={OURS: THEIRS}",
     "ids": "data.columns={id: ANOTHER_COLUMN}",
     "template": 'data.template="{A_COLUMN} ..."',
+    "verbalizers": "task.verbalizers={LABEL: SHORT}",
 }
 """The line to change where a problem names none; for all other checks, the line that names the file."""
 
@@ -109,7 +109,7 @@ def _fitting(recipe: Recipe) -> Callable[[Example], bool] | None:
     from tutelage.models.load import load_tokenizer
 
     with suppress(ModelError):
-        return fitting_test(recipe.data, lambda: load_tokenizer(recipe.student))
+        return fitting_test(recipe.data, recipe.task, lambda: load_tokenizer(recipe.student))
     return None
 
 
@@ -142,8 +142,7 @@ def _all_labels(known: Sequence[str], unknown: Sequence[str]) -> str:
     labels = [*known, *dict.fromkeys(unknown)]
     if len(labels) > MANY_LABELS:
         return "task.labels=[ALL, OF, THEM]"
-    listed = yaml.dump(labels, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000).strip()
-    return f"task.labels={listed}"
+    return f"task.labels={on_one_line(labels)}"
 
 
 # --- rows that can be read ---

@@ -124,8 +124,10 @@ def _timing_run(
     """Losses after a few steps, and the checks of the budget."""
     from tutelage.doctor.cost_estimate import check_budget
     from tutelage.doctor.timing_run import TimingRun
+    from tutelage.run.threads import settle_threads
     from tutelage.tasks import make_task
 
+    settle_threads(say)
     task = make_task(recipe.task, rows.labels, choice=rows.choice)
     try:
         timings = TimingRun(recipe, fitting, task, folder, count).run(say)

@@ -18,12 +18,14 @@ from tutelage.data.encode import Encoder, Misfits, check_not_emptied
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
 from tutelage.data.unlabelled import differences, load_fitting, notes_of
 from tutelage.doctor.checks import Check, argument_line, failed
-from tutelage.doctor.data_checks import data_line
+from tutelage.doctor.data_checks import MANY_LABELS, data_line
 from tutelage.errors import DataError, Kind, ModelError, UserError
 from tutelage.models.load import longest_context
 from tutelage.recipe.schema import Recipe
+from tutelage.recipe.yaml_text import on_one_line
 from tutelage.records import SPLITS, Example
 from tutelage.run.checkpoints import list_checkpoints
+from tutelage.tasks.verbalizers import KEY, LONG, long_labels
 from tutelage.teacher.build_cache import predicted_size, predicted_size_of_bytes
 from tutelage.utils.spool import Picked
 
@@ -104,6 +106,8 @@ def check_fit(rows: Rows, recipe: Recipe, pair: Pair, scratch: Path) -> tuple[Fi
         check, count = _unlabelled(rows, recipe, fitting)
         fitting, checks = replace(fitting, unlabelled=count), [*checks, check]
     checks += [_positions(fitting, recipe), _answer_lengths(fitting, recipe), _answers_as_tokens(fitting)]
+    if rows.labels and recipe.task.type != "ner":
+        checks.append(_label_tokens(fitting, rows))
     checks += [_steps(fitting, recipe), *_cache_size(fitting, recipe)]
     return fitting, checks
 
@@ -233,13 +237,31 @@ def _answers_as_tokens(fitting: FittingRows) -> Check:
     for example in islice(examples, DECODED_ROWS):
         ids = encoder.answer(example.answer)[:-1]
         text = encoder.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if text.split() != (encoder.answer_prefix + example.answer).split():
+        if text.split() != encoder.answer_text(example.answer).split():
             changed.append((example.answer, text.strip()))
     name, numbers = "answers_as_tokens", {"answers": min(DECODED_ROWS, len(examples)), "changed": len(changed)}
     if not changed:
         return Check(name, "models", "passed", numbers=numbers)
     change, details = "teacher.model_name_or_path=ANOTHER_FAMILY", {"example": changed[0]}
     return Check(name, "models", "look", Kind.ANSWERS_NOT_WRITABLE, numbers, change, details=details)
+
+
+def _label_tokens(fitting: FittingRows, rows: Rows) -> Check:
+    """How many tokens labels take, and short forms for those that take many."""
+    encoder, labels = fitting.encoder, rows.labels or []
+    given, tokens = encoder.verbalizers.forms, {label: len(encoder.answer(label)) - 1 for label in labels}
+    found = long_labels(tokens, given.values())
+    numbers = {
+        "labels": len(labels),
+        "longest": max(tokens.values()),
+        "long": len(found.tokens),
+        "tokens": found.tokens,
+    }
+    if not found.tokens:
+        return Check("label_tokens", "data", "passed", numbers=numbers)
+    forms = {**given, **found.forms}
+    change = f"{KEY}={on_one_line(forms)}" if len(forms) <= MANY_LABELS else f"{KEY}={{LABEL: SHORT, ...}}"
+    return Check("label_tokens", "data", "look", Kind.LABELS_LONG, numbers, change, details={"least": LONG})
 
 
 # --- steps and disk ---

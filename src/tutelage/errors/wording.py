@@ -93,6 +93,8 @@ _HEADINGS: dict[Kind, Text] = {
     Kind.ENTITY_NOT_IN_TEXT: "entities that are not in their text",
     Kind.ENTITIES_UNREADABLE: "answers that are not entities (`TYPE: text` lines, or `none`)",
     Kind.LABEL_OUTSIDE_SET: "labels outside the set; add them to task.labels, or leave the rows out",
+    Kind.VERBALIZER_LABEL_UNKNOWN: "short forms of labels that the rows do not have",
+    Kind.VERBALIZER_IS_LABEL: "short forms that are other labels",
     Kind.ID_REPEATED: "repeated ids; give every row its own id, or none",
     Kind.ROW_IN_TWO_SPLITS: lambda v: (
         f"{SPLIT_WORDS[v['split']]} rows that are also {v['other_split']} rows; remove them, or write data.overlap=drop"

@@ -292,6 +292,16 @@ ANSWERS: dict[Kind, Text] = {
         "`labels` holds {found!r}, and must be a list of the answers allowed on the row. If it is the gold label, write"
         " data.columns={{label: labels}}; to ignore it, map it to an unused name, data.columns={{unused: labels}}"
     ),
+    Kind.VERBALIZERS_UNSUITABLE: (
+        "{key}: short forms are for a closed set of answers, and these rows have free answers; leave {key} out"
+    ),
+    Kind.VERBALIZER_LABEL_UNKNOWN: lambda v: (
+        f"{v['key']}: {v['label']!r} is no label of these rows{_maybe(v['near'] and repr(v['near']))}; write a label as"
+        f" it stands in the rows: {', '.join(map(repr, v['labels'][:SHOWN]))}{', ...' * (len(v['labels']) > SHOWN)}"
+    ),
+    Kind.VERBALIZER_IS_LABEL: (
+        "{key}: the short form {form!r} of {label!r} reads as the label {other!r}; choose a form that is no other label"
+    ),
     Kind.CHOICES_NOT_A_LIST: 'choices must be a list, ["one", "two"], found {found!r}',
     Kind.CHOICES_COUNT: (
         "the question has {count} choices, and choices are answered by one letter, A to Z. Give 1 to 26 choices, or use"

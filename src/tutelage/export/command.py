@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
 from tutelage.export.formats import FORMATS, check_possible, write_export
-from tutelage.export.harness import write_harness_task
-from tutelage.export.verify import keep, refuse_drop, show, test_rows, verify
+from tutelage.export.harness import recorded, write_harness_task
+from tutelage.export.verify import keep, name_in, refuse_drop, show, test_rows, verify
 from tutelage.predict.find_model import FoundModel, find_model, run_of
 from tutelage.recipe.load import load_recipe
 from tutelage.run.run_folder import RunFolder
+from tutelage.run.threads import settle_threads
 from tutelage.utils.console import Screen, out
 from tutelage.utils.files import size_on_disk
 from tutelage.utils.format import file_size
@@ -32,8 +31,14 @@ def export_task(folder: Path, output: Path | None = None) -> Path:
     output = output or Path(f"{found.usage['run']}-{LM_EVAL}")
     if output.exists():
         raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
-    name = write_harness_task(found, test_rows(run, found), output)
-    Screen().say(f"{output}: task {name}. With `pip install 'tutelage[lm-eval]'`, in the precision of `evaluate`:")
+    scored = recorded(run, name_in(run, found.fingerprint))
+    name = write_harness_task(found, test_rows(run, found), output, scored)
+    screen = Screen()
+    if scored:
+        screen.say(
+            f"{output / 'results.json'}: the scores that `evaluate` recorded for {scored.model}, as lm_eval does"
+        )
+    screen.say(f"{output}: task {name}. With `pip install 'tutelage[lm-eval]'`, in the precision of `evaluate`:")
     out(f"lm_eval --model hf --model_args {_model_arguments(found, run)} --tasks {name} --include_path {output}")
     return output
 
@@ -76,7 +81,7 @@ def export(
     if run is None:
         screen.say(f"its score in {FORMATS[format].runtime} was not measured: --verify RUN does that")
         return output
-    verified = verify(exported, found, run, threads or torch.get_num_threads())
+    verified = verify(exported, found, run, threads or settle_threads(screen.say))
     keep(verified, exported, run)
     show(verified)
     if not accept_drop:

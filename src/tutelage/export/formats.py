@@ -107,7 +107,8 @@ def _write_gguf(found: FoundModel, predictor: Predictor, draft: Path, precision:
     text = modelfile(predictor.data, encoder, longest=evaluator.max_new_tokens, ends=ends)
     write_text(draft / "Modelfile", text)
     if evaluator.decoding == "labels" and evaluator.task.labels:
-        write_text(draft / "labels.gbnf", grammar_of(evaluator.task.labels, encoder.answer_prefix))
+        labels = list(map(encoder.verbalizers.written, evaluator.task.labels))
+        write_text(draft / "labels.gbnf", grammar_of(labels, encoder.answer_prefix))
     return written, ends
 
 
@@ -133,7 +134,7 @@ def _ends(model: Any, tokenizer: Any) -> list[int]:
 
 def _check_tokens(exported: Exported, evaluator: Evaluator, chat: bool) -> None:
     """Raises ModelError if the runtime reads texts, or the labels, in other tokens than the tokenizer."""
-    texts = [*CHECKED_TEXTS, *(evaluator.task.labels or [])]
+    texts = [*CHECKED_TEXTS, *map(evaluator.encoder.verbalizers.written, evaluator.task.labels or [])]
     asks = asks_for(evaluator, evaluator.eval_set([probe(text, chat=chat) for text in texts]))
     setting = setting_of(evaluator, asks, exported, threads=1)
     read = measure({"runtime": exported.runtime, "setting": setting, "asks": asks, "only_tokens": True})["tokens"]
@@ -170,6 +171,7 @@ def _about(found: FoundModel, predictor: Predictor, exported: Exported) -> dict[
         "task": predictor.task_section.type,
         "decoding": evaluator.decoding,
         "labels": evaluator.task.labels,
+        "verbalizers": predictor.task_section.verbalizers,
         "chat_template": predictor.data.chat_template,
         "answer_prefix": evaluator.encoder.answer_prefix,
         "max_new_tokens": evaluator.max_new_tokens,

@@ -15,6 +15,7 @@ from typing import Any
 from tutelage.records import Example
 from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
+from tutelage.tasks.verbalizers import Verbalizers
 
 FOLDER = Path(__file__).parent
 Answered = tuple[str, str]
@@ -22,11 +23,16 @@ Answered = tuple[str, str]
 
 
 @cache
+def _about() -> dict[str, Any]:
+    return json.loads((FOLDER / "task.json").read_text(encoding="utf-8"))
+
+
+@cache
 def _task() -> BaseTask:
     from tutelage.recipe.schema import Task
 
-    about = json.loads((FOLDER / "task.json").read_text(encoding="utf-8"))
-    return make_task(Task(**about["task"]), about["task"]["labels"], choice=about["choice"])
+    section = _about()["task"]
+    return make_task(Task(**section), section["labels"], choice=_about()["choice"])
 
 
 def load(**_: Any) -> dict[str, Any]:
@@ -39,7 +45,8 @@ def load(**_: Any) -> dict[str, Any]:
 
 def read_text(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Answered]:
     """The answer that a model wrote, for every metric."""
-    return dict.fromkeys(_names(), (doc["example"], results[0].strip()))
+    answer = Verbalizers(_about()["task"].get("verbalizers", {})).read(results[0].strip())
+    return dict.fromkeys(_about()["metrics"], (doc["example"], answer))
 
 
 def read_choice(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Answered]:
@@ -50,12 +57,7 @@ def read_choice(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> d
     means = [total / tokens for (total, _), tokens in zip(results, doc["tokens"], strict=True)]
     best = max(means)
     index = next(n for n, mean in enumerate(means) if mean > best - 1e-5)  # equal, as in models/label_scoring.py
-    return dict.fromkeys(_names(), (doc["example"], doc["labels"][index]))
-
-
-@cache
-def _names() -> tuple[str, ...]:
-    return tuple(json.loads((FOLDER / "task.json").read_text(encoding="utf-8"))["metrics"])
+    return dict.fromkeys(_about()["metrics"], (doc["example"], doc["labels"][index]))
 
 
 def _over_rows(metric: str) -> Callable[[Sequence[Answered]], float]:

@@ -13,13 +13,13 @@ from tutelage.records import Example
 
 def asks_for(evaluator: Evaluator, eval_set: EvalSet) -> list[Ask]:
     """A prompt for each example, in order."""
-    end = evaluator.encoder.tokenizer.eos_token_id
+    end, written = evaluator.encoder.tokenizer.eos_token_id, evaluator.encoder.verbalizers.written
     rows = zip(eval_set.examples, eval_set.prompts, eval_set.labels, eval_set.candidates, strict=True)
     return [
         {
             "ids": list(ids),
             "text": _text(evaluator.encoder, example, list(ids)),
-            "labels": labels,
+            "labels": list(map(written, labels)),
             "candidates": [[*candidate, end] for candidate in candidates],
         }
         for example, ids, labels, candidates in rows

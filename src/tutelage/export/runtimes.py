@@ -28,7 +28,7 @@ class Ask(TypedDict):
     """The same as text, for runtimes with a tokenizer of their own, which adds the beginning-of-sequence; None for a
     prompt whose start was cut."""
     labels: list[str]
-    """The allowed answers; empty where any text is one."""
+    """The allowed answers as the model writes them, short forms included; empty where any text is one."""
     candidates: list[list[int]]
     """The same as token ids, end-of-sequence included."""
 

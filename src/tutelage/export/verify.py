@@ -131,7 +131,7 @@ def _compared(
     before, after = ([task.score(a, e) for a, e in zip(answers, examples, strict=True)] for answers in parsed)
     estimate = paired_difference([after], [before])
     difference = widened(estimate.interval, estimate.rows, low=-1.0)
-    model = _name_in(run, found.fingerprint)
+    model = name_in(run, found.fingerprint)
     both = zip(_both(exported, found), parsed, measured, strict=True)
     served = [_served(*place, evaluator, examples, answers, part) for place, answers, part in both]
     return Verified(
@@ -156,10 +156,10 @@ def _compared(
 
 
 def _parsed(evaluator: Evaluator, examples: Sequence[Example], measured: Measured) -> list[Any]:
-    tokenizer, answers = evaluator.encoder.tokenizer, []
+    tokenizer, read, answers = evaluator.encoder.tokenizer, evaluator.encoder.verbalizers.read, []
     for example, reply in zip(examples, measured["replies"], strict=True):
         text = reply["text"] if "text" in reply else tokenizer.decode(reply["ids"], skip_special_tokens=True)
-        answers.append(evaluator.task.parse(text.strip(), example))
+        answers.append(evaluator.task.parse(read(text.strip()), example))
     return answers
 
 
@@ -193,7 +193,7 @@ def _round(milliseconds: Any) -> float:
     return round(float(milliseconds), 2)
 
 
-def _name_in(run: Path, fingerprint: str) -> str | None:
+def name_in(run: Path, fingerprint: str) -> str | None:
     """METHOD/seed-K of the student with this fingerprint."""
     for manifest in sorted(run.glob("distill/*/*/manifest.json")):
         if folder_fingerprint(str(manifest.parent)) == fingerprint:

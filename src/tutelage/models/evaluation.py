@@ -78,14 +78,17 @@ class Evaluator:
         return EvalSet(examples, rows, prompts, labels, [[encoded[label] for label in row] for row in labels])
 
     def answers(self, model: nn.Module, eval_set: EvalSet, on_rows: OnRows | None = None) -> list[Answer]:
-        """Raw answers in the order of the examples: greedy text, or the most probable of the row's labels.
+        """Raw answers in the order of the examples: greedy text, or the most probable of the row's labels. Short forms
+        of labels (`task.verbalizers`) are undone.
 
         The probability of a label is that of its text among all texts, not among the labels.
         """
         batching = {"batch_size": self.batch_size, "on_batch": on_rows}
         tokenizer = self.encoder.tokenizer
         if self.decoding == "generate":
-            return generate_answers(model, tokenizer, eval_set.prompts, max_new_tokens=self.max_new_tokens, **batching)
+            most = self.max_new_tokens
+            written = generate_answers(model, tokenizer, eval_set.prompts, max_new_tokens=most, **batching)
+            return [Answer(self.encoder.verbalizers.read(answer.text), answer.log_prob) for answer in written]
         winners = choose_labels(model, tokenizer, eval_set.prompts, eval_set.candidates, **batching)
         return [
             Answer(labels[winner.index], winner.log_prob)

@@ -111,13 +111,16 @@ class AnswerFile:
 
     def _answered(self, rows: Sequence[PlacedRow], answers: Answers) -> list[AnswerRecord]:
         found: list[AnswerRecord] = []
-        with Screen().progress("rows", len(rows)) as advance:
-            for number, start in enumerate(range(0, len(rows), CHUNK)):
-                chunk, path = rows[start : start + CHUNK], self._folder / f"answers-{number:05d}.jsonl"
+        starts = range(0, len(rows), CHUNK)
+        paths = [self._folder / f"answers-{number:05d}.jsonl" for number in range(len(starts))]
+        chunks = {path: rows[start : start + CHUNK] for path, start in zip(paths, starts, strict=True)}
+        done = sum(len(chunk) for path, chunk in chunks.items() if path.is_file())
+        with Screen().progress("rows", len(rows), done) as advance:
+            for path, chunk in chunks.items():
                 if not path.is_file():
                     write_jsonl(path, answers(chunk))
+                    advance(len(chunk))
                 found += list(read_jsonl(path))
-                advance(len(chunk))
         return found
 
     def _finish(self, rows: Sequence[PlacedRow], answers: Sequence[AnswerRecord]) -> None:

@@ -17,7 +17,9 @@ from tutelage.predict.find_model import FoundModel
 from tutelage.recipe.renamed import translate_nested
 from tutelage.recipe.schema import Data, Task
 from tutelage.records import Example
+from tutelage.run.threads import settle_threads
 from tutelage.tasks import make_task
+from tutelage.utils.console import Screen
 
 CHUNK_BATCHES = 8
 """Batches read ahead from a file, so that rows of like length are decoded together. Standard input is answered batch by
@@ -58,11 +60,12 @@ class Predictor:
     @cached_property
     def encoder(self) -> Encoder:
         """Turns examples into tokens; loads the tokenizer."""
-        return make_encoder(self.data, self.found.tokenizer())
+        return make_encoder(self.data, self.found.tokenizer(), self.task_section)
 
     @cached_property
     def model(self) -> Any:
         """The model, loaded when it is first asked for."""
+        settle_threads(Screen().say)
         return self.found.load()
 
     @cached_property

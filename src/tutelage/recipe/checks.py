@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -101,11 +102,27 @@ def _task_problems(recipe: Recipe) -> Iterator[Conflict]:
     if task.decoding == "labels" and task.type == "ner":
         hint = "`labels` chooses one answer of a closed set, and ner has none; write generate"
         yield Conflict("task.decoding", hint, ("task.type",))
+    if task.verbalizers and task.type == "ner":
+        hint = "short forms are for labels that are the whole answer, and ner has types and texts; leave it out"
+        yield Conflict("task.verbalizers", hint, ("task.type",))
+    for hint in _form_mistakes(task.verbalizers):
+        yield Conflict("task.verbalizers", hint)
     if task.metric is not None:
         known = tuple(dict.fromkeys(known_metrics(task.type)))
         if task.metric not in known:
             hint = f"{task.type} has no metric {task.metric!r}; {_one_of(task.metric, known)}"
             yield Conflict("task.metric", hint, ("task.type",))
+
+
+def _form_mistakes(forms: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with short forms whatever the labels are."""
+    for label, form in forms.items():
+        if not form or form != form.strip() or len(form.splitlines()) > 1:
+            yield f"the short form {form!r} of {label!r} must be one line of text without spaces around it"
+    for form, count in Counter(forms.values()).items():
+        if count > 1:
+            sharing = ", ".join(repr(label) for label, own in forms.items() if own == form)
+            yield f"{sharing} have the same short form {form!r}; give each label one of its own"
 
 
 def _method_problems(recipe: Recipe) -> Iterator[Conflict]:

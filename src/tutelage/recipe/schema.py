@@ -65,6 +65,10 @@ class Section(BaseModel):
     )
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class Task(Section):
     """What is asked of the model, and how an answer is judged."""
 
@@ -74,6 +78,9 @@ class Task(Section):
     """ISO 639-1 code of rows without a `language`; decides the default prompt and how text is compared."""
     labels: list[str] | None = None
     """The label set (classification, choices) or entity types (ner). Default: those of the training rows."""
+    verbalizers: dict[str, str] = {}
+    """Short forms of long labels, `{label: short form}`: the models read, learn and write the form, and every output
+    has the label. For classification, and questions with a closed set of answers."""
     metric: str | None = None
     """Metric that models are selected by. Default: accuracy; entity_f1 for ner; exact_match for span questions."""
     decoding: Literal["generate", "labels"] = "generate"
@@ -81,6 +88,14 @@ class Task(Section):
     only)."""
     max_new_tokens: int | None = Field(None, gt=0, le=MOST_TOKENS)
     """Longest generated answer. Default: 1.5 times the longest training answer, plus 4 tokens."""
+
+    @field_validator("verbalizers", mode="before")
+    @classmethod
+    def _numbers_to_text(cls, value: Any) -> Any:
+        """`{1 star: 1}` is a number in YAML; `yes` and `no` are not taken for text."""
+        if not isinstance(value, dict):
+            return value
+        return {_as_text(label): _as_text(form) for label, form in value.items()}
 
 
 class Data(Section):

@@ -104,3 +104,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def on_one_line(value: Any) -> str:
+    """A value as YAML on one line, as the command line takes it."""
+    text = yaml.dump(
+        value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=1_000_000
+    )
+    return text.strip()

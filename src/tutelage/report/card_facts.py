@@ -21,9 +21,9 @@ from tutelage.analysis.run_results import Results, read_lines, read_results
 from tutelage.analysis.slices import Slice, SliceRecord, by_value, measure_slices
 from tutelage.errors import DataError
 from tutelage.run.live_reader import dig, last_part, read_or_none, written
-from tutelage.run.manifest import folder_fingerprint
 from tutelage.tasks import template_for
 from tutelage.tasks.metrics import entity_counts
+from tutelage.tasks.verbalizers import Verbalizers
 from tutelage.utils.console import visible
 from tutelage.utils.integrity import check, resized
 
@@ -164,20 +164,6 @@ def _f1(matched: int, predicted: int, gold: int) -> float:
     return 2 * matched / (predicted + gold)
 
 
-# --- its exports ---
-
-
-def verified_exports(student: FinishedStudent) -> list[dict[str, Any]]:
-    """What `tutelage export --verify` has written about exports of this student, by format; those of a student that has
-    been trained again since are left out."""
-    paths = sorted((student.results.folder / "export" / student.name).glob("*.json"))
-    found = [record for path in paths if (record := read_or_none(path))]
-    if not found:
-        return []
-    own = folder_fingerprint(str(student.folder))
-    return [record for record in found if dig(record, "student") == own]
-
-
 # --- how to use the student and how to train it again ---
 
 
@@ -188,7 +174,8 @@ def prompt_expression(student: FinishedStudent) -> str:
     template = data.get("template") or default
     if not data.get("template") and not _prompts_end_with(student, template.rpartition("}")[2]):
         return '"..."  # as in the training rows'
-    labels = ", ".join(section.get("labels") or []).replace("{", "{{").replace("}", "}}")
+    written = Verbalizers(section.get("verbalizers") or {}).written
+    labels = ", ".join(map(written, section.get("labels") or [])).replace("{", "{{").replace("}", "}}")
     template = template.replace("{labels}", labels)
     fields = dict.fromkeys(re.findall(r"(?<!{){(\w+)}(?!})", template))
     values = ", ".join(f'{name}="..."' for name in fields)

@@ -29,10 +29,9 @@ from tutelage.report.card_facts import (
     prompt_expression,
     recipe_text,
     slices_against_teacher,
-    verified_exports,
 )
 from tutelage.report.page import TEMPLATES, method_label, metric_name, slice_value
-from tutelage.report.sections_run import silver_rows
+from tutelage.report.sections_run import silver_rows, verified_exports
 from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
 from tutelage.run.own_files import by_hand, card_mark
 from tutelage.utils import format
@@ -185,7 +184,7 @@ def _slice(line: SliceRecord) -> dict[str, Any]:
 
 def _usage(student: FinishedStudent, repo: str | None) -> dict[str, Any]:
     """Variables of the template: how to load the model and ask it."""
-    system = dig(student.usage, "data", "system")
+    system, forms = (dig(student.usage, *keys) for keys in (("data", "system"), ("task", "verbalizers")))
     return {
         "repository": repo and Verbatim(repo),
         "repository_literal": Verbatim(repr(repo or "PATH_OR_REPOSITORY")),
@@ -194,12 +193,13 @@ def _usage(student: FinishedStudent, repo: str | None) -> dict[str, Any]:
         "system": system and Verbatim(repr(system)),
         "max_new_tokens": student.usage.get("max_new_tokens", 64),
         "chooses_labels": dig(student.usage, "task", "decoding") == "labels",
+        "label_of": Verbatim({form: label for label, form in forms.items()}) if forms else None,
     }
 
 
 def _exports(student: FinishedStudent) -> dict[str, Any]:
     """Variables of the template: the student and its exports, each in its runtime, on the same test rows."""
-    records = verified_exports(student)
+    records = verified_exports(student.results.folder, student.name)
     lines = [("the student", record["original"], record["rows"]) for record in records[:1]]
     lines += [(f"{line['format']} {line['precision']}", line["exported"], line["same_answers"]) for line in records]
     return {

@@ -1,5 +1,5 @@
-"""Sections of the report on the run: size and speed of the student, next steps, time taken, versions, fingerprints,
-recipe."""
+"""Sections of the report on the run: size and speed of the student, its exports, next steps, time taken, versions,
+fingerprints, recipe."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tutelage.analysis.calibration import CascadePoint
 from tutelage.analysis.run_results import Results
+from tutelage.records import Interval
 from tutelage.report.sections_confidence import CascadeSection
 from tutelage.report.sections_scores import Outcome, Verdict
 from tutelage.run.artifacts import Manifest
-from tutelage.run.live_reader import best_checkpoint, parameters
+from tutelage.run.live_reader import best_checkpoint, dig, parameters, read_or_none
+from tutelage.run.manifest import folder_fingerprint
 from tutelage.utils.files import read_json
 from tutelage.utils.integrity import present
 
@@ -62,6 +64,95 @@ def _weight_bytes(folder: Path | None) -> int:
 def _seconds_per_row(results: Results, model: str) -> float | None:
     seconds, rows = results.manifests.get(f"evaluate/{model}", {}).get("answering"), results.scores.get("rows")
     return seconds / rows if seconds and rows else None
+
+
+# --- exports ---
+
+
+@dataclass(frozen=True, slots=True)
+class InRuntime:
+    """A student, or an export of it, in the runtime that answered the test rows with it."""
+
+    name: str
+    """Format and precision; empty for the student itself."""
+    runtime: str
+    score: Interval
+    """Of the task's metric."""
+    same: int
+    """Rows that it answers as the student does."""
+    difference: Interval | None
+    """Export minus student in the mean score of a row; None for the student itself."""
+    bytes: int
+    """Of the files of weights."""
+    seconds: float
+    """Median of a row that is answered alone."""
+    seconds_together: float
+    """Of a row, when `Deployed.at_once` are answered together."""
+    memory: int
+    """Bytes of the process at most, one row at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A student and its exports, on the same test rows."""
+
+    model: str
+    """METHOD/seed-K."""
+    metric: str
+    rows: int
+    threads: int
+    at_once: int
+    formats: list[str]
+    lines: list[InRuntime]
+    """The student first."""
+
+
+def verified_exports(run: Path, student: str) -> list[dict[str, Any]]:
+    """What `tutelage export --verify` has written about exports of a student (METHOD/seed-K), by format; those of a
+    student that has been trained again since are left out."""
+    found = [record for path in sorted((run / "export" / student).glob("*.json")) if (record := read_or_none(path))]
+    own = folder_fingerprint(str(run / "distill" / student)) if found else ""
+    return [record for record in found if dig(record, "student") == own]
+
+
+def deployed(results: Results) -> list[Deployed]:
+    """Every student with verified exports, the main one first."""
+    folder = results.folder
+    names = {path.parent.relative_to(folder / "export").as_posix() for path in folder.glob("export/*/*/*.json")}
+    names = {name for name in names if (folder / "distill" / name).is_dir()}
+    found = {name: verified_exports(folder, name) for name in sorted(names, key=lambda name: name != results.main)}
+    return [_deployed(name, records) for name, records in found.items() if records]
+
+
+def _deployed(name: str, records: Sequence[dict[str, Any]]) -> Deployed:
+    first = records[0]
+    formats = [f"{record['format']} {record['precision']}" for record in records]
+    lines = [_in_runtime("", first, first["original"], first["rows"])]
+    lines += [
+        _in_runtime(title, record, record["exported"], record["same_answers"], record["difference"])
+        for title, record in zip(formats, records, strict=True)
+    ]
+    return Deployed(name, first["metric"], first["rows"], first["threads"], first["at_once"], formats, lines)
+
+
+def _in_runtime(
+    name: str, record: dict[str, Any], served: dict[str, Any], same: int, difference: dict[str, float] | None = None
+) -> InRuntime:
+    return InRuntime(
+        name=name,
+        runtime=served["runtime"],
+        score=_interval(served["scores"][record["metric"]]),
+        same=same,
+        difference=_interval(difference) if difference else None,
+        bytes=served["bytes"],
+        seconds=served["row_ms"]["median"] / 1000,
+        seconds_together=served["row_ms_together"] / 1000,
+        memory=served["peak_memory"],
+    )
+
+
+def _interval(record: Mapping[str, float]) -> Interval:
+    return Interval(record["value"], record["low"], record["high"])
 
 
 # --- what to do next ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from tutelage.recipe.load import flatten, varied
 from tutelage.recipe.schema import Recipe
 from tutelage.run.artifacts import PreparedData, TeacherCheckpoints, checkpoint_folder
 from tutelage.run.manifest import Work, recorded_processes
+from tutelage.run.threads import settle_threads
 from tutelage.tasks import make_task
 from tutelage.tasks.base import BaseTask
 from tutelage.utils import ranks
@@ -103,6 +105,9 @@ class RunFolder:
             return
         for note in work.notes:
             self.screen.say(note)
+        if "torch" in sys.modules:
+            settle_threads(self.screen.say)
+        self.screen.begin(name)
         with peak_memory() as peak:
             yield work
             work.about["memory"] = max(ranks.gather(peak()))

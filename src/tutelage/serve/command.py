@@ -17,6 +17,7 @@ from tutelage.errors.wording import first_line
 from tutelage.predict.command import columns_of
 from tutelage.predict.find_model import USAGE, find_model, find_teacher, run_of, teacher_beside
 from tutelage.predict.predictor import Predictor
+from tutelage.run.threads import settle_threads
 from tutelage.utils.console import Screen
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def application(options: Options, screen: Screen) -> Served:
     from tutelage.serve.service import Service
 
     below, metrics = _threshold(options), Metrics()
+    settle_threads(screen.say, by_load=False)
     found = find_model(options.folder, options.model)
     predictor = Predictor(found, options.batch_size, columns_of(options.columns))
     role = found.name if found.name in ("teacher", "anchor") else "student"
@@ -198,7 +200,7 @@ def _teacher(options: Options, student: Predictor, metrics: Metrics) -> LocalTea
     from tutelage.serve.teachers import LocalTeacher, RemoteTeacher
 
     if options.teacher and is_url(options.teacher):
-        return RemoteTeacher(options.teacher, student.task, options.teacher_model)
+        return RemoteTeacher(options.teacher, student.task, options.teacher_model, student.encoder.verbalizers)
     if options.teacher:
         found = find_teacher(Path(options.teacher), student.found.usage)
     else:

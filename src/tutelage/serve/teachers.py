@@ -17,6 +17,7 @@ from tutelage.records import Example
 from tutelage.serve.lane import Lane, OnBatch
 from tutelage.serve.reader import PLACE, Question
 from tutelage.tasks.base import BaseTask
+from tutelage.tasks.verbalizers import Verbalizers
 
 KEY = "TUTELAGE_TEACHER_KEY"
 """Environment variable with the API key of the teacher's URL."""
@@ -58,14 +59,18 @@ class LocalTeacher:
 class RemoteTeacher:
     """A model behind a URL, asked by the student's prompt as a chat. Its text is parsed as the student's."""
 
-    def __init__(self, url: str, task: BaseTask, model: str | None = None) -> None:
-        """url: base URL, up to `/v1`. model: default, the only one that the server lists.
+    def __init__(
+        self, url: str, task: BaseTask, model: str | None = None, verbalizers: Verbalizers | None = None
+    ) -> None:
+        """url: base URL, up to `/v1`. model: default, the only one that the server lists. verbalizers: short forms of
+        labels in the student's prompts, which the teacher may answer with.
 
         Raises ModelError for a server that cannot be asked, ConfigError where it lists several models.
         """
         key = os.environ.get(KEY) or "none"
         self._client = OpenAI(base_url=url, api_key=key, timeout=TIMEOUT, max_retries=2)
         self._task, self._model = task, model or self._only_model(url)
+        self._verbalizers = verbalizers or Verbalizers()
         self._pool = ThreadPoolExecutor(CALLS)
 
     def _only_model(self, url: str) -> str:
@@ -99,7 +104,7 @@ class RemoteTeacher:
         turns: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         completion = self._client.chat.completions.create(model=self._model, messages=turns, temperature=0)
         choice = completion.choices[0]
-        raw = (choice.message.content or "").strip()
+        raw = self._verbalizers.read((choice.message.content or "").strip())
         confidence = (choice.model_extra or {}).get("confidence")  # of a server like ours
         return {
             "id": example.id,

@@ -51,6 +51,7 @@ from tutelage.models.precision import bf16_pays
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
 from tutelage.run.manifest import differences, folder_fingerprint, locked, versions
+from tutelage.run.threads import settle_threads
 from tutelage.shrink.layers import check_layers
 from tutelage.shrink.make import (
     Kept,
@@ -95,6 +96,7 @@ def heal_model(name: str, out: Path, plan: HealingPlan) -> None:
     work, StaleArtifactError if `OUT.healing` was begun with another plan, RunLockedError if another process works
     there, DiskFullError if the disk is too small.
     """
+    settle_threads(Screen().say)
     folder = out.with_name(f"{out.name}.healing")
     left = [path for path in out.parent.glob(f".{folder.name}.deleting-*") if is_remains(path)]
     if (folder / STARTED).is_file():
@@ -276,8 +278,9 @@ class Healing:
             "parameters": model.num_parameters(),
             "nll": float(self.losses(model).mean()),
         }
-        with self.screen.progress("hidden states", len(self.rows)) as advance:
-            note = self._builder().build(UNPRUNED, model, {"checkpoint": self.name}, advance)
+        builder = self._builder()
+        with self.screen.progress("hidden states", len(self.rows), builder.done_before(UNPRUNED)) as advance:
+            note = builder.build(UNPRUNED, model, {"checkpoint": self.name}, advance)
         if note:
             self.screen.warn(note)
         write_json(done, facts)

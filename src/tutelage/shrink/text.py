@@ -96,7 +96,7 @@ def as_rows(blocks: np.ndarray, indices: Sequence[int], split: str) -> Iterator[
 
 def _of_recipe(file: Path, tokenizer: Any) -> Iterator[list[int]]:
     recipe = load_recipe(file, []).recipe
-    rows, encoder = load_rows(recipe), make_encoder(recipe.data, tokenizer)
+    rows, encoder = load_rows(recipe), make_encoder(recipe.data, tokenizer, recipe.task)
     examples = rows.examples["train"]
     if recipe.data.has_unlabelled:
         decided = recipe.model_copy(update={"data": recipe.data.model_copy(update=rows.decided)})

@@ -51,7 +51,8 @@ def _states(run: RunFolder, models: RunModels) -> None:
         rows, gold = builder.rows, models.encoded("train")
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
         for folder, model in each_checkpoint(models.load, recipe.teacher, pending):
-            with run.screen.progress(f"cache {folder.name}", len(rows)) as advance:
+            done = builder.done_before(folder.name)
+            with run.screen.progress(f"cache {folder.name}", len(rows), done) as advance:
                 note = builder.build(folder.name, model, {"checkpoint": folder.name}, advance)
             if note:
                 run.screen.warn(note)

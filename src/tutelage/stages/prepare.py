@@ -48,7 +48,7 @@ def run_stage(run: RunFolder) -> None:
     with run.work("prepare", stage_inputs.prepare(run)) as work:
         if work is None:
             return
-        fits = fitting_test(recipe.data, lambda: load_tokenizer(recipe.student))
+        fits = fitting_test(recipe.data, recipe.task, lambda: load_tokenizer(recipe.student))
         rows = load_rows(recipe, fits, folder=work.folder, progress=run.screen.progress)
         task = make_task(recipe.task, rows.labels, choice=rows.choice)
         if recipe.task.decoding == "labels" and not task.closed:

@@ -95,6 +95,7 @@ def _sections(results: Results) -> dict[str, Any]:
         "comparison": (run / "compare" / "index.html").is_file(),
         "verdict": verdict,
         "size": sections_run.size(results),
+        "deployed": sections_run.deployed(results),
         "outcomes": slices.outcomes(results),
         "steps": sections_run.next_steps(results, verdict, cascade, stalled=stalled),
         "scores": scores.score_table(results),

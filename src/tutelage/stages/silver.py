@@ -20,7 +20,14 @@ from tutelage.records import Example
 from tutelage.run import stage_inputs
 from tutelage.run.artifacts import SilverRecord
 from tutelage.run.run_folder import RunFolder
-from tutelage.teacher.silver_rows import SilverAnswer, answer_rows, chunk_files, kept_rows, left_out_counts
+from tutelage.teacher.silver_rows import (
+    SilverAnswer,
+    answer_rows,
+    answered_before,
+    chunk_files,
+    kept_rows,
+    left_out_counts,
+)
 from tutelage.training.run_models import RunModels
 from tutelage.utils import ranks
 from tutelage.utils.files import read_records, write_json, write_jsonl
@@ -35,7 +42,8 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
         if work is None:
             return
         examples = read_records(run.folder / "prepare" / "unlabelled.jsonl", Example)
-        with run.screen.progress("teacher's answers", len(examples)) as advance:
+        done = answered_before(work.folder, len(examples))
+        with run.screen.progress("teacher's answers", len(examples), done) as advance:
             answers = answer_rows(
                 models.taught.evaluator,
                 lambda: models.load(run.recipe.teacher, run.best_teacher),

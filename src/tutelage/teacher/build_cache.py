@@ -139,6 +139,12 @@ class CacheBuilder:
             return predicted_size_of_bytes(self._lengths, checkpoints, dtype, self.folder)
         return predicted_size(self.rows, teacher, checkpoints, self.vocabulary, dtype, self.folder)
 
+    def done_before(self, checkpoint: str) -> int:
+        """Rows of a checkpoint's store that an interrupted process has written."""
+        writer = StoreWriter(self.folder / checkpoint, self.rows, self.shard_rows, self._lengths)
+        total, size = len(self.rows), self.shard_rows
+        return total - sum(min(size, total - number * size) for number in writer.missing())
+
     def build(
         self, checkpoint: str, model: nn.Module, about: dict[str, Any], on_rows: Callable[[int], None] | None = None
     ) -> str | None:

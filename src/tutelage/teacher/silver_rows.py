@@ -49,6 +49,12 @@ def chunk_files(folder: Path) -> Iterator[Path]:
     return folder.glob("answers-*.jsonl")
 
 
+def answered_before(folder: Path, rows: int) -> int:
+    """How many of so many rows an interrupted process has answered."""
+    chunks = len(list(chunk_files(folder)))
+    return min(rows, chunks * CHUNK)
+
+
 def answer_rows(
     evaluator: Evaluator,
     load: Callable[[], nn.Module],
@@ -58,7 +64,7 @@ def answer_rows(
 ) -> list[SilverAnswer]:
     """The teacher's answers in the order of the examples, from where an interrupted process stopped.
 
-    load: gives T*; called once, if there is something left to answer.
+    load: gives T*; called once, if there is something left to answer. on_rows: counts the rows that are new.
     """
     answers: list[SilverAnswer] = []
     teacher = None
@@ -70,8 +76,6 @@ def answer_rows(
             found = evaluator.answers(teacher, evaluator.eval_set(chunk), on_rows)
             rows = [_line(evaluator, example, answer) for example, answer in zip(chunk, found, strict=True)]
             ranks.once(partial(write_jsonl, path, rows))
-        else:
-            on_rows(len(chunk))
         answers += list(read_jsonl(path))
     return answers
 

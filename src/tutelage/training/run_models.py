@@ -76,7 +76,7 @@ class RunModels:
     @cached_property
     def encoder(self) -> Encoder:
         """Rendering of rows as token ids."""
-        return make_encoder(self.run.recipe.data, self.tokenizer)
+        return make_encoder(self.run.recipe.data, self.tokenizer, self.run.recipe.task)
 
     def encoded(self, split: str) -> TokenStore:
         """Rows of a split as token ids, without those that `prepare` left out."""
@@ -106,12 +106,12 @@ class RunModels:
         role = "teacher" if self._student else "student"
         texts = (example.answer for example in self._examples("train"))
         ids = (row.answer for row in self.encoded("train"))
-        answers = zip((self.encoder.answer_prefix + text for text in texts), ids, strict=True)
+        answers = zip(map(self.encoder.answer_text, texts), ids, strict=True)
         return byte_reader(self.tokenizer, answers, role)
 
     def spells(self, text: str, answer: Sequence[int]) -> bool:
         """Whether the token ids of an answer spell its text as they should, so that it can be compared byte by byte."""
-        return self.byte_reader.text(answer) == (self.encoder.answer_prefix + text).encode()
+        return self.byte_reader.text(answer) == self.encoder.answer_text(text).encode()
 
     def cached_teacher(self, checkpoints: Sequence[str], rows: TokenStore) -> CachedTeacher:
         """The cache of these checkpoints, to train the student on, or to compare it with them. rows: those that the

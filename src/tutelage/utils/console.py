@@ -32,6 +32,8 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     ">": r"\textgreater{}",
 }
 """Characters that LaTeX would interpret, escaped."""
+LINE_EVERY = 60.0
+"""Seconds between two lines about work that goes on, where there is no terminal."""
 UNBROKEN = len("[0.123,")
 """Words up to this length are never split in a table, however narrow the terminal."""
 
@@ -54,20 +56,29 @@ class Screen:
         """Print a warning."""
         self.say(f"! {text}", "yellow")
 
+    def begin(self, title: str) -> None:
+        """Print that a piece of work begins, where no bar shows it."""
+        if not self.console.is_terminal:
+            self.say(f"{title}: begins")
+
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
         """Gives a function to call with the number of units that are newly done.
 
-        Shows a bar with time left on a terminal, one line at the end elsewhere. total: number of units.
+        Shows a bar with time left on a terminal, a line a minute and one at the end elsewhere. total: number of units.
+        done: those that an interrupted process has done, which say nothing about the speed of this one.
         """
-        began = time.monotonic()
-        if not self.console.is_terminal:
-            yield lambda count: None
-            self.say(f"{title}: {total:,} in {time.monotonic() - began:.1f} s")
-            return
-        with self._bars() as bars:
-            bar = bars.add_task(visible(title), total=total)
-            yield lambda count: bars.advance(bar, count)
+        count = done
+        with self._shown(title, "") as report:
+            report(done, total)
+
+            def advance(new: int) -> None:
+                nonlocal count
+                count += new
+                report(count, total)
+
+            yield advance
+            report(total, total)
 
     @contextmanager
     def steps(self, title: str) -> Iterator[Callable[[int, int], None]]:
@@ -75,36 +86,83 @@ class Screen:
 
         The first report comes before the first step: a resumed training has steps done by then.
         """
-        began = time.monotonic()
+        with self._shown(title, " steps") as report:
+            yield report
+
+    @contextmanager
+    def _shown(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """Gives a function to call with (units done, units in all)."""
+        pace = Pace()
         if not self.console.is_terminal:
-            reports: list[int] = []  # the first and the last number of steps done
-            yield lambda done, total: reports.__setitem__(slice(1, None), [done])
-            first, last = (reports[0], reports[-1]) if reports else (0, 0)
-            resumed = f", resumed at step {first:,}," if first else ""
-            self.say(f"{title}: {last - first:,} steps{resumed} in {time.monotonic() - began:.1f} s")
+            said = pace.began
+
+            def report(done: int, total: int) -> None:
+                nonlocal said
+                pace.report(done, total)
+                if time.monotonic() - said >= LINE_EVERY and done < total:
+                    said = time.monotonic()
+                    self.say(f"{title}: {done:,} of {total:,}{unit}{pace.text}")
+
+            yield report
+            resumed = f", resumed at{unit.rstrip('s')} {pace.first:,}," if pace.first else ""
+            new = f"{pace.done - (pace.first or 0):,}{unit}"
+            self.say(f"{title}: {new}{resumed} in {time.monotonic() - pace.began:.1f} s")
             return
         with self._bars() as bars:
-            bar = bars.add_task(visible(title), total=None)
-            yield lambda done, total: bars.update(bar, completed=done, total=total)
+            bar = bars.add_task(visible(title), total=None, left="")
+
+            def draw(done: int, total: int) -> None:
+                pace.report(done, total)
+                bars.update(bar, completed=done, total=total, left=pace.text.removeprefix(", "))
+
+            yield draw
 
     def _bars(self) -> Progress:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             console=self.console,
         )
+
+
+class Pace:
+    """How fast work goes that may have been begun by an interrupted process: only what is new counts."""
+
+    def __init__(self) -> None:
+        """It begins now."""
+        self.began = self.since = time.monotonic()
+        self.first: int | None = None
+        """Units that were done before; None until the first report."""
+        self.done = self.total = 0
+
+    def report(self, done: int, total: int) -> None:
+        """Units done by now, those before included, and units in all. The first report comes before the first unit."""
+        if self.first is None:
+            self.first, self.since = done, time.monotonic()
+        self.done, self.total = done, total
+
+    @property
+    def text(self) -> str:
+        """`, 3.1 s each, about 14 min left`; empty until something new is done, and when all is."""
+        new = self.done - (self.first or 0)
+        if new <= 0 or self.done >= self.total:
+            return ""
+        each = (time.monotonic() - self.since) / new
+        speed = f"{each:.1f} s each" if each >= 1 else f"{1 / each if each else 0:,.0f} a second"
+        return f", {speed}, about {rough_duration(each * (self.total - self.done))} left"
+
+
+def rough_duration(seconds: float) -> str:
+    """8 s, 3 min, 1 h 12 min: for estimates, whose seconds mean nothing beyond a minute and a half."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager

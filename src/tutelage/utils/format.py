@@ -106,14 +106,6 @@ def duration(seconds: float, translate: Translate = str) -> str:
     return translate("%(hours)d h %(minutes)02d min") % {"hours": minutes // 60, "minutes": minutes % 60}
 
 
-def rough_duration(seconds: float) -> str:
-    """8 s, 3 min, 1 h 12 min: for estimates, whose seconds mean nothing beyond a minute and a half."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def short_time(seconds: float) -> str:
     """Two digits: 0.6 ms, 35 ms, 1.2 s."""
     value, unit = (1000 * seconds, "ms") if seconds < 0.9995 else (seconds, "s")

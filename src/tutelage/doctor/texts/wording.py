@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from tutelage.doctor.texts import wording_results
 from tutelage.doctor.texts.wording_results import in_bytes
 from tutelage.errors import Kind, Problem
-from tutelage.errors.wording import SPLIT_WORDS, Text, Values, group_text
+from tutelage.errors.wording import SHOWN, SPLIT_WORDS, Text, Values, group_text
 from tutelage.records import SPLITS
 
 STATUS_WORDS = {"passed": "passed", "skipped": "skipped", "look": "look", "fail": "will fail"}
@@ -191,6 +191,15 @@ def _look_alikes(v: Values) -> str:
     return f"labels that look the same are learned as different ones: {groups}. Join them in the file: {{{mapping}}}"
 
 
+def _long_labels(v: Values) -> str:
+    listed = ", ".join(f"{_short(label)!r} {count}" for label, count in list(v["tokens"].items())[:SHOWN])
+    more = ", ..." if v["long"] > SHOWN else ""
+    return (
+        f"{v['long']} of {v['labels']} labels take {v['least']} tokens and more ({listed}{more}), and every token is a"
+        " step of writing an answer. The models can write short forms instead; all outputs have the labels again"
+    )
+
+
 def _cut_words(v: Values) -> str:
     examples = "; ".join(f"{_short(surface)!r} in {row}" for row, surface in v["examples"])
     return (
@@ -225,6 +234,7 @@ PASSED: dict[str, Text] = {
     "lengths": _lengths,
     "positions": "both models have positions for the longest row, {longest:,} tokens",
     "answer_lengths": _answer_lengths,
+    "label_tokens": "labels take at most {longest} tokens",
     "answers_as_tokens": "the tokenizer writes answers that read back unchanged",
     "steps": lambda v: ", ".join(f"{part} {count:,}" for part, count in v.items() if part != "change"),
     "cache_size": lambda v: str(v["size"] or "the size is known once the teacher's files are here"),
@@ -269,6 +279,7 @@ TEXTS: dict[Kind, Text] = {
         " the score on test"
     ),
     Kind.LABELS_ALIKE: _look_alikes,
+    Kind.LABELS_LONG: _long_labels,
     Kind.ENTITIES_CUT_WORDS: _cut_words,
     Kind.ENTITY_NOT_IN_PROMPT: _missing_surfaces("entities"),
     Kind.ANSWER_NOT_IN_PROMPT: _missing_surfaces("answers"),

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from tutelage.errors import Kind
 from tutelage.errors.wording import Text, Values
 from tutelage.recipe.schema import row_metric
-from tutelage.utils.format import metric_words, rough_duration
+from tutelage.utils.console import rough_duration
+from tutelage.utils.format import metric_words
 
 
 def in_bytes(count: float) -> str:
