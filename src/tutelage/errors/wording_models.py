@@ -11,8 +11,8 @@ def _different_vocabularies(v: Values) -> str:
     return (
         "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
         f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
-        f" {v['sizes'][1]:,}). Compare them byte by byte (cache.form: auto or bytes in a recipe), take a student of the"
-        " teacher's family, or make one: tutelage shrink TEACHER OUT --layers N"
+        f" {v['sizes'][1]:,}). Compare them byte by byte (cache.form: auto, or cache_form of SCDConfig), take a student"
+        " of the teacher's family, or make one: tutelage shrink TEACHER OUT --layers N"
     )
 
 
