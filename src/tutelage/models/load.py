@@ -139,16 +139,46 @@ def check_weights(model: Model, path: Path | None = None) -> None:
 
 
 def check_architecture(model: Model) -> None:
-    """Raises ModelError for an architecture that cannot be a teacher or student: an encoder with a decoder, or layers
-    that read padding. A model whose config cannot be read is not judged: loading it says why."""
+    """Raises ModelError for an architecture that cannot be a teacher or student: an encoder with a decoder, images
+    or sound beside text, or layers that read padding. A model whose config cannot be read is not judged: loading it
+    says why."""
     whole = _whole_config(model)
     if whole is None:
         return
     values = {"name": model.model_name_or_path, "type": whole.get_text_config().model_type, "nats": None}
     if getattr(whole, "is_encoder_decoder", False):
         raise ModelError(Problem(Kind.ENCODER_DECODER, values=values))
+    if _is_multimodal(whole):
+        raise ModelError(Problem(Kind.MULTIMODAL, values={"name": model.model_name_or_path, **_parts(whole)}))
     if values["type"] in KNOWN_TO_READ:
         raise ModelError(Problem(Kind.PADDING_READ, values=values))
+
+
+_SENSES = ("vision_config", "audio_config", "audio_encoder_config", "audio_encoder")
+"""Parts of a config that stand for images and sound."""
+
+
+def _is_multimodal(config: Any) -> bool:
+    """Whether transformers reads images or sound with such a model, and has no class that reads its text part alone
+    from the same files (as it has for Qwen3.5 and Llama 4)."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+    kind = type(config)
+    if kind not in MODEL_FOR_MULTIMODAL_LM_MAPPING and not any(getattr(config, name, None) for name in _SENSES):
+        return False
+    loaded = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    text = kind.sub_configs.get("text_config")
+    return loaded is None or text is None or getattr(loaded, "config_class", None) is not text
+
+
+def _parts(config: Any) -> dict[str, Any]:
+    """What a multimodal model consists of; `text` is the type of its text part, None if that is no model of its own."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = config.get_text_config()
+    own = text is not config and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
+    parts = [name for name in _SENSES if getattr(config, name, None)]
+    return {"type": config.model_type, "parts": parts, "text": text.model_type if own else None}
 
 
 def check_models(
@@ -184,6 +214,7 @@ def check_lora_targets(model: Model) -> None:
 
     if model.lora is None or config_of(model) is None:
         return
+    check_architecture(model)
     trust, targets = model.trust_remote_code, model.lora.target_modules
     config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.revision, trust_remote_code=trust)
     with torch.device("meta"):
