@@ -85,8 +85,8 @@ def _not_spelled(v: Values) -> str:
 TEXTS: dict[Kind, Text] = {
     Kind.TOKENS_WITHOUT_BYTES: (
         "the tokens of {name} cannot be read as bytes (decoder: {decoder}), so it cannot be compared with a model of"
-        " another tokenizer. Byte-level BPE and SentencePiece can: take a model with such a tokenizer, or a teacher"
-        " and a student with the same one"
+        " another tokenizer. Byte-level BPE and SentencePiece can: take a model with such a tokenizer"
+        " (tokenizer.json), or a teacher and a student with the same one"
     ),
     Kind.TEXT_NOT_SPELLED: _not_spelled,
     Kind.VOCABULARIES_DIFFER: _different_vocabularies,

@@ -31,15 +31,20 @@ _unpadded: set[str] = set()
 
 
 def load_tokenizer(model: Model) -> Any:
-    """Tokenizer of a model. Raises ModelError if there is none, or if it has no end-of-sequence token."""
+    """Tokenizer of a model, from files of transformers' own format if there are any: of models that come with Mistral's
+    (tekken.json) as well, transformers reads that where mistral-common is installed, and would save no other.
+
+    Raises ModelError if there is none, or if it has no end-of-sequence token.
+    """
     from transformers import AutoTokenizer
 
     name = model.model_name_or_path
+    options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     _check_local(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, mistral_format=False, **options)
+        if tokenizer.eos_token_id is None:  # tekken.json alone: mistral-common knows what its special tokens are
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # transformers and tokenizers raise whatever a wrong file leads to
         raise ModelError(f"cannot load a tokenizer from {name!r}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
