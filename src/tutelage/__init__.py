@@ -12,7 +12,8 @@ __version__ = "0.2.0"
 __all__ = ["METHODS", "Method", "SCDConfig", "SCDTrainer", "__version__"]
 
 if TYPE_CHECKING:
-    from tutelage.training.scd_trainer import SCDConfig, SCDTrainer
+    from tutelage.training.plan import SCDConfig
+    from tutelage.training.scd_trainer import SCDTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ class Side:
 
     def __init__(self, tokenizer, seed, role, **shape):
         examples = [Example(f"r{n}", "train", prompt, answer, [answer]) for n, (prompt, answer) in enumerate(TEXTS)]
-        self.rows = Encoder(tokenizer, " ", 128).rows(examples)[0]
+        self.rows = [Encoder(tokenizer, " ", 128).row(example) for example in examples]
         self.vocabulary, self.pad = vocabulary_of(tokenizer), tokenizer.pad_token_id
         texts = ((" " + example.answer, row.answer) for example, row in zip(examples, self.rows, strict=True))
         self.reader = byte_reader(tokenizer, texts, role)

@@ -61,7 +61,7 @@ def test_the_harness_gives_the_same_score_to_the_digit(case, tmp_path):
         *rows[1:],
     ]  # one that was taught otherwise
     evaluator = Predictor(found, batch_size=4).evaluator
-    eval_set = evaluator.eval_set(rows, evaluator.encoder.rows(rows)[0])
+    eval_set = evaluator.eval_set(rows, [evaluator.encoder.row(row) for row in rows])
     predictions = evaluator.predict("student", found.load(), eval_set)
     expected = evaluator.summary(predictions, rows, resamples=1)
     manifest = {"finished": "2026-11-30T12:00:00+00:00", "answering": 1.5, "versions": {"transformers": "5.0"}}

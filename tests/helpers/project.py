@@ -108,7 +108,9 @@ def prompt_rows(split: str, count: int) -> list[dict[str, str]]:
     ]
 
 
-def trainer_for(folder: Path, output: Path, *, unlabelled: Sequence[str] = (), **changes: Any) -> SCDTrainer:
+def trainer_for(
+    folder: Path, output: Path, *, unlabelled: Sequence[str] = (), teacher_processing_class: Any = None, **changes: Any
+) -> SCDTrainer:
     """A trainer for the finished run in `folder`, with the settings of its recipe. unlabelled: texts without a label.
     changes: to the settings."""
     settings = {
@@ -129,6 +131,7 @@ def trainer_for(folder: Path, output: Path, *, unlabelled: Sequence[str] = (), *
         train_dataset=prompt_rows("train", 12),
         eval_dataset=prompt_rows("validation", 6),
         unlabelled_dataset=[{"prompt": f"{text}:"} for text in unlabelled] or None,
+        teacher_processing_class=teacher_processing_class,
     )
 
 

@@ -31,7 +31,7 @@ def encoded(count: int = 6, split: str = "train") -> list[EncodedRow]:
     for place in range(count):
         prompt, answer = TEXTS[place % len(TEXTS)]
         examples.append(Example(f"{split}-{place}", split, f"{prompt} {place}:", answer, [answer]))
-    return encoder().rows(examples)[0]
+    return [encoder().row(example) for example in examples]
 
 
 VOCABULARY = len(byte_tokenizer())

@@ -13,8 +13,10 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from helpers.project import Command, make_project, prompt_rows, run_to_the_end, trainer_for
+from helpers.tokenizers_made import save_cross_pair, unigram_tokenizer
 from tutelage import SCDConfig, SCDTrainer
 from tutelage.errors import ConfigError, ModelError, RunLockedError, StaleArtifactError
+from tutelage.utils.files import read_json
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -34,6 +36,44 @@ def test_command_and_python_give_the_same_student(finished, tmp_path):
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     theirs = AutoModelForCausalLM.from_pretrained(finished / "run/distill/scd-aw/seed-0").state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def cross_run(folder: Path, **changes) -> Path:
+    """A finished run of a teacher and a student with different tokenizers; `trainer_for` finds its models."""
+    recipe = make_project(
+        folder,
+        teach={"best_by": "loss"},
+        distill={"select_by": "loss"},
+        cache={"shard_rows": 1024},
+        **changes,
+    )
+    save_cross_pair(folder / "models")
+    run_to_the_end(recipe)
+    return folder
+
+
+def same_weights(ours: Path, theirs: Path) -> bool:
+    first, second = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (ours, theirs))
+    return all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_models_with_different_tokenizers_give_the_student_of_the_command(tmp_path):
+    """Choice of T* and of checkpoints, weights and cache over bytes included. The teacher's tokenizer may be given."""
+    cross_run(tmp_path)
+    given = unigram_tokenizer(adds_space=True)
+    for name, changes in {"found": {}, "given": {"teacher_processing_class": given}}.items():
+        trainer = trainer_for(tmp_path, tmp_path / name, **changes)
+        trainer.train()
+        trainer.save_model()
+        assert {read_json(path)["kind"] for path in (tmp_path / name / "cache").glob("*/store.json")} == {"bytes"}
+        assert trainer._best() == read_json(tmp_path / "run/teach/checkpoints.json")["best"]
+        assert same_weights(tmp_path / name, tmp_path / "run/distill/scd-aw/seed-0")
+
+
+def test_states_of_another_tokenizer_are_refused(tmp_path):
+    cross_run(tmp_path)
+    with pytest.raises(ModelError, match="cache_form"):
+        trainer_for(tmp_path, tmp_path / "out", cache_form="states")
 
 
 def test_other_settings_are_refused_in_the_same_folder(finished, tmp_path):

@@ -10,7 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.project import LABELS, color_rows, make_project, run_to_the_end, trainer_for, write_rows
+from helpers.tiny import save_pair
+from helpers.tokenizers_made import save_cross_pair
 from tutelage import SCDTrainer
+from tutelage.data.token_store import TokenStore
 from tutelage.errors import DataError, Kind, StaleArtifactError
 from tutelage.models.generation import Answer
 from tutelage.teacher import silver_rows
@@ -22,11 +25,9 @@ PROMPTS = [f"a new thing {n} is {LABELS[n % 3]}" for n in range(9)]
 LEAKED, KNOWN = "validation thing 2 is blue", "train thing 1 is green"
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished_run(folder: Path, save_models=save_pair) -> Path:
     """A finished run of questions with free answers, greedily decoded, with nine rows without gold and two to leave
     out."""
-    folder = tmp_path_factory.mktemp("run")
     recipe = make_project(
         folder,
         task={"type": "qa", "max_new_tokens": None},
@@ -40,8 +41,14 @@ def finished(tmp_path_factory) -> Path:
         rows = [{"id": row["id"], "question": row["text"], "answers": [row["label"]]} for row in own]
         write_rows(folder / "data" / f"{split}.jsonl", rows)
     write_rows(folder / "more.jsonl", [{"question": prompt} for prompt in [*PROMPTS, LEAKED, KNOWN]])
+    save_models(folder / "models")
     run_to_the_end(recipe)
     return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("run"))
 
 
 def trainer_asking(finished: Path, output: Path, prompts=(*PROMPTS, LEAKED, KNOWN), **changes) -> SCDTrainer:
@@ -75,13 +82,28 @@ def test_command_and_python_give_the_same_student(finished, trained):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_teacher_with_another_tokenizer_answers_in_its_own_tokens(tmp_path):
+    """The answers, the rows in both kinds of tokens and the student are those of the command."""
+    finished = finished_run(tmp_path, save_cross_pair)
+    trainer = trainer_asking(finished, tmp_path / "out")
+    trainer.train()
+    trainer.save_model()
+    forms = trainer._silver_rows()
+    for side, name in enumerate(("train", "teacher")):
+        stored = TokenStore(finished / f"run/silver/{name}.arrow", "train")
+        assert [row.answer for row in stored][12:] == [form[side].answer for form in forms]
+    ours = AutoModelForCausalLM.from_pretrained(trainer.folder).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(finished / "run/distill/scd-aw/seed-0").state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_every_checkpoint_is_cached_on_the_answers_and_steps_count_all_rows(finished, trained):
-    rows = [*trained.rows, *trained._silver_rows()]
+    rows = [*trained.own.rows, *(row for (row,) in trained._silver_rows())]
     kept = sum("left_out" not in line for line in read_jsonl(trained.folder / "silver/answers.jsonl"))
     assert len(rows) == 12 + kept
     cached = CachedTeacher(trained.folder / "cache", [folder.name for folder in trained.checkpoints], rows)
     for folder in trained.checkpoints:
-        live = trained._losses(AutoModelForCausalLM.from_pretrained(folder), rows)
+        live = trained.own.losses(AutoModelForCausalLM.from_pretrained(folder), rows)
         assert np.allclose(cached.nll(folder.name), live, atol=1e-5)
     steps = [line["step"] for line in read_jsonl(trained.folder / "distill/log.jsonl")]
     assert max(steps) == 6  # ceil((12 + 9) / 4)
@@ -103,7 +125,7 @@ def test_an_interrupted_process_answers_the_rest_alone(finished, trained, tmp_pa
         trainer_asking(finished, tmp_path)._silver_rows()
     rows = trainer_asking(finished, tmp_path)._silver_rows()
     assert asked == [4, 4, 4, 1]
-    assert [row.answer for row in rows] == [row.answer for row in trained._silver_rows()]
+    assert [row.answer for (row,) in rows] == [row.answer for (row,) in trained._silver_rows()]
     assert not list((tmp_path / "silver").glob("answers-*"))
 
 

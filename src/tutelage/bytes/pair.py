@@ -1,13 +1,15 @@
-"""How the teacher and the student of a recipe read its rows: with one tokenizer, or each with its own."""
+"""How a teacher and a student read the same rows: with one tokenizer, or each with its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from tutelage.bytes.reader import ByteReader, byte_reader
 from tutelage.data.collate import vocabulary_of
-from tutelage.data.encode import EncodedRow, Encoder, make_encoder
+from tutelage.data.encode import EncodedRow, Encoder, Misfits, make_encoder
 from tutelage.models.load import check_vocabularies, load_tokenizer, same_vocabularies
 from tutelage.recipe.schema import Recipe
 from tutelage.records import Example
@@ -30,14 +32,32 @@ class Pair:
         """Entries of the teacher's tokenizer."""
         return vocabulary_of(self.teacher.tokenizer) if self.teacher else self.vocabulary
 
+    @property
+    def encoders(self) -> list[Encoder]:
+        """The student's, and the teacher's if it is another one."""
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
     @classmethod
     def of(cls, recipe: Recipe) -> Pair:
         """The pair of a recipe. Raises ModelError for different tokenizers with `cache.form: states`."""
-        teacher, student = load_tokenizer(recipe.teacher), load_tokenizer(recipe.student)
-        encoder, form = make_encoder(recipe.data, student, recipe.task), recipe.cache.form
+        tokenizers = load_tokenizer(recipe.teacher), load_tokenizer(recipe.student)
+        return cls.of_tokenizers(*tokenizers, partial(make_encoder, recipe.data, task=recipe.task), recipe.cache.form)
+
+    @classmethod
+    def of_tokenizers(cls, teacher: Any, student: Any, encoder: Callable[[Any], Encoder], form: str) -> Pair:
+        """The pair of two tokenizers. encoder: makes that of a tokenizer. form: as `cache.form`. Raises as `of`."""
         if form == "states" or same_vocabularies(teacher, student):
-            return cls(encoder, None, check_vocabularies(teacher, student), form == "bytes")
-        return cls(encoder, make_encoder(recipe.data, teacher, recipe.task), vocabulary_of(student), True)
+            return cls(encoder(student), None, check_vocabularies(teacher, student), form == "bytes")
+        return cls(encoder(student), encoder(teacher), vocabulary_of(student), True)
+
+    def rows(self, examples: Sequence[Example]) -> tuple[list[Example], list[EncodedRow], list[EncodedRow]]:
+        """The examples that fit, with their rows in the student's and in the teacher's tokens, which are one list if
+        both have one tokenizer. Raises DataError as `Encoder.check`."""
+        misfits = Misfits()
+        student = list(self.student.fitting(examples, misfits, self.teacher))
+        left_out = set(self.student.check(misfits))
+        kept = [example for example in examples if example.id not in left_out]
+        return kept, student, student if self.teacher is None else [self.teacher.row(example) for example in kept]
 
     def readers(
         self, examples: Sequence[Example], student: Sequence[EncodedRow], teacher: Sequence[EncodedRow]

@@ -5,6 +5,9 @@ Two families cover the tokenizers of today's language models, and a tokenizer's 
     byte-level    every character of a token stands for a byte (GPT-2, Llama 3, Qwen, SmolLM, Tekken, tiktoken)
     metaspace     a token is its own text, with U+2581 for a space; `<0x0A>` is a byte (Llama 2, Mistral, Gemma)
 
+Tokenizers without such a decoder are those of the packages sentencepiece, which are metaspace, and mistral-common,
+which names the bytes of its tokens itself. Others written in Python are refused: nothing says what their tokens spell.
+
 Special tokens spell nothing. Whether a text's tokens really spell the text is found out by `added_spaces`, on the texts
 of a run: tokenizers that change text (Unicode normal forms, lower case, spaces) cannot be compared byte by byte.
 """
@@ -29,6 +32,8 @@ def spellings(tokenizer: Any, size: int) -> list[bytes]:
 
     size: number of ids, as `vocabulary_of`. Raises ModelError for a tokenizer of another family.
     """
+    if tekken := _tekken(tokenizer):
+        return [tekken.id_to_byte_piece(index) for index in range(size)]
     spelled = [b""] * size
     spell = _family(tokenizer)
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -60,8 +65,18 @@ def added_spaces(spelled: Sequence[bytes], rows: Iterable[tuple[str, Sequence[in
     return next(iter(found), 0)
 
 
+def _tekken(tokenizer: Any) -> Any:
+    """The tokenizer of mistral-common that one of transformers stands for (`MistralCommonBackend`), if it is one of
+    bytes; else None."""
+    inner = getattr(getattr(tokenizer, "tokenizer", None), "instruct_tokenizer", None)
+    found = getattr(inner, "tokenizer", None)
+    return found if hasattr(found, "id_to_byte_piece") else None
+
+
 def _family(tokenizer: Any) -> Callable[[str], bytes]:
     """The function that spells a token. Raises ModelError if the tokenizer's decoder is of no known family."""
+    if getattr(tokenizer, "sp_model", None) is not None:
+        return _metaspace_with_bytes
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {}
     steps = list(_steps(state.get("decoder")))

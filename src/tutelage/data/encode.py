@@ -130,12 +130,6 @@ class Encoder:
             rows.append(EncodedRow(example.id, example.split, self._fitted(prompt, len(answer)), answer))
         return rows
 
-    def rows(self, examples: Iterable[Example]) -> tuple[list[EncodedRow], list[str]]:
-        """Rows that fit into `max_length`, and the ids of those that are left out. Raises as `check` does."""
-        misfits = Misfits()
-        kept = list(self.fitting(examples, misfits))
-        return kept, self.check(misfits)
-
     def fitting(
         self, examples: Iterable[Example], misfits: Misfits, other: Encoder | None = None
     ) -> Iterator[EncodedRow]:

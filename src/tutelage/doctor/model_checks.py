@@ -15,6 +15,7 @@ from tutelage.errors import ConfigError, Kind, ModelError, Problem, UserError
 from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
 from tutelage.models.load import (
+    check_architecture,
     check_lora_targets,
     check_weights,
     config_of,
@@ -114,9 +115,10 @@ def _plain_prompts_work(recipe: Recipe) -> bool:
 
 def check_settings(recipe: Recipe) -> list[Check]:
     """Training arguments, precision, memory of the weights, the user's own checkpoints, and two different models."""
+    refused = _architecture(recipe) or _lora_targets(recipe) or _incomplete(recipe)
     checks = [
         *(_training_arguments(recipe), _learning_rates(recipe), _precision(recipe)),
-        *(_lora_targets(recipe) or _incomplete(recipe) or _weight_memory(recipe), _checkpoints(recipe)),
+        *(refused or _weight_memory(recipe), _checkpoints(recipe)),
         _same_model(recipe),
     ]
     return [check for check in checks if check]
@@ -236,6 +238,18 @@ def _incomplete(recipe: Recipe) -> Check | None:
                 check_weights(model, path)
         except UserError as error:
             return failed("complete_weights", "models", error.problems[0], f"{key}=...")
+    return None
+
+
+def _architecture(recipe: Recipe) -> Check | None:
+    """The first model that `prepare` refuses for what it is."""
+    for role in ROLES:
+        try:
+            check_architecture(getattr(recipe, role))
+        except ModelError as error:
+            part = error.problems[0].values.get("text")
+            change = f"{role}.model_name_or_path={'FOLDER_OF_THE_TEXT_PART' if part else 'A_DECODER_OF_TEXT'}"
+            return failed("architecture", "models", error.problems[0], change)
     return None
 
 

@@ -137,6 +137,7 @@ class Kind(StrEnum):
     WEIGHTS_NOT_SAFETENSORS = "weights_not_safetensors"
     FLOAT16_TRAINED = "float16_trained"
     ENCODER_DECODER = "encoder_decoder"
+    MULTIMODAL = "multimodal"
     PADDING_READ = "padding_read"
     ADAPTERS_ON_TIED_HEAD = "adapters_on_tied_head"
     SAVED_MODEL_DIFFERS = "saved_model_differs"

@@ -11,8 +11,8 @@ def _different_vocabularies(v: Values) -> str:
     return (
         "the tokenizers of teacher and student differ, so their distributions cannot be compared: entry"
         f" {v['token']!r} is {teacher} for the teacher and {student} for the student (sizes {v['sizes'][0]:,} and"
-        f" {v['sizes'][1]:,}). Compare them byte by byte (cache.form: auto or bytes in a recipe), take a student of the"
-        " teacher's family, or make one: tutelage shrink TEACHER OUT --layers N"
+        f" {v['sizes'][1]:,}). Compare them byte by byte (cache.form: auto, or cache_form of SCDConfig), take a student"
+        " of the teacher's family, or make one: tutelage shrink TEACHER OUT --layers N"
     )
 
 
@@ -60,6 +60,20 @@ def _reads_padding(v: Values) -> str:
     )
 
 
+def _multimodal(v: Values) -> str:
+    parts = f" ({', '.join(v['parts'])} in its config)" if v["parts"] else ""
+    remedy = (
+        f"Its text part ({v['text']}) is a language model of its own: save that part to a folder and give the folder;"
+        " docs/models.md has the lines"
+        if v["text"]
+        else "Take a model of text alone"
+    )
+    return (
+        f"{v['name']} ({v['type']}) reads images or sound{parts}, and rows here are text: training and answers would be"
+        f" those of a part of the model, and the rest would be carried along. {remedy}"
+    )
+
+
 def _not_spelled(v: Values) -> str:
     return (
         f"the {v['role']}'s tokens for {v['text']!r} spell {v['spelled']!r}: {_NOT_SPELLED[v['reason']]}. Models with"
@@ -71,8 +85,8 @@ def _not_spelled(v: Values) -> str:
 TEXTS: dict[Kind, Text] = {
     Kind.TOKENS_WITHOUT_BYTES: (
         "the tokens of {name} cannot be read as bytes (decoder: {decoder}), so it cannot be compared with a model of"
-        " another tokenizer. Byte-level BPE and SentencePiece can: take a model with such a tokenizer, or a teacher"
-        " and a student with the same one"
+        " another tokenizer. Byte-level BPE and SentencePiece can: take a model with such a tokenizer"
+        " (tokenizer.json), or a teacher and a student with the same one"
     ),
     Kind.TEXT_NOT_SPELLED: _not_spelled,
     Kind.VOCABULARIES_DIFFER: _different_vocabularies,
@@ -98,6 +112,7 @@ TEXTS: dict[Kind, Text] = {
         "{name} ({type}) has an encoder beside its decoder, and models here read prompt and answer as one sequence:"
         " take a decoder-only model"
     ),
+    Kind.MULTIMODAL: _multimodal,
     Kind.PADDING_READ: _reads_padding,
     Kind.ADAPTERS_ON_TIED_HEAD: (
         "{name}: there are adapters on the output head or the input embedding, and in this model both are one weight:"

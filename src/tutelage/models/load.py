@@ -31,15 +31,20 @@ _unpadded: set[str] = set()
 
 
 def load_tokenizer(model: Model) -> Any:
-    """Tokenizer of a model. Raises ModelError if there is none, or if it has no end-of-sequence token."""
+    """Tokenizer of a model, from files of transformers' own format if there are any: of models that come with Mistral's
+    (tekken.json) as well, transformers reads that where mistral-common is installed, and would save no other.
+
+    Raises ModelError if there is none, or if it has no end-of-sequence token.
+    """
     from transformers import AutoTokenizer
 
     name = model.model_name_or_path
+    options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     _check_local(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name, mistral_format=False, **options)
+        if tokenizer.eos_token_id is None:  # tekken.json alone: mistral-common knows what its special tokens are
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # transformers and tokenizers raise whatever a wrong file leads to
         raise ModelError(f"cannot load a tokenizer from {name!r}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -139,16 +144,46 @@ def check_weights(model: Model, path: Path | None = None) -> None:
 
 
 def check_architecture(model: Model) -> None:
-    """Raises ModelError for an architecture that cannot be a teacher or student: an encoder with a decoder, or layers
-    that read padding. A model whose config cannot be read is not judged: loading it says why."""
+    """Raises ModelError for an architecture that cannot be a teacher or student: an encoder with a decoder, images
+    or sound beside text, or layers that read padding. A model whose config cannot be read is not judged: loading it
+    says why."""
     whole = _whole_config(model)
     if whole is None:
         return
     values = {"name": model.model_name_or_path, "type": whole.get_text_config().model_type, "nats": None}
     if getattr(whole, "is_encoder_decoder", False):
         raise ModelError(Problem(Kind.ENCODER_DECODER, values=values))
+    if _is_multimodal(whole):
+        raise ModelError(Problem(Kind.MULTIMODAL, values={"name": model.model_name_or_path, **_parts(whole)}))
     if values["type"] in KNOWN_TO_READ:
         raise ModelError(Problem(Kind.PADDING_READ, values=values))
+
+
+_SENSES = ("vision_config", "audio_config", "audio_encoder_config", "audio_encoder")
+"""Parts of a config that stand for images and sound."""
+
+
+def _is_multimodal(config: Any) -> bool:
+    """Whether transformers reads images or sound with such a model, and has no class that reads its text part alone
+    from the same files (as it has for Qwen3.5 and Llama 4)."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+    kind = type(config)
+    if kind not in MODEL_FOR_MULTIMODAL_LM_MAPPING and not any(getattr(config, name, None) for name in _SENSES):
+        return False
+    loaded = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    text = kind.sub_configs.get("text_config")
+    return loaded is None or text is None or getattr(loaded, "config_class", None) is not text
+
+
+def _parts(config: Any) -> dict[str, Any]:
+    """What a multimodal model consists of; `text` is the type of its text part, None if that is no model of its own."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = config.get_text_config()
+    own = text is not config and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
+    parts = [name for name in _SENSES if getattr(config, name, None)]
+    return {"type": config.model_type, "parts": parts, "text": text.model_type if own else None}
 
 
 def check_models(
@@ -184,6 +219,7 @@ def check_lora_targets(model: Model) -> None:
 
     if model.lora is None or config_of(model) is None:
         return
+    check_architecture(model)
     trust, targets = model.trust_remote_code, model.lora.target_modules
     config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.revision, trust_remote_code=trust)
     with torch.device("meta"):

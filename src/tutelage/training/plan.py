@@ -1,14 +1,17 @@
-"""What a distillation is made from: the plan says what is to be done, the setup holds the student's data and models."""
+"""What a distillation is made from: the plan says what is to be done, the setup holds the student's data and models.
+`SCDConfig` is the plan as `SCDTrainer` takes it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
+from transformers import TrainingArguments
 
 from tutelage.data.collate import pad_id_of
 from tutelage.data.encode import EncodedRow
@@ -17,7 +20,8 @@ from tutelage.method.weighting import AdaptiveWeighting
 from tutelage.models.load import load_trainable
 from tutelage.models.placement import device
 from tutelage.models.save import save_student
-from tutelage.recipe.schema import Model
+from tutelage.recipe.load import check_settings
+from tutelage.recipe.schema import TRAINER_DEFAULTS, Model
 from tutelage.run.artifacts import StageRecord
 from tutelage.teacher.sources import TeacherSource
 from tutelage.training.stage_records import Validation
@@ -92,3 +96,102 @@ class StudentSetup:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the student, so that `load` gives it back."""
         save_student(model, self.tokenizer, folder)
+
+
+_KEYS = {
+    **{f"distill.{name}": name for name in ("num_stages", "epochs_per_stage", "stage_reset", "kd_ratio")},
+    **{f"distill.{name}": name for name in ("temperature", "probe_rows", "keep", "keep_stages")},
+    "distill.save_steps": "save_every_steps",
+    "distill.schedule.advance": "advance",
+    "distill.schedule.student_kl": "student_kl",
+    **{f"data.{name}": name for name in ("max_length", "too_long", "answer_prefix", "chat_template")},
+    "task.max_new_tokens": "max_new_tokens",
+    "cache.form": "cache_form",
+    "cache.dtype": "cache_dtype",
+    "cache.batch_size": "cache_batch_size",
+    "fused_loss": "fused_loss",
+}
+"""Dotted key of a recipe -> the setting of `SCDConfig` that means the same."""
+
+
+@dataclass
+class SCDConfig(TrainingArguments):
+    """All TrainingArguments, and the settings of the method, which mean the same as in a recipe.
+
+    `num_train_epochs` is not used: training lasts `num_stages` x `epochs_per_stage`. The defaults are the paper's:
+    batch size 8, AdamW betas (0.9, 0.95), gradient clipping at 1.0, a cosine schedule with 10 % warm-up; but stage
+    resets are off, and `advance` is on.
+    """
+
+    method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
+    num_stages: int = field(default=4, metadata={"help": "N: stages of training, each with a checkpoint to follow."})
+    epochs_per_stage: float = field(default=2.0, metadata={"help": "T: passes over the rows in one stage."})
+    stage_reset: bool = field(
+        default=False,
+        metadata={"help": "Optimizer and learning-rate schedule start anew in each stage, as published."},
+    )
+    kd_ratio: float = field(
+        default=0.5, metadata={"help": "Constant weighting: loss = (1 - kd_ratio) CE + kd_ratio KD."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Divides both models' logits in the divergence."})
+    advance: bool = field(default=True, metadata={"help": "Only checkpoints after the last one followed compete."})
+    student_kl: str = field(
+        default="reverse", metadata={"help": "`reverse`: KL(S || T_k), as published; `forward`: KL(T_k || S)."}
+    )
+    probe_rows: int | None = field(default=None, metadata={"help": "Training rows on which checkpoints are compared."})
+    fused_loss: bool = field(default=True, metadata={"help": "Compute output head and loss together, chunk by chunk."})
+    keep: str = field(
+        default="best", metadata={"help": "`best` stage by validation loss (needs eval_dataset), or `last`."}
+    )
+    keep_stages: bool = field(default=False, metadata={"help": "Keep the student at the start of each stage."})
+    save_every_steps: int | None = field(
+        default=None, metadata={"help": "Steps between resume checkpoints inside a stage."}
+    )
+    max_length: int = field(default=1024, metadata={"help": "Longest row in tokens; longer ones follow `too_long`."})
+    too_long: Literal["error", "drop", "truncate_prompt"] = field(
+        default="error", metadata={"help": "`error`, `drop` or `truncate_prompt`."}
+    )
+    answer_prefix: str = field(default=" ", metadata={"help": "Text between prompt and answer."})
+    chat_template: bool = field(default=False, metadata={"help": "Render prompts with the tokenizer's chat template."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of an answer to unlabelled rows: 1.5 x the longest in training + 4."}
+    )
+    cache_form: str = field(
+        default="auto", metadata={"help": "`states`, `bytes` (any two tokenizers), or `auto`: states where they agree."}
+    )
+    cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
+    cache_batch_size: int = field(default=16, metadata={"help": "Rows in one forward pass without gradients."})
+    seed: int = field(default=0, metadata={"help": "Seed of anchor, student and probe set."})
+    adam_beta2: float = field(default=TRAINER_DEFAULTS["adam_beta2"], metadata={"help": "AdamW's second beta."})
+    lr_scheduler_type: str = field(
+        default=TRAINER_DEFAULTS["lr_scheduler_type"], metadata={"help": "Schedule in a stage."}
+    )
+    warmup_steps: float = field(
+        default=TRAINER_DEFAULTS["warmup_steps"], metadata={"help": "A value below 1 is a fraction of the steps."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values as those of a recipe. Raises ConfigError with everything that is wrong."""
+        values = {key: getattr(self, name) for key, name in _KEYS.items()}
+        values |= {"distill.seeds": [self.seed], "distill.methods": [self.method]}
+        arguments = (argument for argument in dataclasses.fields(TrainingArguments) if argument.init)
+        changed = {a.name: value for a in arguments if (value := getattr(self, a.name)) != a.default}
+        check_settings(values, changed, _KEYS | {"distill.seeds": "seed", "distill.methods": "method"})
+        super().__post_init__()
+
+    def given(self) -> dict[str, Any]:
+        """TrainingArguments that differ from that class's defaults, as a recipe's `trainer` would hold them. Those of
+        the Hub are left out: nothing is uploaded in training, and records must not hold a token."""
+        plain = TrainingArguments(output_dir=self.output_dir)
+        names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and not f.name.startswith("hub_")]
+        changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        return {
+            name: value for name, value in changed.items() if name not in ("output_dir", "num_train_epochs", "seed")
+        }
+
+    def plan(self) -> DistillationPlan:
+        """The distillation that these settings describe; stages are judged by loss."""
+        names = DistillationPlan.__dataclass_fields__
+        settings = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        settings |= {"save_steps": self.save_every_steps, "select_by": "loss", "trainer": self.given()}
+        return DistillationPlan(**settings)

@@ -10,36 +10,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainingArguments
 
+from tutelage.bytes.pair import Pair
 from tutelage.data.collate import pad_id_of
 from tutelage.data.dataset import simple_examples
 from tutelage.data.encode import EncodedRow, Encoder
-from tutelage.data.token_store import keys_of
+from tutelage.data.token_store import answer_lengths, keys_of
 from tutelage.data.unlabelled import room_test, simple_unlabelled
 from tutelage.errors import ConfigError, DataError, Kind, ModelError, Problem
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
 from tutelage.models.adapters import merged
-from tutelage.models.evaluation import Evaluator, sample_losses
-from tutelage.models.load import (
-    check_lora_targets,
-    check_models,
-    check_vocabularies,
-    load_model,
-    load_tokenizer,
-    load_trainable,
-)
+from tutelage.models.evaluation import Evaluator
+from tutelage.models.load import check_lora_targets, check_models, load_model, load_tokenizer, load_trainable
 from tutelage.models.save import check_same_loss, save_student
-from tutelage.recipe.load import check_settings
-from tutelage.recipe.schema import TRAINER_DEFAULTS, Lora, Model, Task
+from tutelage.recipe.schema import Lora, Model, Task
 from tutelage.records import Example
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import base_of, list_checkpoints
@@ -58,98 +50,26 @@ from tutelage.teacher.silver_rows import (
 from tutelage.teacher.sources import CachedTeacher
 from tutelage.training.distillation import Distillation
 from tutelage.training.finetuning import fine_tune, spaced_steps
-from tutelage.training.plan import DistillationPlan, StudentSetup
+from tutelage.training.plan import SCDConfig, StudentSetup
 from tutelage.training.run_models import CHECKED_ROWS
 from tutelage.training.stage_records import Validation
 from tutelage.training.trainer import check_arguments, epochs_in_budget, training_arguments
 from tutelage.utils.files import read_jsonl, write_jsonl
 
-_KEYS = {
-    **{f"distill.{name}": name for name in ("num_stages", "epochs_per_stage", "stage_reset", "kd_ratio")},
-    **{f"distill.{name}": name for name in ("temperature", "probe_rows", "keep", "keep_stages")},
-    "distill.save_steps": "save_every_steps",
-    "distill.schedule.advance": "advance",
-    "distill.schedule.student_kl": "student_kl",
-    **{f"data.{name}": name for name in ("max_length", "too_long", "answer_prefix", "chat_template")},
-    "task.max_new_tokens": "max_new_tokens",
-    "cache.dtype": "cache_dtype",
-    "cache.batch_size": "cache_batch_size",
-    "fused_loss": "fused_loss",
-}
-"""Dotted key of a recipe -> the setting of `SCDConfig` that means the same."""
 
+class _Side:
+    """The rows as the student, or the teacher, reads them, and what is measured on them."""
 
-@dataclass
-class SCDConfig(TrainingArguments):
-    """All TrainingArguments, and the settings of the method, which mean the same as in a recipe.
-
-    `num_train_epochs` is not used: training lasts `num_stages` x `epochs_per_stage`. The defaults are the paper's:
-    batch size 8, AdamW betas (0.9, 0.95), gradient clipping at 1.0, a cosine schedule with 10 % warm-up; but stage
-    resets are off, and `advance` is on.
-    """
-
-    method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
-    num_stages: int = field(default=4, metadata={"help": "N: stages of training, each with a checkpoint to follow."})
-    epochs_per_stage: float = field(default=2.0, metadata={"help": "T: passes over the rows in one stage."})
-    stage_reset: bool = field(
-        default=False,
-        metadata={"help": "Optimizer and learning-rate schedule start anew in each stage, as published."},
-    )
-    kd_ratio: float = field(
-        default=0.5, metadata={"help": "Constant weighting: loss = (1 - kd_ratio) CE + kd_ratio KD."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Divides both models' logits in the divergence."})
-    advance: bool = field(default=True, metadata={"help": "Only checkpoints after the last one followed compete."})
-    student_kl: str = field(
-        default="reverse", metadata={"help": "`reverse`: KL(S || T_k), as published; `forward`: KL(T_k || S)."}
-    )
-    probe_rows: int | None = field(default=None, metadata={"help": "Training rows on which checkpoints are compared."})
-    fused_loss: bool = field(default=True, metadata={"help": "Compute output head and loss together, chunk by chunk."})
-    keep: str = field(
-        default="best", metadata={"help": "`best` stage by validation loss (needs eval_dataset), or `last`."}
-    )
-    keep_stages: bool = field(default=False, metadata={"help": "Keep the student at the start of each stage."})
-    save_every_steps: int | None = field(
-        default=None, metadata={"help": "Steps between resume checkpoints inside a stage."}
-    )
-    max_length: int = field(default=1024, metadata={"help": "Longest row in tokens; longer ones follow `too_long`."})
-    too_long: Literal["error", "drop", "truncate_prompt"] = field(
-        default="error", metadata={"help": "`error`, `drop` or `truncate_prompt`."}
-    )
-    answer_prefix: str = field(default=" ", metadata={"help": "Text between prompt and answer."})
-    chat_template: bool = field(default=False, metadata={"help": "Render prompts with the tokenizer's chat template."})
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens of an answer to unlabelled rows: 1.5 x the longest in training + 4."}
-    )
-    cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
-    cache_batch_size: int = field(default=16, metadata={"help": "Rows in one forward pass without gradients."})
-    seed: int = field(default=0, metadata={"help": "Seed of anchor, student and probe set."})
-    adam_beta2: float = field(default=TRAINER_DEFAULTS["adam_beta2"], metadata={"help": "AdamW's second beta."})
-    lr_scheduler_type: str = field(
-        default=TRAINER_DEFAULTS["lr_scheduler_type"], metadata={"help": "Schedule in a stage."}
-    )
-    warmup_steps: float = field(
-        default=TRAINER_DEFAULTS["warmup_steps"], metadata={"help": "A value below 1 is a fraction of the steps."}
-    )
-
-    def __post_init__(self) -> None:
-        """Check the values as those of a recipe. Raises ConfigError with everything that is wrong."""
-        values = {key: getattr(self, name) for key, name in _KEYS.items()}
-        values |= {"distill.seeds": [self.seed], "distill.methods": [self.method]}
-        arguments = (argument for argument in dataclasses.fields(TrainingArguments) if argument.init)
-        changed = {a.name: value for a in arguments if (value := getattr(self, a.name)) != a.default}
-        check_settings(values, changed, _KEYS | {"distill.seeds": "seed", "distill.methods": "method"})
-        super().__post_init__()
-
-    def given(self) -> dict[str, Any]:
-        """TrainingArguments that differ from that class's defaults, as a recipe's `trainer` would hold them. Those of
-        the Hub are left out: nothing is uploaded in training, and records must not hold a token."""
-        plain = TrainingArguments(output_dir=self.output_dir)
-        names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and not f.name.startswith("hub_")]
-        changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
-        return {
-            name: value for name, value in changed.items() if name not in ("output_dir", "num_train_epochs", "seed")
-        }
+    def __init__(
+        self, encoder: Encoder, vocabulary: int, args: SCDConfig, rows: list[EncodedRow], eval_rows: list[EncodedRow]
+    ) -> None:
+        """vocabulary: entries of the encoder's tokenizer. eval_rows: may be empty."""
+        self.rows, self.eval_rows, self.vocabulary = rows, eval_rows, vocabulary
+        self.pad_id = pad_id_of(encoder.tokenizer)
+        longest = args.max_new_tokens or longest_generated(int(answer_lengths(rows).max(initial=0)))
+        task = make_task(Task(type="qa"), None)
+        self.evaluator = Evaluator(task, encoder, vocabulary, longest, batch_size=args.cache_batch_size)
+        self.losses = self.evaluator.losses
 
 
 class SCDTrainer:
@@ -165,6 +85,8 @@ class SCDTrainer:
         for the anchor. Keep your test rows out of it: they are not known here.
     anchor: a folder or a model; None fine-tunes the student first, with as many steps as distillation gets.
     processing_class: the student's tokenizer; default: the one in `model`.
+    teacher_processing_class: the teacher's; default: the one of `teacher`. If it is another one than the student's,
+        the models are compared by the next byte of the answer.
     peft_config: a `peft.LoraConfig` to train adapters.
     teacher: base model of the adapters; default: the one that they name.
     """
@@ -180,6 +102,7 @@ class SCDTrainer:
         unlabelled_dataset: Iterable[dict[str, Any]] | None = None,
         anchor: str | Path | nn.Module | None = None,
         processing_class: Any = None,
+        teacher_processing_class: Any = None,
         peft_config: Any = None,
         teacher: str | None = None,
     ) -> None:
@@ -196,28 +119,35 @@ class SCDTrainer:
         check_lora_targets(self.student)
         check_arguments(args.given())
         self.tokenizer = processing_class or load_tokenizer(self.student)
-        self.vocabulary = check_vocabularies(load_tokenizer(self.teacher), self.tokenizer)
-        check_models(self.teacher, self.student, self.vocabulary, self.checkpoints)
-        self.encoder = Encoder(self.tokenizer, args.answer_prefix, args.max_length, args.too_long)
-        examples = {"train": self._examples(train_dataset, "train")}
-        examples["validation"] = [] if eval_dataset is None else self._examples(eval_dataset, "validation")
-        self.rows, self.eval_rows = (self.encoder.rows(examples[split])[0] for split in ("train", "validation"))
-        longest = longest_generated(max((len(row.answer) for row in self.rows), default=0))
-        self.evaluator = Evaluator(
-            make_task(Task(type="qa"), None),
-            self.encoder,
-            self.vocabulary,
-            args.max_new_tokens or longest,
-            batch_size=args.cache_batch_size,
-        )
-        self.unlabelled: Sequence[Example] = []
-        if unlabelled_dataset is not None:
-            fits = room_test(self.encoder, self.evaluator.max_new_tokens)
-            self.unlabelled = simple_unlabelled(unlabelled_dataset, examples, fits, chat_template=args.chat_template)
+        taught = teacher_processing_class or load_tokenizer(self.teacher)
+        self.pair = Pair.of_tokenizers(taught, self.tokenizer, self._encoder, args.cache_form)
+        check_models(self.teacher, self.student, self.pair.vocabulary, self.checkpoints, None, self.pair.of_teacher)
+        self._read(train_dataset, eval_dataset, unlabelled_dataset)
         self.model: nn.Module | None = None
         self._eval_nlls: dict[Path, float | None] = {}
         self._trained = np.zeros(0)
         """Losses of the trained student on `_checked_rows`, adapters not merged."""
+
+    def _read(
+        self,
+        train: Iterable[dict[str, Any]],
+        validation: Iterable[dict[str, Any]] | None,
+        unlabelled: Iterable[dict[str, Any]] | None,
+    ) -> None:
+        """The rows as each model reads them."""
+        examples = {"train": self._examples(train, "train")}
+        examples["validation"] = [] if validation is None else self._examples(validation, "validation")
+        kept, *rows = self.pair.rows(examples["train"])
+        _, *eval_rows = self.pair.rows(examples["validation"])
+        self._readers = self.pair.readers(kept, *rows) if self.pair.over_bytes else None
+        self.own = _Side(self.pair.student, self.pair.vocabulary, self.args, rows[0], eval_rows[0])
+        self.taught = self.own
+        if self.pair.teacher:
+            self.taught = _Side(self.pair.teacher, self.pair.of_teacher, self.args, rows[1], eval_rows[1])
+        self.unlabelled: Sequence[Example] = []
+        if unlabelled is not None:
+            fits = room_test(self.pair.student, self.own.evaluator.max_new_tokens)
+            self.unlabelled = simple_unlabelled(unlabelled, examples, fits, chat_template=self.args.chat_template)
 
     def train(self) -> list[StageRecord]:
         """Train the anchor, build the cache, run the stages. Returns the records of the stages.
@@ -230,7 +160,7 @@ class SCDTrainer:
             return self._train()
 
     def _train(self) -> list[StageRecord]:
-        args, plan, method = self.args, self._plan(), find_method(self.args.method)
+        args, plan, method = self.args, self.args.plan(), find_method(self.args.method)
         if method.answers == "teacher" or method.needs_cross_fit or method.settings:
             raise ConfigError(
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
@@ -239,21 +169,31 @@ class SCDTrainer:
         work = Work(self.folder / "distill", self._inputs() | self._silver_inputs() | settings)
         anchor_nll = self._anchor_losses() if method.needs_anchor else None
         silver = self._silver_rows() if method.schedule != "none" else []
-        rows = [*self.rows, *silver]
-        self._build_cache(rows)
+        rows = [*self.own.rows, *(forms[0] for forms in silver)]
+        taught = [*self.taught.rows, *(forms[-1] for forms in silver)] if self.pair.teacher else rows
+        self._build_cache(taught)
         work.prepare()
-        setup = self._setup(method, rows, anchor_nll)
+        setup = self._setup(method, rows, taught, anchor_nll)
         kept, records = Distillation(plan, work.folder, setup).run()
         student = setup.load(kept, args.seed)
-        self._trained = self._losses(student, self._checked_rows)
+        self._trained = self.own.losses(student, self._checked_rows)
         self.model = merged(student).eval()
         return records
 
-    def _setup(self, method: Method, rows: list[EncodedRow], anchor_nll: np.ndarray | None) -> StudentSetup:
-        """Rows, cached teacher and weights. anchor_nll: [rows with gold] losses of the anchor, if the method needs
-        it."""
-        names, gold = [folder.name for folder in self.checkpoints], len(self.rows)
-        teacher = CachedTeacher(self.folder / "cache", names, rows, bf16=bool(self.args.bf16))
+    def _setup(
+        self, method: Method, rows: list[EncodedRow], taught: list[EncodedRow], anchor_nll: np.ndarray | None
+    ) -> StudentSetup:
+        """Rows, cached teacher and weights. taught: the rows in the teacher's tokens. anchor_nll: [rows with gold]
+        losses of the anchor, if the method needs it."""
+        names, gold = [folder.name for folder in self.checkpoints], len(self.own.rows)
+        teacher = CachedTeacher(
+            self.folder / "cache",
+            names,
+            rows,
+            bf16=bool(self.args.bf16),
+            student=self._readers[0] if self._readers else None,
+            own_rows=None if taught is rows else taught,
+        )
         weighting = None
         if anchor_nll is not None:
             weigh = weighting_function(method.weighting)
@@ -261,14 +201,14 @@ class SCDTrainer:
         return StudentSetup(
             model=self.student,
             tokenizer=self.tokenizer,
-            vocabulary=self.vocabulary,
+            vocabulary=self.own.vocabulary,
             rows=rows,
             gold=gold,
             budget_rows=self._budget_rows,
             teacher=teacher,
             best=self._best(),
             weighting=weighting,
-            validate=lambda model: Validation(None, _mean(self._losses(model, self.eval_rows))),
+            validate=lambda model: Validation(None, _mean(self.own.losses(model, self.own.eval_rows))),
         )
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
@@ -280,81 +220,80 @@ class SCDTrainer:
             raise ModelError("there is no student yet: call train() first")
         folder = Path(output_dir or self.args.output_dir)
         save_student(self.model, self.tokenizer, folder)
-        check_same_loss(self._trained, self._losses(load_model(self.student, folder), self._checked_rows), folder)
+        check_same_loss(self._trained, self.own.losses(load_model(self.student, folder), self._checked_rows), folder)
 
     @property
     def _checked_rows(self) -> list[EncodedRow]:
         """Rows on which the saved student is compared with the trained one."""
-        return (self.eval_rows or self.rows)[:CHECKED_ROWS]
+        return (self.own.eval_rows or self.own.rows)[:CHECKED_ROWS]
 
-    def _plan(self) -> DistillationPlan:
-        names = DistillationPlan.__dataclass_fields__
-        settings = {name: getattr(self.args, name) for name in names if hasattr(self.args, name)}
-        settings |= {"save_steps": self.args.save_every_steps, "select_by": "loss", "trainer": self.args.given()}
-        return DistillationPlan(**settings)
+    def _encoder(self, tokenizer: Any) -> Encoder:
+        return Encoder(tokenizer, self.args.answer_prefix, self.args.max_length, self.args.too_long)
 
     def _examples(self, dataset: Iterable[dict[str, Any]], split: str) -> list[Example]:
         return simple_examples(dataset, split, chat_template=self.args.chat_template)
 
     def _inputs(self) -> dict[str, Any]:
         """What the results in output_dir depend on."""
+        over_bytes = {"over_bytes": self._keys(self.taught)} if self.pair.over_bytes else {}
         return {
             "student": self.student.model_dump() | {"files": folder_fingerprint(self.student.model_name_or_path)},
-            "rows": digest([int(key) for key in (*keys_of(self.rows), *keys_of(self.eval_rows))]),
+            "rows": self._keys(self.own),
+            **over_bytes,
             **{f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in self.checkpoints},
         }
+
+    def _keys(self, side: _Side) -> str:
+        return digest([int(key) for key in (*keys_of(side.rows), *keys_of(side.eval_rows))])
 
     def _silver_inputs(self) -> dict[str, Any]:
         """What the answers to the rows without gold depend on besides; nothing without such rows."""
         if not self.unlabelled:
             return {}
         prompts = [(example.id, example.prompt) for example in self.unlabelled]
-        return {"unlabelled": digest(prompts), "max_new_tokens": self.evaluator.max_new_tokens}
+        return {"unlabelled": digest(prompts), "max_new_tokens": self.taught.evaluator.max_new_tokens}
 
     @property
     def _budget_rows(self) -> int:
         """Rows that `epochs_per_stage` counts: those with gold, and the others, answered or not."""
-        return len(self.rows) + len(self.unlabelled)
-
-    def _losses(self, model: nn.Module, rows: Sequence[EncodedRow]) -> np.ndarray:
-        pad, size = pad_id_of(self.tokenizer), self.args.cache_batch_size
-        return sample_losses(model, rows, vocabulary=self.vocabulary, pad_id=pad, batch_size=size)
+        return len(self.own.rows) + len(self.unlabelled)
 
     def _anchor_losses(self) -> np.ndarray:
         """[rows] losses of the anchor in nats. It is fine-tuned first unless one was given."""
         if isinstance(self.anchor, nn.Module):
-            return self._losses(self.anchor, self.rows)
+            return self.own.losses(self.anchor, self.own.rows)
         folder = self.folder / "anchor"
         if self.anchor is not None:
-            return self._losses(load_model(self.student, self.anchor), self.rows)
+            return self.own.losses(load_model(self.student, self.anchor), self.own.rows)
         given, epochs = self.args.given(), self.args.num_stages * self.args.epochs_per_stage
-        epochs = epochs_in_budget(given, epochs, len(self.rows), self._budget_rows)
+        epochs = epochs_in_budget(given, epochs, len(self.own.rows), self._budget_rows)
         work = Work(folder, self._inputs() | {"plan": given, "epochs": epochs, "seed": self.args.seed})
         if work.prepare():
             args = training_arguments(folder / "trainer", given, seed=self.args.seed, epochs=epochs)
-            model = load_trainable(self.student, None, self.args.seed, self.vocabulary)
+            model = load_trainable(self.student, None, self.args.seed, self.own.vocabulary)
             fine_tune(
                 model,
                 args,
-                self.rows,
-                save_at=spaced_steps(args, len(self.rows), self.args.num_stages)[:-1],
+                self.own.rows,
+                save_at=spaced_steps(args, len(self.own.rows), self.args.num_stages)[:-1],
                 log=folder / "log.jsonl",
-                vocabulary=self.vocabulary,
-                pad_id=pad_id_of(self.tokenizer),
+                vocabulary=self.own.vocabulary,
+                pad_id=self.own.pad_id,
                 fused=self.args.fused_loss,
             )
             save_student(merged(model), self.tokenizer, folder)
             work.finish(0.0)
-        return self._losses(load_model(self.student, folder), self.rows)
+        return self.own.losses(load_model(self.student, folder), self.own.rows)
 
-    def _silver_rows(self) -> list[EncodedRow]:
-        """The rows without gold with T*'s answer in its place. Raises DataError if T* answers none of them."""
+    def _silver_rows(self) -> list[tuple[EncodedRow, ...]]:
+        """The rows without gold with T*'s answer in its place, each in the student's tokens and, if these differ, in
+        the teacher's. Raises DataError if T* answers none of them."""
         if not self.unlabelled:
             return []
         work = Work(self.folder / "silver", self._inputs() | self._silver_inputs(), restart_only=chunk_files)
         path, to_do = work.folder / "answers.jsonl", work.prepare()
         answers: list[Any] = self._answers(work.folder) if to_do else list(read_jsonl(path))
-        rows = [row for (row,) in kept_rows([self.encoder], self.unlabelled, answers)]
+        rows = list(kept_rows(self.pair.encoders, self.unlabelled, answers, spelled=self._spelled))
         if not rows:
             values = {"rows": len(answers), **left_out_counts(answers)}
             raise DataError(Problem(Kind.SILVER_EMPTIED, values=values))
@@ -363,23 +302,33 @@ class SCDTrainer:
             work.finish(0.0)
         return rows
 
+    def _spelled(self, text: str, forms: Sequence[EncodedRow]) -> bool:
+        """Whether the tokens of an answer spell it, where models are compared by its bytes."""
+        readers, spelled = self._readers or (), (self.args.answer_prefix + text).encode()
+        return all(reader.text(row.answer) == spelled for row, reader in zip(forms, readers, strict=False))
+
     def _answers(self, folder: Path) -> list[SilverAnswer]:
         """What T* says to the rows without gold. folder: for what an interrupted process continues from."""
         best = self.checkpoints[-1]
-        if self.eval_rows:
+        if self.own.eval_rows:
             models = each_checkpoint(load_model, self.teacher, self.checkpoints)
             losses = np.array([self._eval_nll(folder, model) for folder, model in models], dtype=float)
             best = self.checkpoints[int(losses.argmin())]
-        return answer_rows(self.evaluator, lambda: load_model(self.teacher, best), self.unlabelled, folder)
+        load = partial(load_model, self.teacher, best)
+        return answer_rows(self.taught.evaluator, load, self.unlabelled, folder)
 
     def _eval_nll(self, folder: Path, model: nn.Module) -> float | None:
-        """Mean loss of a checkpoint on the evaluation rows, in nats; None without such rows. Computed once."""
+        """Mean loss of a checkpoint on the evaluation rows, in nats per token of the student; None without such rows.
+        Computed once."""
         if folder not in self._eval_nlls:
-            self._eval_nlls[folder] = _mean(self._losses(model, self.eval_rows))
+            rows = self.taught.eval_rows
+            units = answer_lengths(rows) / answer_lengths(self.own.eval_rows)
+            self._eval_nlls[folder] = _mean(self.taught.losses(model, rows) * units)
         return self._eval_nlls[folder]
 
     def _build_cache(self, rows: list[EncodedRow]) -> None:
-        """Read every teacher checkpoint once over the training rows, and its loss on the evaluation rows."""
+        """Read every teacher checkpoint once over the training rows, and its loss on the evaluation rows. rows: in the
+        teacher's tokens."""
         inputs = self._inputs() | self._silver_inputs() | {"dtype": self.args.cache_dtype}
         work = Work(self.folder / "cache", inputs)
         if not work.prepare():
@@ -387,10 +336,11 @@ class SCDTrainer:
         builder = CacheBuilder(
             work.folder,
             rows,
-            vocabulary=self.vocabulary,
-            pad_id=pad_id_of(self.tokenizer),
+            vocabulary=self.taught.vocabulary,
+            pad_id=self.taught.pad_id,
             dtype=getattr(torch, self.args.cache_dtype),
             batch_size=self.args.cache_batch_size,
+            reader=self._readers[1] if self._readers else None,
         )
         for folder, model in each_checkpoint(load_model, self.teacher, self.checkpoints):
             about = {"checkpoint": str(folder), "eval_nll": self._eval_nll(folder, model)}
