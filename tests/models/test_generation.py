@@ -1,9 +1,11 @@
 """Batched answers equal those of single rows: of a hand-written greedy loop, and of `model.generate`."""
 
+import inspect
 import json
 import logging
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from helpers.tiny import byte_tokenizer, tiny_model
 from tutelage.errors import DataError
 from tutelage.models import generation
 from tutelage.models.generation import Answer, generate_answers
+from tutelage.models.label_scoring import choose_labels
 
 PROMPTS = [list(text.encode()) for text in ("a fever", "x", "left knee, three weeks", "no", "a fever since Monday")]
 
@@ -282,6 +285,28 @@ def test_dropout_is_off_while_answering():
     model = tiny_model(3, "gpt2", resid_pdrop=0.5)
     expected = answered(model, id_tokenizer(), PROMPTS, max_new_tokens=4, batch_size=5)
     assert answered(model.train(), id_tokenizer(), PROMPTS, max_new_tokens=4, batch_size=5) == expected
+
+
+def test_the_cache_has_the_name_that_the_model_gives_it():
+    """transformers 5.24 calls it `cache` in arguments and outputs, and warns about `past_key_values`."""
+    model, ids = tiny_model(3), id_tokenizer()
+    labels = [[[97], [98, 99]]] * len(PROMPTS)
+    expected = generate_answers(model, ids, PROMPTS, max_new_tokens=6, batch_size=3)
+    chosen = choose_labels(model, ids, PROMPTS, labels, batch_size=3)
+    older, caches = model.forward, []
+
+    def forward(input_ids=None, attention_mask=None, position_ids=None, cache=None, use_cache=None, logits_to_keep=0):
+        caches.append(cache)
+        name = "cache" if "cache" in inspect.signature(older).parameters else "past_key_values"
+        output = older(
+            input_ids, attention_mask, position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep, **{name: cache}
+        )
+        return SimpleNamespace(logits=output.logits, cache=output[name])
+
+    model.forward = forward
+    assert generate_answers(model, ids, PROMPTS, max_new_tokens=6, batch_size=3) == expected
+    assert choose_labels(model, ids, PROMPTS, labels, batch_size=3) == chosen
+    assert any(cache is not None for cache in caches), "prompts are read once"
 
 
 def test_progress_adds_up_to_the_prompts():

@@ -6,6 +6,7 @@ Answers from a closed set of labels are in `label_scoring`.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ from tutelage.models.heads import takes_logits_to_keep
 from tutelage.models.placement import device_of
 from tutelage.utils import ranks
 
+CACHE, OLDER_CACHE = "cache", "past_key_values"
+"""Names of the key-value cache in arguments and outputs of models, from transformers 5.24 on and before."""
 DROP_FROM = 0.25
 """Fraction of a batch that must be finished before its rows leave it. Dropping rows copies the cache of the others
 once, which appending to it at every step does anyway; dropping every single row at once would copy it B times."""
@@ -150,8 +153,8 @@ def _greedy(
             input_ids=tokens[:, None],
             attention_mask=mask,
             position_ids=position,
-            past_key_values=cache,
             use_cache=True,
+            **with_cache(model, cache),
             **keep,
         )
     return batch.written()
@@ -210,8 +213,15 @@ def cache_of(output: Any) -> Any:
     Purely recurrent models (Mamba, RWKV) return their state under another name or not at all; remote code may return
     tuples.
     """
-    cache = getattr(output, "past_key_values", None)
+    cache = getattr(output, CACHE, None)
+    cache = getattr(output, OLDER_CACHE, None) if cache is None else cache  # asking for it warns in 5.24
     return cache if hasattr(cache, "reorder_cache") else None
+
+
+def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """The argument of `model.forward` that holds a key-value cache. transformers 5.24 renamed it, and warns about the
+    older name, which remote code and earlier versions have."""
+    return {CACHE if CACHE in inspect.signature(model.forward).parameters else OLDER_CACHE: cache}
 
 
 @contextmanager

@@ -17,7 +17,14 @@ from transformers import DynamicCache
 
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import ModelError
-from tutelage.models.generation import cache_of, check_tokens, greedy_mode, length_batches, pad_left
+from tutelage.models.generation import (
+    cache_of,
+    check_tokens,
+    greedy_mode,
+    length_batches,
+    pad_left,
+    with_cache,
+)
 from tutelage.models.heads import takes_logits_to_keep
 from tutelage.models.placement import device_of
 from tutelage.utils import ranks
@@ -147,8 +154,8 @@ class _ReadPrompts:
             input_ids=ids,
             attention_mask=torch.cat([self.mask[selected], real], dim=1),
             position_ids=self.mask.sum(1)[selected, None] + torch.arange(width, device=device),
-            past_key_values=_select_rows(self.cache, selected),
             use_cache=True,
+            **with_cache(self.model, _select_rows(self.cache, selected)),
         ).logits
         return logits[..., : self.vocabulary].float().log_softmax(-1)
 
