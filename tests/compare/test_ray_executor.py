@@ -110,6 +110,11 @@ def stay_on_the_other_node(cell):
     print("second try" if again else "first try")
 
 
+def name_rank(cell):
+    name = f"{cell.method}-{os.environ['RANK']}"
+    (Path(cell.run) / name).write_text(f"{os.environ['OMP_NUM_THREADS']} {os.environ['CUDA_VISIBLE_DEVICES']}")
+
+
 def sleep(cell):
     with (Path(cell.run) / "asleep").open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -130,9 +135,9 @@ def test_without_ray_or_a_cluster_the_error_names_what_to_type(tmp_path, monkeyp
 
 
 def test_a_cell_waits_a_limited_time_for_its_former_process(tmp_path):
-    (cell,) = cells("good")
+    (cell,), here = cells("good"), str(tmp_path)
     patched = "from tutelage.compare import ray_executor as r; r.LOCK_SECONDS = 0.3\n"
-    work = f"from tutelage.compare.cells import Cell; print(r._work({cell!r}, b'', {str(tmp_path)!r}, 'logs', {{}})[1])"
+    work = f"from tutelage.compare.cells import Cell; print(r._work({cell!r}, b'', 1, {here!r}, 'logs', {{}})[1])"
     (tmp_path / "logs").mkdir()
     log = log_of(cell, tmp_path / "logs")
     with FileLock(log.with_suffix(".lock")):
@@ -166,6 +171,16 @@ def test_every_cell_has_an_outcome(cluster, tmp_path, monkeypatch):
 def test_cells_that_no_node_can_run_are_refused(cluster, tmp_path):
     with pytest.raises(UserError, match=r"2 CPUs and 0.5 GPUs(.|\n)*: 1 CPUs and 0 GPUs"):
         executor(tmp_path, end_as_named, num_cpus=2, num_gpus=0.5).check()
+
+
+def test_a_cell_with_two_gpus_is_two_processes(cluster, tmp_path):
+    node = cluster.add_node(num_cpus=1, num_gpus=2, **SMALL)
+    try:
+        (outcome,) = executor(tmp_path, name_rank, num_gpus=2).run([Cell("r", str(tmp_path), "a", 0, 0)])
+    finally:
+        cluster.remove_node(node)
+    assert outcome.error is None
+    assert [(tmp_path / f"a-{rank}").read_text() for rank in range(2)] == ["1 0,1", "1 0,1"]
 
 
 def test_a_folder_of_this_process_alone_is_refused(cluster, tmp_path, monkeypatch):

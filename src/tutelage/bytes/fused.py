@@ -60,7 +60,7 @@ def byte_head_loss(
     grads = list(empty_gradients(hidden, weight, bias, dtype, wanted))
     if any(wanted):
         of_masses, of_exact = torch.autograd.grad(weighted, (masses, exact))
-        scale = ((1 - kd_weight) / counts / denominator)[example_of_position(inputs.mask)]
+        scale = ((1 - kd_weight) / counts / denominator)[example_of_position(inputs.mask, len(hidden))]
         # float16 has no small numbers: gradients are computed in units of the largest scale, see `fused_loss.py`
         unit = (1.0 / counts / denominator).max() if dtype is torch.float16 else None
 

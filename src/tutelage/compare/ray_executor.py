@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from tutelage.compare.cells import Cell
 from tutelage.compare.executors import CellTask, Outcome, log_of, print_to, run_task
+from tutelage.compare.launched_cell import processes_of, run_launched
 from tutelage.errors import UserError, problems
 from tutelage.run.manifest import versions
 
@@ -62,16 +63,16 @@ class RayExecutor:
     folders: Sequence[Path]
     """The comparison's folder and the run folders, which every node must see."""
     num_cpus: float = 1
-    """Of one cell, which has as many torch threads, at least one."""
+    """Of one cell; its processes share as many torch threads, at least one each."""
     num_gpus: float = 0
-    """Of one cell; fractions are allowed. With 0 it sees no GPU."""
+    """Of one cell; fractions below 1 are allowed. With 0 it sees no GPU, with several it has a process for each."""
     retries: int = 2
     """How often a cell is tried again after its node or worker process was lost."""
 
     @property
     def threads(self) -> int:
-        """Torch threads of a cell."""
-        return max(1, int(self.num_cpus))
+        """Torch threads of a process of a cell."""
+        return max(1, int(self.num_cpus) // processes_of(self.num_gpus))
 
     def check(self) -> None:
         """Raises UserError if there is no cluster, if no node can run a cell, or if a node does not see the folders."""
@@ -107,7 +108,7 @@ class RayExecutor:
         environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         environment |= {} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}
-        fixed = (pickle.dumps(self.task), os.getcwd(), str(self.logs), environment)
+        fixed = (pickle.dumps(self.task), processes_of(self.num_gpus), os.getcwd(), str(self.logs), environment)
         waiting, working = deque((cell, 1) for cell in cells), {}
         try:
             while waiting or working:
@@ -276,8 +277,11 @@ def _appears(path: Path, patience: float) -> bool:
 # --- cells ---
 
 
-def _work(cell: Cell, task: bytes, cwd: str, logs: str, environment: dict[str, str]) -> tuple[float, str | None]:
-    """In the cell's worker process: run the task and log what it prints. Returns seconds, and an error as one line."""
+def _work(
+    cell: Cell, task: bytes, processes: int, cwd: str, logs: str, environment: dict[str, str]
+) -> tuple[float, str | None]:
+    """In the cell's worker process: run the task, or start the processes that share it, and log what they print.
+    Returns seconds, and an error as one line."""
     os.chdir(cwd)  # paths in cells and recipes are relative to where the command was started
     os.environ.update(environment)
     log = log_of(cell, Path(logs))
@@ -287,7 +291,8 @@ def _work(cell: Cell, task: bytes, cwd: str, logs: str, environment: dict[str, s
     try:
         with lock.acquire(timeout=LOCK_SECONDS):
             # Loaded here and not by Ray, so that torch reads the environment, and an error at import is the cell's.
-            error = run_task(lambda given: pickle.loads(task)(given), cell)
+            one = processes == 1
+            error = run_task(lambda c: pickle.loads(task)(c), cell) if one else run_launched(cell, task, processes)
     except Timeout:
         error = (
             f"another process still works on this cell after {LOCK_SECONDS:.0f} s, on a node that the cluster may have"

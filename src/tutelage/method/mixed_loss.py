@@ -61,7 +61,7 @@ def mixed_loss(
     denominator: examples in the optimizer step; default: those of this batch. temperature: divides both models' logits
     in the divergence, which is scaled by its square so that its gradient keeps its size (Hinton et al. 2015).
     """
-    example = example_of_position(answer_mask)
+    example = example_of_position(answer_mask, len(student))
     weight = weight.float()[example]
     scale = 1.0 / answer_mask.sum(1)[example]
 
@@ -87,16 +87,18 @@ def mixed_loss(
     return MixedLoss(total / (len(answer_mask) if denominator is None else denominator), ce, kd)
 
 
-def example_of_position(answer_mask: Tensor) -> Tensor:
-    """[positions] index of the example that each answer position belongs to."""
+def example_of_position(answer_mask: Tensor, positions: int) -> Tensor:
+    """[positions] index of the example that each answer position belongs to. positions: their number, which the caller
+    knows: a GPU would have to be waited for to count them."""
     counts = answer_mask.sum(1)
-    return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=positions)
 
 
 def example_means(values: Tensor, answer_mask: Tensor) -> Tensor:
     """[examples] means of [positions] values over each example's answer; 0 for an example without answer positions."""
     counts = answer_mask.sum(1)
-    sums = torch.zeros(len(counts), device=values.device).index_add_(0, example_of_position(answer_mask), values)
+    example = example_of_position(answer_mask, len(values))
+    sums = torch.zeros(len(counts), device=values.device).index_add_(0, example, values)
     return sums / counts.clamp_min(1)
 
 

@@ -382,9 +382,9 @@ class Compare(Section):
     """Resources of one student of `tutelage compare --executor ray`."""
 
     num_cpus: float = Field(1.0, gt=0, le=10_000)
-    """CPUs; a student is trained with as many threads."""
+    """CPUs; the processes of a student share as many threads."""
     num_gpus: float = Field(0.0, ge=0, le=10_000)
-    """GPUs; fractions are allowed."""
+    """GPUs: with several, a student is trained by as many processes. Fractions of one are allowed."""
 
 
 class Report(Section):

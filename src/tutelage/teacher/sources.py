@@ -160,11 +160,11 @@ class CachedTeacher:
         store, rows = self._stores[checkpoint], batch["row"][answered(batch)].tolist()
         device = batch["targets"].device
         if store.about["kind"] == "top_k":
-            ids = store.positions("ids", rows).to(device, torch.int64, non_blocking=True)
-            return TopKTargets(ids, store.positions("log_probs", rows).to(device, non_blocking=True))
+            ids = _sent(store.positions("ids", rows), device).long()
+            return TopKTargets(ids, _sent(store.positions("log_probs", rows), device))
         if store.about["kind"] == "bytes":
             return self._over_bytes(store, batch)
-        hidden = store.positions("states", rows).to(device, non_blocking=True)
+        hidden = _sent(store.positions("states", rows), device)
         # Few CPUs multiply bfloat16 fast. The others widen the stored values to float32, which changes none of them.
         widen = device.type == "cpu" and not self.bf16
         return HiddenTargets(hidden.float() if widen else hidden, self.head(checkpoint, device))
@@ -188,7 +188,7 @@ class CachedTeacher:
                 f"{store.folder} was made from other answers than the student's tokens spell. Rebuild it: tutelage"
                 " cache RECIPE --force"
             )
-        return ByteTargets(store.positions("bytes", rows).to(device, non_blocking=True), lookups)
+        return ByteTargets(_sent(store.positions("bytes", rows), device), lookups)
 
     def head(self, checkpoint: str, device: torch.device) -> Head:
         """The checkpoint's head. The last one used stays loaded; checkpoints with the same head share it."""
@@ -197,6 +197,12 @@ class CachedTeacher:
             self._head = None  # freed before the next one is loaded: one head in memory
             self._head = key, load_head(self.folder / key[0]).to(device)
         return self._head[1]
+
+
+def _sent(stored: Tensor, device: torch.device) -> Tensor:
+    """Stored values on a device. A GPU reads them from memory that stays in place (pinned) while this process goes
+    on."""
+    return (stored.pin_memory() if device.type == "cuda" else stored).to(device, non_blocking=True)
 
 
 def save_head(head: Head, path: Path) -> None:

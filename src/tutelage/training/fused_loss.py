@@ -72,8 +72,19 @@ class LossInputs:
     denominator: float | Tensor | None = None
     teacher_share: float = 1.0
     """TAID's t; below 1 the target lies between student and teacher, see `InterpolatedTargets`."""
+    positions: Tensor = field(init=False)
+    """[positions] index of each answer position in the flattened mask. Found once, before the forward pass: a GPU has
+    to be waited for to count them, and would be idle if that came between its forward and backward pass."""
     result: MixedLoss | None = field(default=None, init=False)
     """The fused loss, set inside the model's forward pass."""
+
+    def __post_init__(self) -> None:
+        """Find the positions."""
+        self.positions = self.mask.flatten().nonzero()[:, 0]
+
+    def at_answers(self, values: Tensor) -> Tensor:
+        """[positions, D] of values [examples, columns, D], whose last columns are those of the mask."""
+        return values[:, -self.mask.shape[1] :].flatten(0, 1)[self.positions]
 
     @property
     def over_bytes(self) -> ByteDivergence | None:
@@ -182,7 +193,7 @@ def _forward(
     vocabulary = inputs.vocabulary
     head = weight[:vocabulary].to(dtype)
     offset = None if bias is None else bias[:vocabulary].to(dtype)
-    example = example_of_position(inputs.mask)
+    example = example_of_position(inputs.mask, len(hidden))
     kd_weight = inputs.weight.float()[example]
     counts = inputs.mask.sum(1)
     scale = 1.0 / counts[example] / (len(counts) if inputs.denominator is None else inputs.denominator)
@@ -297,7 +308,7 @@ class HeadLoss:
         return self._plain(model, batch, inputs)
 
     def _plain(self, model: nn.Module, batch: dict[str, Tensor], inputs: LossInputs) -> MixedLoss:
-        logits = answer_logits(model, batch, keep=self.keep)[inputs.mask][:, : inputs.vocabulary]
+        logits = inputs.at_answers(answer_logits(model, batch, keep=self.keep))[:, : inputs.vocabulary]
         with torch.autocast(logits.device.type, enabled=False):
             return inputs.plain(logits)
 
@@ -306,7 +317,7 @@ class HeadLoss:
         weight, tied = self.layer.weight, [] if self._shares_its_weight() else None
 
         def head(hidden: Tensor) -> Tensor:
-            states = hidden[:, -inputs.mask.shape[1] :][inputs.mask]
+            states = inputs.at_answers(hidden)
             inputs.result = MixedLoss(
                 *_HeadLoss.apply(states, weight if tied is None else weight.detach(), self.layer.bias, inputs, tied)
             )

@@ -251,6 +251,7 @@ class DistillTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The batch's contribution to the mixed loss of its optimizer step."""
+        # What a GPU has to be waited for (rows to read, numbers of positions) comes before the forward pass.
         mask, guidance, targets = inputs["targets"] != IGNORED, self.guidance, None
         if guidance is not None:
             with torch.no_grad(), self.accelerator.autocast():
