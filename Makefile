@@ -38,7 +38,7 @@ check-lowest: .venv-lowest/.made
 
 .venv-lowest/.made: pyproject.toml constraints-lowest.txt
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest pytest-xdist hypothesis
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest pytest-xdist hypothesis hatchling
 	touch $@
 
 # Asks PyPI's list of vulnerabilities about the pinned versions. --strict: a package that it could not ask about fails,

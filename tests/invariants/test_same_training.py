@@ -9,9 +9,10 @@ import torch
 
 from helpers.rows import PAD, VOCABULARY, cached, encoded, teachers
 from helpers.tiny import tiny_model
+from tutelage.errors import ConfigError
 from tutelage.models.evaluation import sample_losses
 from tutelage.teacher.sources import LiveTeacher
-from tutelage.training.trainer import DistillTrainer, Guidance, training_arguments
+from tutelage.training.trainer import DistillTrainer, Guidance, check_arguments, training_arguments
 
 CHECKPOINT = "checkpoint-2"
 
@@ -43,6 +44,7 @@ def test_a_training_run_ends_at_the_same_losses_with_all_accelerations_off_and_o
     np.testing.assert_allclose(losses(checkpointed, rows), plain, rtol=1e-5)
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch is older than 2.7")
 def test_a_compiled_student_ends_at_the_same_losses(tmp_path):
     """With the backend that only traces: what a compiler then makes of it is torch's."""
     rows, models = encoded(12), teachers()
@@ -50,6 +52,13 @@ def test_a_compiled_student_ends_at_the_same_losses(tmp_path):
     plain = losses(trained(tmp_path / "plain", live, rows, fused=False), rows)
     compiled = trained(tmp_path / "compiled", live, rows, torch_compile=True, torch_compile_backend="aot_eager")
     np.testing.assert_allclose(losses(compiled, rows), plain, rtol=1e-5)
+
+
+def test_a_torch_that_transformers_cannot_compile_with_is_refused_before_training(monkeypatch):
+    check_arguments({"torch_compile": False})
+    monkeypatch.delattr(torch.compiler, "is_exporting", raising=False)
+    with pytest.raises(ConfigError, match=r"needs torch 2\.7 or newer"):
+        check_arguments({"torch_compile": True})
 
 
 def test_the_next_batch_is_fetched_before_the_present_one_is_computed(tmp_path, monkeypatch):

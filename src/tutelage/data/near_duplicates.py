@@ -160,7 +160,7 @@ class _Buckets:
         for band in range(BANDS):
             taken = keys[:, band] != 0
             if self.wanted is not None:
-                taken &= np.isin(keys[:, band], self.wanted[band])
+                taken &= np.isin(keys[:, band], self.wanted[band], kind="sort")
             indices = np.flatnonzero(taken)
             if len(indices):
                 self.added[band].append((keys[indices, band], indices + start))

@@ -141,7 +141,7 @@ class DistillTrainer(Trainer):
             sampler = shard.batch_sampler.sampler
             shard.batch_sampler = SharedBatches(sampler, args.batch_rows, args.process_index, args.world_size)
             # accelerate's own sharding now passes batches through: one process, batches of any size.
-            shard.num_processes, shard.process_index, shard.batch_size = 1, 0, None
+            shard.num_processes, shard.process_index, shard.batch_size, shard.even_batches = 1, 0, None, False
             if hasattr(sampler, "set_epoch"):  # accelerate does not find it in a continued epoch
                 shard.set_epoch = sampler.set_epoch
         return loader
@@ -336,6 +336,11 @@ def _share_out(args: Arguments, planned: int) -> None:
 def check_arguments(given: dict[str, Any]) -> None:
     """Build arguments, optimizer, schedule and trackers of a training run on a single weight, so that what they refuse
     is refused before hours of work. Raises ConfigError with the reason."""
+    if given.get("torch_compile") and not hasattr(torch.compiler, "is_exporting"):
+        raise ConfigError(
+            f"torch_compile needs torch 2.7 or newer, since transformers calls a function of it there; found torch"
+            f" {torch.__version__}: upgrade torch, or leave torch_compile out"
+        )
     with TemporaryDirectory() as folder:
         try:
             args = training_arguments(Path(folder), given, seed=0)
