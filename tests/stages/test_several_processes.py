@@ -114,6 +114,7 @@ def test_caches_and_answers_of_two_processes_are_those_of_one_to_the_bit(alone, 
     assert students == read_json(alone / "run/distill/taid/seed-0/manifest.json")  # as one process left them
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 on CPUs is newer than torch 2.6")
 def test_a_run_that_is_divided_and_goes_on_with_more_processes_has_the_result_of_one(alone, divided):
     folder, killed, state, continued = divided
     assert killed[1].code == -9 and "process 1 of 2 was killed" in killed[0].err, killed[0].err
