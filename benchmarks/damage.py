@@ -12,7 +12,8 @@ file is damaged, and one command is run on it in this process. What came of it, 
 
 The goal is none of `traceback` and `silent`. The full benchmark takes every kind of file, every fault and every command
 of both runs; `--quick` takes the cheap commands and three faults. Seconds, dates and memory are no numbers here. With
---log the same command continues after an interruption: each outcome is a line of that file.
+--log the same command continues after an interruption: each outcome is a line of that file. Name another file after a
+change of the code.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ STUDENT = Shape(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, vocab
 CHECKPOINTS = 2
 ROWS, QUICK_ROWS = (1_000, 10_000, 100_000), (1_000, 10_000)
 HELD_OUT = 100
-"""Rows of validation, and of test, unless said."""
+"""Rows of validation, and of test, by default."""
 LABELS, LABEL_TOKENS = 16, 2
 PROMPT_TOKENS = (38, 78)
 

@@ -12,7 +12,7 @@ import pytest
 from helpers.recipes_in import GOOD
 from helpers.skip_rule import pytest_configure  # noqa: F401 a hook of every session
 
-# What tests write need not survive a power failure. Syncing it took most of the time of many tests.
+# What tests write need not survive a power failure. Syncing it took most of the time of tests that run stages.
 os.fsync = lambda descriptor: None
 
 

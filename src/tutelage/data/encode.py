@@ -206,11 +206,10 @@ class Subset(Sequence[EncodedRow]):
         return self.rows[int(self.indices[index])]
 
 
-def make_encoder(data: Data, tokenizer: Any, task: Task | None = None) -> Encoder:
-    """The encoder that a recipe's sections describe. task: for the short forms of its labels, if it has any."""
+def make_encoder(data: Data, tokenizer: Any, task: Task) -> Encoder:
+    """The encoder that a recipe's sections describe. task: for the short forms of its labels."""
     prefix = data.answer_prefix if data.answer_prefix is not None else ("" if data.chat_template else " ")
-    verbalizers = Verbalizers(task.verbalizers if task else {})
-    return Encoder(tokenizer, prefix, data.max_length, data.too_long, verbalizers)
+    return Encoder(tokenizer, prefix, data.max_length, data.too_long, Verbalizers(task.verbalizers))
 
 
 def fitting_test(data: Data, task: Task, load_tokenizer: Callable[[], Any]) -> Callable[[Example], bool] | None:

@@ -209,27 +209,33 @@ def check_models(
         check_weights(teacher, folder)
 
 
+def skeleton(model: Model) -> nn.Module:
+    """A model without its weights, on torch's meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = model.trust_remote_code
+    config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.revision, trust_remote_code=trust)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+
+
 def check_lora_targets(model: Model) -> None:
     """Refuse adapters for layers that a model does not have, or for a tied output head, before anything is trained.
     Loads no weights.
 
     Raises ModelError. A model whose config cannot be read is not judged: loading it says why.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     if model.lora is None or config_of(model) is None:
         return
     check_architecture(model)
-    trust, targets = model.trust_remote_code, model.lora.target_modules
-    config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.revision, trust_remote_code=trust)
+    targets, empty = model.lora.target_modules, skeleton(model)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
-        layers = [name for name, layer in skeleton.named_modules() if getattr(layer, "weight", None) is not None]
+        layers = [name for name, layer in empty.named_modules() if getattr(layer, "weight", None) is not None]
         listed = [] if isinstance(targets, str) else targets
         unknown = [target for target in listed if not any(f".{name}".endswith(f".{target}") for name in layers)]
         reason = ""
         try:
-            with_lora(skeleton, model.lora)
+            with_lora(empty, model.lora)
         except (ModelError, RuntimeError) as error:
             if isinstance(error, ModelError) and error.kind != Kind.MODEL:
                 raise

@@ -45,6 +45,7 @@ from tutelage.models.load import (
     load_tokenizer,
     load_trainable,
     longest_context,
+    skeleton,
 )
 from tutelage.models.placement import device
 from tutelage.models.precision import bf16_pays
@@ -52,7 +53,6 @@ from tutelage.models.save import check_same_loss, save_student
 from tutelage.recipe.schema import Model
 from tutelage.run.manifest import differences, folder_fingerprint, locked, versions
 from tutelage.run.threads import settle_threads
-from tutelage.shrink.layers import check_layers
 from tutelage.shrink.make import (
     Kept,
     blocks_at_a_time,
@@ -197,8 +197,8 @@ class Healing:
         plan, started = self.plan, self.folder / STARTED
         config = config_of(self.section)
         check_embeddings(config, vocabulary_of(self.tokenizer), "teacher")
-        if config is not None and plan.layers is not None:
-            check_layers(config.num_hidden_layers, plan.layers)
+        if config is not None:
+            check_size(skeleton(self.section), plan.layers, plan.width)
         context = longest_context(self.section)
         if context is not None and plan.block_length > context:
             raise ConfigError(
@@ -266,7 +266,6 @@ class Healing:
             return read_json(done)
         self._check_disk()
         model, plan = load_model(self.section), self.plan
-        check_size(model, plan.layers, plan.width)
         chosen_on = influence_rows(_as_array(self.rows))
         influence = measure_influence(model, self.tokenizer, chosen_on)
         by_influence = influence if plan.by == "influence" else None

@@ -304,7 +304,7 @@ class SCDTrainer:
 
     def _spelled(self, text: str, forms: Sequence[EncodedRow]) -> bool:
         """Whether the tokens of an answer spell it, where models are compared by its bytes."""
-        readers, spelled = self._readers or (), (self.args.answer_prefix + text).encode()
+        readers, spelled = self._readers or (), self.pair.student.answer_text(text).encode()
         return all(reader.text(row.answer) == spelled for row, reader in zip(forms, readers, strict=False))
 
     def _answers(self, folder: Path) -> list[SilverAnswer]:
