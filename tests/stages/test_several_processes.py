@@ -47,9 +47,9 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The folder of a run of two processes, and how they ended."""
+    """The folder of a run of two processes, which read batches in parts, and how they ended."""
     recipe = project(tmp_path_factory.mktemp("two"), 2)
-    return recipe.parent, launch(2, "run", recipe, "--anyway")
+    return recipe.parent, launch(2, "run", recipe, "--anyway", "max_tokens_per_batch=60")
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,7 @@ def test_a_run_that_is_divided_and_goes_on_with_more_processes_has_the_result_of
     [
         ("teacher.device_map=auto", "start one process (no launcher) for cache", {}),
         ("teacher.quantization=4bit", "teacher.quantization=null", FSDP),
+        ("max_tokens_per_batch=64", "max_tokens_per_batch=null", FSDP),
         ("trainer.optim=adafactor", "adafactor cannot be divided by FSDP", FSDP),
     ],
 )

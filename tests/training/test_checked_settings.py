@@ -27,6 +27,7 @@ def test_every_wrong_setting_from_python_is_reported(tmp_path):
             student_kl="backward",
             cache_dtype="int8",
             save_every_steps=0,
+            max_tokens_per_batch=0,
             seed=2**33,
             learning_rate=-1.0,
             per_device_train_batch_size=0,
@@ -34,6 +35,7 @@ def test_every_wrong_setting_from_python_is_reported(tmp_path):
             report_to="wand",
         )
     wrong = {"num_stages", "epochs_per_stage", "temperature", "student_kl", "cache_dtype", "save_every_steps", "seed"}
+    wrong.add("max_tokens_per_batch")
     arguments = {"learning_rate", "per_device_train_batch_size", "fsdp", "report_to"}
     assert {problem.key for problem in caught.value.problems} == wrong | arguments
     assert "num_stages: found 0, want a whole number above 0" in str(caught.value)
@@ -46,7 +48,9 @@ def test_settings_from_python_may_be_of_numpy_or_enumerations(tmp_path):
         learning_rate=np.float32(1e-4),
         lr_scheduler_type=SchedulerType.LINEAR,
         report_to=["none"],
+        max_tokens_per_batch=64,
     )
+    assert given.given()["max_tokens_per_batch"] == 64
     assert given.num_stages == 2 and given.given()["learning_rate"] == pytest.approx(1e-4)
 
 

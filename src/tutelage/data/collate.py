@@ -52,12 +52,17 @@ class Collator:
     pad_id: int
     ahead: Callable[[Sequence[int]], None] | None = None
     """Called with the indices of every batch. A trainer collates a batch before it trains on the previous one."""
+    max_tokens: int | None = None
+    """If given, rows are sorted by length, longest first, and the batch has "parts" of at most this many tokens,
+    padding included, for `parts_of`."""
 
-    def __call__(self, items: Sequence[tuple[int, EncodedRow]]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[tuple[int, EncodedRow]]) -> dict[str, Any]:
         """Batch of (index, row) items."""
         if self.ahead:
             self.ahead([row_of(index) for index, _ in items])
-        lengths = [len(row.prompt) + len(row.answer) - 1 for _, row in items]
+        if self.max_tokens is not None:
+            items = sorted(items, key=lambda item: -_length(item[1]))
+        lengths = [_length(row) for _, row in items]
         width, answer_width = max(lengths), max(len(row.answer) for _, row in items)
         ids = np.full((len(items), width), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(items), width), dtype=np.int64)
@@ -67,13 +72,45 @@ class Collator:
             mask[line, width - lengths[line] :] = 1
             if index >= 0:
                 targets[line, answer_width - len(row.answer) :] = row.answer
-        return {
+        batch: dict[str, Any] = {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
             "position_ids": torch.from_numpy((mask.cumsum(1) - 1).clip(min=0)),
             "targets": torch.from_numpy(targets),
             "row": torch.tensor([row_of(index) for index, _ in items]),
         }
+        if self.max_tokens is not None:
+            batch["parts"] = _parts(lengths, [len(row.answer) for _, row in items], self.max_tokens)
+        return batch
+
+
+def _length(row: EncodedRow) -> int:
+    """Tokens that the model reads of a row: all but end-of-sequence."""
+    return len(row.prompt) + len(row.answer) - 1
+
+
+def _parts(lengths: Sequence[int], answers: Sequence[int], max_tokens: int) -> list[tuple[int, int, int, int]]:
+    """(first row, row behind the last, width, width of the answers) of each part of a batch. lengths: [rows], longest
+    first. A row of more than `max_tokens` is a part of its own."""
+    parts, start = [], 0
+    while start < len(lengths):
+        stop = min(len(lengths), start + max(1, max_tokens // lengths[start]))
+        parts.append((start, stop, lengths[start], max(answers[start:stop])))
+        start = stop
+    return parts
+
+
+def parts_of(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """The parts of a batch that the model reads one by one, each as it would be collated alone. Numbers of rows and
+    columns are known on the host, so that a GPU need not be waited for."""
+    if "parts" not in batch:
+        return [batch]
+    widths = {"input_ids": 2, "attention_mask": 2, "position_ids": 2, "targets": 3}
+    return [
+        {name: batch[name][part[0] : part[1], -part[index] :] for name, index in widths.items()}
+        | {"row": batch["row"][part[0] : part[1]]}
+        for part in batch["parts"]
+    ]
 
 
 def row_of(index: int) -> int:

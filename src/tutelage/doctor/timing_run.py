@@ -147,7 +147,7 @@ class TimingRun:
         return Subset(store, indices.tolist())
 
     def _arguments(self, *sections: Any, **more: Any) -> Any:
-        given = self.recipe.trainer_arguments(*sections)
+        given = self.recipe.trainer_arguments(*sections) | {"max_tokens_per_batch": self.recipe.max_tokens_per_batch}
         given = given if "fp16" in given else {"bf16": self.bf16} | given
         return training_arguments(self.folder / "-".join(sections), given | more, seed=self.recipe.seed)
 

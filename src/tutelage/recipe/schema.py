@@ -415,6 +415,10 @@ class Recipe(Section):
     fused_loss: bool = True
     """Compute output head and loss together, chunk by chunk, without keeping logits for the backward pass. Changes the
     loss by rounding only."""
+    max_tokens_per_batch: int | None = Field(None, ge=1)
+    """Training batches are passed through the model in parts of at most this many tokens, padding included, which hold
+    rows of like length: less padding, and memory for one part. An optimizer step has the same rows and, but for
+    rounding and dropout, the same gradient. A longer row is a part of its own; null: one part."""
     teach: Teach = Teach()
     anchor: Anchor = Anchor()
     silver: Silver = Silver()

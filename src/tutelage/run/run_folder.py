@@ -63,6 +63,7 @@ class RunFolder:
     def trainer_arguments(self, *sections: Literal["teach", "anchor", "distill"]) -> dict[str, Any]:
         """TrainingArguments of one training run, with the precision that this run computes in."""
         given = self.recipe.trainer_arguments(*sections) | {"planned_processes": self.processes}
+        given["max_tokens_per_batch"] = self.recipe.max_tokens_per_batch
         return given if "fp16" in given else {"bf16": self.bf16} | given
 
     @cached_property

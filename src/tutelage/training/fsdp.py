@@ -22,12 +22,18 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
 def check(recipe: Recipe) -> None:
-    """Raises ConfigError for quantized weights, which FSDP would not divide, and for an optimizer whose state cannot be
-    put together and divided again."""
+    """Raises ConfigError for quantized weights, which FSDP would not divide, for batches in parts, and for an optimizer
+    whose state cannot be put together and divided again."""
     if recipe.teacher.quantization:
         raise ConfigError(
             f"teacher.quantization: {recipe.teacher.quantization} and FSDP do not go together here: train the adapters"
             " without FSDP, each process with the whole quantized teacher, or set teacher.quantization=null"
+        )
+    if recipe.max_tokens_per_batch:
+        raise ConfigError(
+            f"max_tokens_per_batch: {recipe.max_tokens_per_batch} and FSDP do not go together: all processes run each"
+            " layer together, and they would have different numbers of parts. Set max_tokens_per_batch=null, and lower"
+            " trainer.per_device_train_batch_size"
         )
     for section in ("teach", "anchor", "distill"):
         name = recipe.trainer_arguments(section).get("optim", OPTIMIZERS[0])

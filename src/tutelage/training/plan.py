@@ -110,6 +110,7 @@ _KEYS = {
     "cache.dtype": "cache_dtype",
     "cache.batch_size": "cache_batch_size",
     "fused_loss": "fused_loss",
+    "max_tokens_per_batch": "max_tokens_per_batch",
 }
 """Dotted key of a recipe -> the setting of `SCDConfig` that means the same."""
 
@@ -140,6 +141,9 @@ class SCDConfig(TrainingArguments):
     )
     probe_rows: int | None = field(default=None, metadata={"help": "Training rows on which checkpoints are compared."})
     fused_loss: bool = field(default=True, metadata={"help": "Compute output head and loss together, chunk by chunk."})
+    max_tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "A batch is passed in parts of at most this many tokens, of like length."}
+    )
     keep: str = field(
         default="best", metadata={"help": "`best` stage by validation loss (needs eval_dataset), or `last`."}
     )
@@ -185,6 +189,8 @@ class SCDConfig(TrainingArguments):
         plain = TrainingArguments(output_dir=self.output_dir)
         names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and not f.name.startswith("hub_")]
         changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        if self.max_tokens_per_batch is not None:
+            changed["max_tokens_per_batch"] = self.max_tokens_per_batch
         return {
             name: value for name, value in changed.items() if name not in ("output_dir", "num_train_epochs", "seed")
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from tutelage.data.collate import IGNORED, Collator, LengthGroupedSampler, RowDataset, SharedBatches, answered
+from tutelage.data.collate import IGNORED, Collator, LengthGroupedSampler, RowDataset, SharedBatches, answered, parts_of
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import row_lengths
 from tutelage.errors import ConfigError
@@ -65,6 +65,8 @@ class Arguments(TrainingArguments):
     grouped_rows: int = 0
     """The same for as many processes as the run is meant for: rows of like length that `group_by_length` keeps
     together."""
+    max_tokens_per_batch: int | None = None
+    """The recipe's `max_tokens_per_batch`: rows are passed through the model in parts of at most this many tokens."""
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +110,11 @@ class DistillTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=RowDataset(rows),
-            data_collator=Collator(pad_id, ahead=guidance.source.ahead(guidance.checkpoint) if guidance else None),
+            data_collator=Collator(
+                pad_id,
+                ahead=guidance.source.ahead(guidance.checkpoint) if guidance else None,
+                max_tokens=args.max_tokens_per_batch,
+            ),
             # `interpolate` comes first, so that its file is in a resume checkpoint before that is marked as complete.
             callbacks=[*([interpolate] if interpolate else []), *callbacks],
         )
@@ -243,6 +249,19 @@ class DistillTrainer(Trainer):
             return torch.tensor(sum(len(batch["row"]) for batch in batch_samples), device=device)
         return self._sum(torch.stack([answered(batch).sum() for batch in batch_samples]).sum().to(device))
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Loss and gradient of a batch, which the model reads in parts if there is a `max_tokens_per_batch`."""
+        parts, total = parts_of(inputs), torch.zeros((), device=self.args.device)
+        for part in parts:
+            last = part is parts[-1]
+            with nullcontext() if last else self.accelerator.no_sync(model):  # gradients are shared once
+                total = total + super().training_step(model, part, num_items_in_batch)
+        if self.interpolate:
+            self.interpolate.observe(self._sum(torch.stack(self._terms[-len(parts) :]).sum(0)))
+        return total
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -271,10 +290,7 @@ class DistillTrainer(Trainer):
                 teacher_share=self.interpolate.interpolation.share if self.interpolate else 1.0,
             ),
         )
-        terms = torch.stack([loss.cross_entropy.sum(), loss.divergence.sum(), mask.any(1).sum()])
-        if self.interpolate:
-            self.interpolate.observe(self._sum(terms))
-        self._terms.append(terms)
+        self._terms.append(torch.stack([loss.cross_entropy.sum(), loss.divergence.sum(), mask.any(1).sum()]))
         # DDP averages gradients over ranks, and the denominator already counts the examples of all of them.
         return loss.total * self.accelerator.num_processes
 
@@ -292,7 +308,7 @@ def training_arguments(folder: Path, given: dict[str, Any], *, seed: int, epochs
     """TrainingArguments of one training run: what the recipe sets, and what the library decides itself.
 
     given: of the recipe; `planned_processes` among them is the number of processes whose batches make a step, by
-    default those there are.
+    default those there are; `max_tokens_per_batch` as in the recipe.
     """
     given = dict(given)
     planned = given.pop("planned_processes", None) or ranks.size()
