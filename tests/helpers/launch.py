@@ -1,14 +1,25 @@
-"""Several processes of the command, started as `torchrun` starts them, and what each of them printed."""
+"""Several processes of the command, started as `torchrun` starts them, and what each of them printed.
 
+They are forked from a process that has imported everything (multiprocessing's `forkserver`): importing torch and
+transformers in each of them takes longer than what they are started for.
+"""
+
+import multiprocessing
 import os
+import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
-COMMAND = "import os; os.fsync = lambda descriptor: None; from tutelage.cli.main import main; main()"
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["helpers.launched"])
+SECONDS = 600
 
 
 class Ended(NamedTuple):
@@ -32,22 +43,45 @@ def launch(
         port = str(free.getsockname()[1])
     each = count // len(within)
     of_all = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(each), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    source = Path(__file__).parents[2] / "src"
-    of_all |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(source), "CUDA_VISIBLE_DEVICES": ""}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"{before}\n{COMMAND}", *map(str, words)],
-            env={**os.environ, **of_all, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank % each)},
-            cwd=within[rank // each],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        texts = [process.communicate(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [Ended(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
+    with TemporaryDirectory() as folder:
+        processes = [
+            FORKS.Process(
+                target=_command,
+                args=(
+                    [str(word) for word in words],
+                    before,
+                    str(within[rank // each].resolve()),
+                    {**of_all, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank % each)},
+                    [f"{folder}/{rank}.{name}" for name in ("out", "err")],
+                ),
+            )
+            for rank in range(count)
+        ]
+        with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+            forkserver.ensure_running()  # it looks for what it imports there
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(SECONDS)
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        return [
+            Ended(process.exitcode, *(Path(f"{folder}/{rank}.{name}").read_text() for name in ("out", "err")))
+            for rank, process in enumerate(processes)
+        ]
+
+
+def _command(words: list[str], before: str, folder: str, environment: dict[str, str], outputs: list[str]) -> None:
+    """What a process does."""
+    for descriptor, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = ["tutelage", *words]
+    exec(before, {})  # the test's own code
+    from tutelage.cli.main import main
+
+    main()

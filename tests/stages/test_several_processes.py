@@ -21,6 +21,34 @@ def loss(self, *args, plain=DistillTrainer.compute_loss, **more):
     return plain(self, *args, **more)
 DistillTrainer.compute_loss = loss
 """
+DIES_IN = """
+import importlib, os, signal
+from tutelage.models.evaluation import Evaluator
+from tutelage.teacher.hidden_store import StoreWriter
+from tutelage.training.trainer import DistillTrainer
+stage, calls = None, 0
+def noted(name):
+    module = importlib.import_module(f"tutelage.stages.{name}")
+    def run_stage(*args, plain=module.run_stage):
+        global stage, calls
+        stage, calls = name, 0
+        return plain(*args)
+    module.run_stage = run_stage
+def deadly(owner, name):
+    def call(*args, plain=getattr(owner, name), **more):
+        global calls
+        calls += 1
+        if os.environ["RANK"] == "1" and [stage, str(calls)] == os.environ["DIES_IN"].split():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*args, **more)
+    setattr(owner, name, call)
+for name in ("teach", "silver", "anchor", "cache", "cross_fit", "distill", "evaluate"):
+    noted(name)
+for owner, name in ((DistillTrainer, "compute_loss"), (StoreWriter, "write"), (Evaluator, "answers")):
+    deadly(owner, name)
+"""
+KILLS = ["teach 5", "silver 1", "anchor 5", "cache 2", "cross_fit 5", "distill 4", "evaluate 2"]
+"""Every stage that shares work, and the batch, shard or set of answers at which one of its processes is killed."""
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -54,9 +82,13 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """A run of three processes, of which one is killed; two continue it. How they all ended."""
+    """A run begun by three processes, of which one is killed in every stage; three and two continue it in turn. How
+    they all ended, by the stage in which that was."""
     recipe = project(tmp_path_factory.mktemp("three"), 3)
-    killed = launch(3, "run", recipe, "--anyway", before=DIES, DIES="2")
+    killed = {
+        where: launch(3 - number % 2, "run", recipe, "--anyway", before=DIES_IN, DIES_IN=where)
+        for number, where in enumerate(KILLS)
+    }
     return recipe.parent, killed, launch(2, "run", recipe, "--anyway")
 
 
@@ -84,12 +116,12 @@ def test_only_the_main_process_speaks(two):
     assert (other.out, other.err) == ("", "")
 
 
-def test_a_run_that_lost_a_process_goes_on_with_fewer_and_has_the_same_result(alone, three):
+def test_a_run_that_lost_a_process_in_every_stage_goes_on_with_others_and_has_the_same_result(alone, three):
     folder, killed, continued = three
-    assert killed[2].code == -9 and killed[0].code == killed[1].code == 1
-    messages = [process.err.splitlines()[-1:] for process in killed[:2]]
-    lost = ["process 2 of 3 was killed or has crashed; the same command continues where it stopped"]
-    assert sorted(messages)[-1] == lost and sum(lost[0] in process.err for process in killed) == 1
+    for where, ended in killed.items():
+        assert [process.code for process in ended] == [1, -9, 1][: len(ended)], (where, ended[0].err)
+        lost = f"process 1 of {len(ended)} was killed or has crashed; the same command continues where it stopped"
+        assert sum(process.err.splitlines()[-1:] == [lost] for process in ended) == 1, where
     assert [process.code for process in continued] == [0, 0], continued[0].err
     assert "begun with 3 processes: its batches stay as they are, shared out over 2" in continued[0].err
     same(alone, folder)
