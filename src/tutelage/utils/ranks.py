@@ -357,7 +357,8 @@ def _watch(launch: _Launch) -> None:
         try:
             if launch.elsewhere:
                 launch.store.add(f"{launch.name}-alive-{launch.rank}", 1)
-            if launch.store.check([f"{launch.name}-code"]):
+            # This process's own code may be there already: `fail` has set `parted` before, and its message is to come.
+            if launch.store.check([f"{launch.name}-code"]) and not launch.parted.is_set():
                 code = int(launch.store.get(f"{launch.name}-code"))
                 launch.store.add(f"{launch.name}-left", 1)
                 os._exit(code)
