@@ -6,11 +6,9 @@ transformers in each of them takes longer than what they are started for.
 
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,8 +64,8 @@ def launch(
                 process.join(SECONDS)
         finally:
             for process in processes:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+                if process.is_alive():
+                    process.kill()
         return [
             Ended(process.exitcode, *(Path(f"{folder}/{rank}.{name}").read_text() for name in ("out", "err")))
             for rank, process in enumerate(processes)
