@@ -5,11 +5,13 @@ import json
 import logging
 import math
 import warnings
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from benchmarks import decode
@@ -355,3 +357,30 @@ def test_the_benchmark_compares_equal_answers_and_their_costs(tmp_path, monkeypa
     assert greedy["tokens"]["tutelage"] < greedy["tokens"]["generate"]
     assert sure["tokens"]["choose"] < 3 * sure["tokens"]["one"] < unsure["tokens"]["choose"]
     assert {"seconds", "ratios", "samples", "machine", "versions"} <= set(unsure)
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of tensors to bfloat16 by shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if str(operator) == "aten._to_copy.default" and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.found[tuple(args[0].shape)] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_autocast_casts_a_weight_once_for_all_tokens_and_not_for_each(trained):
+    model, prompts = tiny_model(3, tie_word_embeddings=False).requires_grad_(trained), [list(b"one"), list(b"two: ")]
+    head = tuple(model.get_output_embeddings().weight.shape)
+    with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+        found = generate_answers(model, byte_tokenizer(), prompts, max_new_tokens=6, batch_size=2)
+    assert casts.found[head] == 1
+    assert all(weight.requires_grad == trained for weight in model.parameters())
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Casts() as casts:
+        expected = generate_answers(model, byte_tokenizer(), prompts, max_new_tokens=6, batch_size=2)
+    assert casts.found[head] > 1
+    assert found == expected

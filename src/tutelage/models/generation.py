@@ -236,12 +236,32 @@ def greedy_mode(model: nn.Module) -> Iterator[Any]:
     config, plain.generation_config = plain.generation_config, GenerationConfig()
     model.eval()
     try:
-        with torch.inference_mode():
+        with _weights_cast_once(plain):
             yield plain
     finally:
         plain.generation_config = config
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _weights_cast_once(model: nn.Module) -> Iterator[None]:
+    """No gradients; under autocast weights are cast once and not for every token.
+
+    Autocast keeps the cast of a float32 weight until it ends only if the weight requires a gradient, and never in
+    inference mode. Weights that are not in memory stay as they are.
+    """
+    casts = torch.is_autocast_enabled(device_of(model).type)
+    frozen = [w for w in model.parameters() if casts and not w.requires_grad and w.dtype == torch.float32]
+    frozen = [weight for weight in frozen if not weight.is_meta]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def length_batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
