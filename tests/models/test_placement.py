@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.project import Command, make_project, run_to_the_end
 from helpers.tiny import byte_tokenizer, tiny_model
@@ -16,7 +17,7 @@ from tutelage.models.adapters import has_adapters
 from tutelage.models.evaluation import sample_losses
 from tutelage.models.forward import read_batch
 from tutelage.models.generation import generate_answers
-from tutelage.models.heads import head_error, head_of
+from tutelage.models.heads import answer_logits, answer_states, head_error, head_of
 from tutelage.models.label_scoring import choose_labels
 from tutelage.models.load import load_model, load_trainable
 from tutelage.recipe.schema import Lora, Model
@@ -187,3 +188,36 @@ def test_a_missing_package_is_named_before_anything_is_trained(tmp_path, command
     assert {check["kind"] for check in checks if check["name"] == "quantization"} == {Kind.EXTRA_MISSING}
     with pytest.raises(ModelError):
         load_model(Model(model_name_or_path="anything", quantization="8bit"))
+
+
+class Copies(TorchDispatchMode):
+    """Notes the number of elements of every tensor that is copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if str(operator) in ("aten.clone.default", "aten.bmm.default"):
+            self.largest = max(self.largest, args[-1 if "bmm" in str(operator) else 0].numel())
+        return operator(*args, **(kwargs or {}))
+
+
+def test_the_head_of_a_frozen_model_is_not_copied_for_every_row():
+    """torch does so for the last positions of a sequence, if neither they nor the weight require a gradient."""
+    frozen, rows = tiny_model(1).requires_grad_(False), ROWS[:6]
+    batch = Collator(PAD)(list(enumerate(rows)))
+    head, prompts = frozen.get_output_embeddings().weight, [row.prompt for row in rows]
+    with torch.no_grad(), Copies() as copies:
+        answer_logits(frozen, batch)
+    assert copies.largest >= len(rows) * head.numel()  # as torch does it
+    for read in (
+        lambda: answer_states(frozen, batch),
+        lambda: generate_answers(
+            frozen, byte_tokenizer(), [row.prompt for row in rows], max_new_tokens=3, batch_size=6
+        ),
+    ):
+        with Copies() as copies:
+            read()
+        assert copies.largest <= head.numel()
+        assert not any(weight.requires_grad for weight in frozen.parameters())

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import DataError, problems
 from tutelage.models.heads import takes_logits_to_keep
-from tutelage.models.placement import device_of
+from tutelage.models.placement import device_of, without_gradients
 from tutelage.utils import ranks
 
 CACHE, OLDER_CACHE = "cache", "past_key_values"
@@ -236,32 +236,12 @@ def greedy_mode(model: nn.Module) -> Iterator[Any]:
     config, plain.generation_config = plain.generation_config, GenerationConfig()
     model.eval()
     try:
-        with _weights_cast_once(plain):
+        with without_gradients(plain):
             yield plain
     finally:
         plain.generation_config = config
         for module in training:
             module.training = True
-
-
-@contextmanager
-def _weights_cast_once(model: nn.Module) -> Iterator[None]:
-    """No gradients; under autocast weights are cast once and not for every token.
-
-    Autocast keeps the cast of a float32 weight until it ends only if the weight requires a gradient, and never in
-    inference mode. Weights that are not in memory stay as they are.
-    """
-    casts = torch.is_autocast_enabled(device_of(model).type)
-    frozen = [w for w in model.parameters() if casts and not w.requires_grad and w.dtype == torch.float32]
-    frozen = [weight for weight in frozen if not weight.is_meta]
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
 
 
 def length_batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.data.collate import IGNORED
-from tutelage.models.placement import device_of, held
+from tutelage.models.placement import device_of, held, without_gradients
 
 FAITHFUL_NATS = 1e-3
 """Largest mean KL, in nats, between a model's own distribution and that of `head(hidden)`: bfloat16 rounding stays far
@@ -173,13 +173,12 @@ def answer_hidden(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return inputs[-1][:, -mask.shape[1] :].to(mask.device)[mask]
 
 
-@torch.no_grad()
 def answer_states(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Hidden states [N, H] that enter the head and the model's own logits [N, V'], at the batch's answer positions.
 
     Positions are in row-major order of the targets.
     """
-    with _recorded_head_inputs(model) as inputs:
+    with without_gradients(model), _recorded_head_inputs(model) as inputs:
         logits = answer_logits(model, batch)
     mask = batch["targets"] != IGNORED
     return inputs[-1][:, -mask.shape[1] :].to(mask.device)[mask], logits[mask]
