@@ -213,9 +213,7 @@ def test_the_head_of_a_frozen_model_is_not_copied_for_every_row():
     assert copies.largest >= len(rows) * head.numel()  # as torch does it
     for read in (
         lambda: answer_states(frozen, batch),
-        lambda: generate_answers(
-            frozen, byte_tokenizer(), [row.prompt for row in rows], max_new_tokens=3, batch_size=6
-        ),
+        lambda: generate_answers(frozen, byte_tokenizer(), prompts, max_new_tokens=3, batch_size=6),
     ):
         with Copies() as copies:
             read()
