@@ -29,7 +29,7 @@ from benchmarks.shapes import (
 from tutelage.bytes.reader import ByteReader
 from tutelage.data.encode import EncodedRow
 from tutelage.teacher.sources import CachedTeacher, LiveTeacher, TeacherSource
-from tutelage.training.trainer import DistillTrainer, Guidance
+from tutelage.training.trainer import Arguments, DistillTrainer, Guidance
 
 WARMUP_STEPS = 2
 CHECKPOINT = "checkpoint-1"
@@ -74,7 +74,7 @@ class Job:
         """The same weights in every variant."""
         return build_model(self.teacher_shape, TEACHER_SEED).eval()
 
-    def arguments(self, kind: type[TrainingArguments] = TrainingArguments, **more: Any) -> TrainingArguments:
+    def arguments(self, kind: type[TrainingArguments] = Arguments, **more: Any) -> TrainingArguments:
         """Training arguments, the same for every trainer; the optimizer is transformers' default, AdamW."""
         return kind(
             output_dir=str(Path(self.folder) / "trainer"),
