@@ -21,6 +21,7 @@ from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.sources import CachedTeacher, LiveTeacher
 from tutelage.training.fused_loss import LossInputs
 from tutelage.training.probe import Probe
+from tutelage.training.trainer import DistillTrainer, Guidance, training_arguments
 
 NAME = "checkpoint-1"
 
@@ -81,6 +82,28 @@ def test_cached_equals_live_in_loss_and_gradient(teacher, student, tmp_path):
     half_loss, half_gradient = loss_and_gradient(half, student)
     assert half_loss == pytest.approx(loss, rel=1e-3)
     assert (half_gradient - gradient).norm() <= 2e-3 * gradient.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("live", [False, True])
+def test_a_student_is_trained_in_bfloat16(teacher, tmp_path, dtype, live):
+    """The stored numbers are float16, which autocast on a CPU does not take."""
+    student = Side(bpe_tokenizer(), 2, "student")
+    readers = teacher.reader, student.reader
+    source = teacher.stored(tmp_path / "cache", student, dtype)
+    if live:
+        model = teacher.model.to(dtype)
+        source = LiveTeacher([NAME], lambda _: model, teacher.rows, teacher.vocabulary, teacher.pad, *readers)
+    given = {"per_device_train_batch_size": 3, "learning_rate": 1e-2, "use_cpu": True, "bf16": True, "logging_steps": 1}
+    args = training_arguments(tmp_path / "run", given, seed=0, epochs=4)
+    guidance = Guidance(source, NAME, np.ones(len(student.rows)))
+    trainer = DistillTrainer(
+        student.model, args, student.rows, vocabulary=student.vocabulary, pad_id=student.pad, guidance=guidance
+    )
+    trainer.train()
+    teacher.model.float()
+    losses = [entry["kd"] for entry in trainer.state.log_history if "kd" in entry]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize("positions", [1000, 4, 1])

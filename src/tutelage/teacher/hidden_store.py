@@ -163,7 +163,8 @@ class HiddenStore:
         for row in rows:
             shard = self._checked_shard(row // self.about["shard_rows"])
             pieces.append(shard.read(name, int(self._starts[row]), int(self.lengths[row])))
-        return torch.cat(pieces)
+        with torch.autocast("cpu", enabled=False):  # on a CPU it refuses to put float16 together
+            return torch.cat(pieces)
 
     def will_read(self, rows: Sequence[int]) -> None:
         """Load these rows' answer positions into the page cache, in the background, before `positions` reads them."""
