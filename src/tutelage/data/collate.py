@@ -61,8 +61,8 @@ class Collator:
         if self.ahead:
             self.ahead([row_of(index) for index, _ in items])
         if self.max_tokens is not None:
-            items = sorted(items, key=lambda item: -_length(item[1]))
-        lengths = [_length(row) for _, row in items]
+            items = sorted(items, key=lambda item: -item[1].length)
+        lengths = [row.length - 1 for _, row in items]  # end-of-sequence is not read
         width, answer_width = max(lengths), max(len(row.answer) for _, row in items)
         ids = np.full((len(items), width), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(items), width), dtype=np.int64)
@@ -84,11 +84,6 @@ class Collator:
         return batch
 
 
-def _length(row: EncodedRow) -> int:
-    """Tokens that the model reads of a row: all but end-of-sequence."""
-    return len(row.prompt) + len(row.answer) - 1
-
-
 def _parts(lengths: Sequence[int], answers: Sequence[int], max_tokens: int) -> list[tuple[int, int, int, int]]:
     """(first row, row behind the last, width, width of the answers) of each part of a batch. lengths: [rows], longest
     first. A row of more than `max_tokens` is a part of its own."""
@@ -105,12 +100,13 @@ def parts_of(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
     columns are known on the host, so that a GPU need not be waited for."""
     if "parts" not in batch:
         return [batch]
-    widths = {"input_ids": 2, "attention_mask": 2, "position_ids": 2, "targets": 3}
-    return [
-        {name: batch[name][part[0] : part[1], -part[index] :] for name, index in widths.items()}
-        | {"row": batch["row"][part[0] : part[1]]}
-        for part in batch["parts"]
-    ]
+    parts = []
+    for start, stop, width, answer_width in batch["parts"]:
+        part = {name: batch[name][start:stop, -width:] for name in ("input_ids", "attention_mask", "position_ids")}
+        part["targets"] = batch["targets"][start:stop, -answer_width:]
+        part["row"] = batch["row"][start:stop]
+        parts.append(part)
+    return parts
 
 
 def row_of(index: int) -> int:

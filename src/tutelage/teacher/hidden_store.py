@@ -163,7 +163,7 @@ class HiddenStore:
         for row in rows:
             shard = self._checked_shard(row // self.about["shard_rows"])
             pieces.append(shard.read(name, int(self._starts[row]), int(self.lengths[row])))
-        with torch.autocast("cpu", enabled=False):  # on a CPU it refuses to put float16 together
+        with torch.autocast("cpu", enabled=False):  # which refuses to concatenate float16
             return torch.cat(pieces)
 
     def will_read(self, rows: Sequence[int]) -> None:
