@@ -92,9 +92,10 @@ def _outcome(action: Callable[[], None]) -> int:
         return 0
     except BaseException as error:
         code, text = _ending(error)
+        unexpected = isinstance(error, Exception) and not isinstance(error, UserError)
     if not code:
         return 0
-    if gone := ranks.lost():
+    if gone := ranks.lost(soon=unexpected):
         code, text = 1, f"process {gone[0]} of {ranks.started()} was killed or has crashed; {CONTINUES}"
     code, speaks = ranks.fail(code, common=text is None)
     if ranks.size() > 1:  # a launcher ends all processes as soon as one has ended

@@ -320,8 +320,16 @@ def leave() -> None:
         return
 
 
-def lost() -> list[int]:
-    """Ranks of processes that are not there any more."""
+def lost(*, soon: bool = False) -> list[int]:
+    """Ranks of processes that are not there any more. soon: also of those that end within the next seconds: the
+    connections of a process that is killed close, and so the others fail, a moment before it has ended."""
+    until = time.monotonic() + (SILENT_FOR if soon and _launch else 0.0)
+    while not (gone := _gone()) and time.monotonic() < until:
+        time.sleep(LOOK_EVERY / 5)
+    return gone
+
+
+def _gone() -> list[int]:
     import psutil
 
     gone = _silent()
