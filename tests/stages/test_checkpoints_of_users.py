@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +20,7 @@ from helpers.tiny import byte_tokenizer, tiny_model
 from tutelage.errors import ModelError
 from tutelage.recipe.schema import Model
 from tutelage.run.checkpoints import base_of, list_checkpoints
-from tutelage.utils.files import read_json
+from tutelage.utils.files import read_json, read_jsonl
 
 UNTIED = {"tie_word_embeddings": False}
 
@@ -52,6 +53,18 @@ def save_adapters(folder: Path, name: str, seed: int = 1, **settings) -> Path:
     return folder / "given" / name
 
 
+def save_trained(folder: Path, name: str, **settings) -> Path:
+    """Adapters of which every trained weight has moved, as PEFT saves them."""
+    base = AutoModelForCausalLM.from_pretrained(folder / "models/teacher")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, **settings))
+        for weight in adapted.parameters():
+            weight += 0.2 * torch.randn_like(weight) * weight.requires_grad
+    adapted.save_pretrained(folder / "given" / name)
+    return folder / "given" / name
+
+
 def save_whole(folder: Path, name: str, seed: int, **options) -> Path:
     base = AutoModelForCausalLM.from_pretrained(folder / "models/teacher")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -71,15 +84,20 @@ def plain(folder: Path, checkpoint: Path) -> torch.nn.Module:
 
 
 def loss(model: torch.nn.Module) -> float:
-    """Mean loss of the validation rows' answers, in nats per token, computed row by row."""
-    tokenizer, losses = byte_tokenizer(), []
-    for row in color_rows("validation", 6):
+    """Mean loss of the validation rows' answers, in nats per token."""
+    return float(np.mean(losses(model, color_rows("validation", 6))))
+
+
+def losses(model: torch.nn.Module, rows: list[dict]) -> list[float]:
+    """Loss of each row's answer, in nats per token, computed row by row."""
+    tokenizer, found = byte_tokenizer(), []
+    for row in rows:
         prompt = tokenizer(row["text"] + ":").input_ids
         answer = [*tokenizer(" " + row["label"]).input_ids, tokenizer.eos_token_id]
         labels = [-100] * len(prompt) + answer
         with torch.no_grad():
-            losses.append(model(torch.tensor([prompt + answer]), labels=torch.tensor([labels])).loss.item())
-    return sum(losses) / len(losses)
+            found.append(model(torch.tensor([prompt + answer]), labels=torch.tensor([labels])).loss.item())
+    return found
 
 
 def taught(command: Command, folder: Path, recipe: Path) -> dict[str, float]:
@@ -122,6 +140,27 @@ def test_whole_models_shards_adapters_and_the_base_itself_in_one_list(tmp_path, 
     assert list(found) == ["checkpoint-0", "checkpoint-900", "checkpoint-1000"]
     for folder in folders:
         assert found[folder.name] == pytest.approx(loss(plain(tmp_path, folder)), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
+        {"modules_to_save": ["norm"], "target_modules": ["q_proj"]},
+        {"bias": "all", "target_modules": ["q_proj"]},
+        {"init_lora_weights": "pissa", "target_modules": ["q_proj"]},
+    ],
+    ids=lambda settings: str(next(iter(settings.values()))),
+)
+def test_what_one_checkpoint_trained_is_not_in_the_next(tmp_path, command, first):
+    """PEFT leaves whole layers, biases and PiSSA's remainder in the base that adapters are taken off."""
+    recipe = project(tmp_path, **UNTIED, attention_bias=True)
+    folders = [save_trained(tmp_path, "checkpoint-1", **first), save_adapters(tmp_path, "checkpoint-2", 2)]
+    taught(command, tmp_path, recipe)
+    for folder in folders:
+        cached = read_jsonl(tmp_path / "run/cache" / folder.name / "sample_loss.jsonl")
+        expected = losses(plain(tmp_path, folder), color_rows("train", 12))
+        assert [line["nll"] for line in cached] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_first_checkpoint_is_that_of_the_fewest_steps(tmp_path):

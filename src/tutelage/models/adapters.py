@@ -50,13 +50,16 @@ def has_adapters(folder: Path) -> bool:
 
 
 def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
-    """`base` with the adapters of `folder`; `.unload()` gives the base back unchanged.
+    """`base` with the adapters of `folder`.
+
+    `.unload()` need not give the base back: PEFT leaves layers that were trained whole, biases and, with PiSSA or OLoRA,
+    changed weights in it. So each checkpoint is read on a base of its own.
 
     trainable: whether the adapters are to be trained further; otherwise the model is in eval mode. Only safetensors are
     read. Raises ModelError if the adapters do not fit the base: weights that are missing, match nothing, have another
     shape, are NaN or infinite; or if merging them would change more than they do.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     check_folder(folder, *MODEL_FILES)
     if not (folder / WEIGHTS).is_file():
@@ -65,7 +68,10 @@ def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> A
     try:
         with warnings.catch_warnings(), staying_in_place(base) as spread_out:
             warnings.simplefilter("ignore")  # what they are about is an error below
-            adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+            config = PeftConfig.from_pretrained(str(folder))
+            if next(base.parameters()).is_meta and hasattr(config, "init_lora_weights"):
+                config.init_lora_weights = False  # PiSSA and OLoRA begin by taking the base's weights apart
+            adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable, config=config)
             found = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     except Exception as error:  # PEFT raises whatever a wrong config leads to
         raise ModelError(f"the adapters in {folder} do not fit their base model: {first_line(error)}") from error

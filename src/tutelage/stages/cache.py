@@ -22,7 +22,6 @@ from tutelage.method.methods import find_method
 from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
-from tutelage.teacher.build_cache import each_checkpoint
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.training.run_models import RunModels
 from tutelage.utils import ranks
@@ -50,10 +49,12 @@ def _states(run: RunFolder, models: RunModels) -> None:
         run.screen.say(f"cache: {size or 'its size is known once the teacher is here'}")
         rows, gold = builder.rows, models.encoded("train")
         pending = [folder for folder in folders if not (work.folder / folder.name / "store.json").is_file()]
-        for folder, model in each_checkpoint(models.load, recipe.teacher, pending):
+        for folder in pending:
             done = builder.done_before(folder.name)
             with run.screen.progress(f"cache {folder.name}", len(rows), done) as advance:
+                model = models.load(recipe.teacher, folder)
                 note = builder.build(folder.name, model, {"checkpoint": folder.name}, advance)
+                del model  # before the next one is loaded
             if note:
                 run.screen.warn(note)
         ranks.once(lambda: _write_losses([work.folder / folder.name for folder in folders], gold, unit_lengths(rows)))

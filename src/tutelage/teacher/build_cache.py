@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from tutelage.data.collate import Collator
 from tutelage.data.encode import EncodedRow
 from tutelage.data.token_store import length_order
 from tutelage.errors import Kind, Problem, UserError
-from tutelage.models.adapters import has_adapters, load_adapter
 from tutelage.models.forward import read_batch
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_states, head_error, head_of
 from tutelage.models.load import hidden_size
@@ -80,24 +79,6 @@ def _fitting(size: CacheSize, folder: Path) -> CacheSize:
         values = {"needed": size.states + size.heads, "free": size.free, "folder": str(folder)}
         raise UserError(Problem(Kind.DISK_TOO_SMALL, key="output_dir", values=values))
     return size
-
-
-def each_checkpoint(
-    load: Callable[..., nn.Module], teacher: Model, folders: Sequence[Path]
-) -> Iterator[tuple[Path, nn.Module]]:
-    """Every checkpoint folder with its model, one in memory at a time; adapters share one base.
-
-    load: `models.load.load_model`, or a function with its arguments.
-    """
-    base = None
-    for folder in folders:
-        if not has_adapters(folder):
-            yield folder, load(teacher, folder)
-            continue
-        base = load(teacher) if base is None else base
-        adapted = load_adapter(base, folder)
-        yield folder, adapted
-        base = adapted.unload()
 
 
 def _name(dtype: torch.dtype) -> str:

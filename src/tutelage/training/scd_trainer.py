@@ -37,7 +37,7 @@ from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import base_of, list_checkpoints
 from tutelage.run.manifest import Work, digest, folder_fingerprint, locked
 from tutelage.tasks import make_task
-from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
+from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.teacher.silver_rows import (
     SilverAnswer,
@@ -311,9 +311,8 @@ class SCDTrainer:
         """What T* says to the rows without gold. folder: for what an interrupted process continues from."""
         best = self.checkpoints[-1]
         if self.own.eval_rows:
-            models = each_checkpoint(load_model, self.teacher, self.checkpoints)
-            losses = np.array([self._eval_nll(folder, model) for folder, model in models], dtype=float)
-            best = self.checkpoints[int(losses.argmin())]
+            losses = [self._eval_nll(folder, load_model(self.teacher, folder)) for folder in self.checkpoints]
+            best = self.checkpoints[int(np.argmin(losses))]
         load = partial(load_model, self.teacher, best)
         return answer_rows(self.taught.evaluator, load, self.unlabelled, folder)
 
@@ -342,9 +341,11 @@ class SCDTrainer:
             batch_size=self.args.cache_batch_size,
             reader=self._readers[1] if self._readers else None,
         )
-        for folder, model in each_checkpoint(load_model, self.teacher, self.checkpoints):
+        for folder in self.checkpoints:
+            model = load_model(self.teacher, folder)
             about = {"checkpoint": str(folder), "eval_nll": self._eval_nll(folder, model)}
             builder.build(folder.name, model, about)
+            del model  # before the next one is loaded
         work.finish(0.0)
 
     def _best(self) -> str:
