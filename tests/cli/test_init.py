@@ -14,7 +14,8 @@ import pytest
 
 from helpers.project import LABELS, Command, write_rows
 from helpers.sound_project import rows, texts
-from helpers.tiny import save_pair
+from helpers.tiny import save_pair, tiny_model
+from helpers.tokenizers_made import unigram_tokenizer
 from tutelage.cli.guess_columns import guess_rows
 from tutelage.cli.init import initialise
 from tutelage.cli.recipe_settings import learning_rate
@@ -59,6 +60,19 @@ def test_one_csv_with_columns_of_its_own_becomes_a_recipe_that_the_doctor_passes
     assert {split: len(own) for split, own in found.examples.items()} == {"train": 256, "validation": 64, "test": 80}
     checks = examine_file(sketch.path)
     assert exit_code(checks) == 0, [check for check in checks if check.status not in ("passed", "skipped")]
+
+
+def test_different_tokenizers_are_said_with_what_they_cost(tmp_path):
+    teacher, student = save_pair(tmp_path / "models")
+    for part in ("train", "validation", "test"):
+        write_rows(tmp_path / "data" / f"{part}.jsonl", rows(part))
+    assert "next byte" not in initialise("data", str(teacher), str(student)).text
+    tokenizer = unigram_tokenizer()
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    sketch = initialise("data", str(teacher), str(student), output=Path("other.yaml"))
+    assert "student:  # its tokenizer is not the teacher's" in sketch.text
+    assert any("compared by the next byte" in line for line in sketch.found)
 
 
 def test_a_folder_with_splits_is_taken_as_it_is(tmp_path):

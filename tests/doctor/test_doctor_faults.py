@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tokenizers.processors import TemplateProcessing
 
 from helpers.doctor_checks import changed, found
 from helpers.project import LABELS, Command, write_rows
 from helpers.sound_project import SIZES, rows, sound, texts
-from helpers.tiny import byte_tokenizer, tiny_model
+from helpers.tiny import PAD, byte_tokenizer, tiny_model
 from tutelage.doctor import examine_file, exit_code
 from tutelage.errors import Kind
 
@@ -199,6 +200,20 @@ def test_chat_templates_that_disagree_are_shown(tmp_path):
     assert (check.status, check.kind) == ("look", Kind.CHAT_TEMPLATES_DIFFER)
     templated(tmp_path, "teacher", turns.replace("%s", "b"))
     assert found(path, name="chat_template").status == "passed"
+
+
+def test_a_token_that_only_the_teacher_begins_with_is_shown(tmp_path, monkeypatch, capsys):
+    path = sound(tmp_path)
+    assert found(path, name="prompt_tokens").status == "passed"
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{PAD} $A", special_tokens=[(PAD, 257)])
+    tokenizer.save_pretrained(tmp_path / "models/teacher")
+    check = found(path, name="prompt_tokens")
+    assert (check.status, check.kind) == ("look", Kind.PROMPT_TOKENS_DIFFER)
+    assert check.numbers["unlike"] == check.numbers["prompts"] > 0
+    command = Command(monkeypatch, capsys)
+    assert command("prepare", path) == 0
+    assert "150 of the first 150 prompts get other tokens from the teacher's own tokenizer" in command.err
 
 
 def test_float16_on_a_cpu_fails(tmp_path):

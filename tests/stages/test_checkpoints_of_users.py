@@ -170,6 +170,17 @@ def test_the_first_checkpoint_is_that_of_the_fewest_steps(tmp_path):
     assert base_of(str(tmp_path / "given")) == str(tmp_path / "given/checkpoint-900")
 
 
+def test_a_list_against_the_order_of_training_is_refused(tmp_path):
+    project(tmp_path)
+    folders = [str(save_whole(tmp_path, f"checkpoint-{step}", step)) for step in (1000, 900)]
+    teacher = Model(model_name_or_path=str(tmp_path / "models/teacher"))
+    with pytest.raises(ModelError, match=r"Write \[checkpoint-900, checkpoint-1000\]"):
+        list_checkpoints(folders, teacher)
+    (tmp_path / "given/checkpoint-900").rename(tmp_path / "given/last")
+    named = [folders[0], str(tmp_path / "given/last")]
+    assert [folder.name for folder in list_checkpoints(named, teacher)] == ["checkpoint-1000", "last"]
+
+
 # --- the base of adapters ---
 
 

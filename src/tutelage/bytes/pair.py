@@ -10,6 +10,7 @@ from typing import Any
 from tutelage.bytes.reader import ByteReader, byte_reader
 from tutelage.data.collate import vocabulary_of
 from tutelage.data.encode import EncodedRow, Encoder, Misfits, make_encoder
+from tutelage.errors import DataError
 from tutelage.models.load import check_vocabularies, load_tokenizer, same_vocabularies
 from tutelage.recipe.schema import Recipe
 from tutelage.records import Example
@@ -26,6 +27,8 @@ class Pair:
     """Entries of the student's tokenizer."""
     over_bytes: bool
     """Whether their distributions are compared byte by byte."""
+    unused: Encoder | None = None
+    """With one vocabulary both models read what the student's tokenizer makes of a row; this is the teacher's own."""
 
     @property
     def of_teacher(self) -> int:
@@ -47,7 +50,8 @@ class Pair:
     def of_tokenizers(cls, teacher: Any, student: Any, encoder: Callable[[Any], Encoder], form: str) -> Pair:
         """The pair of two tokenizers. encoder: makes that of a tokenizer. form: as `cache.form`. Raises as `of`."""
         if form == "states" or same_vocabularies(teacher, student):
-            return cls(encoder(student), None, check_vocabularies(teacher, student), form == "bytes")
+            entries = check_vocabularies(teacher, student)
+            return cls(encoder(student), None, entries, form == "bytes", encoder(teacher))
         return cls(encoder(student), encoder(teacher), vocabulary_of(student), True)
 
     def rows(self, examples: Sequence[Example]) -> tuple[list[Example], list[EncodedRow], list[EncodedRow]]:
@@ -58,6 +62,12 @@ class Pair:
         left_out = set(self.student.check(misfits))
         kept = [example for example in examples if example.id not in left_out]
         return kept, student, student if self.teacher is None else [self.teacher.row(example) for example in kept]
+
+    def unlike_teacher(self, examples: Sequence[Example]) -> int:
+        """How many examples the teacher's own tokenizer would give other tokens than those that it reads: a token at the
+        beginning, a space, another chat template."""
+        own = self.unused
+        return 0 if own is None else sum(not _alike(self.student, own, example) for example in examples)
 
     def readers(
         self, examples: Sequence[Example], student: Sequence[EncodedRow], teacher: Sequence[EncodedRow]
@@ -73,3 +83,11 @@ class Pair:
             ids = (row.answer for row in rows)
             found.append(byte_reader(encoder.tokenizer, zip(texts, ids, strict=True), role))
         return found[0], found[1]
+
+
+def _alike(one: Encoder, other: Encoder, example: Example) -> bool:
+    """Whether both give the prompt of an example the same tokens."""
+    try:
+        return one.prompt(example) == other.prompt(example)
+    except DataError:  # one of them has no chat template, or one that refuses the example
+        return False

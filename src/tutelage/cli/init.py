@@ -17,7 +17,7 @@ from typing import Any
 
 from tutelage.cli.guess_columns import Guess, guess_rows
 from tutelage.cli.recipe_settings import Settings, guess_settings
-from tutelage.cli.recipe_text import recipe_text
+from tutelage.cli.recipe_text import BYTES, recipe_text
 from tutelage.data.columns import accepted_answers, map_columns
 from tutelage.data.readers import ENDINGS, SPLIT_NAMES, PlacedRow, Row, find_files, read_rows
 from tutelage.data.splits import normalised, passages_of
@@ -103,7 +103,7 @@ def initialise(
         section["unlabelled"] = str(unlabelled)
     teacher = teacher or (base_of(str(checkpoints)) if checkpoints else None)
     settings = guess_settings(section, guess, teacher, student, rows, path, written.missing)
-    written.found += _long_labels(settings)
+    written.found += _long_labels(settings) + ([f"student: {BYTES}"] if settings.over_bytes else [])
     settings.checkpoints = str(checkpoints) if checkpoints else None
     written.text = recipe_text(path, guess, settings)
     write_text(path, written.text, new=True)

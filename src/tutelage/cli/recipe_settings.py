@@ -85,6 +85,8 @@ class Settings:
     labels: list[str] = field(default_factory=list)
     lengths: Lengths | None = None
     """None if the rows cannot be read."""
+    over_bytes: bool = False
+    """Whether the two models have different vocabularies, as far as their tokenizers are on this machine."""
     long_labels: LongLabels | None = None
     """Labels that are worth a short form; None if there is no tokenizer here."""
     batch: int = 8
@@ -226,6 +228,7 @@ def _set_by_rows(settings: Settings, rows: Rows, guess: Guess, missing: list[str
         )
     examples = [example for split in SPLITS for example in rows.examples[split]]
     encoders = _encoders(_recipe(settings, guess))
+    settings.over_bytes = len(encoders) > 1
     lengths, counted = _token_counts(encoders, examples)
     if encoders and rows.labels and guess.task != "ner":
         settings.long_labels = long_labels({label: _most_tokens(encoders, label) for label in rows.labels})
@@ -239,7 +242,7 @@ def _set_by_rows(settings: Settings, rows: Rows, guess: Guess, missing: list[str
 
 
 def _encoders(recipe: Recipe) -> list[Encoder]:
-    """Those of teacher and student, as far as they are on this machine; one if they have the same tokenizer."""
+    """Those of teacher and student, as far as they are on this machine; one if they have the same vocabulary."""
     from tutelage.data.encode import make_encoder
     from tutelage.models.load import load_tokenizer, same_vocabularies
 

@@ -11,6 +11,9 @@ from tutelage.cli.guess_columns import Guess
 from tutelage.cli.recipe_settings import LONGEST, MANY_LABELS, Settings
 from tutelage.recipe.yaml_text import Dumper
 
+BYTES = "its tokenizer is not the teacher's: they are compared by the next byte, a step takes about 1.1 times as long"
+"""What different tokenizers mean. The time is that of `benchmarks.step --case cross` (RESULTS.md)."""
+
 
 def recipe_text(path: Path, guess: Guess, settings: Settings) -> str:
     """The recipe. path: where it will be written, for the commands in its first comment."""
@@ -79,13 +82,8 @@ def _models(settings: Settings) -> list[str]:
     lines = ["teacher:", f"  model_name_or_path: {_value(settings.teacher)}"]
     if settings.adapters:
         lines.append("  lora: {}  # this teacher is large: adapters are trained instead of all weights")
-    student = f"  model_name_or_path: {_value(settings.student)}"
-    return [
-        *lines,
-        "",
-        "student:  # a tokenizer other than the teacher's makes steps slower: bytes are compared",
-        student,
-    ]
+    comment = BYTES if settings.over_bytes else ""
+    return [*lines, "", f"student:{_comment(comment)}", f"  model_name_or_path: {_value(settings.student)}"]
 
 
 def _training(path: Path, settings: Settings) -> list[str]:

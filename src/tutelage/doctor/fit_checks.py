@@ -36,6 +36,8 @@ FEW_LONG = 0.005
 FEW_STEPS = 10
 """Optimizer steps below which nothing is learned."""
 BATCH_SIZE = "per_device_train_batch_size"
+PROMPTS = 200
+"""Prompts that both tokenizers read."""
 DECODED_ROWS = 200
 """Answers that are decoded again."""
 
@@ -105,6 +107,8 @@ def check_fit(rows: Rows, recipe: Recipe, pair: Pair, scratch: Path) -> tuple[Fi
     if recipe.data.has_unlabelled:
         check, count = _unlabelled(rows, recipe, fitting)
         fitting, checks = replace(fitting, unlabelled=count), [*checks, check]
+    if pair.unused and not recipe.data.chat_template:  # there the check `chat_template` speaks
+        checks.append(_prompt_tokens(fitting, pair))
     checks += [_positions(fitting, recipe), _answer_lengths(fitting, recipe), _answers_as_tokens(fitting)]
     if rows.labels and recipe.task.type != "ner":
         checks.append(_label_tokens(fitting, rows))
@@ -195,6 +199,15 @@ def _cut_prompts(encoder: Encoder, rows: Rows) -> int:
         for _ in replace(encoder, too_long="drop").fitting(rows.examples[split], misfits):
             pass
     return len(misfits.long)
+
+
+def _prompt_tokens(fitting: FittingRows, pair: Pair) -> Check:
+    prompts = list(islice(fitting.examples["train"], PROMPTS))
+    numbers = {"prompts": len(prompts), "unlike": pair.unlike_teacher(prompts)}
+    if not numbers["unlike"]:
+        return Check("prompt_tokens", "models", "passed", numbers=numbers)
+    change = "student.model_name_or_path=ONE_WITH_THE_TEACHERS_TOKENIZER"
+    return Check("prompt_tokens", "models", "look", Kind.PROMPT_TOKENS_DIFFER, numbers, change)
 
 
 def _positions(fitting: FittingRows, recipe: Recipe) -> Check:

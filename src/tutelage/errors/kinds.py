@@ -179,6 +179,7 @@ class Kind(StrEnum):
     LORA_TARGETS_UNKNOWN = "lora_targets_unknown"
     CHAT_TEMPLATE_MISSING = "chat_template_missing"
     CHAT_TEMPLATES_DIFFER = "chat_templates_differ"
+    PROMPT_TOKENS_DIFFER = "prompt_tokens_differ"
     TRAINING_ARGUMENTS_REFUSED = "training_arguments_refused"
     LEARNING_RATE_UNUSUAL = "learning_rate_unusual"
     WEIGHTS_IN_16_BIT = "weights_in_16_bit"

@@ -19,11 +19,13 @@ def list_checkpoints(where: str | list[str], base: Model) -> list[Path]:
 
     where: a folder that holds `checkpoint-STEP` folders, or a list in training order of folders and revisions on the
     hub (`owner/name@revision`), which are downloaded. Raises ModelError if there are none, if one is of another
-    architecture or size than the teacher, or holds adapters for another base, or if the hub does not have it.
+    architecture or size than the teacher, or holds adapters for another base, if the hub does not have it, or if
+    names that differ in a number alone are not listed from the lowest to the highest.
     """
     folders = _folders(where)
     if len({folder.name for folder in folders}) < len(folders):
         raise ModelError(f"two checkpoints have the same folder name; rename one of {[str(f) for f in folders]}")
+    _check_order([folder.name for folder in folders])
     for folder in folders:
         _check_checkpoint(folder, base)
     return folders
@@ -51,6 +53,20 @@ def _folders(where: str | list[str]) -> list[Path]:
             f"no checkpoint-* folder in {where!r}: give a folder with some, or list them in teach.checkpoints"
         )
     return folders
+
+
+def _check_order(names: list[str]) -> None:
+    """Raises ModelError for `[checkpoint-1000, checkpoint-900]`, the order of a shell's pattern: a schedule would follow
+    the training backwards."""
+    numbers = [re.search(r"\d+$", name) for name in names]
+    if None in numbers or len({name[: number.start()] for name, number in zip(names, numbers, strict=True)}) > 1:
+        return
+    ordered = sorted(names, key=lambda name: int(re.search(r"\d+$", name)[0]))
+    if names != ordered:
+        raise ModelError(
+            f"teach.checkpoints is a list in training order, and {', '.join(names)} is none. Write"
+            f" [{', '.join(ordered)}], or rename a folder whose number is not that of its step"
+        )
 
 
 def _check_checkpoint(folder: Path, base: Model) -> None:

@@ -41,6 +41,13 @@ DIFFERENT = (
     " teacher are in nats per token of the student"
 )
 
+OTHER_PROMPTS = (
+    "prompts get other tokens from the teacher's own tokenizer than from the student's, which both models read: if the"
+    " teacher was fine-tuned with its own, copy its tokenizer files into the student's folder"
+)
+PROMPTS = 200
+"""Prompts that both tokenizers read."""
+
 
 def run_stage(run: RunFolder) -> None:
     """Do the stage."""
@@ -73,7 +80,7 @@ def run_stage(run: RunFolder) -> None:
         if unlabelled:
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)
-        notes = [*rows.notes, *_left_out(recipe, rows, dropped, unlabelled), *([DIFFERENT] if of_teacher else [])]
+        notes = [*rows.notes, *_left_out(recipe, rows, dropped, unlabelled), *_tokenizers(pair, rows.examples["train"])]
         if not {"bf16", "fp16"} & recipe.trainer.keys():
             notes.append(f"precision: {'bfloat16' if bf16 else 'float32'}, since {why}; trainer.bf16 can say otherwise")
         counts = ", ".join(f"{lengths[split]['rows']:,} {split}" for split in SPLITS)
@@ -98,6 +105,14 @@ def run_stage(run: RunFolder) -> None:
                 "notes": notes,
             },
         )
+
+
+def _tokenizers(pair: Pair, examples: Sequence[Example]) -> Iterator[str]:
+    """What two tokenizers mean for the run."""
+    if pair.teacher:
+        yield DIFFERENT
+    elif unlike := pair.unlike_teacher(list(itertools.islice(examples, PROMPTS))):
+        yield f"{unlike} of the first {min(PROMPTS, len(examples))} {OTHER_PROMPTS}"
 
 
 def _check_models(recipe: Recipe, pair: Pair) -> int:

@@ -245,6 +245,7 @@ PASSED: dict[str, Text] = {
     "chat_template": lambda v: (
         "each model reads its own chat template" if v.get("own") else "both models have the same chat template"
     ),
+    "prompt_tokens": "both tokenizers give a prompt the same tokens",
     "training_arguments": "transformers takes them",
     "learning_rate": lambda v: ", ".join(f"{section} {rate:g}" for section, rate in v["rates"].items()),
     "precision": _precision,
@@ -312,6 +313,11 @@ TEXTS: dict[Kind, Text] = {
         f"the teacher's chat template {'differs' if v['teacher_has_one'] else 'is missing'}: prompts of both models are"
         " rendered with the student's, which the teacher was not tuned for. Copy the teacher's chat_template.jinja into"
         " the student's folder"
+    ),
+    Kind.PROMPT_TOKENS_DIFFER: (
+        "{unlike} of {prompts} prompts get other tokens from the teacher's own tokenizer (a token at the beginning, a"
+        " space). Both models read the student's. If the teacher was fine-tuned with its own, copy its tokenizer files"
+        " into the student's folder"
     ),
     Kind.TRAINING_ARGUMENTS_REFUSED: "{reason}",
     Kind.LEARNING_RATE_UNUSUAL: _learning_rate,
