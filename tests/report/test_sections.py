@@ -248,6 +248,7 @@ def test_found_slices_have_their_rule_in_words(run):
             *("found", "y", measured(0.0), measured(0.2, rest=0.03)),
             name="cluster 4: a, b",
             how="cluster",
+            terms=["a", "b"],
             by="nll",
             rule=[],
         ),

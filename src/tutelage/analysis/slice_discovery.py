@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -58,7 +58,9 @@ class SliceCandidate(NamedTuple):
     name: str
     how: Literal["tree", "cluster"]
     rule: tuple[Condition, ...]
-    """All hold on its rows. Empty for a cluster, whose name gives the words that are frequent in it."""
+    """All hold on its rows. Empty for a cluster."""
+    terms: tuple[str, ...]
+    """Words that are frequent in a cluster; empty for a tree."""
     inside: np.ndarray
     """[rows] whether a row of either half is in it."""
 
@@ -100,6 +102,8 @@ class DiscoveredSlice(SliceRecord):
     """The measure it was found by. Only this measure's `against_rest` has a `p_holm`: the test it passed."""
     rule: list[ConditionRecord]
     """All hold; empty for a cluster."""
+    terms: NotRequired[list[str]]
+    """Words that are frequent in a cluster; missing in files of version 0.2.0."""
     searched: SearchedHalf
 
 
@@ -238,9 +242,9 @@ def _clusters(words: Any, topics: np.ndarray, fitted: np.ndarray, names: Sequenc
     clusters = []
     for group in np.unique(groups[fitted]):
         lift = np.asarray(words[fitted[groups[fitted] == group]].mean(axis=0)).ravel() - overall
-        frequent = [names[index] for index in np.argsort(-lift, kind="stable")[:3]]
+        frequent = tuple(names[index] for index in np.argsort(-lift, kind="stable")[:3])
         name = f"cluster {group + 1}: {', '.join(frequent)}"
-        clusters.append(SliceCandidate(name, "cluster", (), groups == group))
+        clusters.append(SliceCandidate(name, "cluster", (), frequent, groups == group))
     return clusters
 
 
@@ -323,7 +327,7 @@ def _tree_nodes(differences: np.ndarray, prompts: Prompts, least: int) -> list[S
     waiting: list[tuple[int, tuple[Condition, ...], np.ndarray]] = [(0, (), np.ones(len(differences), dtype=bool))]
     for node, rule, inside in waiting:  # grows while it is read: breadth first
         if rule:
-            nodes.append(SliceCandidate("; ".join(map(str, rule)), "tree", rule, inside))
+            nodes.append(SliceCandidate("; ".join(map(str, rule)), "tree", rule, (), inside))
         if tree.feature[node] >= 0:
             column = int(splitters[tree.feature[node]])
             for child, holds in ((tree.children_left[node], False), (tree.children_right[node], True)):
@@ -368,6 +372,7 @@ def _discovered(line: SliceRecord, held: _HeldCandidate, prompts: Prompts) -> Di
         "how": candidate.how,
         "by": held.by,
         "rule": [ConditionRecord(**part._asdict()) for part in candidate.rule],
+        "terms": list(candidate.terms),
         "searched": {"rows": int(candidate.inside[prompts.searched].sum()), "against_rest": held.in_searched_half},
     }
 

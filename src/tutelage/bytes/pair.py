@@ -64,7 +64,7 @@ class Pair:
         return kept, student, student if self.teacher is None else [self.teacher.row(example) for example in kept]
 
     def unlike_teacher(self, examples: Sequence[Example]) -> int:
-        """How many examples the teacher's own tokenizer would give other tokens than those that it reads: a token at the
+        """How many examples the teacher's own tokenizer would give other tokens than the teacher reads: a token at the
         beginning, a space, another chat template."""
         own = self.unused
         return 0 if own is None else sum(not _alike(self.student, own, example) for example in examples)

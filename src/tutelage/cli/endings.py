@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tutelage.errors import Kind, Problem, UserError
+from tutelage.errors.wording import first_line
 from tutelage.utils import ranks
 from tutelage.utils.console import err
 from tutelage.utils.disk import full_disk_as_user_error
@@ -128,7 +129,7 @@ def _ending(error: BaseException) -> tuple[int, str | None]:
 def as_user_error(error: Exception) -> UserError | None:
     """What the user can do about an error of the machine: no memory, no access to a file. None for a bug."""
     if is_out_of_memory(error):
-        return UserError(Problem(Kind.OUT_OF_MEMORY, values={"reason": str(error).strip().partition("\n")[0]}))
+        return UserError(Problem(Kind.OUT_OF_MEMORY, values={"reason": first_line(error)}))
     if isinstance(error, ImportError) and str(error.path).endswith(tuple(EXTENSION_SUFFIXES)):
         cause = "not enough memory or open files, or a damaged installation"
         return UserError(f"{error.path} cannot be loaded ({error.msg}): {cause}")

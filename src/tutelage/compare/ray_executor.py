@@ -26,6 +26,7 @@ from tutelage.compare.cells import Cell
 from tutelage.compare.executors import CellTask, Outcome, log_of, print_to, run_task
 from tutelage.compare.launched_cell import processes_of, run_launched
 from tutelage.errors import UserError, problems
+from tutelage.errors.wording import first_line
 from tutelage.run.manifest import versions
 
 FORWARDED = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
@@ -163,7 +164,7 @@ def _cluster() -> Iterator[ModuleType]:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"no Ray cluster could be reached: {str(error).strip().splitlines()[0]}\n"
+            f"no Ray cluster could be reached: {first_line(error)}\n"
             "  start one here:       ray start --head   (on other machines: ray start --address=THIS_MACHINE:6379)\n"
             "  or name one:          RAY_ADDRESS=MACHINE:6379 before the command, on a machine of the cluster\n"
             "  or use this machine:  --executor local"

@@ -1,4 +1,4 @@
 """From files to batches of token ids: readers, columns, row formats, splits, encoding, collating.
 
-May import errors, records, recipe and tasks. torch is imported by `collate` and `token_store` only.
+torch is imported by `collate` and `token_store` only.
 """

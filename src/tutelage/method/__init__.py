@@ -10,7 +10,7 @@ Read in this order:
     taid         the moving target of method `taid`
     risk_split   when a student is better than its teacher
 
-Imports nothing of tutelage but `errors` and `records`. The package itself loads no torch.
+The package itself loads no torch.
 """
 
 from tutelage.method.methods import METHODS, Method

@@ -3,8 +3,9 @@
     L = 1/n sum_i [ w_i KL(T_k || S)_i + (1 - w_i) CE(gold, S)_i ]          (arXiv 2601.10114)
 
 KL_i and CE_i are means over the answer positions of example i, so a long answer counts as much as a short one. n is the
-number of examples in the whole optimizer step, over all micro-batches and ranks. This division is made here and nowhere
-else. `training/fused_loss.py` computes the same loss without holding the logits.
+number of examples in the whole optimizer step, over all micro-batches and ranks. Each form of the loss (this one,
+`training/fused_loss.py` without holding the logits, `bytes/loss.py` and `bytes/fused.py` over bytes) divides by n once,
+and nothing divides again.
 """
 
 from __future__ import annotations

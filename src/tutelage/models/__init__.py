@@ -1,1 +1,1 @@
-"""Hugging Face models: loading, adapters, pruning, output heads, decoding, scoring. Imports data and below."""
+"""Hugging Face models: loading, adapters, weights, output heads, decoding, scoring."""

@@ -52,8 +52,8 @@ def has_adapters(folder: Path) -> bool:
 def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> Any:
     """`base` with the adapters of `folder`.
 
-    `.unload()` need not give the base back: PEFT leaves layers that were trained whole, biases and, with PiSSA or OLoRA,
-    changed weights in it. So each checkpoint is read on a base of its own.
+    `.unload()` need not give the base back: PEFT leaves layers that were trained whole, biases and, with PiSSA or
+    OLoRA, changed weights in it. So each checkpoint is read on a base of its own.
 
     trainable: whether the adapters are to be trained further; otherwise the model is in eval mode. Only safetensors are
     read. Raises ModelError if the adapters do not fit the base: weights that are missing, match nothing, have another

@@ -15,7 +15,7 @@ from tutelage.data.collate import Collator, pad_id_of
 from tutelage.data.encode import EncodedRow, Encoder
 from tutelage.data.token_store import in_units, length_order, unit_lengths
 from tutelage.errors import ModelError
-from tutelage.models.forward import read_batch
+from tutelage.models.forward import evaluating, read_batch
 from tutelage.models.generation import Answer, generate_answers
 from tutelage.models.label_scoring import choose_labels
 from tutelage.records import Example, Interval, Prediction, SampleLoss
@@ -167,16 +167,15 @@ def sample_losses(
 
     Rows are read in batches of like length, which several processes share out; losses come in the order of the rows.
     """
-    training, collate, order = model.training, Collator(pad_id), length_order(rows)
-    model.eval()
+    collate, order = Collator(pad_id), length_order(rows)
     losses: dict[int, float] = {}
-    for start in ranks.share(range(0, len(order), batch_size)):
-        indices = order[start : start + batch_size]
-        read = read_batch(model, collate([(index, rows[index]) for index in indices]), vocabulary)
-        losses.update(zip(indices, read.row_losses.double().tolist(), strict=True))
-        if on_rows:
-            on_rows(len(indices) * ranks.size())
-    model.train(training)
+    with evaluating(model):
+        for start in ranks.share(range(0, len(order), batch_size)):
+            indices = order[start : start + batch_size]
+            read = read_batch(model, collate([(index, rows[index]) for index in indices]), vocabulary)
+            losses.update(zip(indices, read.row_losses.double().tolist(), strict=True))
+            if on_rows:
+                on_rows(len(indices) * ranks.size())
     everywhere = ranks.joined(losses)
     return in_units(np.array([everywhere[index] for index in range(len(rows))]), rows)
 

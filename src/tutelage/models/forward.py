@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,18 @@ class BatchReading(NamedTuple):
     """[N, V] over the tokenizer's entries, on the model's device."""
     row_losses: Tensor
     """[B] mean cross-entropy with the gold tokens of each row in nats, float32 on the CPU."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; on exit every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from tutelage.data.collate import pad_id_of, vocabulary_of
 from tutelage.errors import DataError, problems
+from tutelage.models.forward import evaluating
 from tutelage.models.heads import takes_logits_to_keep
 from tutelage.models.placement import device_of, without_gradients
 from tutelage.utils import ranks
@@ -232,16 +233,12 @@ def greedy_mode(model: nn.Module) -> Iterator[Any]:
     that do not fit greedy decoding; an empty config prevents both.
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    training = [module for module in model.modules() if module.training]
     config, plain.generation_config = plain.generation_config, GenerationConfig()
-    model.eval()
     try:
-        with without_gradients(plain):
+        with evaluating(model), without_gradients(plain):
             yield plain
     finally:
         plain.generation_config = config
-        for module in training:
-            module.training = True
 
 
 def length_batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:

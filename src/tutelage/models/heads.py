@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.data.collate import IGNORED
+from tutelage.method.divergences import forward_kl
 from tutelage.models.placement import device_of, held, without_gradients
 
 FAITHFUL_NATS = 1e-3
@@ -189,7 +190,5 @@ def head_error(head: Head, hidden: Tensor, logits: Tensor) -> float:
 
     hidden, logits: as `answer_states` returns them.
     """
-    from tutelage.method.divergences import forward_kl
-
     vocabulary = head.weight.shape[0]
     return float(forward_kl(head(hidden), logits[:, :vocabulary]).mean())

@@ -1,1 +1,1 @@
-"""The recipe: schema, YAML with line numbers, checks across fields, keys of earlier versions. Imports method, utils."""
+"""The recipe: schema, YAML with line numbers, checks across fields, keys of earlier versions."""

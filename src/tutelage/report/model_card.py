@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.analysis.slices import LEAST_ROWS, SliceRecord
 from tutelage.analysis.worth import skill_on_test
 from tutelage.errors import Kind, Problem, UserError
+from tutelage.errors.wording import first_line
 from tutelage.method.methods import find_method
 from tutelage.method.risk_split import gap_closed
 from tutelage.recipe.schema import row_metric
@@ -367,7 +368,7 @@ def _check_repository_name(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{visible(repo)!r} is not a repository name: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{visible(repo)!r} is not a repository name: {first_line(error)}") from error
     if "/" not in repo:
         raise UserError(f"{repo!r} does not name the repository's owner: write OWNER/{repo}")
 
@@ -403,8 +404,8 @@ def _upload(files: dict[str, bytes | Path], repo: str, private: bool, api: Any, 
         ]
         api.create_commit(repo, operations, commit_message=message, repo_type="model")
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"the Hub did not accept {repo}: {lines[0]}. Log in with `hf auth login` and a token that may write"
+            f"the Hub did not accept {repo}: {first_line(error)}. Log in with `hf auth login` and a token that may"
+            " write"
         ) from error
     return str(url)

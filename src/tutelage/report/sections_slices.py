@@ -348,7 +348,7 @@ def _better(record: MeasureRecord | RestRecord, measure: Measure) -> Side:
 
 def _discovered(line: DiscoveredSlice, axis: Axis) -> DiscoveredRow:
     rest = line[line["by"]]["against_rest"]
-    terms = line["name"].partition(": ")[2] if line["how"] == "cluster" else None
+    terms = ", ".join(line.get("terms", [line["name"]])) if line["how"] == "cluster" else None
     return DiscoveredRow(_slice_row(line, axis), line["rule"], terms, line["by"], _better(rest, line["by"]), rest)
 
 

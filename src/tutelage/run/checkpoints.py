@@ -56,8 +56,8 @@ def _folders(where: str | list[str]) -> list[Path]:
 
 
 def _check_order(names: list[str]) -> None:
-    """Raises ModelError for `[checkpoint-1000, checkpoint-900]`, the order of a shell's pattern: a schedule would follow
-    the training backwards."""
+    """Raises ModelError for `[checkpoint-1000, checkpoint-900]`, the order of a shell's pattern: a schedule would
+    follow the training backwards."""
     numbers = [re.search(r"\d+$", name) for name in names]
     if None in numbers or len({name[: number.start()] for name, number in zip(names, numbers, strict=True)}) > 1:
         return

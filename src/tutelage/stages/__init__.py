@@ -1,5 +1,4 @@
-"""The stages of a run, one module each: they speak through the run folder and never import each other. Imports training
-and below."""
+"""The stages of a run, one module each: they communicate through the run folder and never import each other."""
 
 STAGES: dict[str, str] = {
     "prepare": "Read, check and render the rows; loads no model.",

@@ -33,6 +33,7 @@ from tutelage.method.mixed_loss import (
     mixed_loss,
 )
 from tutelage.method.taid import InterpolatedTargets
+from tutelage.models.forward import evaluating
 from tutelage.models.heads import (
     add_product,
     answer_logits,
@@ -343,21 +344,15 @@ class HeadLoss:
     @torch.no_grad()
     def _agrees(self, model: nn.Module, batch: dict[str, Tensor], inputs: LossInputs) -> bool:
         """Whether both forms give the same loss on this batch; a model may change its logits after the head."""
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
         try:
-            fused = self._inside(model, batch, inputs).cross_entropy
-            plain = self._plain(model, batch, inputs).cross_entropy
-        except (
-            RuntimeError,
-            TypeError,
-            IndexError,
-            AttributeError,
-        ):  # the model needs the logits that its head returns
+            with evaluating(self.model):
+                fused = self._inside(model, batch, inputs).cross_entropy
+                plain = self._plain(model, batch, inputs).cross_entropy
+        except torch.OutOfMemoryError:  # the plain form needs more
+            raise
+        except (RuntimeError, TypeError, IndexError, AttributeError):  # the model needs the logits its head returns
             return False
         finally:
-            for module in training:
-                module.training = True
             # torch 2.6 would go on with the casts of the weights made here, which have no gradient, for the first batch
             torch.clear_autocast_cache()
         return bool(torch.allclose(fused, plain, rtol=AGREEMENT, atol=AGREEMENT))

@@ -23,6 +23,7 @@ from tutelage.method import schedule
 from tutelage.method.divergences import forward_kl, reverse_kl
 from tutelage.method.mixed_loss import Targets
 from tutelage.method.schedule import Candidate
+from tutelage.models.forward import evaluating
 from tutelage.models.heads import FAITHFUL_NATS, Head, answer_hidden, answer_states, head_error, head_of
 from tutelage.models.placement import device_of
 from tutelage.run.artifacts import ChoiceRecord, StageRecord
@@ -142,18 +143,17 @@ class Probe:
 
         Raises ModelError where full distributions of the teacher or the student's logits cannot be computed.
         """
-        training, device = model.training, device_of(model)
-        model.eval()
+        device = device_of(model)
         batches = [
             {name: tensor.to(device) for name, tensor in self._collate(items).items()} for items in self._batches
         ]
         best = None if self._kl_best else [self._targets(self.best, batch) for batch in batches]
         if best is not None:
             self._lookups = [targets.lookups for targets in best if isinstance(targets, ByteTargets)]
-        student = self._bytes_of(model, batches) if self._lookups else self._logits_of(model, batches)
+        with evaluating(model):
+            student = self._bytes_of(model, batches) if self._lookups else self._logits_of(model, batches)
         # One checkpoint after the other, so that the head of each is loaded once.
         distances = {name: self._distances(name, batches, student, best) for name in self.source.checkpoints}
-        model.train(training)
         if best is not None:
             self._kl_best = {name: kl_best for name, (kl_best, _) in distances.items()}
         return [Candidate(name, self._kl_best[name], kl_student) for name, (_, kl_student) in distances.items()]

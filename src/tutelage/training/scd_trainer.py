@@ -312,7 +312,7 @@ class SCDTrainer:
         best = self.checkpoints[-1]
         if self.own.eval_rows:
             losses = [self._eval_nll(folder, load_model(self.teacher, folder)) for folder in self.checkpoints]
-            best = self.checkpoints[int(np.argmin(losses))]
+            best = self.checkpoints[int(np.argmin(np.array(losses, dtype=float)))]
         load = partial(load_model, self.teacher, best)
         return answer_rows(self.taught.evaluator, load, self.unlabelled, folder)
 

@@ -1,8 +1,8 @@
 """The trainer of teacher, anchor and student: `transformers.Trainer` with the mixed loss. Without a teacher it is plain
 fine-tuning.
 
-Optimisation, precision, accumulation, distribution and resuming are those of transformers. This module adds the loss
-with its one division, and one learning-rate schedule over several training runs.
+Optimisation, precision, accumulation, distribution and resuming are those of transformers. This module adds the loss,
+normalised over the whole optimizer step, and one learning-rate schedule over several training runs.
 """
 
 from __future__ import annotations
@@ -269,7 +269,10 @@ class DistillTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The batch's contribution to the mixed loss of its optimizer step."""
+        """The batch's contribution to the mixed loss of its optimizer step. Models are validated by `Evaluator`, so
+        `return_outputs`, which `Trainer.evaluate` sets, raises NotImplementedError."""
+        if return_outputs:
+            raise NotImplementedError("DistillTrainer does not evaluate; use tutelage.models.evaluation.Evaluator")
         # What a GPU has to be waited for (rows to read, numbers of positions) comes before the forward pass.
         mask, guidance, targets = inputs["targets"] != IGNORED, self.guidance, None
         if guidance is not None:
@@ -401,14 +404,26 @@ def _checked_checkpoint(folder: Path) -> Path | None:
     return resume
 
 
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Loggers that only tell of errors meanwhile: transformers warns of batches that processes share out otherwise."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def train(trainer: DistillTrainer) -> None:
     """Train to the end, from the last complete resume checkpoint if there is one. All processes take part."""
     resume = ranks.once(lambda: _checked_checkpoint(Path(trainer.args.output_dir)))
-    for name in ("trainer", "trainer_utils"):  # the latter warns of batches that other processes share out differently
-        logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
     if resume:
         trainer.load_weights(resume)
-    with warnings.catch_warnings():
+    with _quiet("transformers.trainer", "transformers.trainer_utils"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # accelerate wraps the model's forward pass for mixed precision; the next stage, or a forward pass in full

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DamagedArtifactError, Kind, Problem
+from tutelage.errors.wording import first_line
 from tutelage.utils.checksums import CHECKSUMS, DEEPEST, MANIFEST, SEALED, STARTED, FileRecord, checksum, file_record
 from tutelage.utils.progress import is_unfinished, noted
 
@@ -210,7 +211,7 @@ def damaged(
     """The error for a file of a run. found: what is there instead, or the exception that reading it raised. again: how
     it is made again, unless the path tells."""
     if isinstance(found, Exception):
-        reason = found.strerror if isinstance(found, OSError) else str(found).splitlines()[0]
+        reason = found.strerror if isinstance(found, OSError) else first_line(found)
         found = f"an error ({reason})"
     values = {"path": str(path), "expected": expected, "found": found, "again": again or _again(Path(path))}
     return DamagedArtifactError(Problem(Kind.ARTIFACT_DAMAGED, values=values))

@@ -12,13 +12,13 @@ from types import CodeType, ModuleType
 
 @contextmanager
 def peak_memory(every: float = 0.1) -> Iterator[Callable[[], int]]:
-    """Gives a function that returns the peak so far in bytes: of the accelerator, or of this process if there is none.
+    """Gives a function that returns the peak so far in bytes: of the CUDA device, or of this process without one.
 
     every: seconds between two measurements of the process. Its memory includes the libraries that are loaded (0.5 GB).
     """
     import psutil
 
-    if torch := _accelerated():
+    if torch := _torch_with_cuda():
         torch.cuda.reset_peak_memory_stats()
     process, stop = psutil.Process(), threading.Event()
     highest = process.memory_info().rss
@@ -29,7 +29,7 @@ def peak_memory(every: float = 0.1) -> Iterator[Callable[[], int]]:
             highest = max(highest, process.memory_info().rss)
 
     def peak() -> int:
-        torch = _accelerated()
+        torch = _torch_with_cuda()
         return torch.cuda.max_memory_allocated() if torch else highest
 
     thread = threading.Thread(target=measure, daemon=True)
@@ -42,10 +42,10 @@ def peak_memory(every: float = 0.1) -> Iterator[Callable[[], int]]:
 
 
 def machine_memory() -> int:
-    """Total bytes of the accelerator's memory, or of this machine's if there is none."""
+    """Total bytes of the CUDA device's memory, or of this machine's without one."""
     import psutil
 
-    torch = _accelerated()
+    torch = _torch_with_cuda()
     return torch.cuda.get_device_properties(0).total_memory if torch else psutil.virtual_memory().total
 
 
@@ -57,7 +57,7 @@ def _raised_in(error: BaseException) -> CodeType | None:
     return trace.tb_frame.f_code if trace is not None else None
 
 
-def _accelerated() -> ModuleType | None:
+def _torch_with_cuda() -> ModuleType | None:
     """The module torch, if it is loaded and has a CUDA device."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() else None
