@@ -1,8 +1,7 @@
 """What crosses the border between stages: plain records with a JSON form, nothing else.
 
 A row of the user's data becomes one `Example`; every model's answer to it one `Prediction`; every model's loss on it
-one
-`SampleLoss`. They are written as JSON lines into the run folder and read back by the stages that come after.
+one `SampleLoss`. They are written as JSON lines into the run folder and read back by the stages that come after.
 """
 
 from __future__ import annotations

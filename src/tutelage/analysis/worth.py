@@ -29,11 +29,12 @@ from tutelage.utils.format import metric_words
 from tutelage.utils.integrity import present
 
 LITTLE = 0.25
-"""Fraction of the way from the baseline to a perfect score that a teacher worth following has surely gone."""
+"""A teacher has learned nothing if its score's interval includes the baseline and ends below baseline + this fraction
+of (1 - baseline)."""
 HALF = 0.5
-"""The same for a teacher that does not exceed the baseline on the rows at hand: these must be very few to excuse it."""
+"""The same where the score itself does not exceed the baseline: only a very wide interval, of few rows, excuses it."""
 MANY_UNREADABLE = 0.2
-"""Fraction of invalid answers from which a model is not praised."""
+"""At or above this fraction of invalid answers no score counts in favour of a model."""
 SMALL_GAIN, SMALLEST_GAIN = 0.05, 0.02
 """A gain in score that an interval has to rule out; the second where the teacher is ahead in loss."""
 SMALL_LEAD = 0.1

@@ -3,10 +3,13 @@
     p(c | B[:p])  ~  sum_j Q_j P_j(tokens that begin with B[s_j:p] c)          over positions j that begin at s_j <= p
 
 B are the answer's bytes, s_j is where the answer's token j begins, P_j the model's distribution there, and Q_j the
-probability of the answer's tokens before j. Inside a token the last j is the one whose token this is; at its end it is
-the next one, in whose distribution the answer may end. The earlier j are those whose longer tokens agree with the
+probability of the answer's tokens before j. Inside a token the last j is the position that predicts this token; at its
+end it is the next position, which may also end the answer. The earlier j are those whose longer tokens agree with the
 answer so far. Texts that are spelled by other tokens than the answer's own are left out: their distributions would need
 passes of their own over the model. What remains is normalised over 256 bytes and the end.
+
+Exact conversions of this kind: arXiv 2506.14123 and 2512.14954. This form, over the answer's own tokens, is compared
+with an enumeration of prefixes in tests/bytes/test_equals_reference.py.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ def byte_log_probs(logits: Tensor, lookups: Lookups) -> Tensor:
 
 
 def combined(masses: Tensor, exact: Tensor, lookups: Lookups) -> Tensor:
-    """`byte_log_probs` from what `RangeMasses` returns."""
+    """`byte_log_probs`, [B, 257] float32, from what `RangeMasses` returns: masses [R, 257] and exact [N], float64."""
     device = masses.device
     goes_on = torch.from_numpy(lookups.goes_on).to(device)
     position, byte = (torch.from_numpy(array).to(device) for array in (lookups.position, lookups.byte))

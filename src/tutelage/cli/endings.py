@@ -157,7 +157,7 @@ def _in_working_order(command: Callable[[], None]) -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    """End by an exception; a second signal ends at once, without a word from what is being cleaned up."""
+    """End by an exception; a second signal ends at once, without output from cleanup code."""
     for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(other) == _stop:
             signal.signal(other, _stop_at_once)

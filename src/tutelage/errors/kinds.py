@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What is wrong, or was found. A value never changes its meaning; one that goes out is not used again."""
+    """What is wrong, or was found. A value never changes its meaning; a retired value is never reused."""
 
     # --- errors without an identifier of their own, by class ---
     USER = "user"

@@ -165,7 +165,7 @@ def sample_losses(
 ) -> np.ndarray:
     """[rows] losses in nats per answer token, by teacher-forced forward passes.
 
-    Rows are read in batches of like length, which several processes share out; losses come in the order of the rows.
+    Rows are read in batches of similar length, which several processes share out; losses come in the order of the rows.
     """
     collate, order = Collator(pad_id), length_order(rows)
     losses: dict[int, float] = {}

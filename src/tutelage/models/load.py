@@ -25,14 +25,14 @@ from tutelage.utils.console import Screen
 from tutelage.utils.integrity import MODEL_FILES, check_folder
 
 _unpadded: set[str] = set()
-"""Models of which this process has seen that they do not read padding."""
+"""Names of models that passed `check_padding` in this process."""
 
 # --- loading ---
 
 
 def load_tokenizer(model: Model) -> Any:
-    """Tokenizer of a model, from files of transformers' own format if there are any: of models that come with Mistral's
-    (tekken.json) as well, transformers reads that where mistral-common is installed, and would save no other.
+    """Tokenizer of a model, from transformers' own files if there are any. A model with tekken.json alone is read by
+    mistral-common, where that is installed; such a tokenizer cannot be saved in transformers' format, so it comes last.
 
     Raises ModelError if there is none, or if it has no end-of-sequence token.
     """

@@ -22,8 +22,8 @@ from tutelage.tasks import make_task
 from tutelage.utils.console import Screen
 
 CHUNK_BATCHES = 8
-"""Batches read ahead from a file, so that rows of like length are decoded together. Standard input is answered batch by
-batch."""
+"""Batches read ahead from a file, so that rows of similar length are decoded together. Standard input is answered
+batch by batch."""
 
 
 class AnswerRecord(TypedDict):

@@ -57,8 +57,8 @@ MOST_TOKENS = 2**20
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values cannot be changed. Bounds keep out what can only fail
-    later, or never end."""
+    """Base of all sections: unknown keys are refused, values cannot be changed. Bounds refuse values that
+    would fail later or never finish."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -150,8 +150,8 @@ class Data(Section):
     """What happens to a row whose prompt also occurs in a later split. `drop` removes it from the earlier split, never
     from test."""
     unlabelled_overlap: Literal["drop", "keep"] = "drop"
-    """What happens to an unlabelled row whose prompt is also a validation or test row. `keep` (the transductive case)
-    is told on report and model card."""
+    """What happens to an unlabelled row whose prompt is also a validation or test row. With `keep`, the
+    transductive case, the report and the model card say so."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Fraction of the training rows held out when there is no validation split."""
     max_train_rows: int | None = Field(None, gt=0)
@@ -304,8 +304,8 @@ class Distill(Section):
     seeds: list[int] = [0]
     """One student per method and seed."""
     select: Literal["auto"] | None = "auto"
-    """`auto`: also train `td` and `sft` (same cache, same steps) and take the student that is best on validation, so
-    that none is handed over that plain fine-tuning beats there. Costs up to two more students. null: only
+    """`auto`: also train `td` and `sft` (same cache, same steps) and select the student that is best on
+    validation: never one that plain fine-tuning beats there. Costs up to two more students. null: only
     `methods`."""
     num_stages: int = Field(4, gt=0, le=1000)
     """N: stages of training, each with a checkpoint to follow."""
@@ -416,9 +416,10 @@ class Recipe(Section):
     """Compute output head and loss together, chunk by chunk, without keeping logits for the backward pass. Changes the
     loss by rounding only."""
     max_tokens_per_batch: int | None = Field(None, ge=1)
-    """Training batches are passed through the model in parts of at most this many tokens, padding included, which hold
-    rows of like length: less padding, and memory for one part. An optimizer step has the same rows and, but for
-    rounding and dropout, the same gradient. A longer row is a part of its own; null: one part."""
+    """Split each training batch into micro-batches of at most this many tokens, padding included, that hold rows of
+    similar length: less padding, and memory for one of them. Gradients are accumulated, so the optimizer step has the
+    same rows and, up to rounding and dropout, the same gradient. A longer row is a micro-batch of its own. null: no
+    split."""
     teach: Teach = Teach()
     anchor: Anchor = Anchor()
     silver: Silver = Silver()

@@ -110,7 +110,7 @@ def stop_if_hopeless(run: RunFolder, *, by_anchor: bool = True) -> None:
 
 
 def _show_payoff(run: RunFolder, models: RunModels) -> None:
-    """Say whether distillation is likely to pay, as `tutelage doctor` does. A reason to stop is told by itself."""
+    """Say whether distillation is likely to pay, as `tutelage doctor` does. Reasons to stop are reported separately."""
     from tutelage.doctor.headroom import judge_losses
 
     for check in judge_losses(models):

@@ -165,7 +165,7 @@ class CacheBuilder:
     def _read(
         self, model: nn.Module, rows: Sequence[EncodedRow], faithful: bool, on_rows: Callable[[int], None] | None
     ) -> dict[str, Tensor]:
-        """Tensors of one shard, computed in batches of like length, in the order of the rows."""
+        """Tensors of one shard, computed in batches of similar length, in the order of the rows."""
         order, pieces, nll = length_order(rows), [{} for _ in rows], torch.zeros(len(rows))
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]

@@ -63,7 +63,7 @@ class Arguments(TrainingArguments):
     batch_rows: int = 0
     """Rows of a batch over all processes; `gradient_accumulation_steps` of these make a step."""
     grouped_rows: int = 0
-    """The same for as many processes as the run is meant for: rows of like length that `group_by_length` keeps
+    """The same for as many processes as the run is meant for: rows of similar length that `group_by_length` keeps
     together."""
     max_tokens_per_batch: int | None = None
     """The recipe's `max_tokens_per_batch`: rows are passed through the model in parts of at most this many tokens."""

@@ -5,9 +5,9 @@ All of them run the same code in the same order. What only one may do, such as w
 `once`; work on rows is shared out by `share`, and its results come together by `gather`. Without a launcher there is
 one process: each of these then does the obvious, and torch is not imported.
 
-A process that fails says so in the launcher's store. A thread of every other one looks there, and ends its process
-without a word and with the same exit code, whatever that is waiting for. Where there are several machines, it also
-counts there, so that the others can see a process that has stopped.
+A process that fails sets a key in the launcher's store (torch's TCPStore). A thread of every other process watches
+that key and ends its process silently with the same exit code, even while that waits in a collective. Where there are
+several machines, the thread also sends a heartbeat, so that the others notice a process that has stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ at once, since its connections close."""
 LOOK_EVERY = 0.25
 """Seconds between two looks at whether another process has failed."""
 SILENT_FOR = 8 * LOOK_EVERY
-"""Seconds after which a process on another machine that has not counted is lost."""
+"""Seconds without a heartbeat after which a process on another machine is lost."""
 VISIBLE_SECONDS = 60.0
 """How long to wait for a file that another machine wrote: network file systems keep what they know of a folder."""
 GRACE = 5.0
