@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tutelage.data.contents.languages import main_language
+from tutelage.data.contents.sameness import asked_key, content_key, normalised, prompt_key, prompt_text
 from tutelage.data.dataset import Rows
 from tutelage.data.encode import Encoder
 from tutelage.data.near_duplicates import distinct_text, near_pairs, shared_parts
@@ -20,10 +22,7 @@ from tutelage.data.row_formats import content_id, example_from_row
 from tutelage.data.splits import (
     UNLABELLED,
     example_spool,
-    normalised,
     on_hub,
-    prompt_key,
-    prompt_text,
     sample,
     unlabelled_files,
 )
@@ -33,6 +32,9 @@ from tutelage.records import Example
 from tutelage.utils.digests import DigestSet, as_array, digest, digests
 from tutelage.utils.spool import Joined, Mapped, Picked
 
+COMPARED = (prompt_key, content_key, asked_key)
+"""What rows are compared by. The last one, to those of validation and test alone: a row too many that is left out costs
+little there. Among training rows another system message may be another task."""
 LOOKED_AT = 500
 """Rows whose language and length are compared with those of the training rows."""
 MUCH_LONGER = 2.0
@@ -48,11 +50,11 @@ class UnlabelledRows:
     read: int = 0
     """Rows in the files."""
     repeated: int = 0
-    """Left out: their prompt occurs before."""
+    """Left out: their prompt, or what it asks, occurs before."""
     labelled: int = 0
-    """Left out: their prompt is that of a training row."""
+    """Left out: they ask what a training row asks."""
     overlapping: int = 0
-    """Rows whose prompt is also a validation or test row: left out, or kept as `data.unlabelled_overlap` says."""
+    """Rows that ask what a validation or test row asks: left out, or kept as `data.unlabelled_overlap` says."""
     near: int = 0
     """Rows whose text nearly repeats that of a validation or test row: left out or kept likewise."""
     shared: int = 0
@@ -108,15 +110,14 @@ def pick_unlabelled(
     """The rows that the teacher will answer, of those that were read; as `load_unlabelled`."""
     found, keep = UnlabelledRows(), data.unlabelled_overlap == "keep"
     found.read = len(raw)
-    held_out = DigestSet(digests(prompt_key(row) for split in ("validation", "test") for row in examples[split]))
-    labelled = DigestSet(digests(map(prompt_key, examples["train"])))
     rendered, keys = example_spool(folder), array("Q")
     for example in _rendered(raw, task, data, labels):
         rendered.append(example)
-        keys.append(digest(prompt_key(example)))
-    first = np.zeros(len(keys), dtype=bool)
-    first[np.unique(as_array(keys), return_index=True)[1]] = True
-    taught, scored = first & labelled.holds(as_array(keys)), first & held_out.holds(as_array(keys))
+        keys.extend(digest(key) for key in _keys(example))
+    compared = as_array(keys).reshape(-1, len(COMPARED))
+    first = _first(compared[:, 0]) & _first(compared[:, 1])
+    taught = first & _among(compared[:, :2], examples["train"])
+    scored = first & _among(compared, Joined(examples["validation"], examples["test"]))
     found.repeated, found.labelled, found.overlapping = int((~first).sum()), int(taught.sum()), int(scored.sum())
     usable = np.flatnonzero(first & ~taught & (keep | ~scored))
     fitting = np.array([fits(rendered[index]) for index in usable.tolist()], dtype=bool)
@@ -135,6 +136,24 @@ def pick_unlabelled(
         values = {"read": found.read, "left_out": notes_of(found, data)}
         raise RowsError(Problem(Kind.SPLIT_EMPTIED, UNLABELLED, change=change, values=values))
     return found
+
+
+def _keys(example: Example) -> Iterator[str]:
+    """What a row is compared by, see `COMPARED`."""
+    return (key(example) for key in COMPARED)
+
+
+def _first(keys: np.ndarray) -> np.ndarray:
+    """[rows] whether no row before has an equal key."""
+    first = np.zeros(len(keys), dtype=bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    return first
+
+
+def _among(keys: np.ndarray, examples: Sequence[Example]) -> np.ndarray:
+    """[rows] whether one of the keys of a row is one of an example. keys: [rows, k] digests of the first `COMPARED`."""
+    wanted = DigestSet(digests(key for example in examples for key in islice(_keys(example), keys.shape[1])))
+    return wanted.holds(keys.ravel()).reshape(keys.shape).any(axis=1)
 
 
 def simple_unlabelled(
