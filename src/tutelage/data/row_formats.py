@@ -68,17 +68,28 @@ class RowContent:
 
 
 def example_from_row(
-    row: Row, *, place: Place, split: str, task: Task, data: Data, labels: list[str] | None, need_answer: bool = True
+    row: Row,
+    *,
+    place: Place,
+    split: str,
+    task: Task,
+    data: Data,
+    labels: list[str] | None,
+    need_answer: bool = True,
+    read_answer: bool = True,
 ) -> Example:
     """The example that a raw row stands for.
 
     place: for messages. labels: the resolved label set, for the `{labels}` field of templates. need_answer: False for
-    rows to predict. The id is the user's, or a hash of prompt and answer. Raises DataError, with place and split, for a
+    rows to predict. read_answer: False for rows whose answer, if they have one, is of no use, so that it cannot be
+    wrong either. The id is the user's, or a hash of prompt and answer. Raises DataError, with place and split, for a
     row that cannot be used.
     """
     try:
         _check_size(row.values())
         mapped = read_columns(row, task, data, need_answer=need_answer)
+        if not read_answer and len(columns := ROW_FORMATS.get(mapped.row_format or "", ())) > 1:
+            mapped.row[columns[-1]] = None
         language = _text_or_none(mapped.row.get("language")) or task.language
         content = _content(mapped, language, task, data)
         answer = (content.answer or "").strip()

@@ -75,7 +75,7 @@ def read_unlabelled(data: Data, folder: Path | None = None) -> Sequence[PlacedRo
         return read_hub(data.dataset, data.dataset_config, data.unlabelled_split, data.revision)
     files = unlabelled_files(data)
     check_files(files)
-    return spool_rows(files, data.encoding, folder)
+    return spool_rows(files, data.encoding, folder, need_answers=False)
 
 
 def load_unlabelled(
@@ -236,7 +236,14 @@ def _rendered(raw: Iterable[PlacedRow], task: Task, data: Data, labels: list[str
     for row, place in raw:
         try:
             example = example_from_row(
-                row, place=place, split=UNLABELLED, task=task, data=data, labels=labels, need_answer=False
+                row,
+                place=place,
+                split=UNLABELLED,
+                task=task,
+                data=data,
+                labels=labels,
+                need_answer=False,
+                read_answer=False,
             )
         except DataError as error:
             problems += error.problems
