@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import islice
@@ -15,7 +15,7 @@ import numpy as np
 from tutelage.data.contents.languages import main_language
 from tutelage.data.contents.sameness import asked_key, content_key, normalised, prompt_key, prompt_text
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import Encoder
+from tutelage.data.encode import Room
 from tutelage.data.near_duplicates import distinct_text, near_pairs, shared_parts
 from tutelage.data.readers import PlacedRow, check_files, read_hub, spool_rows
 from tutelage.data.row_formats import content_id, example_from_row
@@ -41,6 +41,30 @@ MUCH_LONGER = 2.0
 """Ratio of the median lengths of prompts from which on the user is told."""
 
 
+@dataclass(frozen=True)
+class RoomTest:
+    """Whether a row fits with an answer, as each model reads it; without rooms every row does."""
+
+    rooms: Sequence[Room] = ()
+    longest: Sequence[int] = ()
+    """Tokens of the longest answer in each room."""
+
+    def __call__(self, row: Example) -> bool:
+        """Whether a row fits. With `too_long: truncate_prompt` its prompt is cut before."""
+        return all(
+            0 < len(encoder.prompt(row, longest)) <= tokens - longest
+            for (encoder, tokens, _), longest in zip(self.rooms, self.longest, strict=True)
+        )
+
+    @property
+    def limit(self) -> str:
+        """What rows that do not fit exceed, for the user."""
+        return f"{', or '.join(dict.fromkeys(map(str, self.rooms)))} with an answer"
+
+
+EVERY_ROW = RoomTest()
+
+
 @dataclass
 class UnlabelledRows:
     """The rows that the teacher will answer, and what became of the others."""
@@ -60,7 +84,10 @@ class UnlabelledRows:
     shared: int = 0
     """Rows among `examples` that are, or nearly repeat, validation or test rows: 0 unless such rows are kept."""
     too_long: int = 0
-    """Left out: prompt and the longest answer have more than `data.max_length` tokens."""
+    """Left out: prompt and the longest answer have more tokens than `data.max_length`, or than a model has positions
+    for."""
+    limit: str = ""
+    """What these exceed, for the user."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -82,7 +109,7 @@ def load_unlabelled(
     recipe: Recipe,
     labels: list[str] | None,
     examples: Mapping[str, Sequence[Example]],
-    fits: Callable[[Example], bool] = lambda example: True,
+    fits: RoomTest = EVERY_ROW,
     *,
     folder: Path | None = None,
 ) -> UnlabelledRows:
@@ -103,13 +130,13 @@ def pick_unlabelled(
     seed: int,
     labels: list[str] | None,
     examples: Mapping[str, Sequence[Example]],
-    fits: Callable[[Example], bool],
+    fits: RoomTest,
     *,
     folder: Path | None = None,
 ) -> UnlabelledRows:
     """The rows that the teacher will answer, of those that were read; as `load_unlabelled`."""
     found, keep = UnlabelledRows(), data.unlabelled_overlap == "keep"
-    found.read = len(raw)
+    found.read, found.limit = len(raw), fits.limit
     rendered, keys = example_spool(folder), array("Q")
     for example in _rendered(raw, task, data, labels):
         rendered.append(example)
@@ -159,7 +186,7 @@ def _among(keys: np.ndarray, examples: Sequence[Example]) -> np.ndarray:
 def simple_unlabelled(
     dataset: Iterable[Mapping[str, Any]],
     examples: Mapping[str, Sequence[Example]],
-    fits: Callable[[Example], bool],
+    fits: RoomTest,
     *,
     chat_template: bool = False,
 ) -> Sequence[Example]:
@@ -173,10 +200,8 @@ def simple_unlabelled(
     return pick_unlabelled(raw, Task(type="qa"), data, 0, None, {"test": [], **examples}, fits).examples
 
 
-def load_fitting(
-    recipe: Recipe, rows: Rows, encoder: Encoder, longest: int, *, folder: Path | None = None
-) -> UnlabelledRows | None:
-    """Rows without gold that fit with an answer of `longest` tokens; None if the recipe names none.
+def load_fitting(recipe: Recipe, rows: Rows, fits: RoomTest, *, folder: Path | None = None) -> UnlabelledRows | None:
+    """Rows without gold that fit with an answer; None if the recipe names none.
 
     Arguments and errors as for `load_unlabelled`.
     """
@@ -184,13 +209,7 @@ def load_fitting(
         return None
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=rows.decided)})
     labels = recipe.task.labels if recipe.task.type == "qa" else rows.labels
-    return load_unlabelled(recipe, labels, rows.examples, room_test(encoder, longest), folder=folder)
-
-
-def room_test(encoder: Encoder, longest: int) -> Callable[[Example], bool]:
-    """Whether a prompt fits with an answer of `longest` tokens."""
-    room = encoder.max_length - longest
-    return lambda row: 0 < len(encoder.prompt(row, longest)) <= room
+    return load_unlabelled(recipe, labels, rows.examples, fits, folder=folder)
 
 
 def notes_of(found: UnlabelledRows, data: Data) -> list[str]:
@@ -203,7 +222,7 @@ def notes_of(found: UnlabelledRows, data: Data) -> list[str]:
             found.overlapping
         ),
         f"{found.near:,} unlabelled rows nearly repeat a validation or test row and are {kept}": found.near,
-        f"{found.too_long:,} unlabelled rows exceed {data.max_length:,} tokens and are left out": found.too_long,
+        f"{found.too_long:,} unlabelled rows exceed {found.limit} and are left out": found.too_long,
     }
     return [line for line, count in lines.items() if count]
 
