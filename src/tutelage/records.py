@@ -37,6 +37,9 @@ class Example:
     """ISO 639-1 code, if known; scores for zh, ja and ko count characters instead of words."""
     subdomain: str | None = None
     """The user's own slice of the domain, if any."""
+    content: str | None = None
+    """Hash of what is asked, whatever the language of the template and the order of choices; None where that is the
+    prompt itself, and in rows that versions before it prepared."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from tutelage.bytes.reader import ByteReader, byte_reader
 from tutelage.data.collate import vocabulary_of
-from tutelage.data.encode import EncodedRow, Encoder, Misfits, make_encoder
+from tutelage.data.encode import EncodedRow, Encoder, Misfits, Room, make_encoder
 from tutelage.errors import DataError
-from tutelage.models.load import check_vocabularies, load_tokenizer, same_vocabularies
-from tutelage.recipe.schema import Recipe
+from tutelage.models.load import check_vocabularies, load_tokenizer, longest_context, same_vocabularies
+from tutelage.recipe.schema import Model, Recipe
 from tutelage.records import Example
 
 
@@ -39,6 +39,10 @@ class Pair:
     def encoders(self) -> list[Encoder]:
         """The student's, and the teacher's if it is another one."""
         return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    def rooms(self, teacher: Model, student: Model) -> list[Room]:
+        """The room for a row of each of `encoders`; as `rooms_of`."""
+        return rooms_of(self.encoders, teacher, student)
 
     @classmethod
     def of(cls, recipe: Recipe) -> Pair:
@@ -91,3 +95,22 @@ def _alike(one: Encoder, other: Encoder, example: Example) -> bool:
         return one.prompt(example) == other.prompt(example)
     except DataError:  # one of them has no chat template, or one that refuses the example
         return False
+
+
+def rooms_of(encoders: Sequence[Encoder], teacher: Model, student: Model) -> list[Room]:
+    """The room for a row of each encoder: `data.max_length`, or the positions of a model that has fewer.
+
+    encoders: as `Pair.encoders`; a single one is for both models.
+    """
+    roles = {"student": student, "teacher": teacher}
+    contexts = {role: most for role, model in roles.items() if (most := longest_context(model)) is not None}
+    rooms = []
+    read_by = [list(roles)] if len(encoders) == 1 else [[role] for role in roles]
+    for encoder, readers in zip(encoders, read_by, strict=True):
+        short = {
+            role: contexts[role] for role in readers if contexts.get(role, encoder.max_length) < encoder.max_length
+        }
+        role = min(short, key=short.__getitem__, default=None)
+        tokens, why = (short[role], f"positions of the {role}") if role else (encoder.max_length, None)
+        rooms.append(Room(encoder, tokens, why))
+    return rooms

@@ -222,7 +222,7 @@ def _used(silver: Line | None) -> Iterator[str]:
     why = {
         "invalid": "the answer cannot be parsed",
         "unsure": "that is below silver.min_confidence",
-        "too_long": "prompt and answer are longer than data.max_length",
+        "too_long": "prompt and answer are longer than data.max_length, or than a model has positions for",
     }
     if left_out := silver.get("left_out"):
         yield f"{sure}; the row is left out: {why[left_out]}."

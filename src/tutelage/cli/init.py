@@ -19,8 +19,9 @@ from tutelage.cli.guess_columns import Guess, guess_rows
 from tutelage.cli.recipe_settings import Settings, guess_settings
 from tutelage.cli.recipe_text import BYTES, recipe_text
 from tutelage.data.columns import accepted_answers, map_columns
+from tutelage.data.contents.sameness import normalised
 from tutelage.data.readers import ENDINGS, SPLIT_NAMES, PlacedRow, Row, find_files, read_rows
-from tutelage.data.splits import normalised, passages_of
+from tutelage.data.splits import passages_of
 from tutelage.doctor.data_checks import FEW_SCORED_ROWS
 from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
 from tutelage.errors.secrets import has_secret

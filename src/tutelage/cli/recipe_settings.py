@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage.cli.guess_columns import Guess
 from tutelage.data.contents.languages import language_fractions, main_language
+from tutelage.data.contents.sameness import prompt_text
 from tutelage.data.dataset import Rows, load_rows
 from tutelage.data.readers import Row
-from tutelage.data.splits import prompt_text
 from tutelage.errors import DataError, Kind, UserError
 from tutelage.recipe.schema import Recipe
 from tutelage.records import SPLITS, Example

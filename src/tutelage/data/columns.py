@@ -229,6 +229,7 @@ def _unrecognised(row: Row, ours: Row, task: Task, data: Data) -> Problem:
         "map_example": (columns[0], columns[-1]),
         "not_there": next((theirs for theirs in data.columns.values() if theirs not in row), None),
         "only_labels": only_labels,
+        "only_tokens": task.type != "ner" and set(row) <= {"tokens", "tags", "inner_tags"},
         "other_task": other_task,
         "template_would_do": template_would_do,
         "way_out": text,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.columns import map_columns, own_id, read_columns
+from tutelage.data.contents.sameness import content_key, normalised
 from tutelage.data.contents.settle import settle, without_rejected
 from tutelage.data.encode import emptied_problem
 from tutelage.data.files.json_files import parse_object
@@ -22,10 +23,8 @@ from tutelage.data.splits import (
     Rendering,
     choose,
     held_out,
-    normalised,
     overlap_problems,
     passage_of,
-    prompt_key,
     read_splits,
     tell_apart,
 )
@@ -150,7 +149,7 @@ def _unread_tools(train: Sequence[PlacedRow], data: Data) -> list[str]:
 def _looked_through(
     train: Sequence[PlacedRow], recipe: Recipe, labels: list[str] | None, learn: bool
 ) -> tuple[set[str], np.ndarray]:
-    """(labels of the training rows, if they are to be learned; [rows] digests of the prompts).
+    """(labels of the training rows, if they are to be learned; [rows] digests of what they ask).
 
     Rows are rendered before the label set is known; those that cannot be used are reported later.
     """
@@ -162,19 +161,19 @@ def _looked_through(
         except DataError:
             keys.append(digest(normalised(str(place))))
             continue
-        keys.append(digest(prompt_key(draft)))
+        keys.append(digest(content_key(draft)))
         if learn:
             learned |= _labels_of(draft, recipe.task.type)
     return learned, as_array(keys)
 
 
-def _hold_out(raw: dict[str, Sequence[PlacedRow]], prompts: np.ndarray, recipe: Recipe, notes: list[str]) -> int:
-    """Move a seeded fraction of the training rows to validation; equal prompts, and questions about one passage, stay
-    together. Returns how many.
+def _hold_out(raw: dict[str, Sequence[PlacedRow]], contents: np.ndarray, recipe: Recipe, notes: list[str]) -> int:
+    """Move a seeded fraction of the training rows to validation; rows that ask the same, and questions about one
+    passage, stay together. Returns how many.
 
-    prompts: [training rows] digests.
+    contents: [training rows] digests.
     """
-    train, keys = raw["train"], prompts
+    train, keys = raw["train"], contents
     if recipe.task.type == "qa" and tell_apart(digests(_passages(train, recipe.data))):
         keys = digests(map(normalised, _passages(train, recipe.data)))
     moved = held_out(keys, recipe.data.validation_fraction, recipe.seed)

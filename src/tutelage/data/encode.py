@@ -176,6 +176,20 @@ class Encoder:
         return [row.id for row in misfits.long]
 
 
+class Room(NamedTuple):
+    """How many tokens a row may have, prompt and answer together, as the models read it that an encoder is for."""
+
+    encoder: Encoder
+    tokens: int
+    """At most `data.max_length`."""
+    why: str | None = None
+    """Why fewer than that, for the user; None where they are as many."""
+
+    def __str__(self) -> str:
+        """For the user."""
+        return f"{self.tokens:,} tokens{f' ({self.why})' if self.why else ''}"
+
+
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
     """Up to `BATCH_ROWS` examples, fewer of long ones: a tokenizer holds some 100 bytes for each token of a batch."""
     batch: list[Example] = []

@@ -12,7 +12,7 @@ from itertools import islice, takewhile
 
 import numpy as np
 
-from tutelage.data.splits import prompt_text
+from tutelage.data.contents.sameness import prompt_text
 from tutelage.records import Example
 from tutelage.utils.spool import Mapped
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,24 +97,27 @@ def _closest(path: Path, names: list[str]) -> str | None:
 # --- reading ---
 
 
-def read_rows(files: list[str], encoding: str | None = None) -> list[PlacedRow]:
+def read_rows(files: list[str], encoding: str | None = None, *, need_answers: bool = True) -> list[PlacedRow]:
     """All rows of the files, in order, each with its place, for files of any size as `spool_rows`.
 
-    encoding: `data.encoding`, for files that are not UTF-8. Raises DataError.
+    encoding: `data.encoding`, for files that are not UTF-8. need_answers: whether rows without answers are refused
+    where the file format shows them (CoNLL). Raises DataError.
     """
-    return list(spool_rows(files, encoding))
+    return list(spool_rows(files, encoding, need_answers=need_answers))
 
 
-def spool_rows(files: list[str], encoding: str | None = None, folder: Path | None = None) -> Spool[PlacedRow]:
+def spool_rows(
+    files: list[str], encoding: str | None = None, folder: Path | None = None, *, need_answers: bool = True
+) -> Spool[PlacedRow]:
     """All rows of the files on disk, in order, each with its place; a few are in memory at a time.
 
-    JSON that is not JSON lines is one value, and read as a whole. folder: as for `Spool`. encoding and errors as for
-    `read_rows`.
+    JSON that is not JSON lines is one value, and read as a whole. folder: as for `Spool`. Other arguments and errors as
+    for `read_rows`.
     """
     check_files(files)
     rows = _row_spool(folder)
     for name in files:
-        _read_file(Path(name), encoding, rows)
+        _read_file(Path(name), encoding, rows, need_answers)
     return rows
 
 
@@ -131,17 +135,20 @@ def _unpacked_row(packed: tuple[Any, ...]) -> PlacedRow:
     return row, Place(*place)
 
 
-def _read_file(path: Path, encoding: str | None, rows: Spool[PlacedRow]) -> None:
+def _read_file(path: Path, encoding: str | None, rows: Spool[PlacedRow], need_answers: bool) -> None:
     """Add the rows of a file."""
     before, ending = len(rows), path.suffix.lower()
+    reader = _READERS.get(ending)
+    if reader is read_conll:
+        reader = partial(read_conll, need_tags=need_answers)
 
     def read(name: str) -> None:
         rows.truncate(before)  # of a reading in another encoding
-        rows.extend(_READERS[ending](path, name))
+        rows.extend(reader(path, name))
 
     if ending == ".parquet":
         rows.extend(_read_parquet(path))
-    elif ending in _READERS:
+    elif reader:
         read_text(path, encoding, read)
     else:
         raise unreadable(Kind.FILE_TYPE_UNKNOWN, path, endings=ENDINGS, way_out=FILE_TYPES.get(ending))

@@ -28,10 +28,12 @@ from tutelage.data.columns import (
     list_in,
     listed_objects,
     read_columns,
+    template_fields,
     text_of,
 )
 from tutelage.data.contents.choices import choice_of, choices_in
 from tutelage.data.contents.entities import entities_in, entities_of_tags
+from tutelage.data.contents.sameness import content_of
 from tutelage.data.files.printed import opened
 from tutelage.data.files.problems import BAD_CELL, LARGEST_CELL, Row, half_character
 from tutelage.errors import DataError, Kind, Place, Problem
@@ -61,26 +63,39 @@ class RowContent:
     answers: list[str] = field(default_factory=list)
     """Accepted besides `answer`, which is the one to learn."""
     labels: list[str] | None = None
+    choices: list[str] = field(default_factory=list)
+    """Texts of the choices, in the order of the row."""
 
 
 def example_from_row(
-    row: Row, *, place: Place, split: str, task: Task, data: Data, labels: list[str] | None, need_answer: bool = True
+    row: Row,
+    *,
+    place: Place,
+    split: str,
+    task: Task,
+    data: Data,
+    labels: list[str] | None,
+    need_answer: bool = True,
+    read_answer: bool = True,
 ) -> Example:
     """The example that a raw row stands for.
 
     place: for messages. labels: the resolved label set, for the `{labels}` field of templates. need_answer: False for
-    rows to predict. The id is the user's, or a hash of prompt and answer. Raises DataError, with place and split, for a
+    rows to predict. read_answer: False for rows whose answer, if they have one, is of no use, so that it cannot be
+    wrong either. The id is the user's, or a hash of prompt and answer. Raises DataError, with place and split, for a
     row that cannot be used.
     """
     try:
         _check_size(row.values())
         mapped = read_columns(row, task, data, need_answer=need_answer)
+        if not read_answer and len(columns := ROW_FORMATS.get(mapped.row_format or "", ())) > 1:
+            mapped.row[columns[-1]] = None
         language = _text_or_none(mapped.row.get("language")) or task.language
         content = _content(mapped, language, task, data)
         answer = (content.answer or "").strip()
         if need_answer and not answer:
             raise DataError(_no_answer(mapped))
-        prompt = _prompt(content, mapped, task, data, labels, language)
+        prompt, compared = _prompt(content, mapped, task, data, labels, language)
         allowed = _allowed(mapped.row.get("labels"), task) or content.labels
         accepted = list(dict.fromkeys(text for text in [answer, *content.answers] if text))
         row_id, subdomain = (_text_or_none(mapped.row.get(name)) for name in ("id", "subdomain"))
@@ -96,6 +111,7 @@ def example_from_row(
         labels=allowed,
         language=language,
         subdomain=subdomain,
+        content=compared,
     )
 
 
@@ -160,23 +176,27 @@ def _allowed(labels: Any, task: Task) -> list[str] | None:
 
 def _prompt(
     content: RowContent, mapped: MappedRow, task: Task, data: Data, labels: list[str] | None, language: str | None
-) -> str | Turns:
-    prompt = content.prompt
+) -> tuple[str | Turns, str | None]:
+    """(what the model reads, `Example.content`)."""
+    prompt, compared = content.prompt, None
     if data.template or prompt is None:
         template = data.template or template_for(task.type, language, mapped.row_format == "choice")
         values = mapped.template_values | content.fields | {"labels": _listed(labels, task)}
         prompt = _render(template, values, mapped.gold)
+        shown = {name: values[name] for name in template_fields(template)}
         context = _text_or_none(mapped.row.get("context"))
         if not data.template and mapped.row_format == "choice" and context:
             prompt = f"{context}\n{prompt}"  # the passage that the question is about
+            shown["context"] = context
+        compared = content_of(shown, content.choices)
     elif not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise DataError(Problem(Kind.PROMPT_EMPTY, values={"column": ROW_FORMATS[mapped.row_format][0]}))
     if data.chat_template:
         turns = [*content.before, *(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}])]
-        return with_system(turns, data)
+        return with_system(turns, data), compared
     if isinstance(prompt, list):
         raise DataError(Problem(Kind.CHAT_TEMPLATE_NEEDED, key="data.chat_template", change="data.chat_template=true"))
-    return "\n".join([*(turn["content"] for turn in content.before), prompt])
+    return "\n".join([*(turn["content"] for turn in content.before), prompt]), compared
 
 
 def with_system(turns: Turns, data: Data) -> Turns:
@@ -307,9 +327,9 @@ def _from_choice(row: Row, data: Data) -> RowContent:
     letters, answer = choice_letters(len(texts)), row.get("answer")
     fields = _fields(row, "question") | {"choices": render_choices(texts)}
     if answer in (None, ""):
-        return RowContent(fields, labels=letters)
+        return RowContent(fields, labels=letters, choices=texts)
     position = choice_of(answer, texts, names, data.choice_answer)
-    return RowContent(fields, answer=letters[position], labels=letters)
+    return RowContent(fields, answer=letters[position], labels=letters, choices=texts)
 
 
 def _from_entities(row: Row, data: Data) -> RowContent:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from tutelage.data.contents.sameness import content_key, prompt_key
 from tutelage.data.readers import (
     HUB_ID,
     SPLIT_NAMES,
@@ -193,7 +192,7 @@ def sample(count: int, most: int | None, seed: str) -> tuple[Sequence[int], arra
 
 
 def overlap_problems(examples: Mapping[str, Sequence[Example]], keys: Mapping[str, np.ndarray]) -> list[Problem]:
-    """A problem for each row whose prompt is in a later split. keys: by split, [rows] digests of `prompt_key`."""
+    """A problem for each row whose prompt or content is in a later split. keys: by split, as `Chosen.keys`."""
     return [
         Problem(
             Kind.ROW_IN_TWO_SPLITS,
@@ -210,48 +209,27 @@ def overlap_problems(examples: Mapping[str, Sequence[Example]], keys: Mapping[st
 def _overlap(
     examples: Mapping[str, Sequence[Example]], keys: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, Example, Example]]:
-    """(split, row, row of a later split with the same prompt); validation rows first."""
+    """(split, row, row of a later split that asks the same); validation rows first."""
     train, validation, test = (keys[split] for split in SPLITS)
-    repeating = DigestSet(validation, test).holds(train)
+    repeating = _held(train, validation, test)
     suspects = {
         "train": repeating,
-        "validation": DigestSet(test, train[repeating]).holds(validation),
-        "test": DigestSet(validation, train[repeating]).holds(test),
+        "validation": _held(validation, test, train[repeating]),
+        "test": _held(test, validation, train[repeating]),
     }
     later: dict[str, Example] = {}
     for split in reversed(SPLITS):
         rows = list(Picked(examples[split], np.flatnonzero(suspects[split])))
-        named = [(prompt_key(example), example) for example in rows]
-        yield from ((split, example, later[key]) for key, example in named if key in later)
-        later |= dict(named)
+        named = [((prompt_key(example), content_key(example)), example) for example in rows]
+        for own, example in named:
+            if other := next((later[key] for key in own if key in later), None):
+                yield split, example, other
+        later |= {key: example for own, example in named for key in own}
 
 
-def prompt_key(example: Example) -> str:
-    """What prompts are compared by to find equal ones."""
-    return normalised(prompt_text(example.prompt))
-
-
-def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
-    """A prompt as one text: of chat messages their contents, a line each."""
-    return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
-
-
-class _Compared(dict[int, int | None]):
-    """Code points of the letters that texts are compared by; None for those that are left out."""
-
-    def __missing__(self, code: int) -> int | None:
-        # Vowel signs (Hindi, Thai) and symbols (+, emoji) distinguish texts, so they stay.
-        self[code] = None if unicodedata.category(chr(code))[0] in "PZC" else code
-        return self[code]
-
-
-_COMPARED = _Compared()
-
-
-def normalised(text: str) -> str:
-    """What texts are compared by to find equal ones: NFKC and case-folded, without punctuation, spaces and controls."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return folded.translate(_COMPARED) or folded
+def _held(keys: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """[rows] whether one of the keys of a row is one of the others. keys, others: as `Chosen.keys`."""
+    return DigestSet(*map(np.ravel, others)).holds(keys.ravel()).reshape(keys.shape).any(axis=1)
 
 
 # --- rendered and sampled ---
@@ -280,7 +258,7 @@ class Chosen:
     ids: np.ndarray
     """[examples] digests."""
     keys: np.ndarray
-    """[examples] digests of `prompt_key`."""
+    """[examples, 2] digests of `prompt_key` and `content_key`."""
     left_out: np.ndarray
     """Digests of the ids of rows that were left out."""
 
@@ -299,13 +277,13 @@ def choose(
 ) -> dict[str, Chosen]:
     """The examples of every split, sampled; `raw` is cut to the rows that were looked at.
 
-    With `data.overlap: drop`, rows whose prompt is in a later split are left out; all test rows stay. In a sample,
-    these and the rows that do not fit are replaced by others. problems, left_out: get what is wrong with rows, and a
-    line about those that are left out.
+    With `data.overlap: drop`, rows that ask what a row of a later split asks are left out; all test rows stay. In a
+    sample, these and the rows that do not fit are replaced by others. problems, left_out: get what is wrong with rows,
+    and a line about those that are left out.
     """
     data, made = rendering.recipe.data, {}
     for split in reversed(SPLITS):
-        later = [other.chosen.keys for other in made.values()] if data.overlap == "drop" else []
+        later = [other.chosen.keys.ravel() for other in made.values()] if data.overlap == "drop" else []
         made[split] = _Split(raw[split], split, rendering, DigestSet(*later))
         raw[split] = made[split].looked_at
         counts = {"have a prompt of a later split": made[split].repeated}
@@ -323,9 +301,9 @@ class _Split:
     split: str
     rendering: Rendering
     later: DigestSet
-    """Prompts of later splits, whose rows are left out."""
+    """Digests of the prompts and contents of later splits, whose rows are left out."""
     repeated: int = 0
-    """Rows that were left out because their prompt is in a later split."""
+    """Rows that were left out because their prompt or content is in a later split."""
     long: int = 0
     """Rows that were left out of a sample because they do not fit."""
     left_out: array[int] = field(default_factory=lambda: array("Q"))
@@ -343,19 +321,19 @@ class _Split:
         places, ids, keys = array("q"), array("Q"), array("Q")
         for index, placed in self._in_turn(drawn, others):
             looked.append(index)
-            for example, key in self._usable(placed, sampled=bool(others)):
+            for example, own in self._usable(placed, sampled=bool(others)):
                 examples.append(example)
                 places.append(index)
                 ids.append(digest(example.id))
-                keys.append(key)
+                keys.extend(own)
             self.rendering.advance(1)
             if others and len(looked) - self.repeated - self.long == len(drawn):
                 break
-        left_out, self.looked_at = as_array(self.left_out), self.rows
-        self.chosen = Chosen(examples, as_array(ids), as_array(keys), left_out)
+        left_out, self.looked_at, pairs = as_array(self.left_out), self.rows, as_array(keys).reshape(-1, 2)
+        self.chosen = Chosen(examples, as_array(ids), pairs, left_out)
         if others:
             order = np.argsort(np.asarray(places, dtype=np.int64))
-            self.chosen = Chosen(Picked(examples, order), as_array(ids)[order], as_array(keys)[order], left_out)
+            self.chosen = Chosen(Picked(examples, order), as_array(ids)[order], pairs[order], left_out)
             self.looked_at = Picked(self.rows, np.sort(np.asarray(looked, dtype=np.int64)))
 
     def _in_turn(self, drawn: Sequence[int], others: Sequence[int]) -> Iterator[tuple[int, PlacedRow]]:
@@ -363,8 +341,8 @@ class _Split:
             return enumerate(self.rows)
         return ((index, self.rows[index]) for index in chain(drawn, others))
 
-    def _usable(self, placed: PlacedRow, *, sampled: bool) -> Iterator[tuple[Example, int]]:
-        """The example of a row and the digest of its prompt, unless the row is left out or cannot be used."""
+    def _usable(self, placed: PlacedRow, *, sampled: bool) -> Iterator[tuple[Example, tuple[int, int]]]:
+        """The example of a row and its keys, unless the row is left out or cannot be used."""
         (row, place), (recipe, labels) = placed, (self.rendering.recipe, self.rendering.labels)
         try:
             example = example_from_row(
@@ -373,12 +351,12 @@ class _Split:
         except DataError as error:
             self.problems += error.problems
             return
-        key, fits = digest(prompt_key(example)), self.rendering.fits
-        if key in self.later:
+        own, fits = (digest(prompt_key(example)), digest(content_key(example))), self.rendering.fits
+        if own[0] in self.later or own[1] in self.later:
             self.repeated += 1
         elif sampled and fits and not fits(example):
             self.long += 1
         else:
-            yield example, key
+            yield example, own
             return
         self.left_out.append(digest(example.id))

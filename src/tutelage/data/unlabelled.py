@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tutelage.data.contents.languages import main_language
+from tutelage.data.contents.sameness import asked_key, content_key, normalised, prompt_key, prompt_text
 from tutelage.data.dataset import Rows
-from tutelage.data.encode import Encoder
+from tutelage.data.encode import Room
 from tutelage.data.near_duplicates import distinct_text, near_pairs, shared_parts
 from tutelage.data.readers import PlacedRow, check_files, read_hub, spool_rows
 from tutelage.data.row_formats import content_id, example_from_row
 from tutelage.data.splits import (
     UNLABELLED,
     example_spool,
-    normalised,
     on_hub,
-    prompt_key,
-    prompt_text,
     sample,
     unlabelled_files,
 )
@@ -33,10 +32,37 @@ from tutelage.records import Example
 from tutelage.utils.digests import DigestSet, as_array, digest, digests
 from tutelage.utils.spool import Joined, Mapped, Picked
 
+COMPARED = (prompt_key, content_key, asked_key)
+"""What rows are compared by. The last one, to those of validation and test alone: a row too many that is left out costs
+little there. Among training rows another system message may be another task."""
 LOOKED_AT = 500
 """Rows whose language and length are compared with those of the training rows."""
 MUCH_LONGER = 2.0
 """Ratio of the median lengths of prompts from which on the user is told."""
+
+
+@dataclass(frozen=True)
+class RoomTest:
+    """Whether a row fits with an answer, as each model reads it; without rooms every row does."""
+
+    rooms: Sequence[Room] = ()
+    longest: Sequence[int] = ()
+    """Tokens of the longest answer in each room."""
+
+    def __call__(self, row: Example) -> bool:
+        """Whether a row fits. With `too_long: truncate_prompt` its prompt is cut before."""
+        return all(
+            0 < len(encoder.prompt(row, longest)) <= tokens - longest
+            for (encoder, tokens, _), longest in zip(self.rooms, self.longest, strict=True)
+        )
+
+    @property
+    def limit(self) -> str:
+        """What rows that do not fit exceed, for the user."""
+        return f"{', or '.join(dict.fromkeys(map(str, self.rooms)))} with an answer"
+
+
+EVERY_ROW = RoomTest()
 
 
 @dataclass
@@ -48,17 +74,20 @@ class UnlabelledRows:
     read: int = 0
     """Rows in the files."""
     repeated: int = 0
-    """Left out: their prompt occurs before."""
+    """Left out: their prompt, or what it asks, occurs before."""
     labelled: int = 0
-    """Left out: their prompt is that of a training row."""
+    """Left out: they ask what a training row asks."""
     overlapping: int = 0
-    """Rows whose prompt is also a validation or test row: left out, or kept as `data.unlabelled_overlap` says."""
+    """Rows that ask what a validation or test row asks: left out, or kept as `data.unlabelled_overlap` says."""
     near: int = 0
     """Rows whose text nearly repeats that of a validation or test row: left out or kept likewise."""
     shared: int = 0
     """Rows among `examples` that are, or nearly repeat, validation or test rows: 0 unless such rows are kept."""
     too_long: int = 0
-    """Left out: prompt and the longest answer have more than `data.max_length` tokens."""
+    """Left out: prompt and the longest answer have more tokens than `data.max_length`, or than a model has positions
+    for."""
+    limit: str = ""
+    """What these exceed, for the user."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,14 +102,14 @@ def read_unlabelled(data: Data, folder: Path | None = None) -> Sequence[PlacedRo
         return read_hub(data.dataset, data.dataset_config, data.unlabelled_split, data.revision)
     files = unlabelled_files(data)
     check_files(files)
-    return spool_rows(files, data.encoding, folder)
+    return spool_rows(files, data.encoding, folder, need_answers=False)
 
 
 def load_unlabelled(
     recipe: Recipe,
     labels: list[str] | None,
     examples: Mapping[str, Sequence[Example]],
-    fits: Callable[[Example], bool] = lambda example: True,
+    fits: RoomTest = EVERY_ROW,
     *,
     folder: Path | None = None,
 ) -> UnlabelledRows:
@@ -101,22 +130,21 @@ def pick_unlabelled(
     seed: int,
     labels: list[str] | None,
     examples: Mapping[str, Sequence[Example]],
-    fits: Callable[[Example], bool],
+    fits: RoomTest,
     *,
     folder: Path | None = None,
 ) -> UnlabelledRows:
     """The rows that the teacher will answer, of those that were read; as `load_unlabelled`."""
     found, keep = UnlabelledRows(), data.unlabelled_overlap == "keep"
-    found.read = len(raw)
-    held_out = DigestSet(digests(prompt_key(row) for split in ("validation", "test") for row in examples[split]))
-    labelled = DigestSet(digests(map(prompt_key, examples["train"])))
+    found.read, found.limit = len(raw), fits.limit
     rendered, keys = example_spool(folder), array("Q")
     for example in _rendered(raw, task, data, labels):
         rendered.append(example)
-        keys.append(digest(prompt_key(example)))
-    first = np.zeros(len(keys), dtype=bool)
-    first[np.unique(as_array(keys), return_index=True)[1]] = True
-    taught, scored = first & labelled.holds(as_array(keys)), first & held_out.holds(as_array(keys))
+        keys.extend(digest(key) for key in _keys(example))
+    compared = as_array(keys).reshape(-1, len(COMPARED))
+    first = _first(compared[:, 0]) & _first(compared[:, 1])
+    taught = first & _among(compared[:, :2], examples["train"])
+    scored = first & _among(compared, Joined(examples["validation"], examples["test"]))
     found.repeated, found.labelled, found.overlapping = int((~first).sum()), int(taught.sum()), int(scored.sum())
     usable = np.flatnonzero(first & ~taught & (keep | ~scored))
     fitting = np.array([fits(rendered[index]) for index in usable.tolist()], dtype=bool)
@@ -137,10 +165,28 @@ def pick_unlabelled(
     return found
 
 
+def _keys(example: Example) -> Iterator[str]:
+    """What a row is compared by, see `COMPARED`."""
+    return (key(example) for key in COMPARED)
+
+
+def _first(keys: np.ndarray) -> np.ndarray:
+    """[rows] whether no row before has an equal key."""
+    first = np.zeros(len(keys), dtype=bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    return first
+
+
+def _among(keys: np.ndarray, examples: Sequence[Example]) -> np.ndarray:
+    """[rows] whether one of the keys of a row is one of an example. keys: [rows, k] digests of the first `COMPARED`."""
+    wanted = DigestSet(digests(key for example in examples for key in islice(_keys(example), keys.shape[1])))
+    return wanted.holds(keys.ravel()).reshape(keys.shape).any(axis=1)
+
+
 def simple_unlabelled(
     dataset: Iterable[Mapping[str, Any]],
     examples: Mapping[str, Sequence[Example]],
-    fits: Callable[[Example], bool],
+    fits: RoomTest,
     *,
     chat_template: bool = False,
 ) -> Sequence[Example]:
@@ -154,10 +200,8 @@ def simple_unlabelled(
     return pick_unlabelled(raw, Task(type="qa"), data, 0, None, {"test": [], **examples}, fits).examples
 
 
-def load_fitting(
-    recipe: Recipe, rows: Rows, encoder: Encoder, longest: int, *, folder: Path | None = None
-) -> UnlabelledRows | None:
-    """Rows without gold that fit with an answer of `longest` tokens; None if the recipe names none.
+def load_fitting(recipe: Recipe, rows: Rows, fits: RoomTest, *, folder: Path | None = None) -> UnlabelledRows | None:
+    """Rows without gold that fit with an answer; None if the recipe names none.
 
     Arguments and errors as for `load_unlabelled`.
     """
@@ -165,13 +209,7 @@ def load_fitting(
         return None
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=rows.decided)})
     labels = recipe.task.labels if recipe.task.type == "qa" else rows.labels
-    return load_unlabelled(recipe, labels, rows.examples, room_test(encoder, longest), folder=folder)
-
-
-def room_test(encoder: Encoder, longest: int) -> Callable[[Example], bool]:
-    """Whether a prompt fits with an answer of `longest` tokens."""
-    room = encoder.max_length - longest
-    return lambda row: 0 < len(encoder.prompt(row, longest)) <= room
+    return load_unlabelled(recipe, labels, rows.examples, fits, folder=folder)
 
 
 def notes_of(found: UnlabelledRows, data: Data) -> list[str]:
@@ -184,7 +222,7 @@ def notes_of(found: UnlabelledRows, data: Data) -> list[str]:
             found.overlapping
         ),
         f"{found.near:,} unlabelled rows nearly repeat a validation or test row and are {kept}": found.near,
-        f"{found.too_long:,} unlabelled rows exceed {data.max_length:,} tokens and are left out": found.too_long,
+        f"{found.too_long:,} unlabelled rows exceed {found.limit} and are left out": found.too_long,
     }
     return [line for line, count in lines.items() if count]
 
@@ -217,7 +255,14 @@ def _rendered(raw: Iterable[PlacedRow], task: Task, data: Data, labels: list[str
     for row, place in raw:
         try:
             example = example_from_row(
-                row, place=place, split=UNLABELLED, task=task, data=data, labels=labels, need_answer=False
+                row,
+                place=place,
+                split=UNLABELLED,
+                task=task,
+                data=data,
+                labels=labels,
+                need_answer=False,
+                read_answer=False,
             )
         except DataError as error:
             problems += error.problems

@@ -14,11 +14,11 @@ from itertools import chain
 from typing import Any
 
 from tutelage.data.contents.languages import language_fractions, main_language
+from tutelage.data.contents.sameness import normalised, prompt_key, prompt_text
 from tutelage.data.contents.words import stands_whole
 from tutelage.data.dataset import Rows, load_rows
 from tutelage.data.encode import fitting_test
 from tutelage.data.near_duplicates import distinct_text, near_pairs, shared_parts
-from tutelage.data.splits import normalised, prompt_key, prompt_text
 from tutelage.doctor.checks import Check
 from tutelage.errors import DataError, Kind, ModelError, Problem, RowsError
 from tutelage.recipe.schema import Recipe

@@ -16,7 +16,7 @@ from tutelage.bytes.reader import ByteReader
 from tutelage.data.dataset import Rows
 from tutelage.data.encode import Encoder, Misfits, check_not_emptied
 from tutelage.data.token_store import TokenStore, answer_lengths, row_lengths, write_tokens
-from tutelage.data.unlabelled import differences, load_fitting, notes_of
+from tutelage.data.unlabelled import RoomTest, differences, load_fitting, notes_of
 from tutelage.doctor.checks import Check, argument_line, failed
 from tutelage.doctor.data_checks import MANY_LABELS, data_line
 from tutelage.errors import DataError, Kind, ModelError, UserError
@@ -105,7 +105,7 @@ def check_fit(rows: Rows, recipe: Recipe, pair: Pair, scratch: Path) -> tuple[Fi
         if more:
             return None, [*checks, more]
     if recipe.data.has_unlabelled:
-        check, count = _unlabelled(rows, recipe, fitting)
+        check, count = _unlabelled(rows, recipe, fitting, pair)
         fitting, checks = replace(fitting, unlabelled=count), [*checks, check]
     if pair.unused and not recipe.data.chat_template:  # there the check `chat_template` speaks
         checks.append(_prompt_tokens(fitting, pair))
@@ -146,11 +146,12 @@ def _without(examples: Sequence[Example], ids: set[str]) -> Sequence[Example]:
 # --- rows without gold ---
 
 
-def _unlabelled(rows: Rows, recipe: Recipe, fitting: FittingRows) -> tuple[Check, int]:
+def _unlabelled(rows: Rows, recipe: Recipe, fitting: FittingRows, pair: Pair) -> tuple[Check, int]:
     """How many rows without gold are left, and whether they are like those with gold."""
-    longest = recipe.task.max_new_tokens or fitting.max_new_tokens
+    sides = [fitting, *([fitting.own] if fitting.own else [])]
+    longest = [recipe.task.max_new_tokens or side.max_new_tokens for side in sides]
     try:
-        found = load_fitting(recipe, rows, fitting.encoder, longest)
+        found = load_fitting(recipe, rows, RoomTest(pair.rooms(recipe.teacher, recipe.student), longest))
     except DataError as error:
         return failed("unlabelled", "data", error.problems[0], "data.unlabelled=MENDED_FILE"), 0
     differ = differences(rows.examples["train"], found.examples)

@@ -67,6 +67,7 @@ class Kind(StrEnum):
     TABLE_INVALID = "table_invalid"
     TABLE_ROW_UNEVEN = "table_row_uneven"
     PARQUET_INVALID = "parquet_invalid"
+    NOT_CONLL = "not_conll"
     LABEL_FILE_INVALID = "label_file_invalid"
     HEADER_MISSING = "header_missing"
     ROWS_TOO_FEW = "rows_too_few"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,12 @@ def _encoding(v: Values) -> str:
 def _file_type(v: Values) -> str:
     way = f" ({v['way_out']})" if v["way_out"] else ""
     return f"unknown file type; files end in {', '.join(v['endings'])}; rename or convert it{way}"
+
+
+def _rows_of_lines(file: str) -> str:
+    """The command that makes a row of each line of a file."""
+    script = "import json, sys; [print(json.dumps({'text': t.strip()})) for t in sys.stdin if t.strip()]"
+    return f'python -c "{script}" < {shlex.quote(file)} > rows.jsonl'
 
 
 def _emptied(v: Values) -> str:
@@ -124,6 +131,11 @@ FILES: dict[Kind, Text] = {
     ),
     Kind.TABLE_ROW_UNEVEN: "{cells} cells, and the header has {columns} columns",
     Kind.PARQUET_INVALID: "cannot be read as Parquet ({reason})",
+    Kind.NOT_CONLL: lambda v: (
+        f"{v['text'][:60]!r} is a text, and this file is read as CoNLL: a token on each line (its tag behind it, if it"
+        " has one), a blank line between sentences. To make each line a row with a text:"
+        f" {_rows_of_lines(v['file'])}"
+    ),
     Kind.LABEL_FILE_INVALID: "`labels` must be a list of the allowed answers, found {found!r}",
     Kind.HEADER_MISSING: (
         "the first line, {text!r} and {label!r}, looks like a row; add a line with the names of the columns in front of"
@@ -144,6 +156,12 @@ FILES: dict[Kind, Text] = {
 
 
 def _unrecognised(v: Values) -> str:
+    if v["only_tokens"]:
+        return (
+            f"unrecognised columns {v['columns']}: they belong to task.type=ner, and this is a {v['task']} run."
+            " Files in .txt, .conll and .bio are read as CoNLL, a token on each line; a table of texts and labels is a"
+            f" .csv or .tsv. To make each line of a .txt a row with a text: {_rows_of_lines('FILE.txt')}"
+        )
     hints = [f" {v['way_out']}"] if v["way_out"] else []
     if v["not_there"]:
         hints.append(f" data.columns names {v['not_there']!r}, which is not there.")

@@ -52,7 +52,7 @@ def predict(
             )
         _stream(in_chunks(answers, _standard_input(), batch_size), output)
         return
-    rows = read_rows([source], encoding)
+    rows = read_rows([source], encoding, need_answers=False)
     if output is None:
         _stream(in_chunks(answers, rows, batch_size * CHUNK_BATCHES), None)
         return

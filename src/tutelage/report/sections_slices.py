@@ -13,7 +13,7 @@ from tutelage.analysis.run_results import Results
 from tutelage.analysis.significance import ALPHA
 from tutelage.analysis.slice_discovery import ConditionRecord, DiscoveredSlice
 from tutelage.analysis.slices import MEASURES, Measure, MeasureRecord, RestRecord, SliceRecord
-from tutelage.data.splits import prompt_text
+from tutelage.data.contents.sameness import prompt_text
 from tutelage.method.risk_split import Split, SplitInterval, interval, oracle_risk, split_risk
 from tutelage.report.axes import Axis, decades
 from tutelage.report.charts import Scatter, scatter

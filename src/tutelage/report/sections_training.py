@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.analysis.run_results import Results, StudentRecords, each_line
-from tutelage.data.splits import prompt_text
+from tutelage.data.contents.sameness import prompt_text
 from tutelage.method.methods import find_method, method_names
 from tutelage.report.charts import Bar, Curves, LineChart, Staircase, curves, histogram, line_chart, staircase
 from tutelage.run.artifacts import CheckpointScore, StageRecord

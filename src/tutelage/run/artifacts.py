@@ -54,7 +54,7 @@ class SilverRecord(TypedDict):
     unsure: int
     """Left out: less confident than `silver.min_confidence`."""
     too_long: int
-    """Left out: prompt and answer have more than `data.max_length` tokens."""
+    """Left out: prompt and answer have more tokens than `data.max_length`, or than a model has positions for."""
     gold: int
     """Rows with gold."""
     confidence: float | None

@@ -58,7 +58,8 @@ def read_documents(files: Sequence[Path], tokenizer: Any) -> Iterator[list[int]]
             yield _of_plain_text(file, tokenizer)
         else:
             encoder = Encoder(tokenizer, max_length=NO_LIMIT)
-            yield from filter(None, (_of_row(row, encoder) for row in read_rows([str(file)])))
+            rows = read_rows([str(file)], need_answers=False)
+            yield from filter(None, (_of_row(row, encoder) for row in rows))
 
 
 def pack(documents: Iterable[list[int]], length: int) -> np.ndarray:

@@ -41,7 +41,7 @@ from tutelage.analysis.slices import (
     measure_slices,
 )
 from tutelage.analysis.training_dynamics import training_dynamics
-from tutelage.data.splits import prompt_text
+from tutelage.data.contents.sameness import prompt_text
 from tutelage.recipe.schema import row_metric
 from tutelage.run.manifest import Work
 from tutelage.tasks.metrics import entity_counts

@@ -14,7 +14,7 @@ from tutelage.bytes.pair import Pair
 from tutelage.data.dataset import Rows, load_rows
 from tutelage.data.encode import Misfits, check_not_emptied, fitting_test
 from tutelage.data.token_store import TokenStore, row_lengths, write_tokens
-from tutelage.data.unlabelled import UnlabelledRows, differences, load_fitting, notes_of
+from tutelage.data.unlabelled import RoomTest, UnlabelledRows, differences, load_fitting, notes_of
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
@@ -76,7 +76,9 @@ def run_stage(run: RunFolder) -> None:
         of_teacher = _of_teacher(recipe, pair, tokens)
         longest_rows["teacher"] = of_teacher["longest"] if of_teacher else longest_rows["student"]
         _check_fit(run, longest_rows)
-        unlabelled = load_fitting(recipe, rows, pair.student, max_new_tokens, folder=work.folder)
+        answers = [max_new_tokens, *([of_teacher["max_new_tokens"]] if of_teacher else [])]
+        fitting = RoomTest(pair.rooms(recipe.teacher, recipe.student), answers)
+        unlabelled = load_fitting(recipe, rows, fitting, folder=work.folder)
         if unlabelled:
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)

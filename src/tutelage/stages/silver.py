@@ -68,8 +68,7 @@ def _kept(models: RunModels, examples: list[Example], answers: list[SilverAnswer
     def spelled(text: str, rows: Sequence[EncodedRow]) -> bool:
         return not over_bytes or all(side.spells(text, row.answer) for side, row in zip(sides, rows, strict=True))
 
-    encoders, least = [side.encoder for side in sides], models.run.recipe.silver.min_confidence
-    return list(kept_rows(encoders, examples, answers, least, spelled))
+    return list(kept_rows(models.rooms, examples, answers, models.run.recipe.silver.min_confidence, spelled))
 
 
 def _write(

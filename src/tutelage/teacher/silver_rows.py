@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 from torch import nn
 
-from tutelage.data.encode import EncodedRow, Encoder
+from tutelage.data.encode import EncodedRow, Encoder, Room
 from tutelage.models.evaluation import Evaluator, OnRows
 from tutelage.models.generation import Answer
 from tutelage.records import Example
@@ -86,7 +86,7 @@ def _line(evaluator: Evaluator, example: Example, answer: Answer) -> SilverAnswe
 
 
 def kept_rows(
-    encoders: Sequence[Encoder],
+    rooms: Sequence[Room],
     examples: Sequence[Example],
     answers: Sequence[SilverAnswer],
     least: float = 0.0,
@@ -94,20 +94,20 @@ def kept_rows(
 ) -> Iterator[tuple[EncodedRow, ...]]:
     """The rows that students are trained on, with T*'s text as the answer; says in the others why they are not.
 
-    encoders: of the student, and of a teacher with its own tokenizer; each gives a form of the row. least: probability
+    rooms: of the student, and of a teacher with its own tokenizer; each gives a form of the row. least: probability
     below which an answer is not used. spelled: whether the tokens of all forms spell the answer.
     """
     for example, answer in zip(examples, answers, strict=True):
         text = answer["raw"].strip()
-        rows = tuple(_row(encoder, example, text) for encoder in encoders)
-        if answer["prediction"] is None or not spelled(text, rows):
+        forms = tuple(_row(room.encoder, example, text) for room in rooms)
+        if answer["prediction"] is None or not spelled(text, forms):
             answer["left_out"] = "invalid"
         elif answer["confidence"] is None or answer["confidence"] < least:
             answer["left_out"] = "unsure"
-        elif any(row.length > encoder.max_length for row, encoder in zip(rows, encoders, strict=True)):
+        elif any(row.length > room.tokens for row, room in zip(forms, rooms, strict=True)):
             answer["left_out"] = "too_long"
         else:
-            yield rows
+            yield forms
 
 
 def _row(encoder: Encoder, example: Example, text: str) -> EncodedRow:

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from tutelage.bytes.pair import rooms_of
 from tutelage.bytes.reader import ByteReader, byte_reader
 from tutelage.data.collate import pad_id_of
-from tutelage.data.encode import EncodedRow, Encoder, Subset, make_encoder
+from tutelage.data.encode import EncodedRow, Encoder, Room, Subset, make_encoder
 from tutelage.data.token_store import TokenStore
 from tutelage.models.adapters import merged
 from tutelage.models.evaluation import EvalSet, Evaluator, ValidationScores
@@ -77,6 +78,12 @@ class RunModels:
     def encoder(self) -> Encoder:
         """Rendering of rows as token ids."""
         return make_encoder(self.run.recipe.data, self.tokenizer, self.run.recipe.task)
+
+    @cached_property
+    def rooms(self) -> list[Room]:
+        """How long a row may be in the student's and, if these differ, in the teacher's tokens."""
+        encoders = [self.encoder] if self.taught is self else [self.encoder, self.taught.encoder]
+        return rooms_of(encoders, self.run.recipe.teacher, self.run.recipe.student)
 
     def encoded(self, split: str) -> TokenStore:
         """Rows of a split as token ids, without those that `prepare` left out."""

@@ -21,9 +21,9 @@ from torch import nn
 from tutelage.bytes.pair import Pair
 from tutelage.data.collate import pad_id_of
 from tutelage.data.dataset import simple_examples
-from tutelage.data.encode import EncodedRow, Encoder
+from tutelage.data.encode import EncodedRow, Encoder, Room
 from tutelage.data.token_store import answer_lengths, keys_of
-from tutelage.data.unlabelled import room_test, simple_unlabelled
+from tutelage.data.unlabelled import RoomTest, simple_unlabelled
 from tutelage.errors import ConfigError, DataError, Kind, ModelError, Problem
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
@@ -146,7 +146,8 @@ class SCDTrainer:
             self.taught = _Side(self.pair.teacher, self.pair.of_teacher, self.args, rows[1], eval_rows[1])
         self.unlabelled: Sequence[Example] = []
         if unlabelled is not None:
-            fits = room_test(self.pair.student, self.own.evaluator.max_new_tokens)
+            sides = [self.own, *([self.taught] if self.pair.teacher else [])]
+            fits = RoomTest(self._rooms, [side.evaluator.max_new_tokens for side in sides])
             self.unlabelled = simple_unlabelled(unlabelled, examples, fits, chat_template=self.args.chat_template)
 
     def train(self) -> list[StageRecord]:
@@ -293,7 +294,7 @@ class SCDTrainer:
         work = Work(self.folder / "silver", self._inputs() | self._silver_inputs(), restart_only=chunk_files)
         path, to_do = work.folder / "answers.jsonl", work.prepare()
         answers: list[Any] = self._answers(work.folder) if to_do else list(read_jsonl(path))
-        rows = list(kept_rows(self.pair.encoders, self.unlabelled, answers, spelled=self._spelled))
+        rows = list(kept_rows(self._rooms, self.unlabelled, answers, spelled=self._spelled))
         if not rows:
             values = {"rows": len(answers), **left_out_counts(answers)}
             raise DataError(Problem(Kind.SILVER_EMPTIED, values=values))
@@ -301,6 +302,11 @@ class SCDTrainer:
             write_jsonl(path, answers)
             work.finish(0.0)
         return rows
+
+    @property
+    def _rooms(self) -> list[Room]:
+        """How long a row may be in the student's and, if these differ, in the teacher's tokens."""
+        return self.pair.rooms(self.teacher, self.student)
 
     def _spelled(self, text: str, forms: Sequence[EncodedRow]) -> bool:
         """Whether the tokens of an answer spell it, where models are compared by its bytes."""

@@ -3,6 +3,9 @@
 The token is in the first column and its tag in the last; a blank line stands between sentences; tabs or spaces separate
 columns. A line in front of a sentence that begins with # is a comment if it is `# key = value` or does not end in a
 tag. Where the first column counts the tokens of each sentence (CoNLL-U, GermEval), the token is in the second.
+
+Of rows whose answers are not needed, the tags may be missing: a token stands alone, or before columns that tabs
+separate. Other lines of several words are text, which is refused rather than read as its first words.
 """
 
 from __future__ import annotations
@@ -25,23 +28,35 @@ _CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "
 """Types of syntactic chunks, whose tags CoNLL-2003 has in the column before those of entities."""
 
 
+_SENTENCE = re.compile(r".+[。！？]")
+"""What no token is: text of a language that writes no spaces."""
+
+
 class _Line(NamedTuple):
     number: int
     cells: list[str]
+    tabs: bool
+    """Whether tabs separate the columns."""
 
 
-def read_conll(path: Path, encoding: str) -> Iterator[PlacedRow]:
-    """One row a sentence. Raises DataError. Read twice: what the columns are shows in all sentences."""
+def read_conll(path: Path, encoding: str, *, need_tags: bool = True) -> Iterator[PlacedRow]:
+    """One row a sentence, without `tags` if these are not needed and some line has none. Raises DataError.
+
+    Read twice: what the columns are shows in all sentences.
+    """
     layout = _Layout()
     with path.open(encoding=encoding) as file:
-        for sentence in _sentences(file, path):
+        for sentence in _sentences(file, path, need_tags):
             layout.look(sentence)
+    if text := None if need_tags else layout.text:
+        raise unreadable(Kind.NOT_CONLL, path, text.number, file=str(path), text=" ".join(text.cells))
     numbered, nested = layout.numbered, layout.nested
     with path.open(encoding=encoding) as file:
-        for sentence in _sentences(file, path):
+        for sentence in _sentences(file, path, need_tags):
             words = list(_words(sentence)) if numbered else sentence
             row: Row = {"tokens": [line.cells[int(numbered)] for line in words]}
-            row["tags"] = [_tag(line.cells[-2] if nested else line.cells[-1]) for line in words]
+            if need_tags or layout.tagged:
+                row["tags"] = [_tag(line.cells[-2] if nested else line.cells[-1]) for line in words]
             if nested:
                 row["inner_tags"] = [line.cells[-1] for line in words]
             if words:
@@ -55,11 +70,17 @@ class _Layout:
         self._sentences, self._counting, self._pairs = 0, True, True
         self._outer: set[str] = set()
         self._inner: set[str] = set()
+        self.tagged = True
+        """Whether every line ends in a tag."""
+        self._text: _Line | None = None
 
     def look(self, sentence: list[_Line]) -> None:
         """Take a sentence into account."""
         self._sentences += 1
         self._counting = self._counting and _counts_tokens(sentence)
+        untagged = [line for line in sentence if len(line.cells) < 2 or not TAG.fullmatch(_tag(line.cells[-1]))]
+        self.tagged = self.tagged and not untagged
+        self._text = self._text or next(filter(_is_text, untagged), None)
         for line in sentence if self._pairs else ():
             if len(line.cells) < 3 or not all(map(TAG.fullmatch, line.cells[-2:])):
                 self._pairs = False
@@ -73,13 +94,23 @@ class _Layout:
         return self._sentences > 0 and self._counting
 
     @property
+    def text(self) -> _Line | None:
+        """The first line that is text, and no token with or without other columns."""
+        return None if self.numbered else self._text
+
+    @property
     def nested(self) -> bool:
         """Whether the last two columns are entity tags of the same types: those of GermEval, outer and inner."""
         outer, inner = self._outer - {""}, self._inner - {""}
         return self._pairs and bool(outer) and inner <= outer and not outer <= _CHUNKS
 
 
-def _sentences(file: Iterable[str], path: Path) -> Iterator[list[_Line]]:
+def _is_text(line: _Line) -> bool:
+    """Whether a line without a tag is text."""
+    return not line.tabs and (len(line.cells) > 1 or _SENTENCE.match(line.cells[0]) is not None)
+
+
+def _sentences(file: Iterable[str], path: Path, need_tags: bool) -> Iterator[list[_Line]]:
     lines: list[_Line] = []
     for number, line in enumerate(chain(file, ["\n"]), start=1):
         cells = _cells(line.strip("\r\n"))
@@ -89,12 +120,19 @@ def _sentences(file: Iterable[str], path: Path) -> Iterator[list[_Line]]:
             if lines:
                 yield lines
             lines = []
-        elif not lines and line.startswith("#") and (re.match(r"# ?\S+ = ", line) or not TAG.fullmatch(cells[-1])):
+        elif not lines and line.startswith("#") and _is_comment(line, cells, need_tags):
             continue
-        elif len(cells) < 2 or not cells[0]:
+        elif (need_tags and len(cells) < 2) or not cells[0]:
             raise unreadable(Kind.TAG_MISSING, path, number, token=cells[0] or cells[1])
         else:
-            lines.append(_Line(number, cells))
+            lines.append(_Line(number, cells, "\t" in line))
+
+
+def _is_comment(line: str, cells: list[str], need_tags: bool) -> bool:
+    """Whether a line that begins with # is no token. Without tags, `#fun` is one."""
+    if re.match(r"# ?\S+ = ", line):
+        return True
+    return not TAG.fullmatch(cells[-1]) and (need_tags or len(cells) > 1)
 
 
 def _cells(line: str) -> list[str]:
@@ -131,7 +169,7 @@ def _words(sentence: list[_Line]) -> Iterator[_Line]:
         parts = sentence[index + 1 : index + 2 + last - int(match[1])]
         tags = [_tag(part.cells[-1]) for part in (line, *parts)]
         tag = next((tag for tag in tags if tag != "O" and TAG.fullmatch(tag)), "O")
-        yield _Line(line.number, [*line.cells[:-1], tag])
+        yield line._replace(cells=[*line.cells[:-1], tag])
 
 
 def _tag(cell: str) -> str:
