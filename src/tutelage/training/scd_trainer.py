@@ -8,7 +8,6 @@ trainer.save_model()
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,11 +30,12 @@ from tutelage.models.adapters import merged
 from tutelage.models.evaluation import Evaluator
 from tutelage.models.load import check_lora_targets, check_models, load_model, load_tokenizer, load_trainable
 from tutelage.models.save import check_same_loss, save_student
+from tutelage.recipe.renamed import flat
 from tutelage.recipe.schema import Lora, Model, Task
 from tutelage.records import Example
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import base_of, list_checkpoints
-from tutelage.run.manifest import Work, digest, folder_fingerprint, locked
+from tutelage.run.manifest import IN_PYTHON, Work, digest, folder_fingerprint, locked
 from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import CacheBuilder, each_checkpoint
 from tutelage.teacher.hidden_store import HiddenStore
@@ -156,7 +156,7 @@ class SCDTrainer:
         other settings, RunLockedError if another trainer works there, ConfigError for a method that needs more than the
         teacher's checkpoints.
         """
-        with locked(self.folder, "another output_dir of SCDConfig", lambda folder: True):
+        with locked(self.folder, IN_PYTHON.elsewhere, lambda folder: True):
             return self._train()
 
     def _train(self) -> list[StageRecord]:
@@ -165,8 +165,7 @@ class SCDTrainer:
             raise ConfigError(
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
             )
-        settings = {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
-        work = Work(self.folder / "distill", self._inputs() | self._silver_inputs() | settings)
+        work = self._work("distill", self._silver_inputs() | args.inputs())
         anchor_nll = self._anchor_losses() if method.needs_anchor else None
         silver = self._silver_rows() if method.schedule != "none" else []
         rows = [*self.own.rows, *(forms[0] for forms in silver)]
@@ -233,11 +232,16 @@ class SCDTrainer:
     def _examples(self, dataset: Iterable[dict[str, Any]], split: str) -> list[Example]:
         return simple_examples(dataset, split, chat_template=self.args.chat_template)
 
+    def _work(self, name: str, inputs: dict[str, Any], **options: Any) -> Work:
+        """The work in a folder of output_dir. inputs: what it depends on besides `_inputs`."""
+        return Work(self.folder / name, self._inputs() | inputs, advice=IN_PYTHON, **options)
+
     def _inputs(self) -> dict[str, Any]:
         """What the results in output_dir depend on."""
         over_bytes = {"over_bytes": self._keys(self.taught)} if self.pair.over_bytes else {}
         return {
-            "student": self.student.model_dump() | {"files": folder_fingerprint(self.student.model_name_or_path)},
+            **dict(flat("student", self.student.model_dump())),
+            "student.files": folder_fingerprint(self.student.model_name_or_path),
             "rows": self._keys(self.own),
             **over_bytes,
             **{f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in self.checkpoints},
@@ -267,7 +271,8 @@ class SCDTrainer:
             return self.own.losses(load_model(self.student, self.anchor), self.own.rows)
         given, epochs = self.args.given(), self.args.num_stages * self.args.epochs_per_stage
         epochs = epochs_in_budget(given, epochs, len(self.own.rows), self._budget_rows)
-        work = Work(folder, self._inputs() | {"plan": given, "epochs": epochs, "seed": self.args.seed})
+        own = dict(flat("plan.trainer", given)) | {"epochs": epochs, "seed": self.args.seed}
+        work = self._work("anchor", own)
         if work.prepare():
             args = training_arguments(folder / "trainer", given, seed=self.args.seed, epochs=epochs)
             model = load_trainable(self.student, None, self.args.seed, self.own.vocabulary)
@@ -290,7 +295,7 @@ class SCDTrainer:
         the teacher's. Raises DataError if T* answers none of them."""
         if not self.unlabelled:
             return []
-        work = Work(self.folder / "silver", self._inputs() | self._silver_inputs(), restart_only=chunk_files)
+        work = self._work("silver", self._silver_inputs(), restart_only=chunk_files)
         path, to_do = work.folder / "answers.jsonl", work.prepare()
         answers: list[Any] = self._answers(work.folder) if to_do else list(read_jsonl(path))
         rows = list(kept_rows(self.pair.encoders, self.unlabelled, answers, spelled=self._spelled))
@@ -329,8 +334,7 @@ class SCDTrainer:
     def _build_cache(self, rows: list[EncodedRow]) -> None:
         """Read every teacher checkpoint once over the training rows, and its loss on the evaluation rows. rows: in the
         teacher's tokens."""
-        inputs = self._inputs() | self._silver_inputs() | {"dtype": self.args.cache_dtype}
-        work = Work(self.folder / "cache", inputs)
+        work = self._work("cache", self._silver_inputs() | {"dtype": self.args.cache_dtype})
         if not work.prepare():
             return
         builder = CacheBuilder(
