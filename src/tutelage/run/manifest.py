@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,7 +53,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@cache
 def folder_fingerprint(name: str, revision: str | None = None) -> str:
     """Fingerprint of a model: contents of a local folder's config, tokenizer and weight files; id and revision on the
     hub."""
@@ -63,9 +62,16 @@ def folder_fingerprint(name: str, revision: str | None = None) -> str:
     parts = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in integrity.MODEL_FILES and path.name not in (MANIFEST, STARTED):
-            with path.open("rb") as file:
-                parts[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            stat = path.stat()
+            parts[path.name] = _sha256(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
     return digest(parts)
+
+
+@cache
+def _sha256(path: Path, inode: int, size: int, written: int) -> str:
+    """inode, size, written: only so that a file that was replaced is hashed again, as in a notebook."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
@@ -170,6 +176,8 @@ class Work:
     aside: Path | None = None
     """Where the folder goes to be deleted, see `files.discard`."""
     advice: Advice = Advice()
+    unrecorded: Collection[str] = ()
+    """Inputs that earlier versions did not record: a folder of theirs counts as made from the present ones."""
 
     def prepare(self) -> bool:
         """True if there is work to do. Clears the folder if it must be rebuilt.
@@ -209,7 +217,11 @@ class Work:
     def changed(self) -> list[str]:
         """What changed since the folder's result, finished or begun, was made, a line each; empty if nothing did."""
         record = self._record()
-        return differences(_inputs_in(record), _plain(self.inputs)) if record.exists() else []
+        if not record.exists():
+            return []
+        before = _inputs_in(record)
+        now = {key: value for key, value in self.inputs.items() if key in before or key not in self.unrecorded}
+        return differences(before, _plain(now))
 
     def _changed_or_damaged(self) -> list[str]:
         """`changed`; with `rebuild_stale` also what is damaged, which is then rebuilt. Otherwise that is an error."""

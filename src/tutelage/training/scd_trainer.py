@@ -26,10 +26,11 @@ from tutelage.data.unlabelled import room_test, simple_unlabelled
 from tutelage.errors import ConfigError, DataError, Kind, ModelError, Problem
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
-from tutelage.models.adapters import merged
+from tutelage.models.adapters import has_adapters, merged
 from tutelage.models.evaluation import Evaluator
 from tutelage.models.load import check_lora_targets, check_models, load_model, load_tokenizer, load_trainable
 from tutelage.models.save import check_same_loss, save_student
+from tutelage.models.weights import fingerprint_of
 from tutelage.recipe.renamed import flat
 from tutelage.recipe.schema import Lora, Model, Task
 from tutelage.records import Example
@@ -55,6 +56,9 @@ from tutelage.training.run_models import CHECKED_ROWS
 from tutelage.training.stage_records import Validation
 from tutelage.training.trainer import check_arguments, epochs_in_budget, training_arguments
 from tutelage.utils.files import read_jsonl, write_jsonl
+
+UNRECORDED = ("eval_rows", "order of checkpoints", "teacher")
+"""Inputs that versions up to 0.2.0 did not record."""
 
 
 class _Side:
@@ -118,6 +122,8 @@ class SCDTrainer:
         self.checkpoints = list_checkpoints(folders, self.teacher)
         check_lora_targets(self.student)
         check_arguments(args.given())
+        given = {"processing_class": processing_class, "teacher_processing_class": teacher_processing_class}
+        self._vocabularies = {name: digest(sorted(t.get_vocab().items())) for name, t in given.items() if t is not None}
         self.tokenizer = processing_class or load_tokenizer(self.student)
         taught = teacher_processing_class or load_tokenizer(self.teacher)
         self.pair = Pair.of_tokenizers(taught, self.tokenizer, self._encoder, args.cache_form)
@@ -165,7 +171,8 @@ class SCDTrainer:
             raise ConfigError(
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
             )
-        work = self._work("distill", self._silver_inputs() | args.inputs())
+        needed = self._anchor_inputs() if method.needs_anchor else {}
+        work = self._work("distill", self._silver_inputs() | needed | args.inputs())
         anchor_nll = self._anchor_losses() if method.needs_anchor else None
         silver = self._silver_rows() if method.schedule != "none" else []
         rows = [*self.own.rows, *(forms[0] for forms in silver)]
@@ -234,18 +241,29 @@ class SCDTrainer:
 
     def _work(self, name: str, inputs: dict[str, Any], **options: Any) -> Work:
         """The work in a folder of output_dir. inputs: what it depends on besides `_inputs`."""
-        return Work(self.folder / name, self._inputs() | inputs, advice=IN_PYTHON, **options)
+        return Work(self.folder / name, self._inputs() | inputs, advice=IN_PYTHON, unrecorded=UNRECORDED, **options)
 
     def _inputs(self) -> dict[str, Any]:
         """What the results in output_dir depend on."""
         over_bytes = {"over_bytes": self._keys(self.taught)} if self.pair.over_bytes else {}
+        adapted = any(has_adapters(folder) for folder in self.checkpoints)
         return {
             **dict(flat("student", self.student.model_dump())),
             "student.files": folder_fingerprint(self.student.model_name_or_path),
+            **self._vocabularies,
             "rows": self._keys(self.own),
+            "eval_rows": len(self.own.eval_rows),
             **over_bytes,
             **{f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in self.checkpoints},
+            "order of checkpoints": [folder.name for folder in self.checkpoints],
+            **({"teacher": folder_fingerprint(self.teacher.model_name_or_path)} if adapted else {}),
         }
+
+    def _anchor_inputs(self) -> dict[str, str]:
+        """The anchor that was given; nothing for one that is trained here, which follows from the other inputs."""
+        if isinstance(self.anchor, nn.Module):
+            return {"anchor": fingerprint_of(self.anchor)}
+        return {} if self.anchor is None else {"anchor": folder_fingerprint(str(self.anchor))}
 
     def _keys(self, side: _Side) -> str:
         return digest([int(key) for key in (*keys_of(side.rows), *keys_of(side.eval_rows))])
