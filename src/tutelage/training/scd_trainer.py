@@ -26,13 +26,13 @@ from tutelage.data.unlabelled import room_test, simple_unlabelled
 from tutelage.errors import ConfigError, DataError, Kind, ModelError, Problem
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
-from tutelage.models.adapters import has_adapters, merged
+from tutelage.models.adapters import has_adapters, lora_of, merged
 from tutelage.models.evaluation import Evaluator
 from tutelage.models.load import check_lora_targets, check_models, load_model, load_tokenizer, load_trainable
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.models.weights import fingerprint_of
 from tutelage.recipe.renamed import flat
-from tutelage.recipe.schema import Lora, Model, Task
+from tutelage.recipe.schema import Model, Task
 from tutelage.records import Example
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import base_of, list_checkpoints
@@ -91,7 +91,8 @@ class SCDTrainer:
     processing_class: the student's tokenizer; default: the one in `model`.
     teacher_processing_class: the teacher's; default: the one of `teacher`. If it is another one than the student's,
         the models are compared by the next byte of the answer.
-    peft_config: a `peft.LoraConfig` to train adapters.
+    peft_config: a `peft.LoraConfig` to train adapters, of which r, lora_alpha, lora_dropout and target_modules may be
+        set (default: all linear layers but the output head). The student is saved with its adapters merged.
     teacher: base model of the adapters; default: the one that they name.
     """
 
@@ -112,7 +113,7 @@ class SCDTrainer:
     ) -> None:
         """Check everything that can be checked without loading weights."""
         self.args, self.anchor, self.folder = args, anchor, Path(args.output_dir)
-        self.student = Model(model_name_or_path=str(model), lora=_lora(peft_config))
+        self.student = Model(model_name_or_path=str(model), lora=lora_of(peft_config))
         folders: str | list[str]
         if isinstance(teacher_checkpoints, str | Path):
             folders = str(teacher_checkpoints)
@@ -378,13 +379,3 @@ class SCDTrainer:
 
 def _mean(losses: np.ndarray) -> float | None:
     return float(losses.mean()) if len(losses) else None
-
-
-def _lora(config: Any) -> Lora | None:
-    """The settings of a `peft.LoraConfig` that a recipe has."""
-    if config is None:
-        return None
-    settings = {name: getattr(config, name) for name in Lora.model_fields}
-    modules = settings["target_modules"] or "all-linear"
-    settings["target_modules"] = sorted(modules) if isinstance(modules, set) else modules
-    return Lora(**settings)
