@@ -219,3 +219,18 @@ def test_the_command_prints_a_note_once(tmp_path, command):
         command.err.strip()
         == "override: distill.restart is now distill.stage_reset; the old name works in this version"
     )
+
+
+def test_a_folder_of_scd_trainer_recorded_in_one_value_is_up_to_date(tmp_path):
+    """Versions up to 0.2.0 recorded dicts, and arguments that only decide what is printed."""
+    trainer, student = {"use_cpu": True, "disable_tqdm": False}, {"model_name_or_path": "x", "lora": {"r": 4}}
+    old = {"student": student, "plan.trainer": trainer, "plan.keep": "best"}
+    now = {"student.model_name_or_path": "x", "student.lora.r": 4, "plan.keep": "best", "plan.trainer.use_cpu": True}
+    Work(tmp_path / "distill", old).prepare()
+    Work(tmp_path / "anchor", {"plan": trainer}).prepare()
+    Work(tmp_path / "empty", {"plan.trainer": {}}).prepare()
+    assert not Work(tmp_path / "distill", now).changed()
+    assert not Work(tmp_path / "anchor", {"plan.trainer.use_cpu": True}).changed()
+    assert not Work(tmp_path / "empty", {"plan.trainer.run_name": "x"}).changed()
+    changed = Work(tmp_path / "distill", now | {"student.lora.r": 8, "plan.trainer.use_cpu": False}).changed()
+    assert changed == ["plan.trainer.use_cpu: true -> false", "student.lora.r: 4 -> 8"]

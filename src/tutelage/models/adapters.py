@@ -6,17 +6,24 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from tutelage.errors import Kind, ModelError, Problem
+from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.errors.wording import first_line
 from tutelage.models.placement import settle_adapters, staying_in_place
 from tutelage.models.weights import Found, check_finite
 from tutelage.recipe.schema import Lora
+from tutelage.recipe.values import wrong
 from tutelage.utils.integrity import MODEL_FILES, check_folder, present
 
 WEIGHTS = "adapter_model.safetensors"
+NEUTRAL = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "fan_in_fan_out", "runtime_config", "megatron_core"),
+}
+"""Fields of `peft.LoraConfig` that say what it is for, or that PEFT sets by the model."""
 
 
 def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
@@ -42,6 +49,39 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
         raise ModelError(first_line(error)) from error
     _refuse_tied(adapted, tied, "lora.target_modules")
     return adapted
+
+
+def lora_of(config: Any) -> Lora | None:
+    """The settings of a `peft.LoraConfig`, None if there is none. `target_modules=None` means all linear layers.
+
+    Raises ConfigError for another kind of adapters, for fields that a recipe does not have, which would be left out,
+    and for wrong values.
+    """
+    from peft import LoraConfig, PeftType
+
+    if config is None:
+        return None
+    if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
+        raise ConfigError(
+            f"peft_config is of type {type(config).__name__}, and students are trained by LoRA alone: give a"
+            " peft.LoraConfig, or leave peft_config out to train all weights"
+        )
+    values, plain = vars(config), vars(LoraConfig())
+    own = {name: values[name] for name in Lora.model_fields}
+    if others := sorted(name for name in plain.keys() - own.keys() - NEUTRAL if values[name] != plain[name]):
+        raise ConfigError(
+            f"peft_config sets {', '.join(others)}, and adapters are made from r, lora_alpha, lora_dropout and"
+            " target_modules alone, so the student would be another one: leave these fields out of the LoraConfig"
+        )
+    modules = own["target_modules"] or "all-linear"
+    own["target_modules"] = modules if isinstance(modules, str) else sorted(modules)
+    try:
+        return Lora(**own)
+    except ValidationError as error:
+        names = dict.fromkeys(str(fault["loc"][0]) for fault in error.errors())
+        texts = {name: wrong(Lora.model_fields[name], own[name]) for name in names}
+        problems = (Problem(Kind.VALUE_INVALID, key=f"peft_config.{n}", values={"text": t}) for n, t in texts.items())
+        raise ConfigError(*problems, subject="SCDTrainer") from error
 
 
 def has_adapters(folder: Path) -> bool:

@@ -6,6 +6,7 @@ at most; here both are errors.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -109,3 +110,12 @@ def check_files(folder: Path) -> None:
                 check_finite(((key, file.get_tensor(key)) for key in file.keys()), str(path))  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is damaged or no safetensors file ({error}): copy or make it again") from error
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """Short hash of a model's class and weights, by their names."""
+    total = hashlib.sha256(type(model).__name__.encode())
+    for name, weight in model.state_dict().items():
+        total.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        total.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]

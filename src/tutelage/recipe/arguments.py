@@ -1,4 +1,4 @@
-"""Training arguments: which are refused, and names, types and limits of the others.
+"""Training arguments: which are refused (`reserved.py` lists them), and names, types and limits of the others.
 
 Names and types are read from the source of transformers, so that a typo is reported without importing it.
 """
@@ -18,48 +18,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, create_model
 
 from tutelage.errors import ConfigError
+from tutelage.recipe.reserved import BY_LAUNCHER, NOT_DIVIDED_SO, RESERVED
 from tutelage.recipe.schema import Section
 from tutelage.recipe.values import wrong
-
-_BY_LAUNCHER = (
-    "how models are divided is for the launcher to say; leave it out, and start with `accelerate launch --use_fsdp"
-    " --fsdp_version 2`"
-)
-_NOT_DIVIDED_SO = (
-    "models are divided by FSDP2 alone; leave it out, and start with `accelerate launch --use_fsdp --fsdp_version 2`"
-)
-RESERVED = {
-    "output_dir": "every stage writes into the run folder: set the recipe's own `output_dir`",
-    "seed": "set the recipe's `seed`, or `distill.seeds` for the students",
-    "data_seed": "set the recipe's `seed`, or `distill.seeds` for the students",
-    "max_steps": "set `distill.num_stages` and `distill.epochs_per_stage`, or `teach.trainer.num_train_epochs`",
-    "auto_find_batch_size": "every method gets the same steps: set `per_device_train_batch_size`",
-    "dataloader_drop_last": "every training row is used; leave it out",
-    "remove_unused_columns": "the rows hold only what the model needs; leave it out",
-    "label_smoothing_factor": "the loss has no label smoothing; leave it out",
-    "resume_from_checkpoint": "the same command resumes an interrupted run; leave it out",
-    "per_device_eval_batch_size": "set `evaluate.batch_size`",
-    "load_best_model_at_end": "set `distill.keep`, and `teach.best_by` for the teacher",
-    "metric_for_best_model": "set `task.metric`, `teach.best_by` and `distill.select_by`",
-    "greater_is_better": "set `task.metric`, `teach.best_by` and `distill.select_by`",
-    "push_to_hub": "upload the finished student with `tutelage push RUN OWNER/NAME`",
-    "hub_*": "upload the finished student with `tutelage push RUN OWNER/NAME`",
-    "disable_tqdm": "tutelage shows the progress; leave it out",
-    "log_level": "tutelage decides what is printed; leave it out",
-    "save_*": "set `teach.num_checkpoints` for the teacher, `distill.save_steps` for resume checkpoints of the student",
-    "eval_*": "validation runs after each stage and for each teacher checkpoint; leave it out",
-    "do_*": "each stage is a separate command; leave it out",
-    "evaluation_strategy": "validation runs after each stage and for each teacher checkpoint; leave it out",
-    "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)",
-    "group_by_length": "write train_sampling_strategy: group_by_length",
-    "no_cuda": "write use_cpu: true",
-    "fsdp": _BY_LAUNCHER,
-    "fsdp_config": _BY_LAUNCHER,
-    "deepspeed": _NOT_DIVIDED_SO,
-    "parallelism_config": _NOT_DIVIDED_SO,
-}
-"""Training arguments (names or patterns) that the library sets itself or that have another name now, and what to use
-instead."""
 
 LIMITS: dict[str, dict[str, float]] = {
     "learning_rate": {"gt": 0, "le": 10},
@@ -170,7 +131,7 @@ def argument_problem(mapping: str, name: str, value: Any) -> str | None:
 
 def value_problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a training argument of transformers; None if nothing is."""
-    if value and (hint := RESERVED.get(name)) in (_BY_LAUNCHER, _NOT_DIVIDED_SO):
+    if value and (hint := RESERVED.get(name)) in (BY_LAUNCHER, NOT_DIVIDED_SO):
         return f"not accepted here; {hint}"
     if name == "report_to":
         return _tracker_problem(value)

@@ -6,6 +6,7 @@ earlier version recorded (manifests of run folders, recipe.yaml, tutelage.json) 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from tutelage.method.methods import split_variant
@@ -81,10 +82,29 @@ def translate_flat(values: dict[str, Any]) -> dict[str, Any]:
     """Values by dotted key, as recorded by an earlier version, under their present names; removed keys without effect
     are left out."""
     present = {}
-    for key, value in values.items():
+    for key, value in _flattened(values):
         if key not in _REMOVED_RECORDED or value != _REMOVED_RECORDED[key].off:
             present[_RENAMED_RECORDED.get(key, key)] = value
     return present
+
+
+_IN_ONE_VALUE = {"plan": "plan.trainer", "plan.trainer": "plan.trainer", "student": "student"}
+"""Keys under which versions up to 0.2.0 recorded the arguments of `SCDTrainer` as one value -> the present prefix."""
+
+
+def _flattened(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values, with a key of its own for everything in those of `_IN_ONE_VALUE`."""
+    for key, value in values.items():
+        yield from flat(_IN_ONE_VALUE[key], value) if key in _IN_ONE_VALUE else [(key, value)]
+
+
+def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf of a value that has this key."""
+    if not isinstance(value, dict):
+        yield prefix, value
+    else:
+        for name, inner in value.items():
+            yield from flat(f"{prefix}.{name}", inner)
 
 
 def _of_plan(key: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +111,8 @@ def _same_model(recorded: str, teacher: str) -> bool:
     if recorded == teacher or (all(path.exists() for path in paths) and paths[0].samefile(paths[1])):
         return True
     if paths[0].is_dir():
-        return paths[1].is_dir() and _is_copy(recorded, teacher)
+        return paths[1].is_dir() and folder_fingerprint(recorded) == folder_fingerprint(teacher)
     return paths[1].is_dir() and _last_name(recorded) == _last_name(teacher)
-
-
-@cache
-def _is_copy(folder: str, other: str) -> bool:
-    """Read once for all checkpoints and stages of a process: the files may be large."""
-    return folder_fingerprint(folder) == folder_fingerprint(other)
 
 
 def _last_name(model: str) -> str:

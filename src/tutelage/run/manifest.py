@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from tutelage.errors import ConfigError, DamagedArtifactError, RunLockedError, StaleArtifactError
 from tutelage.recipe.renamed import translate_flat
+from tutelage.recipe.reserved import CHANGES_NOTHING
 from tutelage.run.artifacts import Manifest
 from tutelage.run.own_files import RESUME_ONLY, clear, foreign_files, refusal, refuse_foreign
 from tutelage.utils import integrity, ranks
@@ -52,7 +53,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@cache
 def folder_fingerprint(name: str, revision: str | None = None) -> str:
     """Fingerprint of a model: contents of a local folder's config, tokenizer and weight files; id and revision on the
     hub."""
@@ -62,9 +62,16 @@ def folder_fingerprint(name: str, revision: str | None = None) -> str:
     parts = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in integrity.MODEL_FILES and path.name not in (MANIFEST, STARTED):
-            with path.open("rb") as file:
-                parts[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            stat = path.stat()
+            parts[path.name] = _sha256(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
     return digest(parts)
+
+
+@cache
+def _sha256(path: Path, inode: int, size: int, written: int) -> str:
+    """inode, size, written: only so that a file that was replaced is hashed again, as in a notebook."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
@@ -80,7 +87,9 @@ def fingerprint(folder: Path, expected: dict[str, Any]) -> str:
     inputs = _inputs_in(folder / MANIFEST)
     if changed := differences(inputs, _plain(expected)):
         raise StaleArtifactError(
-            _stale_message(folder, changed, "a result", "tutelage run RECIPE --force rebuilds all stages")
+            _stale_message(
+                folder, changed, "a result", Advice(rebuild="tutelage run RECIPE --force rebuilds all stages")
+            )
         )
     return digest(inputs)
 
@@ -119,7 +128,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
-        if old != new:
+        if old != new and not CHANGES_NOTHING.search(key):
             upstream = key.startswith("stage ")
             lines.append(f"{key} was rebuilt" if upstream else f"{key}: {_short(old)} -> {_short(new)}")
     return lines
@@ -128,6 +137,23 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What an error about stale work says to whom it is told."""
+
+    asked: str = "the recipe asks for"
+    rebuild: str = "add --force to this command"
+    elsewhere: str = "output_dir=runs/ANOTHER_NAME"
+
+
+IN_PYTHON = Advice(
+    "the arguments of SCDTrainer ask for",
+    "delete that folder, and call train() again",
+    "another output_dir of SCDConfig",
+)
+"""To users of `SCDTrainer`."""
 
 
 @dataclass
@@ -149,6 +175,9 @@ class Work:
     """What in the folder only a restart needs; deleted once the result is finished."""
     aside: Path | None = None
     """Where the folder goes to be deleted, see `files.discard`."""
+    advice: Advice = Advice()
+    unrecorded: Collection[str] = ()
+    """Inputs that earlier versions did not record: a folder of theirs counts as made from the present ones."""
 
     def prepare(self) -> bool:
         """True if there is work to do. Clears the folder if it must be rebuilt.
@@ -171,7 +200,7 @@ class Work:
         elif changed := self._changed_or_damaged():
             if not self.rebuild_stale:
                 what = "a result" if finished else "unfinished work"
-                raise StaleArtifactError(_stale_message(self.folder, changed, what, "add --force to this command"))
+                raise StaleArtifactError(_stale_message(self.folder, changed, what, self.advice))
             self.notes.append(f"{self.folder.name} is rebuilt: {changed[0]}{' ...' if len(changed) > 1 else ''}")
             self._clear()
         elif record.exists():
@@ -188,7 +217,11 @@ class Work:
     def changed(self) -> list[str]:
         """What changed since the folder's result, finished or begun, was made, a line each; empty if nothing did."""
         record = self._record()
-        return differences(_inputs_in(record), _plain(self.inputs)) if record.exists() else []
+        if not record.exists():
+            return []
+        before = _inputs_in(record)
+        now = {key: value for key, value in self.inputs.items() if key in before or key not in self.unrecorded}
+        return differences(before, _plain(now))
 
     def _changed_or_damaged(self) -> list[str]:
         """`changed`; with `rebuild_stale` also what is damaged, which is then rebuilt. Otherwise that is an error."""
@@ -246,14 +279,14 @@ def rewriting(folder: Path, *names: str) -> Iterator[None]:
     write_json(folder / CHECKSUMS, {"files": {name: file_record(folder / name) for name in names}})
 
 
-def _stale_message(folder: Path, changed: list[str], what: str, again: str) -> str:
+def _stale_message(folder: Path, changed: list[str], what: str, advice: Advice) -> str:
     """What changed since a folder was made, and what the user can do."""
-    lines = [f"{folder} holds {what} of other inputs than the recipe asks for now:"]
+    lines = [f"{folder} holds {what} of other inputs than {advice.asked} now:"]
     lines += [f"  - {line}" for line in changed[:12]]
     lines += [f"  ... and {len(changed) - 12} more"] if len(changed) > 12 else []
     lines += [
-        f"  delete and rebuild it:          {again}",
-        "  keep it and use another folder: output_dir=runs/ANOTHER_NAME",
+        f"  delete and rebuild it:          {advice.rebuild}",
+        f"  keep it and use another folder: {advice.elsewhere}",
     ]
     return "\n".join(lines)
 
@@ -288,7 +321,7 @@ def is_run(folder: Path) -> bool:
 @contextmanager
 def locked(
     folder: Path,
-    elsewhere: str = "output_dir=runs/ANOTHER_NAME",
+    elsewhere: str = Advice.elsewhere,
     is_own: Callable[[Path], bool] = is_run,
     *,
     several: bool = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from tutelage.errors import Kind
 from tutelage.recipe.load import flatten, varied
+from tutelage.recipe.reserved import CHANGES_NOTHING
 from tutelage.recipe.schema import Recipe
 from tutelage.run.artifacts import PreparedData, TeacherCheckpoints, checkpoint_folder
 from tutelage.run.manifest import Work, recorded_processes
@@ -24,9 +24,6 @@ from tutelage.utils import ranks
 from tutelage.utils.console import Screen
 from tutelage.utils.files import read_json
 from tutelage.utils.memory import peak_memory
-
-_CHANGES_NOTHING = re.compile(r"(^|\.)trainer\.(report_to|run_name|logging_\w+)$|\.device_map$")
-"""Settings that only decide what is logged, or where a model is held: changing them makes no result stale."""
 
 
 @dataclass
@@ -74,7 +71,7 @@ class RunFolder:
 
     def settings(self, *sections: str) -> dict[str, Any]:
         """The recipe's values under these dotted names, flat: what a stage's result depends on."""
-        flat = {key: value for key, value in flatten(self.recipe).items() if not _CHANGES_NOTHING.search(key)}
+        flat = {key: value for key, value in flatten(self.recipe).items() if not CHANGES_NOTHING.search(key)}
         return {k: v for k, v in flat.items() if any(k == s or k.startswith(s + ".") for s in sections)}
 
     @contextmanager

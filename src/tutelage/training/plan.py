@@ -21,6 +21,7 @@ from tutelage.models.load import load_trainable
 from tutelage.models.placement import device
 from tutelage.models.save import save_student
 from tutelage.recipe.load import check_settings
+from tutelage.recipe.renamed import flat
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Model
 from tutelage.run.artifacts import StageRecord
 from tutelage.teacher.sources import TeacherSource
@@ -182,13 +183,14 @@ class SCDConfig(TrainingArguments):
         changed = {a.name: value for a in arguments if (value := getattr(self, a.name)) != a.default}
         check_settings(values, changed, _KEYS | {"distill.seeds": "seed", "distill.methods": "method"})
         super().__post_init__()
+        # Some defaults follow the state of the process, such as transformers' log level, and later are others.
+        self._plain = TrainingArguments(output_dir=self.output_dir)
 
     def given(self) -> dict[str, Any]:
         """TrainingArguments that differ from that class's defaults, as a recipe's `trainer` would hold them. Those of
         the Hub are left out: nothing is uploaded in training, and records must not hold a token."""
-        plain = TrainingArguments(output_dir=self.output_dir)
         names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and not f.name.startswith("hub_")]
-        changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(self._plain, name)}
         if self.max_tokens_per_batch is not None:
             changed["max_tokens_per_batch"] = self.max_tokens_per_batch
         return {
@@ -201,3 +203,7 @@ class SCDConfig(TrainingArguments):
         settings = {name: getattr(self, name) for name in names if hasattr(self, name)}
         settings |= {"save_steps": self.save_every_steps, "select_by": "loss", "trainer": self.given()}
         return DistillationPlan(**settings)
+
+    def inputs(self) -> dict[str, Any]:
+        """What a student depends on, by dotted name, as `run/manifest.py` records it."""
+        return dict(flat("plan", dataclasses.asdict(self.plan())))

@@ -8,7 +8,6 @@ trainer.save_model()
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,15 +26,17 @@ from tutelage.data.unlabelled import RoomTest, simple_unlabelled
 from tutelage.errors import ConfigError, DataError, Kind, ModelError, Problem
 from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
-from tutelage.models.adapters import merged
+from tutelage.models.adapters import has_adapters, lora_of, merged
 from tutelage.models.evaluation import Evaluator
 from tutelage.models.load import check_lora_targets, check_models, load_model, load_tokenizer, load_trainable
 from tutelage.models.save import check_same_loss, save_student
-from tutelage.recipe.schema import Lora, Model, Task
+from tutelage.models.weights import fingerprint_of
+from tutelage.recipe.renamed import flat
+from tutelage.recipe.schema import Model, Task
 from tutelage.records import Example
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import base_of, list_checkpoints
-from tutelage.run.manifest import Work, digest, folder_fingerprint, locked
+from tutelage.run.manifest import IN_PYTHON, Work, digest, folder_fingerprint, locked
 from tutelage.tasks import make_task
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.hidden_store import HiddenStore
@@ -55,6 +56,9 @@ from tutelage.training.run_models import CHECKED_ROWS
 from tutelage.training.stage_records import Validation
 from tutelage.training.trainer import check_arguments, epochs_in_budget, training_arguments
 from tutelage.utils.files import read_jsonl, write_jsonl
+
+UNRECORDED = ("eval_rows", "order of checkpoints", "teacher")
+"""Inputs that versions up to 0.2.0 did not record."""
 
 
 class _Side:
@@ -87,7 +91,8 @@ class SCDTrainer:
     processing_class: the student's tokenizer; default: the one in `model`.
     teacher_processing_class: the teacher's; default: the one of `teacher`. If it is another one than the student's,
         the models are compared by the next byte of the answer.
-    peft_config: a `peft.LoraConfig` to train adapters.
+    peft_config: a `peft.LoraConfig` to train adapters, of which r, lora_alpha, lora_dropout and target_modules may be
+        set (default: all linear layers but the output head). The student is saved with its adapters merged.
     teacher: base model of the adapters; default: the one that they name.
     """
 
@@ -108,7 +113,7 @@ class SCDTrainer:
     ) -> None:
         """Check everything that can be checked without loading weights."""
         self.args, self.anchor, self.folder = args, anchor, Path(args.output_dir)
-        self.student = Model(model_name_or_path=str(model), lora=_lora(peft_config))
+        self.student = Model(model_name_or_path=str(model), lora=lora_of(peft_config))
         folders: str | list[str]
         if isinstance(teacher_checkpoints, str | Path):
             folders = str(teacher_checkpoints)
@@ -118,6 +123,8 @@ class SCDTrainer:
         self.checkpoints = list_checkpoints(folders, self.teacher)
         check_lora_targets(self.student)
         check_arguments(args.given())
+        given = {"processing_class": processing_class, "teacher_processing_class": teacher_processing_class}
+        self._vocabularies = {name: digest(sorted(t.get_vocab().items())) for name, t in given.items() if t is not None}
         self.tokenizer = processing_class or load_tokenizer(self.student)
         taught = teacher_processing_class or load_tokenizer(self.teacher)
         self.pair = Pair.of_tokenizers(taught, self.tokenizer, self._encoder, args.cache_form)
@@ -157,7 +164,7 @@ class SCDTrainer:
         other settings, RunLockedError if another trainer works there, ConfigError for a method that needs more than the
         teacher's checkpoints.
         """
-        with locked(self.folder, "another output_dir of SCDConfig", lambda folder: True):
+        with locked(self.folder, IN_PYTHON.elsewhere, lambda folder: True):
             return self._train()
 
     def _train(self) -> list[StageRecord]:
@@ -166,8 +173,8 @@ class SCDTrainer:
             raise ConfigError(
                 f"{args.method} needs more than checkpoints: run it with `tutelage run` or `tutelage compare`"
             )
-        settings = {f"plan.{name}": value for name, value in dataclasses.asdict(plan).items()}
-        work = Work(self.folder / "distill", self._inputs() | self._silver_inputs() | settings)
+        needed = self._anchor_inputs() if method.needs_anchor else {}
+        work = self._work("distill", self._silver_inputs() | needed | args.inputs())
         anchor_nll = self._anchor_losses() if method.needs_anchor else None
         silver = self._silver_rows() if method.schedule != "none" else []
         rows = [*self.own.rows, *(forms[0] for forms in silver)]
@@ -234,15 +241,31 @@ class SCDTrainer:
     def _examples(self, dataset: Iterable[dict[str, Any]], split: str) -> list[Example]:
         return simple_examples(dataset, split, chat_template=self.args.chat_template)
 
+    def _work(self, name: str, inputs: dict[str, Any], **options: Any) -> Work:
+        """The work in a folder of output_dir. inputs: what it depends on besides `_inputs`."""
+        return Work(self.folder / name, self._inputs() | inputs, advice=IN_PYTHON, unrecorded=UNRECORDED, **options)
+
     def _inputs(self) -> dict[str, Any]:
         """What the results in output_dir depend on."""
         over_bytes = {"over_bytes": self._keys(self.taught)} if self.pair.over_bytes else {}
+        adapted = any(has_adapters(folder) for folder in self.checkpoints)
         return {
-            "student": self.student.model_dump() | {"files": folder_fingerprint(self.student.model_name_or_path)},
+            **dict(flat("student", self.student.model_dump())),
+            "student.files": folder_fingerprint(self.student.model_name_or_path),
+            **self._vocabularies,
             "rows": self._keys(self.own),
+            "eval_rows": len(self.own.eval_rows),
             **over_bytes,
             **{f"checkpoint {folder}": folder_fingerprint(str(folder)) for folder in self.checkpoints},
+            "order of checkpoints": [folder.name for folder in self.checkpoints],
+            **({"teacher": folder_fingerprint(self.teacher.model_name_or_path)} if adapted else {}),
         }
+
+    def _anchor_inputs(self) -> dict[str, str]:
+        """The anchor that was given; nothing for one that is trained here, which follows from the other inputs."""
+        if isinstance(self.anchor, nn.Module):
+            return {"anchor": fingerprint_of(self.anchor)}
+        return {} if self.anchor is None else {"anchor": folder_fingerprint(str(self.anchor))}
 
     def _keys(self, side: _Side) -> str:
         return digest([int(key) for key in (*keys_of(side.rows), *keys_of(side.eval_rows))])
@@ -268,7 +291,8 @@ class SCDTrainer:
             return self.own.losses(load_model(self.student, self.anchor), self.own.rows)
         given, epochs = self.args.given(), self.args.num_stages * self.args.epochs_per_stage
         epochs = epochs_in_budget(given, epochs, len(self.own.rows), self._budget_rows)
-        work = Work(folder, self._inputs() | {"plan": given, "epochs": epochs, "seed": self.args.seed})
+        own = dict(flat("plan.trainer", given)) | {"epochs": epochs, "seed": self.args.seed}
+        work = self._work("anchor", own)
         if work.prepare():
             args = training_arguments(folder / "trainer", given, seed=self.args.seed, epochs=epochs)
             model = load_trainable(self.student, None, self.args.seed, self.own.vocabulary)
@@ -291,7 +315,7 @@ class SCDTrainer:
         the teacher's. Raises DataError if T* answers none of them."""
         if not self.unlabelled:
             return []
-        work = Work(self.folder / "silver", self._inputs() | self._silver_inputs(), restart_only=chunk_files)
+        work = self._work("silver", self._silver_inputs(), restart_only=chunk_files)
         path, to_do = work.folder / "answers.jsonl", work.prepare()
         answers: list[Any] = self._answers(work.folder) if to_do else list(read_jsonl(path))
         rows = list(kept_rows(self._rooms, self.unlabelled, answers, spelled=self._spelled))
@@ -334,8 +358,7 @@ class SCDTrainer:
     def _build_cache(self, rows: list[EncodedRow]) -> None:
         """Read every teacher checkpoint once over the training rows, and its loss on the evaluation rows. rows: in the
         teacher's tokens."""
-        inputs = self._inputs() | self._silver_inputs() | {"dtype": self.args.cache_dtype}
-        work = Work(self.folder / "cache", inputs)
+        work = self._work("cache", self._silver_inputs() | {"dtype": self.args.cache_dtype})
         if not work.prepare():
             return
         builder = CacheBuilder(
@@ -363,13 +386,3 @@ class SCDTrainer:
 
 def _mean(losses: np.ndarray) -> float | None:
     return float(losses.mean()) if len(losses) else None
-
-
-def _lora(config: Any) -> Lora | None:
-    """The settings of a `peft.LoraConfig` that a recipe has."""
-    if config is None:
-        return None
-    settings = {name: getattr(config, name) for name in Lora.model_fields}
-    modules = settings["target_modules"] or "all-linear"
-    settings["target_modules"] = sorted(modules) if isinstance(modules, set) else modules
-    return Lora(**settings)
