@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,11 @@ def test_adapters_on_another_base_are_refused(models, tmp_path):
 
 def test_checkpoints_in_another_order_are_refused(models, tmp_path):
     """Without eval_dataset T* is the last one of the list."""
-    folders = [models / "ck/checkpoint-1", models / "ck/checkpoint-2"]
+    for step, name in ((1, "early"), (2, "late")):
+        shutil.copytree(models / f"ck/checkpoint-{step}", tmp_path / name)
+    folders = [tmp_path / "early", tmp_path / "late"]
     given = {"eval_dataset": None, "teacher_checkpoints": folders}
-    records = trainer(models, tmp_path, **given).train()
-    assert trainer(models, tmp_path, **given | {"teacher_checkpoints": models / "ck"}).train() == records
+    trainer(models, tmp_path, **given).train()
     with pytest.raises(StaleArtifactError, match="- order of checkpoints: "):
         trainer(models, tmp_path, **given | {"teacher_checkpoints": folders[::-1]}).train()
 

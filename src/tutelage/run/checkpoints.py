@@ -63,7 +63,7 @@ def _check_order(names: list[str]) -> None:
     ordered = sorted(names, key=lambda name: int(re.search(r"\d+$", name)[0]))
     if names != ordered:
         raise ModelError(
-            f"teach.checkpoints is a list in training order, and {', '.join(names)} is none. Write"
+            f"checkpoints are listed in training order, which {', '.join(names)} is not. Write"
             f" [{', '.join(ordered)}], or rename a folder whose number is not that of its step"
         )
 
