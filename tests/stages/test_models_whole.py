@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from helpers.project import Command, make_project
 from helpers.tiny import byte_tokenizer, tiny_model
@@ -47,6 +49,15 @@ def config_as_list(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
 
 
+def adapters_alone(folder: Path) -> None:
+    """transformers finds the base by their config and loads both, but new adapters cannot be put on them."""
+    base = folder.with_name(f"{folder.name}-base")
+    folder.rename(base)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize(
     ("fault", "kind"),
@@ -56,6 +67,7 @@ def config_as_list(folder: Path) -> None:
         (too_small, Kind.EMBEDDINGS_TOO_SMALL),
         (cut_short, None),
         (config_as_list, None),
+        (adapters_alone, Kind.ADAPTERS_WITHOUT_BASE),
     ],
 )
 def test_prepare_and_doctor_find_a_model_that_is_not_whole(tmp_path, command, fault, kind, role):

@@ -35,7 +35,7 @@ def test_every_wrong_setting_from_python_is_reported(tmp_path):
             report_to="wand",
         )
     wrong = {"num_stages", "epochs_per_stage", "temperature", "student_kl", "cache_dtype", "save_every_steps", "seed"}
-    wrong.add("max_tokens_per_batch")
+    wrong |= {"max_tokens_per_batch", "method"}
     arguments = {"learning_rate", "per_device_train_batch_size", "fsdp", "report_to"}
     assert {problem.key for problem in caught.value.problems} == wrong | arguments
     assert "num_stages: found 0, want a whole number above 0" in str(caught.value)

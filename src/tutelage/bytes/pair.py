@@ -10,8 +10,14 @@ from typing import Any
 from tutelage.bytes.reader import ByteReader, byte_reader
 from tutelage.data.collate import vocabulary_of
 from tutelage.data.encode import EncodedRow, Encoder, Misfits, Room, make_encoder
-from tutelage.errors import DataError
-from tutelage.models.load import check_vocabularies, load_tokenizer, longest_context, same_vocabularies
+from tutelage.errors import DataError, ModelError
+from tutelage.models.load import (
+    check_ending,
+    check_vocabularies,
+    load_tokenizer,
+    longest_context,
+    same_vocabularies,
+)
 from tutelage.recipe.schema import Model, Recipe
 from tutelage.records import Example
 
@@ -114,3 +120,25 @@ def rooms_of(encoders: Sequence[Encoder], teacher: Model, student: Model) -> lis
         tokens, why = (short[role], f"positions of the {role}") if role else (encoder.max_length, None)
         rooms.append(Room(encoder, tokens, why))
     return rooms
+
+
+def tokenizer_for(model: Model, given: Any, argument: str) -> Any:
+    """The tokenizer that a user gave for a model, or the model's own if that is None.
+
+    argument: what it was given as. Raises ModelError as `load_tokenizer`, and for ids that are those of other tokens in
+    the model's own.
+    """
+    if given is None:
+        return load_tokenizer(model)
+    try:
+        own = load_tokenizer(model).get_vocab()
+    except ModelError:  # a model need not come with one
+        own = {}
+    for token, number in given.get_vocab().items():
+        if own.get(token, number) != number:
+            raise ModelError(
+                f"{argument} gives {token!r} the id {number}, which is {own[token]} in the tokenizer of"
+                f" {model.model_name_or_path!r}: it belongs to another model. Leave it out, or give the model's own"
+            )
+    check_ending(given, argument)
+    return given

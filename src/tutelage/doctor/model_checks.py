@@ -247,9 +247,10 @@ def _architecture(recipe: Recipe) -> Check | None:
         try:
             check_architecture(getattr(recipe, role))
         except ModelError as error:
-            part = error.problems[0].values.get("text")
-            change = f"{role}.model_name_or_path={'FOLDER_OF_THE_TEXT_PART' if part else 'A_DECODER_OF_TEXT'}"
-            return failed("architecture", "models", error.problems[0], change)
+            problem = error.problems[0]
+            other = "FOLDER_OF_THE_TEXT_PART" if problem.values.get("text") else "A_DECODER_OF_TEXT"
+            other = "THE_MERGED_MODEL" if problem.kind == Kind.ADAPTERS_WITHOUT_BASE else other
+            return failed("architecture", "models", problem, f"{role}.model_name_or_path={other}")
     return None
 
 

@@ -139,6 +139,7 @@ class Kind(StrEnum):
     FLOAT16_TRAINED = "float16_trained"
     ENCODER_DECODER = "encoder_decoder"
     MULTIMODAL = "multimodal"
+    ADAPTERS_WITHOUT_BASE = "adapters_without_base"
     PADDING_READ = "padding_read"
     ADAPTERS_ON_TIED_HEAD = "adapters_on_tied_head"
     SAVED_MODEL_DIFFERS = "saved_model_differs"

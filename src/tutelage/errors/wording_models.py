@@ -113,6 +113,11 @@ TEXTS: dict[Kind, Text] = {
         " take a decoder-only model"
     ),
     Kind.MULTIMODAL: _multimodal,
+    Kind.ADAPTERS_WITHOUT_BASE: (
+        "{name} holds adapters, not the model that they are on, and a teacher or student is a whole model: give that"
+        " model, or save both as one,"
+        " AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(ANOTHER_FOLDER)"
+    ),
     Kind.PADDING_READ: _reads_padding,
     Kind.ADAPTERS_ON_TIED_HEAD: (
         "{name}: there are adapters on the output head or the input embedding, and in this model both are one weight:"

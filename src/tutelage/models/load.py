@@ -47,9 +47,14 @@ def load_tokenizer(model: Model) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # transformers and tokenizers raise whatever a wrong file leads to
         raise ModelError(f"cannot load a tokenizer from {name!r}: {first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {name!r} has no end-of-sequence token, so answers would never end")
+    check_ending(tokenizer, f"the tokenizer of {name!r}")
     return tokenizer
+
+
+def check_ending(tokenizer: Any, name: str) -> None:
+    """Raises ModelError for a tokenizer without an end-of-sequence token. name: in messages."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{name} has no end-of-sequence token, so answers would never end")
 
 
 def load_model(
@@ -144,9 +149,12 @@ def check_weights(model: Model, path: Path | None = None) -> None:
 
 
 def check_architecture(model: Model) -> None:
-    """Raises ModelError for an architecture that cannot be a teacher or student: an encoder with a decoder, images
-    or sound beside text, or layers that read padding. A model whose config cannot be read is not judged: loading it
-    says why."""
+    """Raises ModelError for what cannot be a teacher or student: adapters without their model, an encoder with a
+    decoder, images or sound beside text, or layers that read padding. A model whose config cannot be read is not
+    judged: loading it says why."""
+    name = model.model_name_or_path
+    if has_adapters(Path(name)) and not (Path(name) / "config.json").is_file():
+        raise ModelError(Problem(Kind.ADAPTERS_WITHOUT_BASE, values={"name": name}))
     whole = _whole_config(model)
     if whole is None:
         return

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, create_model
 
 from tutelage.errors import ConfigError
-from tutelage.recipe.reserved import BY_LAUNCHER, NOT_DIVIDED_SO, RESERVED
+from tutelage.recipe.reserved import DONE_ANYWAY, IN_PYTHON, RESERVED
 from tutelage.recipe.schema import Section
 from tutelage.recipe.values import wrong
 
@@ -118,6 +118,14 @@ def refusal(mapping: str, name: str) -> str | None:
     return next((hint for pattern, hint in RESERVED.items() if fnmatch(name, pattern)), None)
 
 
+def python_problem(name: str, value: Any) -> str | None:
+    """What is wrong with a training argument of `SCDConfig` that is not at its default; None if nothing is."""
+    hint = next((hint for pattern, hint in IN_PYTHON.items() if fnmatch(name, pattern)), None)
+    if hint and not any(type(value) is type(done) and value == done for done in DONE_ANYWAY):
+        return f"not accepted here; {hint}"
+    return value_problem(name, value)
+
+
 def argument_problem(mapping: str, name: str, value: Any) -> str | None:
     """What is wrong with a training argument in this mapping; None if nothing is."""
     if hint := refusal(mapping, name):
@@ -131,8 +139,6 @@ def argument_problem(mapping: str, name: str, value: Any) -> str | None:
 
 def value_problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a training argument of transformers; None if nothing is."""
-    if value and (hint := RESERVED.get(name)) in (BY_LAUNCHER, NOT_DIVIDED_SO):
-        return f"not accepted here; {hint}"
     if name == "report_to":
         return _tracker_problem(value)
     if value == _NEEDS_VALIDATION:

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from tutelage.errors import ConfigError, Kind, Place, Problem
 from tutelage.errors.wording import problem_text
 from tutelage.method.methods import find_method, method_names, split_variant
-from tutelage.recipe.arguments import refusal, trainer_argument_names, value_problem
+from tutelage.recipe.arguments import python_problem, refusal, trainer_argument_names
 from tutelage.recipe.checks import budget, check, cross_problems, method_problems, name_problems
 from tutelage.recipe.presets import apply_preset
 from tutelage.recipe.renamed import RENAMED, variant_notes
@@ -97,8 +97,8 @@ def varied(recipe: Recipe, method: str) -> Recipe:
 def check_settings(values: dict[str, Any], arguments: dict[str, Any], names: dict[str, str]) -> None:
     """Check settings that are given from Python as those of a recipe.
 
-    values: by dotted key. arguments: TrainingArguments. names: the names in Python of dotted keys. Raises ConfigError
-    with all problems.
+    values: by dotted key. arguments: TrainingArguments that are not at their defaults. names: the names in Python of
+    dotted keys. Raises ConfigError with all problems.
     """
     source = RecipeSource(Path("SCDConfig"), {"name": "-", "output_dir": "-"})
     source.values |= {key: copy.deepcopy(example) for key, example in REQUIRED.items() if "." not in key}
@@ -111,10 +111,20 @@ def check_settings(values: dict[str, Any], arguments: dict[str, Any], names: dic
     _validate(source)
     problems = [replace(problem, place=None, key=names.get(problem.key, problem.key)) for problem in source.problems]
     for name, value in arguments.items():
-        if text := value_problem(name, as_plain(value)):
+        if text := python_problem(name, as_plain(value)):
             problems.append(Problem(Kind.VALUE_INVALID, key=name, values={"text": text}))
+    problems += [_variant_in_python(method) for method in values["distill.methods"] if split_variant(method)[1]]
     if problems:
         raise ConfigError(*problems, subject="SCDConfig")
+
+
+def _variant_in_python(method: str) -> Problem:
+    """The problem of a method's name with settings in `SCDConfig`, which takes their values from its own arguments."""
+    text = (
+        f"found {method!r}, and settings in a method's name are for recipes: write method={split_variant(method)[0]!r},"
+        " and the settings as arguments of SCDConfig"
+    )
+    return Problem(Kind.VALUE_INVALID, key="method", values={"text": text})
 
 
 def _variant(recipe: Recipe, method: str) -> tuple[Recipe | None, list[Problem]]:

@@ -11,11 +11,11 @@ CHANGES_NOTHING = re.compile(
 """Dotted names of settings that only decide what is logged or shown, or where a model is held: changing them makes no
 result stale."""
 
-BY_LAUNCHER = (
+_BY_LAUNCHER = (
     "how models are divided is for the launcher to say; leave it out, and start with `accelerate launch --use_fsdp"
     " --fsdp_version 2`"
 )
-NOT_DIVIDED_SO = (
+_NOT_DIVIDED_SO = (
     "models are divided by FSDP2 alone; leave it out, and start with `accelerate launch --use_fsdp --fsdp_version 2`"
 )
 RESERVED = {
@@ -43,10 +43,32 @@ RESERVED = {
     "warmup_ratio": "write warmup_steps: 0.1 (a value below 1 is a fraction of the steps)",
     "group_by_length": "write train_sampling_strategy: group_by_length",
     "no_cuda": "write use_cpu: true",
-    "fsdp": BY_LAUNCHER,
-    "fsdp_config": BY_LAUNCHER,
-    "deepspeed": NOT_DIVIDED_SO,
-    "parallelism_config": NOT_DIVIDED_SO,
+    "fsdp": _BY_LAUNCHER,
+    "fsdp_config": _BY_LAUNCHER,
+    "deepspeed": _NOT_DIVIDED_SO,
+    "parallelism_config": _NOT_DIVIDED_SO,
 }
 """Training arguments (names or patterns) that the library sets itself or that have another name now, and what to use
 instead."""
+
+_STEPS = "training lasts num_stages x epochs_per_stage: set these"
+_JUDGED = "stages are compared by their loss on eval_dataset, and keep says which student is kept; leave it out"
+_ONE_PROCESS = "SCDTrainer trains in one process; `tutelage run` divides models (docs/scale.md); leave it out"
+IN_PYTHON = {
+    **{name: RESERVED[name] for name in ("dataloader_drop_last", "remove_unused_columns", "label_smoothing_factor")},
+    **dict.fromkeys(("num_train_epochs", "max_steps"), _STEPS),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _JUDGED),
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), _ONE_PROCESS),
+    "data_seed": "set seed",
+    "auto_find_batch_size": "anchor and student get the same steps: set per_device_train_batch_size",
+    "resume_from_checkpoint": "train() continues what was interrupted in output_dir; leave it out",
+    "per_device_eval_batch_size": "set cache_batch_size",
+    "push_to_hub": "nothing is uploaded in training: upload the folder that save_model() writes",
+    "save_*": "set save_every_steps for resume checkpoints inside a stage, keep_stages to keep the student of each",
+    "eval_*": "eval_dataset is read after each stage; leave it out",
+    "*_full_eval": "eval_dataset is read in the type of the weights; leave it out",
+}
+"""Arguments of transformers (names or patterns) that `SCDConfig` does not take, since they would have no effect or
+another one than meant, and what to use instead."""
+DONE_ANYWAY = (None, False, "no", "", [], {})
+"""Values of such arguments that ask for what is done in any case."""

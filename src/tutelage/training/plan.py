@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from tutelage.models.placement import device
 from tutelage.models.save import save_student
 from tutelage.recipe.load import check_settings
 from tutelage.recipe.renamed import flat
+from tutelage.recipe.reserved import IN_PYTHON
 from tutelage.recipe.schema import TRAINER_DEFAULTS, Model
 from tutelage.run.artifacts import StageRecord
 from tutelage.teacher.sources import TeacherSource
@@ -120,9 +122,10 @@ _KEYS = {
 class SCDConfig(TrainingArguments):
     """All TrainingArguments, and the settings of the method, which mean the same as in a recipe.
 
-    `num_train_epochs` is not used: training lasts `num_stages` x `epochs_per_stage`. The defaults are the paper's:
-    batch size 8, AdamW betas (0.9, 0.95), gradient clipping at 1.0, a cosine schedule with 10 % warm-up; but stage
-    resets are off, and `advance` is on.
+    Training lasts `num_stages` x `epochs_per_stage`. TrainingArguments that would have no effect (`num_train_epochs`,
+    `eval_strategy`, `save_strategy`, ...) are refused, with what to set instead; those of the Hub, `log_level` and
+    `disable_tqdm` are not used. The defaults are the paper's: batch size 8, AdamW betas (0.9, 0.95), gradient clipping
+    at 1.0, a cosine schedule with 10 % warm-up; but stage resets are off, and `advance` is on.
     """
 
     method: str = field(default="scd-aw", metadata={"help": "A name in METHODS."})
@@ -146,7 +149,7 @@ class SCDConfig(TrainingArguments):
         default=None, metadata={"help": "A batch is passed in parts of at most this many tokens, of like length."}
     )
     keep: str = field(
-        default="best", metadata={"help": "`best` stage by validation loss (needs eval_dataset), or `last`."}
+        default="best", metadata={"help": "`best` stage by loss on eval_dataset (without it the last), or `last`."}
     )
     keep_stages: bool = field(default=False, metadata={"help": "Keep the student at the start of each stage."})
     save_every_steps: int | None = field(
@@ -166,6 +169,7 @@ class SCDConfig(TrainingArguments):
     )
     cache_dtype: str = field(default="bfloat16", metadata={"help": "Type of the stored hidden states."})
     cache_batch_size: int = field(default=16, metadata={"help": "Rows in one forward pass without gradients."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of log.jsonl."})
     seed: int = field(default=0, metadata={"help": "Seed of anchor, student and probe set."})
     adam_beta2: float = field(default=TRAINER_DEFAULTS["adam_beta2"], metadata={"help": "AdamW's second beta."})
     lr_scheduler_type: str = field(
@@ -187,15 +191,15 @@ class SCDConfig(TrainingArguments):
         self._plain = TrainingArguments(output_dir=self.output_dir)
 
     def given(self) -> dict[str, Any]:
-        """TrainingArguments that differ from that class's defaults, as a recipe's `trainer` would hold them. Those of
-        the Hub are left out: nothing is uploaded in training, and records must not hold a token."""
-        names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and not f.name.startswith("hub_")]
+        """TrainingArguments that differ from that class's defaults, as a recipe's `trainer` would hold them. Those that
+        are not used are left out: records must not hold a token of the Hub."""
+        names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+        unused = ("output_dir", "seed", "hub_*", "do_*", "disable_tqdm", "log_level", *IN_PYTHON)
+        names = [name for name in names if not any(fnmatch(name, pattern) for pattern in unused)]
         changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(self._plain, name)}
         if self.max_tokens_per_batch is not None:
             changed["max_tokens_per_batch"] = self.max_tokens_per_batch
-        return {
-            name: value for name, value in changed.items() if name not in ("output_dir", "num_train_epochs", "seed")
-        }
+        return changed | {"logging_steps": self.logging_steps}  # also where it is the default of that class
 
     def plan(self) -> DistillationPlan:
         """The distillation that these settings describe; stages are judged by loss."""

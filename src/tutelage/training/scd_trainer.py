@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tutelage.bytes.pair import Pair
+from tutelage.bytes.pair import Pair, tokenizer_for
 from tutelage.data.collate import pad_id_of
 from tutelage.data.dataset import simple_examples
 from tutelage.data.encode import EncodedRow, Encoder, Room
@@ -28,7 +28,7 @@ from tutelage.method.methods import Method, find_method
 from tutelage.method.weighting import AdaptiveWeighting, weighting_function
 from tutelage.models.adapters import has_adapters, lora_of, merged
 from tutelage.models.evaluation import Evaluator
-from tutelage.models.load import check_lora_targets, check_models, load_model, load_tokenizer, load_trainable
+from tutelage.models.load import check_lora_targets, check_models, load_model, load_trainable
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.models.weights import fingerprint_of
 from tutelage.recipe.renamed import flat
@@ -98,7 +98,7 @@ class SCDTrainer:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         teacher_checkpoints: str | Path | Sequence[str | Path],
         args: SCDConfig,
         train_dataset: Iterable[dict[str, Any]],
@@ -109,9 +109,14 @@ class SCDTrainer:
         processing_class: Any = None,
         teacher_processing_class: Any = None,
         peft_config: Any = None,
-        teacher: str | None = None,
+        teacher: str | Path | None = None,
     ) -> None:
         """Check everything that can be checked without loading weights."""
+        if not isinstance(model, str | Path):
+            raise ConfigError(
+                f"model is a {type(model).__name__}, and anchor and stages read the student from a folder: write it and"
+                " its tokenizer with save_pretrained(FOLDER), and give the folder"
+            )
         self.args, self.anchor, self.folder = args, anchor, Path(args.output_dir)
         self.student = Model(model_name_or_path=str(model), lora=lora_of(peft_config))
         folders: str | list[str]
@@ -119,16 +124,17 @@ class SCDTrainer:
             folders = str(teacher_checkpoints)
         else:
             folders = [str(folder) for folder in teacher_checkpoints]
-        self.teacher = Model(model_name_or_path=teacher or base_of(folders))
+        self.teacher = Model(model_name_or_path=str(teacher or base_of(folders)))
         self.checkpoints = list_checkpoints(folders, self.teacher)
         check_lora_targets(self.student)
         check_arguments(args.given())
         given = {"processing_class": processing_class, "teacher_processing_class": teacher_processing_class}
         self._vocabularies = {name: digest(sorted(t.get_vocab().items())) for name, t in given.items() if t is not None}
-        self.tokenizer = processing_class or load_tokenizer(self.student)
-        taught = teacher_processing_class or load_tokenizer(self.teacher)
+        self.tokenizer = tokenizer_for(self.student, processing_class, "processing_class")
+        taught = tokenizer_for(self.teacher, teacher_processing_class, "teacher_processing_class")
         self.pair = Pair.of_tokenizers(taught, self.tokenizer, self._encoder, args.cache_form)
-        check_models(self.teacher, self.student, self.pair.vocabulary, self.checkpoints, None, self.pair.of_teacher)
+        own = Path(anchor) if isinstance(anchor, str | Path) else None
+        check_models(self.teacher, self.student, self.pair.vocabulary, self.checkpoints, own, self.pair.of_teacher)
         self._read(train_dataset, eval_dataset, unlabelled_dataset)
         self.model: nn.Module | None = None
         self._eval_nlls: dict[Path, float | None] = {}
@@ -142,8 +148,9 @@ class SCDTrainer:
         unlabelled: Iterable[dict[str, Any]] | None,
     ) -> None:
         """The rows as each model reads them."""
-        examples = {"train": self._examples(train, "train")}
-        examples["validation"] = [] if validation is None else self._examples(validation, "validation")
+        examples = {"train": self._examples(train, "train", "train_dataset"), "validation": []}
+        if validation is not None:
+            examples["validation"] = self._examples(validation, "validation", "eval_dataset")
         kept, *rows = self.pair.rows(examples["train"])
         _, *eval_rows = self.pair.rows(examples["validation"])
         self._readers = self.pair.readers(kept, *rows) if self.pair.over_bytes else None
@@ -238,8 +245,10 @@ class SCDTrainer:
     def _encoder(self, tokenizer: Any) -> Encoder:
         return Encoder(tokenizer, self.args.answer_prefix, self.args.max_length, self.args.too_long)
 
-    def _examples(self, dataset: Iterable[dict[str, Any]], split: str) -> list[Example]:
-        return simple_examples(dataset, split, chat_template=self.args.chat_template)
+    def _examples(self, dataset: Iterable[dict[str, Any]], split: str, argument: str) -> list[Example]:
+        if examples := simple_examples(dataset, split, chat_template=self.args.chat_template):
+            return examples
+        raise DataError(f"{argument} has no rows. An iterator that was read before is empty: give a list")
 
     def _work(self, name: str, inputs: dict[str, Any], **options: Any) -> Work:
         """The work in a folder of output_dir. inputs: what it depends on besides `_inputs`."""
