@@ -32,7 +32,7 @@ def finished_run(folder: Path, save_models=save_pair) -> Path:
         folder,
         task={"type": "qa", "max_new_tokens": None},
         data={"template": "{question}:", "unlabelled": str(folder / "more.jsonl")},
-        teach={"best_by": "loss"},
+        teach={"best_by": "loss", "trainer": {"num_train_epochs": 20}},  # until it ends its answers
         distill={"select_by": "loss", "methods": ["scd-aw"]},
         cache={"shard_rows": 1024},
     )

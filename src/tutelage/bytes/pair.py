@@ -134,7 +134,7 @@ def tokenizer_for(model: Model, given: Any, argument: str) -> Any:
         own = load_tokenizer(model).get_vocab()
     except ModelError:  # a model need not come with one
         own = {}
-    for token, number in given.get_vocab().items():
+    for token, number in sorted(given.get_vocab().items()):
         if own.get(token, number) != number:
             raise ModelError(
                 f"{argument} gives {token!r} the id {number}, which is {own[token]} in the tokenizer of"

@@ -221,6 +221,7 @@ def _used(silver: Line | None) -> Iterator[str]:
     sure = f"T* is {percent(silver['confidence'])} sure of its answer" if silver["confidence"] is not None else ""
     why = {
         "invalid": "the answer cannot be parsed",
+        "unfinished": "the answer does not end within the tokens that it may have (task.max_new_tokens)",
         "unsure": "that is below silver.min_confidence",
         "too_long": "prompt and answer are longer than data.max_length, or than a model has positions for",
     }

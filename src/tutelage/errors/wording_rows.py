@@ -146,8 +146,9 @@ FILES: dict[Kind, Text] = {
     Kind.SPLIT_EMPTIED: _emptied,
     Kind.SILVER_EMPTIED: (
         "none of the teacher's answers to the {rows:,} unlabelled rows can be used ({invalid:,} cannot be parsed,"
-        " {unsure:,} are less sure than silver.min_confidence, {too_long:,} are too long). Lower silver.min_confidence,"
-        " train the teacher for longer, or leave out data.unlabelled"
+        " {unfinished:,} do not end within task.max_new_tokens, {unsure:,} are less sure than silver.min_confidence,"
+        " {too_long:,} are too long). Lower silver.min_confidence, raise task.max_new_tokens, train the teacher for"
+        " longer, or leave out data.unlabelled"
     ),
 }
 

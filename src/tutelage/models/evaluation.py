@@ -88,12 +88,17 @@ class Evaluator:
         if self.decoding == "generate":
             most = self.max_new_tokens
             written = generate_answers(model, tokenizer, eval_set.prompts, max_new_tokens=most, **batching)
-            return [Answer(self.encoder.verbalizers.read(answer.text), answer.log_prob) for answer in written]
+            return [answer._replace(text=self.encoder.verbalizers.read(answer.text)) for answer in written]
         winners = choose_labels(model, tokenizer, eval_set.prompts, eval_set.candidates, **batching)
         return [
             Answer(labels[winner.index], winner.log_prob)
             for labels, winner in zip(eval_set.labels, winners, strict=True)
         ]
+
+    def learned(self, answer: Answer, example: Example) -> str | None:
+        """The text that a student learns of a teacher's answer; see `BaseTask.learned`."""
+        written = self.encoder.verbalizers.written
+        return self.task.learned(answer.text, example, ended=answer.ended, written=written)
 
     def losses(self, model: nn.Module, rows: Sequence[EncodedRow], on_rows: OnRows | None = None) -> np.ndarray:
         """[rows] l_i(M) in nats, in the order of the rows. Raises ModelError if one is NaN or infinite."""

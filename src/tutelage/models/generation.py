@@ -37,6 +37,8 @@ class Answer(NamedTuple):
     text: str
     log_prob: float
     """Nats, at most 0: summed over all tokens of the answer, end-of-sequence included. NaN if its logits were NaN."""
+    ended: bool = True
+    """Whether the model ended it; False for an answer that was cut off, whose end has no part in `log_prob`."""
 
     @property
     def confidence(self) -> float | None:
@@ -51,6 +53,8 @@ class _Written(NamedTuple):
     """Without end-of-sequence."""
     log_prob: float
     """Sum over the tokens, end-of-sequence included, in nats."""
+    ended: bool
+    """Whether there was an end-of-sequence."""
 
 
 def generate_answers(
@@ -82,8 +86,8 @@ def generate_answers(
             if written is None:
                 cached = False
                 written = _generate(plain, inputs, vocabulary, ends, max_new_tokens, pad_id_of(tokenizer))
-            for index, (ids, log_prob) in zip(indices, written, strict=True):
-                answers[index] = Answer(_decode(tokenizer, ids), log_prob)
+            for index, (ids, log_prob, ended) in zip(indices, written, strict=True):
+                answers[index] = Answer(_decode(tokenizer, ids), log_prob, ended)
             if on_batch:
                 on_batch(len(indices) * ranks.size())
     answers = ranks.joined(answers)
@@ -121,7 +125,8 @@ class _Batch:
 
     def written(self) -> list[_Written]:
         """The answers of all rows."""
-        return [_Written(ids, log_prob) for ids, log_prob in zip(self.ids, self.log_probs, strict=True)]
+        pairs = enumerate(zip(self.ids, self.log_probs, strict=True))
+        return [_Written(ids, log_prob, row not in self.unfinished) for row, (ids, log_prob) in pairs]
 
 
 def _greedy(
@@ -205,7 +210,7 @@ def _generate(
 def _until_end(ids: list[int], log_probs: list[float], ends: list[int]) -> _Written:
     """A row up to its first end-of-sequence token."""
     stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-    return _Written(ids[:stop], sum(log_probs[: stop + 1]))
+    return _Written(ids[:stop], sum(log_probs[: stop + 1]), stop < len(ids))
 
 
 def cache_of(output: Any) -> Any:

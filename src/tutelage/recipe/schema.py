@@ -256,7 +256,7 @@ class Silver(Section):
 
     min_confidence: float = Field(0.0, ge=0, le=1)
     """Leave out rows that the teacher answers with a lower probability (of the whole answer). Answers that cannot be
-    parsed are always left out."""
+    parsed, or do not end within `task.max_new_tokens`, are always left out."""
 
 
 class CrossFit(Section):

@@ -51,6 +51,8 @@ class SilverRecord(TypedDict):
     """Rows that students are trained on; silver/train.arrow holds them after the rows with gold."""
     invalid: int
     """Left out: the answer could not be parsed."""
+    unfinished: NotRequired[int]
+    """Left out: the answer did not end within the tokens that it may have; absent in files of earlier versions."""
     unsure: int
     """Left out: less confident than `silver.min_confidence`."""
     too_long: int

@@ -2,14 +2,14 @@
 
 Writes cache/checkpoint-*/ (see `hidden_store.py`) with sample_loss.jsonl, and the heads beside them, or distributions
 over bytes if teacher and student have different tokenizers or the recipe asks for them; for methods that
-learn from the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold. Rows
-without gold are read with T*'s answer; sample_loss.jsonl has those with gold alone.
+learn from the teacher's own answers also teacher_answers/, the training rows with T*'s answers in place of gold, which
+stays where an answer cannot be learned. Rows without gold are read with T*'s answer; sample_loss.jsonl has those with
+gold alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tutelage.models.evaluation import loss_records
 from tutelage.run import stage_inputs
 from tutelage.run.run_folder import RunFolder
 from tutelage.teacher.hidden_store import HiddenStore
+from tutelage.teacher.silver_rows import SilverAnswer, learned_rows, left_out_counts, silver_answer
 from tutelage.training.run_models import RunModels
 from tutelage.utils import ranks
 from tutelage.utils.files import read_json, write_jsonl
@@ -93,18 +94,26 @@ def _answers(run: RunFolder, models: RunModels) -> None:
     with run.work("teacher_answers", stage_inputs.teacher_answers(run)) as work:
         if work is None:
             return
-        eval_set = models.eval_set("train")
-        teacher = models.load(run.recipe.teacher, run.best_teacher)
+        teacher, evaluator = models.load(run.recipe.teacher, run.best_teacher), models.taught.evaluator
         asked = models.taught.eval_set("train")
-        with run.screen.progress("teacher's answers", len(eval_set.examples)) as advance:
-            answers = [answer.text for answer in models.taught.evaluator.answers(teacher, asked, advance)]
-        ranks.once(lambda: _write_answers(models, work.folder, answers))
+        with run.screen.progress("teacher's answers", len(asked.examples)) as advance:
+            answers = evaluator.answers(teacher, asked, advance)
+        lines = [
+            silver_answer(evaluator, example, answer) for example, answer in zip(asked.examples, answers, strict=True)
+        ]
+        counts = ranks.once(lambda: _write_answers(models, work.folder, lines))
+        if gold := sum(counts.values()):
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+            run.screen.say(
+                f"teacher's answers: {gold:,} of {len(lines):,} cannot be learned ({reasons}), so gold stays there"
+            )
 
 
-def _write_answers(models: RunModels, folder: Path, answers: Sequence[str]) -> None:
-    eval_set, encoder = models.eval_set("train"), models.encoder
-    rows = (replace(row, answer=encoder.answer(text)) for row, text in zip(eval_set.rows, answers, strict=True))
-    silver = islice(models.training_rows(), len(answers), None)
+def _write_answers(models: RunModels, folder: Path, lines: Sequence[SilverAnswer]) -> dict[str, int]:
+    """Returns how many cannot be learned, by reason."""
+    rows = learned_rows(models.rooms[0], models.encoded("train"), lines)
+    silver = islice(models.training_rows(), len(lines), None)
     write_tokens(folder / "train.arrow", chain(rows, silver))
-    lines = zip(eval_set.examples, answers, strict=True)
-    write_jsonl(folder / "answers.jsonl", ({"id": example.id, "raw": text} for example, text in lines))
+    kept = ("id", "raw", "target", "left_out")
+    write_jsonl(folder / "answers.jsonl", ({key: line[key] for key in kept if key in line} for line in lines))
+    return left_out_counts(lines)

@@ -1,8 +1,9 @@
 """silver: T* answers the rows without gold, once; students then learn these rows from the teacher's distributions.
 
-Writes silver/answers.jsonl (every unlabelled row: `raw` and parsed answer, `confidence`, and why it is left out),
+Writes silver/answers.jsonl (every unlabelled row: `raw` and parsed answer, the `target` that students learn,
+`confidence`, and why it is left out),
 silver/train.arrow (the rows with gold, then the kept ones with T*'s answer in place of gold) and silver/silver.json
-(counts). Answers that cannot be parsed are left out, and those below `silver.min_confidence`.
+(counts). Answers that cannot be parsed or were cut off are left out, and those below `silver.min_confidence`.
 """
 
 from __future__ import annotations
@@ -49,12 +50,16 @@ def run_stage(run: RunFolder, models: RunModels) -> None:
                 lambda: models.load(run.recipe.teacher, run.best_teacher),
                 examples,
                 work.folder,
+                models.rooms[-1],
                 advance,
             )
         kept = _kept(models, examples, answers)
         counts = _counts(run, models, answers, len(kept))
         if not kept:
-            change = "silver.min_confidence=0" if counts["unsure"] else None
+            longer = (
+                f"task.max_new_tokens={2 * models.taught.evaluator.max_new_tokens}" if counts["unfinished"] else None
+            )
+            change = "silver.min_confidence=0" if counts["unsure"] else longer
             raise DataError(Problem(Kind.SILVER_EMPTIED, change=change, values={**counts}))
         ranks.once(lambda: _write(models, work.folder, answers, kept, counts))
         run.screen.say(f"silver: {_summary(counts)}")
@@ -100,6 +105,7 @@ def _counts(run: RunFolder, models: RunModels, answers: list[SilverAnswer], kept
 def _summary(counts: SilverRecord) -> str:
     left_out = {
         "cannot be parsed": counts["invalid"],
+        "do not end within the tokens that an answer may have (task.max_new_tokens)": counts["unfinished"],
         "are below silver.min_confidence": counts["unsure"],
         "are too long": counts["too_long"],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -51,6 +51,16 @@ class BaseTask(ABC):
         """The answer in a model's text, in the form that `score` takes; None if no answer can be read."""
 
     @abstractmethod
+    def learned(
+        self, raw: str, example: Example, *, ended: bool = True, written: Callable[[str], str] = str
+    ) -> str | None:
+        """The text that another model learns of a model's answer: what `parse` reads of it, written as gold answers
+        are. None if no answer can be read, or if it may have been cut off.
+
+        ended: whether the model has ended its answer. written: what models write for a label.
+        """
+
+    @abstractmethod
     def score(self, prediction: Any | None, example: Example) -> float:
         """Score of one row in [0, 1]; 0 for None."""
 
@@ -88,6 +98,11 @@ class BaseTask(ABC):
     def chance(self, examples: Sequence[Example]) -> float:
         """Expected score of random answers; 0 for answers that cannot be guessed."""
         return 0.0
+
+
+def goes_on(raw: str) -> bool:
+    """Whether another line follows the first one, which is complete then, though the answer may not be."""
+    return "\n" in raw.strip()
 
 
 def first_line(raw: str) -> str:

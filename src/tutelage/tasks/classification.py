@@ -8,7 +8,7 @@ answer is not an allowed label. An invalid answer counts as wrong in the other t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
@@ -57,6 +57,21 @@ class Classification(BaseTask):
             if label := _canonical("\n".join(lines[:count]).strip(), labels):
                 return label
         return None
+
+    def learned(
+        self, raw: str, example: Example, *, ended: bool = True, written: Callable[[str], str] = str
+    ) -> str | None:
+        """The label, as its set spells it; of an answer that was cut off, unless another label may begin like it."""
+        label = self.parse(raw, example)
+        if label is None:
+            return None
+        if not ended and raw.strip().count("\n") == label.strip().count("\n"):
+            start, others = fold(written(label).strip()), self.allowed(example)
+            if others is None or any(
+                fold(written(other).strip()).startswith(start) for other in others if other != label
+            ):
+                return None
+        return label.strip()
 
     def score(self, prediction: str | None, example: Example) -> float:
         """1.0 for the right label, else 0.0."""

@@ -11,7 +11,7 @@ Unreadable lines next to readable ones are skipped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -88,6 +88,13 @@ class EntityRecognition(BaseTask):
         """Pairs [type, surface] of the readable lines, [] for `none`; None if no line can be read."""
         pairs = entities_from_answer(raw, self.labels)
         return None if pairs is None else [list(pair) for pair in pairs]
+
+    def learned(
+        self, raw: str, example: Example, *, ended: bool = True, written: Callable[[str], str] = str
+    ) -> str | None:
+        """The readable lines, without the others. None for an answer that was cut off: entities may be missing."""
+        pairs = self.parse(raw, example) if ended else None
+        return None if pairs is None else "\n".join(f"{kind}: {surface}" for kind, surface in pairs) or NO_ENTITIES
 
     def score(self, prediction: Sequence[Sequence[str]] | None, example: Example) -> float:
         """F1 of the entities of the row, whatever the metric; 1.0 if gold and prediction have none; 0.0 for None."""

@@ -12,7 +12,7 @@ score 0. Choice metrics are those of classification; the answers are letters, or
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from tutelage.errors import DataError, Kind, Problem
 from tutelage.recipe.schema import METRICS
 from tutelage.records import Example
-from tutelage.tasks.base import BaseTask, first_line
+from tutelage.tasks.base import BaseTask, first_line, goes_on
 from tutelage.tasks.classification import Classification
 from tutelage.tasks.metrics import exact_match, token_f1
 from tutelage.utils.bootstrap import Statistic
@@ -86,6 +86,12 @@ class SpanQA(BaseTask):
         """The first line that is not blank, stripped; None if all are blank."""
         return first_line(raw) or None
 
+    def learned(
+        self, raw: str, example: Example, *, ended: bool = True, written: Callable[[str], str] = str
+    ) -> str | None:
+        """The first line; of an answer that was cut off, if another one follows."""
+        return self.parse(raw, example) if ended or goes_on(raw) else None
+
     def score(self, prediction: str | None, example: Example) -> float:
         """exact_match of the row (0 or 1), or its token_f1 if that is the metric of the task."""
         compare = token_f1 if self.metric == "token_f1" else exact_match
@@ -106,3 +112,17 @@ class SpanQA(BaseTask):
             return dict(zip(("exact_match", "token_f1", "empty_rate"), means.T, strict=True))
 
         return np.array(rows), statistic
+
+
+class FreeText(SpanQA):
+    """A free answer of any number of lines, as `SCDTrainer` learns it."""
+
+    def parse(self, raw: str, example: Example) -> str | None:
+        """The whole text, stripped; None if it is blank."""
+        return raw.strip() or None
+
+    def learned(
+        self, raw: str, example: Example, *, ended: bool = True, written: Callable[[str], str] = str
+    ) -> str | None:
+        """The whole text; None if it was cut off."""
+        return self.parse(raw, example) if ended else None

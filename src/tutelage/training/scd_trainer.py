@@ -32,12 +32,12 @@ from tutelage.models.load import check_lora_targets, check_models, load_model, l
 from tutelage.models.save import check_same_loss, save_student
 from tutelage.models.weights import fingerprint_of
 from tutelage.recipe.renamed import flat
-from tutelage.recipe.schema import Model, Task
+from tutelage.recipe.schema import Model
 from tutelage.records import Example
 from tutelage.run.artifacts import StageRecord
 from tutelage.run.checkpoints import base_of, list_checkpoints
 from tutelage.run.manifest import IN_PYTHON, Work, digest, folder_fingerprint, locked
-from tutelage.tasks import make_task
+from tutelage.tasks.qa import FreeText
 from tutelage.teacher.build_cache import CacheBuilder
 from tutelage.teacher.hidden_store import HiddenStore
 from tutelage.teacher.silver_rows import (
@@ -71,8 +71,7 @@ class _Side:
         self.rows, self.eval_rows, self.vocabulary = rows, eval_rows, vocabulary
         self.pad_id = pad_id_of(encoder.tokenizer)
         longest = args.max_new_tokens or longest_generated(int(answer_lengths(rows).max(initial=0)))
-        task = make_task(Task(type="qa"), None)
-        self.evaluator = Evaluator(task, encoder, vocabulary, longest, batch_size=args.cache_batch_size)
+        self.evaluator = Evaluator(FreeText(), encoder, vocabulary, longest, batch_size=args.cache_batch_size)
         self.losses = self.evaluator.losses
 
 
@@ -85,8 +84,8 @@ class SCDTrainer:
     train_dataset, eval_dataset: dicts, or a `datasets.Dataset`, with `prompt` and `completion`, or with `messages`.
     unlabelled_dataset: the same without completion. T* answers these rows by greedy decoding, and the student learns
         them from the teacher alone (weight 1). Left out are rows with a prompt of train_dataset, rows that repeat or
-        nearly repeat one of eval_dataset, and those that T* answers with nothing. Steps are counted by all rows, also
-        for the anchor. Keep your test rows out of it: they are not known here.
+        nearly repeat one of eval_dataset, and those that T* answers with nothing, or with more than max_new_tokens.
+        Steps are counted by all rows, also for the anchor. Keep your test rows out of it: they are not known here.
     anchor: a folder or a model; None fine-tunes the student first, with as many steps as distillation gets.
     processing_class: the student's tokenizer; default: the one in `model`.
     teacher_processing_class: the teacher's; default: the one of `teacher`. If it is another one than the student's,
@@ -353,7 +352,7 @@ class SCDTrainer:
             losses = [self._eval_nll(folder, load_model(self.teacher, folder)) for folder in self.checkpoints]
             best = self.checkpoints[int(np.argmin(np.array(losses, dtype=float)))]
         load = partial(load_model, self.teacher, best)
-        return answer_rows(self.taught.evaluator, load, self.unlabelled, folder)
+        return answer_rows(self.taught.evaluator, load, self.unlabelled, folder, self._rooms[-1])
 
     def _eval_nll(self, folder: Path, model: nn.Module) -> float | None:
         """Mean loss of a checkpoint on the evaluation rows, in nats per token of the student; None without such rows.
