@@ -166,9 +166,9 @@ class SCDTrainer:
     def train(self) -> list[StageRecord]:
         """Train the anchor, build the cache, run the stages. Returns the records of the stages.
 
-        Continues an interrupted run in the same output_dir. Raises StaleArtifactError if output_dir holds work with
-        other settings, RunLockedError if another trainer works there, ConfigError for a method that needs more than the
-        teacher's checkpoints.
+        Continues an interrupted run in the same output_dir. Raises StaleArtifactError if output_dir holds work from
+        other arguments, RunLockedError if another trainer works there, ConfigError for a method that needs more than
+        the teacher's checkpoints.
         """
         with locked(self.folder, IN_PYTHON.elsewhere, lambda folder: True):
             return self._train()
