@@ -34,16 +34,20 @@ def save_models(folder, **positions):
 
 
 @pytest.mark.parametrize("short", ["teacher", "student"])
-def test_unlabelled_rows_beyond_the_positions_of_a_model_are_left_out(tmp_path, command, short):
-    recipe = make_project(tmp_path, task={"decoding": "labels"}, data={"unlabelled": str(tmp_path / "more.jsonl")})
+@pytest.mark.parametrize("most", [1, 6])
+def test_unlabelled_rows_beyond_the_positions_of_a_model_are_left_out(tmp_path, command, short, most):
+    """Labels may be longer than what would be generated."""
+    task = {"decoding": "labels", "max_new_tokens": most}
+    recipe = make_project(tmp_path, task=task, data={"unlabelled": str(tmp_path / "more.jsonl")})
     save_models(tmp_path / "models", **({"teacher": 256, "student": 256} | {short: 64}))
     fitting = [{"text": f"a new thing {n}"} for n in range(4)]
-    write_rows(tmp_path / "more.jsonl", [*fitting, *({"text": f"{LONG} {n}"} for n in range(3))])
+    barely = [{"text": f"{n}" * 61} for n in range(3)]  # without a label 62 tokens
+    write_rows(tmp_path / "more.jsonl", [*fitting, *({"text": f"{LONG} {n}"} for n in range(3)), *barely])
     for stage in ("prepare", "teach", "silver"):
         assert command(stage, recipe, *(["--anyway"] if stage != "prepare" else [])) == 0, command.err
     data = read_json(tmp_path / "run/prepare/data.json")
-    assert data["unlabelled"]["rows"] == 4 and data["unlabelled"]["too_long"] == 3
-    line = f"3 unlabelled rows exceed 64 tokens (positions of the {short}) with an answer and are left out"
+    assert data["unlabelled"]["rows"] == 4 and data["unlabelled"]["too_long"] == 6
+    line = f"6 unlabelled rows exceed 64 tokens (positions of the {short}) with an answer and are left out"
     assert line in data["notes"]
     command("doctor", recipe)
     assert line in " ".join((command.out + command.err).split())

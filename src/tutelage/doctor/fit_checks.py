@@ -149,7 +149,7 @@ def _without(examples: Sequence[Example], ids: set[str]) -> Sequence[Example]:
 def _unlabelled(rows: Rows, recipe: Recipe, fitting: FittingRows, pair: Pair) -> tuple[Check, int]:
     """How many rows without gold are left, and whether they are like those with gold."""
     sides = [fitting, *([fitting.own] if fitting.own else [])]
-    longest = [recipe.task.max_new_tokens or side.max_new_tokens for side in sides]
+    longest = [max(recipe.task.max_new_tokens or side.max_new_tokens, side.longest_answer) for side in sides]
     try:
         found = load_fitting(recipe, rows, RoomTest(pair.rooms(recipe.teacher, recipe.student), longest))
     except DataError as error:

@@ -76,9 +76,7 @@ def run_stage(run: RunFolder) -> None:
         of_teacher = _of_teacher(recipe, pair, tokens)
         longest_rows["teacher"] = of_teacher["longest"] if of_teacher else longest_rows["student"]
         _check_fit(run, longest_rows)
-        answers = [max_new_tokens, *([of_teacher["max_new_tokens"]] if of_teacher else [])]
-        fitting = RoomTest(pair.rooms(recipe.teacher, recipe.student), answers)
-        unlabelled = load_fitting(recipe, rows, fitting, folder=work.folder)
+        unlabelled = load_fitting(recipe, rows, _room_test(recipe, pair, tokens), folder=work.folder)
         if unlabelled:
             write_jsonl(work.folder / "unlabelled.jsonl", unlabelled.examples)
         bf16, why = bf16_pays(device().type)
@@ -189,6 +187,14 @@ def _of_teacher(recipe: Recipe, pair: Pair, folder: Path) -> TeacherTokens | Non
         "max_new_tokens": recipe.task.max_new_tokens or longest_generated(int(stores[0].answer_lengths.max(initial=0))),
         "longest": max(int(row_lengths(store).max(initial=0)) for store in stores),
     }
+
+
+def _room_test(recipe: Recipe, pair: Pair, folder: Path) -> RoomTest:
+    """Whether an unlabelled row fits with an answer that is generated, or with a label that is scored."""
+    folders = [folder, *([folder / "teacher"] if pair.teacher else [])]
+    longest = [int(TokenStore(own / "train.arrow", "train").answer_lengths.max(initial=0)) for own in folders]
+    answers = [max(recipe.task.max_new_tokens or longest_generated(tokens), tokens) for tokens in longest]
+    return RoomTest(pair.rooms(recipe.teacher, recipe.student), answers)
 
 
 def _lengths(rows: TokenStore) -> dict[str, int]:
