@@ -166,6 +166,33 @@ def test_numbers_that_do_not_count_are_tokens(tmp_path):
     assert rows_of(tmp_path, "1\tB-QTY\n2\tI-QTY\n")[0][0] == ["1", "2"]
 
 
+COUNTS = {
+    "from 2": "2\tBo\tB-PER\n3\tmet\tO\n4\t0\tO\n\n2\tHi\tO\n3\tBo\tB-PER\n",
+    "a gap": "1\tBo\tB-PER\n2\tmet\tO\n4\t0\tO\n\n1\tHi\tO\n2\tBo\tB-PER\n",
+    "across sentences": "1\tBo\tB-PER\n2\tmet\tO\n3\t0\tO\n\n4\tHi\tO\n5\tBo\tB-PER\n\n6\tNo\tO\n",
+}
+
+
+@pytest.mark.parametrize("text", COUNTS.values(), ids=COUNTS)
+def test_numbers_count_tokens_if_they_rise_in_every_sentence(tmp_path, text):
+    assert rows_of(tmp_path, text)[:2] == [(["Bo", "met", "0"], ["B-PER", "O", "O"]), (["Hi", "Bo"], ["O", "B-PER"])]
+
+
+@pytest.mark.parametrize(
+    ("odd", "line"),
+    [("1\tBo\tB-PER\n3\tmet\tO\n2\tAda\tO\n", 9), ("1\tBo\tB-PER\nmet\tVB\tO\n", 8), ("Bo\tNN\tB-PER\n", 7)],
+    ids=["falls", "one without", "none"],
+)
+def test_a_file_that_counts_tokens_in_some_sentences_only_is_refused(tmp_path, odd, line):
+    counted = "1\tBo\tB-PER\n2\tmet\tO\n\n"
+    with pytest.raises(DataError, match="counts the tokens in 3 of 4 sentences") as caught:
+        read(tmp_path / "a.conll", counted * 2 + odd + "\n" + counted)
+    (problem,) = caught.value.problems
+    assert problem.kind == Kind.CONLL_NUMBERS_UNCLEAR and problem.place.number == line
+    # as in a corpus with a few tables
+    assert len(rows_of(tmp_path, counted * 2 + "Bo\tNN\tB-PER\n\n" * 18)) == 20
+
+
 def test_conll_u_has_words_for_several_words_that_are_not_there_and_notes(tmp_path):
     lines = [
         *("# newdoc id = d", "# text = vais au lac", "1\tvais\taller\tVERB\t_\t_\t0\troot\t_\tNER=O"),

@@ -136,6 +136,11 @@ FILES: dict[Kind, Text] = {
         " has one), a blank line between sentences. To make each line a row with a text:"
         f" {_rows_of_lines(v['file'])}"
     ),
+    Kind.CONLL_NUMBERS_UNCLEAR: lambda v: (
+        f"the first column counts the tokens in {v['counting']:,} of {v['sentences']:,} sentences, and"
+        f" {v['text'][:60]!r} does not go on counting: the column could be numbers or text. Let the numbers rise in"
+        " every sentence, with a blank line between sentences, or delete the column in the whole file"
+    ),
     Kind.LABEL_FILE_INVALID: "`labels` must be a list of the allowed answers, found {found!r}",
     Kind.HEADER_MISSING: (
         "the first line, {text!r} and {label!r}, looks like a row; add a line with the names of the columns in front of"
