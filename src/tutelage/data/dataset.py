@@ -14,7 +14,8 @@ import numpy as np
 
 from tutelage.data.columns import map_columns, own_id, read_columns
 from tutelage.data.contents.sameness import content_key, normalised
-from tutelage.data.contents.settle import settle, without_rejected
+from tutelage.data.contents.settle import settle
+from tutelage.data.contents.verdicts import without_rejected
 from tutelage.data.encode import emptied_problem
 from tutelage.data.files.json_files import parse_object
 from tutelage.data.files.problems import PlacedRow, Row
@@ -73,7 +74,7 @@ def load_rows(
     raw = read_splits(data, folder)
     read = {split: len(raw[split]) for split in SPLITS}
     notes = _renamed_columns(raw["train"], recipe) + _unread_tools(raw["train"], data)
-    left_out = without_rejected(raw, task, data)
+    left_out, unclear = without_rejected(raw, task, data)
     conventions = settle(raw, task, data)
     notes += conventions.notes
     data = conventions.data
@@ -84,7 +85,7 @@ def load_rows(
         learned, keys = _looked_through(raw["train"], recipe, labels, learn)
         held_out = _hold_out(raw, keys, recipe, notes) if hold else 0
         labels = sorted(learned) or None if learn else labels  # before rendering: prompts may list them
-    problems = conventions.problems + _column_problems(raw["train"], data)
+    problems = unclear + conventions.problems + _column_problems(raw["train"], data)
     sizes = [min(len(raw[split]), getattr(data, f"max_{split}_rows") or len(raw[split])) for split in SPLITS]
     with progress("render rows", sum(sizes)) as advance:
         chosen = choose(raw, Rendering(recipe, labels, fits, folder, advance), problems, left_out)

@@ -85,6 +85,7 @@ class Kind(StrEnum):
     CELL_INVALID = "cell_invalid"
     CELL_NOT_A_LIST = "cell_not_a_list"
     ID_REPEATED = "id_repeated"
+    VERDICT_UNKNOWN = "verdict_unknown"
 
     # --- prompts ---
     PROMPT_EMPTY = "prompt_empty"

@@ -214,6 +214,11 @@ COLUMNS: dict[Kind, Text] = {
         " (pandas: df[column] = df[column].map(lambda value: json.dumps(list(value))) before to_csv)"
     ),
     Kind.ID_REPEATED: "the id {row!r} is already used",
+    Kind.VERDICT_UNKNOWN: lambda v: (
+        f"the column 'answer' holds {str(v['value'])[:40]!r} here, and accept, reject or ignore in {v['verdicts']:,}"
+        " rows, as Prodigy writes them: it is unclear which rows an annotator accepted. Write one of the three; if the"
+        " column is no verdict, give it another name: data.columns={note: answer}"
+    ),
     Kind.PROMPT_EMPTY: "the prompt is empty (column {column!r})",
     Kind.TEMPLATE_INVALID: lambda v: f"data.template cannot be filled in: {v['reason']}. {_BRACES}",
     Kind.TEMPLATE_SHOWS_NOTHING: lambda v: (
