@@ -148,6 +148,37 @@ def test_half_a_character_in_a_list_in_a_cell_or_a_json_table(tmp_path):
         example({"question": "?", "context": "c", "answers": '["a \\ud83d"]'}, QA)
 
 
+LISTED = {
+    "token": (NER, {"tokens": ["x" * 200, "Bo"], "tags": ["O", "B-PER"]}),
+    "many tokens": (NER, {"tokens": ["x" * 9] * 20, "tags": ["O"] * 20}),
+    "printed tokens": (NER, {"tokens": str(["x" * 200, "Bo"]), "tags": ["O", "B-PER"]}),
+    "history": (CLASSIFY, {"instruction": "a", "output": "b", "history": [["x" * 200, "b"]]}),
+    "choices": (QA, {"question": "a", "choices": ["x" * 200, "b"], "answer": "b"}),
+    "answers": (QA, {"question": "a", "context": "b", "answers": {"text": ["x" * 200]}}),
+    "allowed": (CLASSIFY, {"text": "a", "label": "b", "labels": ["x" * 200, "b"]}),
+    "entities": (NER, {"text": "a", "entities": [{"type": "x" * 200, "text": "a"}]}),
+}
+
+
+@pytest.mark.parametrize(("task", "row"), LISTED.values(), ids=LISTED)
+def test_texts_in_lists_are_as_limited_as_others(tmp_path, monkeypatch, task, row):
+    monkeypatch.setattr("tutelage.data.files.problems.LARGEST_CELL", 150)
+    with pytest.raises(DataError) as caught:
+        example(row, task)
+    assert caught.value.kind == Kind.CELL_TOO_LARGE
+    with pytest.raises(DataError, match=r"a.jsonl:2: .*cell_too_large"):
+        read(tmp_path / "a.jsonl", "{}\n" + json.dumps(row))
+
+
+def test_what_several_cells_make_is_limited_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.data.files.problems.LARGEST_CELL", 150)
+    for template in ("{text} {text}", "{text} {title}"):
+        with pytest.raises(DataError, match="cell_too_large"):
+            example({"text": "x" * 90, "title": "y" * 90, "label": "b"}, CLASSIFY, template=template)
+    with pytest.raises(DataError, match=r"a.conll:1: .*cell_too_large"):
+        read(tmp_path / "a.conll", f"{'x' * 100} O\n{'y' * 100} O\n")
+
+
 # --- CoNLL ---
 
 
