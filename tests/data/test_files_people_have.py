@@ -323,3 +323,45 @@ def test_definitions_of_tools_are_not_read_and_that_is_said(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     rows = load_rows(recipe("qa", dataset=str(tmp_path), chat_template=True))
     assert "the column tools of 12 training rows is not read: prompts show no tools" in rows.notes
+
+
+TURNS = {"system": "Be brief.", "history": [["a", "b"]]}
+
+
+def unread(folder, task, rows, **data):
+    """Notes on columns that are not read. rows: makes a row of a number."""
+    write(folder, train=[rows(n) | TURNS for n in range(4)], validation=[rows(4)], test=[rows(5)])
+    return [note for note in load_rows(recipe(folder, task, **data)).notes if "not read" in note]
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        (CLASSIFY, lambda n: {"text": f"say {n}", "label": "a"}),
+        (QA, lambda n: {"question": f"say {n}", "choices": ["a", "b"], "answer": "a"}),
+        (NER, lambda n: {"tokens": ["say", str(n)], "tags": ["O", "O"]}),
+    ],
+)
+def test_turns_that_a_default_prompt_does_not_show_are_told(tmp_path, task, rows):
+    start, why = "the column {} of 4 training rows is not read: ", "the default prompt does not show it"
+    assert unread(tmp_path, task, rows) == [start.format(name) + why for name in ("system", "history")]
+    assert unread(tmp_path, task, rows, columns={"note": "system", "remark": "history"}) == []
+
+
+def test_turns_that_a_template_does_not_show_are_told(tmp_path):
+    def rows(n):
+        return {"instruction": f"say {n}", "output": "a"}
+
+    assert unread(tmp_path, CLASSIFY, rows) == []
+    template = "{instruction}"
+    assert len(unread(tmp_path, CLASSIFY, rows, template=template)) == 2
+    (told,) = unread(tmp_path, CLASSIFY, lambda n: rows(n) | TURNS, template="{system} {instruction}")
+    assert told == "the column history of 4 training rows is not read: data.template does not show it"
+    (told,) = unread(
+        tmp_path,
+        CLASSIFY,
+        lambda n: rows(n) | {"sys": "a"},
+        template=template,
+        columns={"system": "sys", "x": "history"},
+    )
+    assert told == "the column sys of 4 training rows is not read: data.template does not show it"
