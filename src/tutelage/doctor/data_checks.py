@@ -106,11 +106,11 @@ def read(recipe: Recipe) -> tuple[Rows | None, list[Check]]:
 
 
 def _fitting(recipe: Recipe) -> Callable[[Example], bool] | None:
-    """As `prepare` samples rows; None where the tokenizer cannot be loaded, which another check reports."""
-    from tutelage.models.load import load_tokenizer
+    """As `prepare` samples rows; None where a tokenizer cannot be loaded, which another check reports."""
+    from tutelage.bytes.pair import Pair
 
     with suppress(ModelError):
-        return fitting_test(recipe.data, recipe.task, lambda: load_tokenizer(recipe.student))
+        return fitting_test(recipe.data, lambda: Pair.of(recipe).encoders)
     return None
 
 
