@@ -148,6 +148,37 @@ def test_half_a_character_in_a_list_in_a_cell_or_a_json_table(tmp_path):
         example({"question": "?", "context": "c", "answers": '["a \\ud83d"]'}, QA)
 
 
+LISTED = {
+    "token": (NER, {"tokens": ["x" * 200, "Bo"], "tags": ["O", "B-PER"]}),
+    "many tokens": (NER, {"tokens": ["x" * 9] * 20, "tags": ["O"] * 20}),
+    "printed tokens": (NER, {"tokens": str(["x" * 200, "Bo"]), "tags": ["O", "B-PER"]}),
+    "history": (CLASSIFY, {"instruction": "a", "output": "b", "history": [["x" * 200, "b"]]}),
+    "choices": (QA, {"question": "a", "choices": ["x" * 200, "b"], "answer": "b"}),
+    "answers": (QA, {"question": "a", "context": "b", "answers": {"text": ["x" * 200]}}),
+    "allowed": (CLASSIFY, {"text": "a", "label": "b", "labels": ["x" * 200, "b"]}),
+    "entities": (NER, {"text": "a", "entities": [{"type": "x" * 200, "text": "a"}]}),
+}
+
+
+@pytest.mark.parametrize(("task", "row"), LISTED.values(), ids=LISTED)
+def test_texts_in_lists_are_as_limited_as_others(tmp_path, monkeypatch, task, row):
+    monkeypatch.setattr("tutelage.data.files.problems.LARGEST_CELL", 150)
+    with pytest.raises(DataError) as caught:
+        example(row, task)
+    assert caught.value.kind == Kind.CELL_TOO_LARGE
+    with pytest.raises(DataError, match=r"a.jsonl:2: .*cell_too_large"):
+        read(tmp_path / "a.jsonl", "{}\n" + json.dumps(row))
+
+
+def test_what_several_cells_make_is_limited_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.data.files.problems.LARGEST_CELL", 150)
+    for template in ("{text} {text}", "{text} {title}"):
+        with pytest.raises(DataError, match="cell_too_large"):
+            example({"text": "x" * 90, "title": "y" * 90, "label": "b"}, CLASSIFY, template=template)
+    with pytest.raises(DataError, match=r"a.conll:1: .*cell_too_large"):
+        read(tmp_path / "a.conll", f"{'x' * 100} O\n{'y' * 100} O\n")
+
+
 # --- CoNLL ---
 
 
@@ -164,6 +195,33 @@ def test_a_first_column_that_counts_tokens_is_no_token(tmp_path):
 def test_numbers_that_do_not_count_are_tokens(tmp_path):
     assert rows_of(tmp_path, "1\tCD\tB-QTY\n2\tCD\tI-QTY\n\nBo\tNN\tB-PER\n")[0][0] == ["1", "2"]
     assert rows_of(tmp_path, "1\tB-QTY\n2\tI-QTY\n")[0][0] == ["1", "2"]
+
+
+COUNTS = {
+    "from 2": "2\tBo\tB-PER\n3\tmet\tO\n4\t0\tO\n\n2\tHi\tO\n3\tBo\tB-PER\n",
+    "a gap": "1\tBo\tB-PER\n2\tmet\tO\n4\t0\tO\n\n1\tHi\tO\n2\tBo\tB-PER\n",
+    "across sentences": "1\tBo\tB-PER\n2\tmet\tO\n3\t0\tO\n\n4\tHi\tO\n5\tBo\tB-PER\n\n6\tNo\tO\n",
+}
+
+
+@pytest.mark.parametrize("text", COUNTS.values(), ids=COUNTS)
+def test_numbers_count_tokens_if_they_rise_in_every_sentence(tmp_path, text):
+    assert rows_of(tmp_path, text)[:2] == [(["Bo", "met", "0"], ["B-PER", "O", "O"]), (["Hi", "Bo"], ["O", "B-PER"])]
+
+
+@pytest.mark.parametrize(
+    ("odd", "line"),
+    [("1\tBo\tB-PER\n3\tmet\tO\n2\tAda\tO\n", 9), ("1\tBo\tB-PER\nmet\tVB\tO\n", 8), ("Bo\tNN\tB-PER\n", 7)],
+    ids=["falls", "one without", "none"],
+)
+def test_a_file_that_counts_tokens_in_some_sentences_only_is_refused(tmp_path, odd, line):
+    counted = "1\tBo\tB-PER\n2\tmet\tO\n\n"
+    with pytest.raises(DataError, match="counts the tokens in 3 of 4 sentences") as caught:
+        read(tmp_path / "a.conll", counted * 2 + odd + "\n" + counted)
+    (problem,) = caught.value.problems
+    assert problem.kind == Kind.CONLL_NUMBERS_UNCLEAR and problem.place.number == line
+    # as in a corpus with a few tables
+    assert len(rows_of(tmp_path, counted * 2 + "Bo\tNN\tB-PER\n\n" * 18)) == 20
 
 
 def test_conll_u_has_words_for_several_words_that_are_not_there_and_notes(tmp_path):
@@ -265,3 +323,45 @@ def test_definitions_of_tools_are_not_read_and_that_is_said(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     rows = load_rows(recipe("qa", dataset=str(tmp_path), chat_template=True))
     assert "the column tools of 12 training rows is not read: prompts show no tools" in rows.notes
+
+
+TURNS = {"system": "Be brief.", "history": [["a", "b"]]}
+
+
+def unread(folder, task, rows, **data):
+    """Notes on columns that are not read. rows: makes a row of a number."""
+    write(folder, train=[rows(n) | TURNS for n in range(4)], validation=[rows(4)], test=[rows(5)])
+    return [note for note in load_rows(recipe(folder, task, **data)).notes if "not read" in note]
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        (CLASSIFY, lambda n: {"text": f"say {n}", "label": "a"}),
+        (QA, lambda n: {"question": f"say {n}", "choices": ["a", "b"], "answer": "a"}),
+        (NER, lambda n: {"tokens": ["say", str(n)], "tags": ["O", "O"]}),
+    ],
+)
+def test_turns_that_a_default_prompt_does_not_show_are_told(tmp_path, task, rows):
+    start, why = "the column {} of 4 training rows is not read: ", "the default prompt does not show it"
+    assert unread(tmp_path, task, rows) == [start.format(name) + why for name in ("system", "history")]
+    assert unread(tmp_path, task, rows, columns={"note": "system", "remark": "history"}) == []
+
+
+def test_turns_that_a_template_does_not_show_are_told(tmp_path):
+    def rows(n):
+        return {"instruction": f"say {n}", "output": "a"}
+
+    assert unread(tmp_path, CLASSIFY, rows) == []
+    template = "{instruction}"
+    assert len(unread(tmp_path, CLASSIFY, rows, template=template)) == 2
+    (told,) = unread(tmp_path, CLASSIFY, lambda n: rows(n) | TURNS, template="{system} {instruction}")
+    assert told == "the column history of 4 training rows is not read: data.template does not show it"
+    (told,) = unread(
+        tmp_path,
+        CLASSIFY,
+        lambda n: rows(n) | {"sys": "a"},
+        template=template,
+        columns={"system": "sys", "x": "history"},
+    )
+    assert told == "the column sys of 4 training rows is not read: data.template does not show it"

@@ -264,6 +264,53 @@ def test_an_answer_that_is_the_gold_one_is_no_verdict(tmp_path):
     assert found.labels == ["accept", "reject"]
 
 
+def test_a_verdict_is_read_in_any_case_and_rows_without_one_are_left_out(tmp_path):
+    """One cell without a verdict made every rejected row gold."""
+    verdicts = ["Accept", "accept ", "REJECT", None, "", "ignore", "accept", "accept"]
+    rows = [{"text": f"row {n}", "label": "a", "answer": verdict} for n, verdict in enumerate(verdicts)]
+    found = load_rows(recipe(write(tmp_path / "d", train=rows, test=labelled("one")), CLASSIFY))
+    assert sum(len(found.examples[split]) for split in ("train", "validation")) == 4
+    note = "4 rows that an annotator did not accept are left out (answer: 2 empty, 1 ignore, 1 reject)"
+    assert note in found.notes
+
+
+def test_accepted_rows_and_empty_cells_are_no_reason_to_leave_rows_out(tmp_path):
+    rows = [{"text": f"row {n}", "label": "a", "answer": ("accept", None)[n % 2]} for n in range(8)]
+    found = load_rows(recipe(write(tmp_path / "d", train=rows, test=labelled("one")), CLASSIFY))
+    assert sum(map(len, found.examples.values())) == 9 and "annotator" not in str(found.notes)
+
+
+def test_rejected_prompts_of_questions_are_left_out_and_answers_of_questions_stay(tmp_path):
+    verdicts = ["accept", "reject"] * 4
+    rows = [{"prompt": f"say {n}", "completion": "yes", "answer": verdict} for n, verdict in enumerate(verdicts)]
+    found = load_rows(recipe(write(tmp_path / "d", train=rows[2:], test=rows[:2]), QA))
+    assert sum(map(len, found.examples.values())) == 4 and "left out (answer: 4 reject)" in str(found.notes)
+    rows = [{"question": f"say {n}", "context": "it", "answer": verdict} for n, verdict in enumerate(verdicts)]
+    assert (
+        sum(map(len, load_rows(recipe(write(tmp_path / "e", train=rows[2:], test=rows[:2]), QA)).examples.values()))
+        == 8
+    )
+
+
+def test_verdicts_beside_other_values_are_refused_unless_the_column_is_named(tmp_path):
+    verdicts = ["accept", "reject", "accept", "skip", "accept", "accept"]
+    rows = [{"text": f"row {n}", "label": "a", "answer": verdict} for n, verdict in enumerate(verdicts)]
+    folder = write(tmp_path / "d", train=rows, test=labelled("one"))
+    with pytest.raises(DataError, match=r"train.jsonl:4: .*'skip'.*verdict_unknown") as caught:
+        load_rows(recipe(folder, CLASSIFY))
+    named = recipe(folder, CLASSIFY, columns={"note": "answer"})
+    assert caught.value.problems[0].change == "data.columns={note: answer}"
+    assert sum(map(len, load_rows(named).examples.values())) == 7
+    shown = recipe(folder.with_name("e"), CLASSIFY, template="{text} {answer}:")
+    write(tmp_path / "e", train=rows, test=[{"text": "one", "label": "a", "answer": "no"}])
+    assert sum(map(len, load_rows(shown).examples.values())) == 7
+    # a column of texts, one of which happens to be such a word
+    rows = [row | {"answer": f"text {n}" if n else "ignore"} for n, row in enumerate(rows)]
+    assert (
+        sum(map(len, load_rows(recipe(write(tmp_path / "f", train=rows, test=labelled("one")))).examples.values())) == 7
+    )
+
+
 # --- samples ---
 
 

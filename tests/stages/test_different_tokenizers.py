@@ -9,6 +9,7 @@ import pytest
 from helpers.project import LABELS, Command, make_project, run_to_the_end, write_rows
 from helpers.tokenizers_made import save_cross_pair, unigram_tokenizer
 from tutelage.data.token_store import TokenStore
+from tutelage.doctor import data_checks
 from tutelage.recipe.load import load_recipe
 from tutelage.run.run_folder import RunFolder
 from tutelage.training.run_models import RunModels
@@ -108,6 +109,20 @@ def test_a_tokenizer_that_changes_text_is_refused_before_anything_is_trained(tmp
     assert command("prepare", recipe) != 0
     assert "teacher" in command.err and "lower case" in command.err
     assert not (tmp_path / "run/teach").exists()
+
+
+def test_a_sample_is_drawn_from_the_rows_that_fit_both_models(tmp_path, command):
+    """The sample was filled with rows that fit the student alone, which were left out afterwards."""
+    sampled = {"max_length": 60, "too_long": "drop", "max_train_rows": 6}
+    recipe = cross_project(tmp_path, data=sampled)
+    long = "感情はとても良いです。感情は良くないです。"  # one token of the student, one of the teacher for each byte
+    rows = [{"text": f"{n} {long * (n % 2)}", "label": LABELS[n % 3]} for n in range(18)]
+    write_rows(tmp_path / "data/train.jsonl", rows)
+    assert command("prepare", recipe) == 0
+    kept = [row for row in read_jsonl(tmp_path / "run/prepare/rows.jsonl") if row["split"] == "train"]
+    assert len(kept) == 6 and long not in str(kept)
+    assert "training rows exceed 60 tokens and are left out" in command.err
+    assert len(data_checks.read(load_recipe(recipe).recipe)[0].examples["train"]) == 6
 
 
 def test_bytes_serve_models_with_one_tokenizer_as_well(tmp_path, command):

@@ -33,6 +33,8 @@ ROW_FORMATS: dict[str, tuple[str, ...]] = {
 predict do not have."""
 NATIVE = {"classification": ("label",), "ner": ("entities", "tokens"), "qa": ("choice", "span")}
 """Row formats that belong to one task; the others serve every task."""
+BEFORE = ("system", "history")
+"""Columns of turns that stand in front of a prompt, in the row formats that serve every task."""
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "completion": ("response",),
     "text": ("sentence", "content", "review", "input"),

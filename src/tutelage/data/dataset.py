@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.columns import map_columns, own_id, read_columns
+from tutelage.data.columns import BEFORE, NATIVE, map_columns, own_id, read_columns, template_fields
 from tutelage.data.contents.sameness import content_key, normalised
-from tutelage.data.contents.settle import settle, without_rejected
+from tutelage.data.contents.settle import settle
+from tutelage.data.contents.verdicts import without_rejected
 from tutelage.data.encode import emptied_problem
 from tutelage.data.files.json_files import parse_object
 from tutelage.data.files.problems import PlacedRow, Row
@@ -73,7 +75,8 @@ def load_rows(
     raw = read_splits(data, folder)
     read = {split: len(raw[split]) for split in SPLITS}
     notes = _renamed_columns(raw["train"], recipe) + _unread_tools(raw["train"], data)
-    left_out = without_rejected(raw, task, data)
+    notes += _unread_turns(raw["train"], task, data)
+    left_out, unclear = without_rejected(raw, task, data)
     conventions = settle(raw, task, data)
     notes += conventions.notes
     data = conventions.data
@@ -84,7 +87,7 @@ def load_rows(
         learned, keys = _looked_through(raw["train"], recipe, labels, learn)
         held_out = _hold_out(raw, keys, recipe, notes) if hold else 0
         labels = sorted(learned) or None if learn else labels  # before rendering: prompts may list them
-    problems = conventions.problems + _column_problems(raw["train"], data)
+    problems = unclear + conventions.problems + _column_problems(raw["train"], data)
     sizes = [min(len(raw[split]), getattr(data, f"max_{split}_rows") or len(raw[split])) for split in SPLITS]
     with progress("render rows", sum(sizes)) as advance:
         chosen = choose(raw, Rendering(recipe, labels, fits, folder, advance), problems, left_out)
@@ -144,6 +147,26 @@ def _unread_tools(train: Sequence[PlacedRow], data: Data) -> list[str]:
     shown = "tools" in data.columns.values() or "{tools}" in (data.template or "")
     note = f"the column tools of {count:,} training rows is not read: prompts show no tools"
     return [note] if count and not shown else []
+
+
+def _unread_turns(train: Sequence[PlacedRow], task: Task, data: Data) -> list[str]:
+    """A note on each column of turns before the prompt that no prompt shows, and that is mapped to nothing else."""
+    shown = {*template_fields(data.template), *(theirs for ours, theirs in data.columns.items() if ours not in BEFORE)}
+    columns = [theirs for ours in BEFORE if not shown & {ours, theirs := data.columns.get(ours, ours)}]
+    counts: Counter[str] = Counter()
+    for row, _ in train:
+        if there := [name for name in columns if row.get(name) not in (None, "", [])]:
+            with suppress(DataError):  # reported when the row is rendered
+                counts.update(there if data.template or _has_default_prompt(row, task, data) else ())
+    why = "data.template does not show it" if data.template else "the default prompt does not show it"
+    return [
+        f"the column {name} of {counts[name]:,} training rows is not read: {why}" for name in columns if counts[name]
+    ]
+
+
+def _has_default_prompt(row: Row, task: Task, data: Data) -> bool:
+    """Whether a row has no prompt of its own, if there is no template. Raises DataError as `read_columns`."""
+    return read_columns(row, task, data).row_format in NATIVE[task.type]
 
 
 def _looked_through(

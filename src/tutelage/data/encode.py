@@ -226,10 +226,15 @@ def make_encoder(data: Data, tokenizer: Any, task: Task) -> Encoder:
     return Encoder(tokenizer, prefix, data.max_length, data.too_long, Verbalizers(task.verbalizers))
 
 
-def fitting_test(data: Data, task: Task, load_tokenizer: Callable[[], Any]) -> Callable[[Example], bool] | None:
-    """Whether a row is short enough to be sampled; None where no row is left out of a sample for its length."""
-    sampled = any(getattr(data, f"max_{split}_rows") for split in SPLITS)
-    return make_encoder(data, load_tokenizer(), task).fits if sampled and data.too_long == "drop" else None
+def fitting_test(data: Data, encoders: Callable[[], Sequence[Encoder]]) -> Callable[[Example], bool] | None:
+    """Whether a row is short enough to be sampled; None where no row is left out of a sample for its length.
+
+    encoders: makes those of both models, which a row has to fit.
+    """
+    if data.too_long != "drop" or not any(getattr(data, f"max_{split}_rows") for split in SPLITS):
+        return None
+    readers = encoders()
+    return lambda example: all(encoder.fits(example) for encoder in readers)
 
 
 def check_not_emptied(left: Mapping[str, int], examples: Mapping[str, Sequence[Example]], max_length: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from tutelage.data.files.conll import read_conll
 from tutelage.data.files.exports import FILE_TYPES
 from tutelage.data.files.json_files import parse_object, read_json, read_jsonl
-from tutelage.data.files.problems import PlacedRow, Row, unreadable
+from tutelage.data.files.problems import PlacedRow, Row, check_size, unreadable
 from tutelage.data.files.tables import read_table
 from tutelage.data.files.text import read_text
 from tutelage.errors import DataError, Kind, Place, Problem
@@ -144,16 +144,23 @@ def _read_file(path: Path, encoding: str | None, rows: Spool[PlacedRow], need_an
 
     def read(name: str) -> None:
         rows.truncate(before)  # of a reading in another encoding
-        rows.extend(reader(path, name))
+        rows.extend(_measured(reader(path, name)))
 
     if ending == ".parquet":
-        rows.extend(_read_parquet(path))
+        rows.extend(_measured(_read_parquet(path)))
     elif reader:
         read_text(path, encoding, read)
     else:
         raise unreadable(Kind.FILE_TYPE_UNKNOWN, path, endings=ENDINGS, way_out=FILE_TYPES.get(ending))
     if len(rows) == before:
         raise unreadable(Kind.FILE_EMPTY, path)
+
+
+def _measured(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
+    """The rows. Raises DataError for one with a huge cell, before it is looked at letter by letter."""
+    for row, place in rows:
+        check_size(row.values(), place)
+        yield row, place
 
 
 def read_hub(name: str, config: str | None, split: str, revision: str | None) -> Sequence[PlacedRow]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,7 +34,7 @@ from tutelage.data.contents.choices import choice_of, choices_in
 from tutelage.data.contents.entities import entities_in, entities_of_tags
 from tutelage.data.contents.sameness import content_of
 from tutelage.data.files.printed import opened
-from tutelage.data.files.problems import BAD_CELL, LARGEST_CELL, Row, half_character
+from tutelage.data.files.problems import BAD_CELL, Row, check_size, half_character
 from tutelage.errors import DataError, Kind, Place, Problem
 from tutelage.recipe.schema import Data, Task
 from tutelage.records import Example
@@ -86,7 +85,7 @@ def example_from_row(
     row that cannot be used.
     """
     try:
-        _check_size(row.values())
+        check_size(row.values())
         mapped = read_columns(row, task, data, need_answer=need_answer)
         if not read_answer and len(columns := ROW_FORMATS.get(mapped.row_format or "", ())) > 1:
             mapped.row[columns[-1]] = None
@@ -121,17 +120,9 @@ def content_id(prompt: Any, answer: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _check_size(values: Iterable[Any]) -> None:
-    """Raises DataError for a text that no model could read."""
-    longest = max((len(value) for value in values if isinstance(value, str)), default=0)
-    if longest > LARGEST_CELL:
-        raise DataError(Problem(Kind.CELL_TOO_LARGE, values={"most": LARGEST_CELL}))
-
-
 def _check_texts(texts: list[Any]) -> None:
     """Raises DataError for what no tokenizer takes: half a character (cells may hold JSON with escapes), huge texts."""
-    turns = (text for text in texts if isinstance(text, list))
-    _check_size(turn.get("content") for listed in turns for turn in listed if isinstance(turn, dict))
+    check_size(texts)  # a template may join several columns, or show one several times
     if half := half_character(texts):
         values = {"column": None, "character": f"\\u{ord(half):04x}"}
         raise DataError(Problem(Kind.HALF_CHARACTER, values=values))

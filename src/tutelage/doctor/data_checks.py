@@ -56,6 +56,7 @@ _CHECKS: dict[str, tuple[Kind, ...]] = {
         *(Kind.JSON_INVALID, Kind.JSON_NOT_A_LIST, Kind.SPLIT_EMPTIED),
         *(Kind.JSON_NOT_AN_OBJECT, Kind.JSON_SEVERAL_TABLES, Kind.TABLE_INVALID, Kind.TABLE_ROW_UNEVEN),
         *(Kind.PARQUET_INVALID, Kind.LABEL_FILE_INVALID, Kind.TAG_MISSING, Kind.ROWS_MISSING),
+        Kind.CONLL_NUMBERS_UNCLEAR,
     ),
     "columns": (*(Kind.COLUMN_REPEATED, Kind.COLUMN_NOT_MAPPED, Kind.COLUMNS_AMBIGUOUS, Kind.COLUMNS_UNRECOGNISED),),
     "ids": (Kind.ID_REPEATED,),
@@ -105,11 +106,11 @@ def read(recipe: Recipe) -> tuple[Rows | None, list[Check]]:
 
 
 def _fitting(recipe: Recipe) -> Callable[[Example], bool] | None:
-    """As `prepare` samples rows; None where the tokenizer cannot be loaded, which another check reports."""
-    from tutelage.models.load import load_tokenizer
+    """As `prepare` samples rows; None where a tokenizer cannot be loaded, which another check reports."""
+    from tutelage.bytes.pair import Pair
 
     with suppress(ModelError):
-        return fitting_test(recipe.data, recipe.task, lambda: load_tokenizer(recipe.student))
+        return fitting_test(recipe.data, lambda: Pair.of(recipe).encoders)
     return None
 
 

@@ -68,6 +68,7 @@ class Kind(StrEnum):
     TABLE_ROW_UNEVEN = "table_row_uneven"
     PARQUET_INVALID = "parquet_invalid"
     NOT_CONLL = "not_conll"
+    CONLL_NUMBERS_UNCLEAR = "conll_numbers_unclear"
     LABEL_FILE_INVALID = "label_file_invalid"
     HEADER_MISSING = "header_missing"
     ROWS_TOO_FEW = "rows_too_few"
@@ -84,6 +85,7 @@ class Kind(StrEnum):
     CELL_INVALID = "cell_invalid"
     CELL_NOT_A_LIST = "cell_not_a_list"
     ID_REPEATED = "id_repeated"
+    VERDICT_UNKNOWN = "verdict_unknown"
 
     # --- prompts ---
     PROMPT_EMPTY = "prompt_empty"

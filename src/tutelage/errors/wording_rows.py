@@ -136,6 +136,11 @@ FILES: dict[Kind, Text] = {
         " has one), a blank line between sentences. To make each line a row with a text:"
         f" {_rows_of_lines(v['file'])}"
     ),
+    Kind.CONLL_NUMBERS_UNCLEAR: lambda v: (
+        f"the first column counts the tokens in {v['counting']:,} of {v['sentences']:,} sentences, and"
+        f" {v['text'][:60]!r} does not go on counting: the column could be numbers or text. Let the numbers rise in"
+        " every sentence, with a blank line between sentences, or delete the column in the whole file"
+    ),
     Kind.LABEL_FILE_INVALID: "`labels` must be a list of the allowed answers, found {found!r}",
     Kind.HEADER_MISSING: (
         "the first line, {text!r} and {label!r}, looks like a row; add a line with the names of the columns in front of"
@@ -210,6 +215,11 @@ COLUMNS: dict[Kind, Text] = {
         " (pandas: df[column] = df[column].map(lambda value: json.dumps(list(value))) before to_csv)"
     ),
     Kind.ID_REPEATED: "the id {row!r} is already used",
+    Kind.VERDICT_UNKNOWN: lambda v: (
+        f"the column 'answer' holds {str(v['value'])[:40]!r} here, and accept, reject or ignore in {v['verdicts']:,}"
+        " rows, as Prodigy writes them: it is unclear which rows an annotator accepted. Write one of the three; if the"
+        " column is no verdict, give it another name: data.columns={note: answer}"
+    ),
     Kind.PROMPT_EMPTY: "the prompt is empty (column {column!r})",
     Kind.TEMPLATE_INVALID: lambda v: f"data.template cannot be filled in: {v['reason']}. {_BRACES}",
     Kind.TEMPLATE_SHOWS_NOTHING: lambda v: (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from tutelage.bytes.pair import Pair
@@ -19,7 +20,6 @@ from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.models.load import (
     check_lora_targets,
     check_models,
-    load_tokenizer,
     longest_context,
 )
 from tutelage.models.placement import check_quantizer, device
@@ -55,13 +55,14 @@ def run_stage(run: RunFolder) -> None:
     with run.work("prepare", stage_inputs.prepare(run)) as work:
         if work is None:
             return
-        fits = fitting_test(recipe.data, recipe.task, lambda: load_tokenizer(recipe.student))
+        pair_of = cache(lambda: Pair.of(recipe))  # errors of rows come before those of models
+        fits = fitting_test(recipe.data, lambda: pair_of().encoders)
         rows = load_rows(recipe, fits, folder=work.folder, progress=run.screen.progress)
         task = make_task(recipe.task, rows.labels, choice=rows.choice)
         if recipe.task.decoding == "labels" and not task.closed:
             raise ConfigError(Problem(Kind.DECODING_UNSUITABLE, key="task.decoding"))
         _check_trainers(run)
-        pair = Pair.of(recipe)
+        pair = pair_of()
         checkpoints = _check_models(recipe, pair)
         tokens = work.folder / "tokens"
         encoded, dropped = _tokenize(run, rows.examples, pair, tokens)

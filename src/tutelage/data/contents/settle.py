@@ -6,14 +6,10 @@ characters (`data.join_tokens`). A key that the recipe sets is never decided her
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from tutelage.data.columns import MappedRow, read_columns
 from tutelage.data.contents.choices import decide_choice_answer
@@ -22,15 +18,12 @@ from tutelage.data.contents.tokens import decide_join_tokens
 from tutelage.data.files.problems import PlacedRow
 from tutelage.errors import DataError, Place, Problem
 from tutelage.recipe.schema import Data, Task
-from tutelage.utils.spool import Picked
 
 DECIDE: dict[str, dict[str, Callable[..., tuple[str, str] | None]]] = {
     "ner": {"offsets": decide_offsets, "join_tokens": decide_join_tokens},
     "qa": {"choice_answer": decide_choice_answer},
 }
 """By task, the keys of `data` and what decides each."""
-VERDICTS = frozenset({"accept", "reject", "ignore"})
-"""What an annotator of Prodigy said of a row; only what was accepted is gold."""
 
 
 @dataclass
@@ -74,28 +67,3 @@ class _MappedRows:
             for row, place in rows:
                 with suppress(DataError):  # reported when the row is rendered
                     yield split, read_columns(row, self.task, self.data), place
-
-
-def without_rejected(raw: dict[str, Sequence[PlacedRow]], task: Task, data: Data) -> list[str]:
-    """Leave out the rows that an annotator of Prodigy rejected or ignored; a line about how many.
-
-    Such files have a column `answer` of nothing but accept, reject and ignore.
-    """
-    if task.type == "qa" or "answer" in data.columns.values():
-        return []
-    if not all(str(row["answer"]) in VERDICTS for rows in raw.values() for row, _ in rows if "answer" in row):
-        return []
-    left_out: Counter[str] = Counter()
-    for split, rows in raw.items():
-        accepted = array("q")
-        for index, (row, _) in enumerate(rows):
-            verdict = row.get("answer", "accept")
-            if verdict == "accept":
-                accepted.append(index)
-            else:
-                left_out[verdict] += 1
-        if len(accepted) < len(rows):
-            raw[split] = Picked(rows, np.array(accepted))
-    listed = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(left_out.items()))
-    left = f"{left_out.total():,} rows that an annotator did not accept are left out (answer: {listed})"
-    return [left] if left_out else []

@@ -2,7 +2,8 @@
 
 The token is in the first column and its tag in the last; a blank line stands between sentences; tabs or spaces separate
 columns. A line in front of a sentence that begins with # is a comment if it is `# key = value` or does not end in a
-tag. Where the first column counts the tokens of each sentence (CoNLL-U, GermEval), the token is in the second.
+tag. Where the first column counts tokens (CoNLL-U, GermEval), the token is in the second. It does if its numbers rise
+in every sentence: they may leave some out, or go on from one sentence to the next.
 
 Of rows whose answers are not needed, the tags may be missing: a token stands alone, or before columns that tabs
 separate. Other lines of several words are text, which is refused rather than read as its first words.
@@ -21,12 +22,13 @@ from tutelage.errors import Kind, Place
 
 TAG = re.compile("O|[BIESLU]-.+")
 """A tag of the BIO family."""
-_NUMBER = re.compile(r"(\d+)(?:-(\d+)|\.\d+)?")
+_NUMBER = re.compile(r"(\d{1,9})(?:-(\d{1,9})|\.\d+)?")
 """A token's number; `1-2` for a word that stands for several, `8.1` for one that is not in the text."""
 
 _CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"])
 """Types of syntactic chunks, whose tags CoNLL-2003 has in the column before those of entities."""
-
+FEW_OF_NUMBERS = 2, 0.1
+"""Number and fraction of the sentences of a text that may consist of rising numbers."""
 
 _SENTENCE = re.compile(r".+[。！？]")
 """What no token is: text of a language that writes no spaces."""
@@ -50,6 +52,9 @@ def read_conll(path: Path, encoding: str, *, need_tags: bool = True) -> Iterator
             layout.look(sentence)
     if text := None if need_tags else layout.text:
         raise unreadable(Kind.NOT_CONLL, path, text.number, file=str(path), text=" ".join(text.cells))
+    if odd := layout.uncounted:
+        values = {"text": " ".join(odd.cells), "counting": layout.counting, "sentences": layout.sentences}
+        raise unreadable(Kind.CONLL_NUMBERS_UNCLEAR, path, odd.number, **values)
     numbered, nested = layout.numbered, layout.nested
     with path.open(encoding=encoding) as file:
         for sentence in _sentences(file, path, need_tags):
@@ -67,7 +72,11 @@ class _Layout:
     """What all sentences of a file have in common."""
 
     def __init__(self) -> None:
-        self._sentences, self._counting, self._pairs = 0, True, True
+        self.sentences, self.counting = 0, 0
+        """How many there are, but for single tokens that are numbers; and in how many of them the first column counts
+        the tokens."""
+        self._from_one, self._pairs = False, True
+        self._uncounted: _Line | None = None
         self._outer: set[str] = set()
         self._inner: set[str] = set()
         self.tagged = True
@@ -76,8 +85,11 @@ class _Layout:
 
     def look(self, sentence: list[_Line]) -> None:
         """Take a sentence into account."""
-        self._sentences += 1
-        self._counting = self._counting and _counts_tokens(sentence)
+        odd = _uncounted(sentence)
+        self._uncounted = self._uncounted or odd
+        if odd or len(sentence) > 1:  # a single number may be text, or go on counting
+            self.sentences, self.counting = self.sentences + 1, self.counting + (not odd)
+        self._from_one = self._from_one or sentence[0].cells[0] in ("0", "1")
         untagged = [line for line in sentence if len(line.cells) < 2 or not TAG.fullmatch(_tag(line.cells[-1]))]
         self.tagged = self.tagged and not untagged
         self._text = self._text or next(filter(_is_text, untagged), None)
@@ -90,8 +102,15 @@ class _Layout:
 
     @property
     def numbered(self) -> bool:
-        """Whether the first column counts the tokens of each sentence."""
-        return self._sentences > 0 and self._counting
+        """Whether the first column counts the tokens."""
+        return not self._uncounted and (self.counting > 0 or self._from_one)
+
+    @property
+    def uncounted(self) -> _Line | None:
+        """The first line without its number where so many sentences count their tokens that all should."""
+        number, fraction = FEW_OF_NUMBERS
+        few = self.counting <= max(number, fraction * self.sentences) and 2 * self.counting <= self.sentences
+        return None if few else self._uncounted
 
     @property
     def text(self) -> _Line | None:
@@ -145,13 +164,18 @@ def _cells(line: str) -> list[str]:
     return [" ", *cells] if len(cells) == 1 and line.startswith("  ") and TAG.fullmatch(cells[0]) else cells
 
 
-def _counts_tokens(sentence: list[_Line]) -> bool:
-    """Whether the first column counts the tokens, from 1 or 0."""
-    numbers = [_NUMBER.fullmatch(line.cells[0]) for line in sentence if len(line.cells) > 2]
-    if len(numbers) < len(sentence) or not all(numbers):
-        return False
-    plain = [int(match[1]) for match in numbers if match and match[0] == match[1]]
-    return bool(plain) and plain[0] in (0, 1) and plain == list(range(plain[0], plain[0] + len(plain)))
+def _uncounted(sentence: list[_Line]) -> _Line | None:
+    """The first line whose first column does not count the tokens: that is no number, or none above those before."""
+    last = -1
+    for line in sentence:
+        match = _NUMBER.fullmatch(line.cells[0])
+        if not match or len(line.cells) < 3:
+            return line
+        if match[0] == match[1]:
+            if int(match[1]) <= last:
+                return line
+            last = int(match[1])
+    return sentence[0] if last < 0 else None
 
 
 def _words(sentence: list[_Line]) -> Iterator[_Line]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ PlacedRow = tuple[Row, Place]
 BAD_CELL = (DataError, KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
 """What reading a cell of the wrong type raises."""
 LARGEST_CELL = 10_000_000
-"""Characters of one cell: no model reads so many, but one forgotten quotation mark makes a file one cell."""
+"""Characters of one cell, of all texts in it together: no model reads so many, but one forgotten quotation mark makes
+a file one cell."""
 _HALF = re.compile("[\ud800-\udfff]")
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -47,6 +49,27 @@ def checked_row(row: Any, place: Place, halves: bool) -> Row:
                 values = {"column": column, "character": f"\\u{ord(half):04x}"}
                 raise DataError(Problem(Kind.HALF_CHARACTER, place=place, values=values))
     return row
+
+
+def check_size(values: Iterable[Any], place: Place | None = None) -> None:
+    """Raises DataError where one of the values holds more than `LARGEST_CELL` characters."""
+    if any(_characters(value) > LARGEST_CELL for value in values):
+        raise DataError(Problem(Kind.CELL_TOO_LARGE, place=place, values={"most": LARGEST_CELL}))
+
+
+def _characters(value: Any) -> int:
+    """Characters of the texts in a value, nested ones included."""
+    count, waiting = 0, [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            count += len(value)
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif isinstance(value, dict):
+            waiting.extend(value)
+            waiting.extend(value.values())
+    return count
 
 
 def half_character(value: Any) -> str | None:
