@@ -1,4 +1,4 @@
-"""Runs whose student is plain fine-tuning: validation chose `sft` among the distilled students, or there is no other."""
+"""Runs whose student is plain fine-tuning: validation chose `sft`, or there is no other."""
 
 import re
 from pathlib import Path

@@ -33,8 +33,8 @@ class RunSummary:
     """Of that student, on the test set."""
     teacher_score: Interval | None
     gap_closed: float | None
-    """Fraction of the gap from plain fine-tuning to the teacher that the student closes; below 0 if it is worse. None also for a
-    student that is plain fine-tuning itself."""
+    """Fraction of the gap from plain fine-tuning to the teacher that the student closes; below 0 if it is worse. None
+    also for a student that is plain fine-tuning itself."""
     date: str
     """When a stage was last finished, local time in ISO 8601 to the minute; empty before the first."""
     state: RunState

@@ -57,8 +57,8 @@ class Verdict:
     a student without a teacher closes nothing."""
     outcome: Outcome
     """Names the headline; `partial`: a score is missing, or the rows to compare it on; `gain`: over the anchor, while
-    the gap itself may be chance; `plain`: the main student is plain fine-tuning. The first three come before what a comparison says: a student with many invalid
-    answers, a teacher or a student that learned nothing."""
+    the gap itself may be chance; `plain`: the main student is plain fine-tuning. The first three come before what a
+    comparison says: a student with many invalid answers, a teacher or a student that learned nothing."""
     skills: dict[str, Skill]
     """Of the main student and `teacher`, as far as the run tells."""
     by_rows: bool
