@@ -197,6 +197,12 @@ out.overflow = page.documentElement.scrollWidth - page.documentElement.clientWid
 out.scrolls = found(".scroll:not(pre)").filter((box) => box.scrollWidth > box.clientWidth).length;
 out.beyond = found("main td, main th, .rung > *").filter((cell) => !cell.closest("thead")
   && cell.getBoundingClientRect().right > view.innerWidth).length;
+const lines = (element) => new Set([...element.getClientRects()].map((box) => box.top)).size;
+out.intervals = found("td.n .ends").length;
+out.broken = found("td.n .ends").filter((ends) => lines(ends) !== 1
+  || ends.getBoundingClientRect().right > ends.closest("td").getBoundingClientRect().right + 0.5).length;
+out.commands = found(".command").map((text) => text.getBoundingClientRect().height
+  / parseFloat(view.getComputedStyle(text).fontSize));
 const boxes = (query) => found(query).map((text) => text.getBoundingClientRect());
 out.collisions = boxes(".rung .name, .rung .score").filter((a) => boxes(".rung svg .whisker").some((b) =>
   a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)).length;
@@ -214,6 +220,8 @@ def test_the_page_fits_a_screen_and_a_phone(tmp_path, page, width):
     assert (said, out.get("failed")) == ([], None)
     assert out["closed"] and out["rows"] > 0  # unpacked when it is opened
     assert (out["overflow"], out["scrolls"], out["beyond"], out["collisions"]) == (0, 0, 0, 0)
+    assert out["intervals"] > 20 and out["broken"] == 0
+    assert len(out["commands"]) > 2 and max(out["commands"]) < 3  # one line each, and perhaps a scroll bar
     if width == 1280:
         assert out["height"] < 3 * 900
 
