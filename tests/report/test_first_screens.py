@@ -20,6 +20,7 @@ from tutelage.report.sections_confidence import cascade as cascade_section
 from tutelage.report.sections_run import next_steps
 from tutelage.report.sections_scores import OverBaseline, verdict
 from tutelage.report.sections_slices import Outcomes, outcomes, slice_table
+from tutelage.run.manifest import folder_fingerprint
 from tutelage.stages.diagnose import diagnose
 from tutelage.stages.report import build_report
 from tutelage.utils.files import write_jsonl
@@ -121,11 +122,12 @@ LEAD = {"ahead": Interval(0.1, 0.05, 0.15), "level": Interval(0.0, -0.05, 0.05),
         ("teacher_nothing", "level", ["teacher"]),
         ("unreadable", "behind", ["invalid"]),
         ("student_nothing", "behind", ["student"]),
-        ("beats", "ahead", ["use", "share"]),
-        ("closes", "behind", ["use", "cascade", "unlabelled", "share"]),
-        ("unclear", "level", ["seeds", "use"]),
+        ("beats", "ahead", ["use", "deploy", "share"]),
+        ("closes", "behind", ["use", "cascade", "deploy", "unlabelled", "share"]),
+        ("unclear", "level", ["seeds", "use", "deploy"]),
+        ("plain", "level", ["seeds", "use", "deploy"]),
         ("worse", "behind", ["anchor", "cascade", "unlabelled"]),
-        ("partial", "level", ["use"]),
+        ("partial", "level", ["use", "deploy"]),
     ],
 )
 def test_next_steps_follow_from_the_verdict(tmp_path, outcome, over_teacher, steps):
@@ -141,6 +143,10 @@ def test_next_steps_follow_from_the_verdict(tmp_path, outcome, over_teacher, ste
     assert commands.get("cascade", "--defer-below 0.987654").endswith("--defer-below 0.987654")
     assert commands.get("seeds") in (None, "tutelage compare 'runs/my demo' --methods sft,scd-aw --seeds 3")
     assert commands.get("anchor", "--model anchor").endswith("--model anchor")
+    services = {step.what: step.service for step in found if step.service}
+    assert services.get("cascade") in (None, "tutelage serve 'runs/my demo' --defer-below auto")
+    assert services.get("anchor") in (None, "tutelage serve 'runs/my demo' --model anchor")
+    assert services.keys() == {"cascade", "anchor"} & set(steps)
     stalled = next_steps(results, said, None, stalled=True)
     assert ("stall" in [step.what for step in stalled]) == (len(steps) > 1 or outcome == "partial")
 
@@ -150,6 +156,22 @@ def test_a_better_baseline_comes_first_and_nothing_is_advised_without_a_student(
     worse = OverBaseline(Interval(-0.1, -0.2, -0.05), 0.001, "worse")
     steps = next_steps(results, replace(verdict(results), over_baseline=worse), None, stalled=False)
     assert steps[0].what == "baseline" and next_steps(results, None, None, stalled=True) == []
+
+
+def test_the_student_is_exported_and_then_served(tmp_path):
+    run = make_fake_run(tmp_path, rows=40)
+    results = read_results(run)
+
+    def deployment(**more: bool) -> dict[str, str | None]:
+        steps = next_steps(results, verdict(results), None, stalled=False, **more)
+        return {step.what: step.command for step in steps if step.what in ("export", "serve", "deploy")}
+
+    export = "tutelage export 'runs/my demo' --to gguf --quantize q8_0 --verify 'runs/my demo'"
+    assert deployment(gguf=True) == {"export": export}
+    assert deployment(gguf=False) == {"deploy": None}
+    assert "docs/deploy.md" in first_screens(run)  # nothing tells what the student is
+    write(run / "export" / MAIN / "gguf-q8_0.json", {"student": folder_fingerprint(str(run / "distill" / MAIN))})
+    assert deployment(gguf=True) == {"serve": "tutelage serve 'runs/my demo'"}
 
 
 @pytest.mark.parametrize(
@@ -197,6 +219,12 @@ out.overflow = page.documentElement.scrollWidth - page.documentElement.clientWid
 out.scrolls = found(".scroll:not(pre)").filter((box) => box.scrollWidth > box.clientWidth).length;
 out.beyond = found("main td, main th, .rung > *").filter((cell) => !cell.closest("thead")
   && cell.getBoundingClientRect().right > view.innerWidth).length;
+const lines = (element) => new Set([...element.getClientRects()].map((box) => box.top)).size;
+out.intervals = found("td.n .ends").length;
+out.broken = found("td.n .ends").filter((ends) => lines(ends) !== 1
+  || ends.getBoundingClientRect().right > ends.closest("td").getBoundingClientRect().right + 0.5).length;
+out.commands = found(".command").map((text) => text.getBoundingClientRect().height
+  / parseFloat(view.getComputedStyle(text).fontSize));
 const boxes = (query) => found(query).map((text) => text.getBoundingClientRect());
 out.collisions = boxes(".rung .name, .rung .score").filter((a) => boxes(".rung svg .whisker").some((b) =>
   a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)).length;
@@ -214,6 +242,8 @@ def test_the_page_fits_a_screen_and_a_phone(tmp_path, page, width):
     assert (said, out.get("failed")) == ([], None)
     assert out["closed"] and out["rows"] > 0  # unpacked when it is opened
     assert (out["overflow"], out["scrolls"], out["beyond"], out["collisions"]) == (0, 0, 0, 0)
+    assert out["intervals"] > 20 and out["broken"] == 0
+    assert len(out["commands"]) > 2 and max(out["commands"]) < 3  # one line each, and perhaps a scroll bar
     if width == 1280:
         assert out["height"] < 3 * 900
 

@@ -216,25 +216,33 @@ class Results:
 
     @property
     def distilled(self) -> list[str]:
-        """Distilled students with scores."""
+        """Students of the stage `distill` with scores, plain fine-tuning (`sft`) among them."""
         return [name for name in self.scores.get("models", {}) if name not in BASE_MODELS]
 
     @property
     def main(self) -> str | None:
-        """The distilled student to show first: the best on validation, since test rows choose nothing.
+        """The student to show first: the best on validation, since test rows choose nothing.
 
-        A student without a teacher (`sft`) is a baseline; it comes first only if there is no other, or if the recipe
-        has it compete (`distill.select: auto`).
+        Plain fine-tuning is a baseline; it comes first only if there is no other, or if the recipe has it compete
+        (`distill.select: auto`).
         """
-        with_teacher = [name for name in self.distilled if not name.startswith("sft/")]
-        with_teacher = self.distilled if self.selects else with_teacher or self.distilled
+        with_teacher = [name for name in self.distilled if not is_plain(name)]
+        return self._best(self.distilled if self.selects else with_teacher or self.distilled)
+
+    @property
+    def best_with_teacher(self) -> str | None:
+        """The best on validation of the students that have a teacher."""
+        return self._best([name for name in self.distilled if not is_plain(name)])
+
+    def _best(self, names: list[str]) -> str | None:
+        """The best of these students on validation; the first if none was validated."""
         validation = {student.name: student.kept.get("validation") or {} for student in self.students}
-        ranked = [name for name in with_teacher if is_finite(validation.get(name, {}).get("nll"))]
+        ranked = [name for name in names if is_finite(validation.get(name, {}).get("nll"))]
 
         def rank(name: str) -> tuple[float, float]:
             return validation[name].get("score") or 0.0, -validation[name]["nll"]
 
-        return max(ranked, key=rank, default=None) or next(iter(with_teacher), None)
+        return max(ranked, key=rank, default=None) or next(iter(names), None)
 
     @property
     def selects(self) -> bool:
@@ -353,6 +361,11 @@ def read_manifests(folder: Path) -> dict[str, Manifest]:
 def _json(path: Path) -> Any:
     """The value in a JSON file; None if there is no such file."""
     return read_json(path) if present(path) else None
+
+
+def is_plain(model: str) -> bool:
+    """Whether a student of the stage `distill` has no teacher: `sft`, or a variant of it."""
+    return model.partition("/")[0].partition("+")[0] == "sft"
 
 
 def is_finite(value: Any) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.analysis.run_results import Results, StudentRecords
+from tutelage.analysis.run_results import Results, StudentRecords, is_plain
 from tutelage.errors import DataError
 from tutelage.method.risk_split import gap_closed
 from tutelage.records import Interval
@@ -33,7 +33,8 @@ class RunSummary:
     """Of that student, on the test set."""
     teacher_score: Interval | None
     gap_closed: float | None
-    """Fraction of the gap from plain fine-tuning to the teacher that the student closes; below 0 if it is worse."""
+    """Fraction of the gap from plain fine-tuning to the teacher that the student closes; below 0 if it is worse. None
+    also for a student that is plain fine-tuning itself."""
     date: str
     """When a stage was last finished, local time in ISO 8601 to the minute; empty before the first."""
     state: RunState
@@ -64,7 +65,9 @@ def summarise_run(folder: Path) -> RunSummary:
         metric=str(results.scores.get("metric") or ""),
         score=score,
         teacher_score=teacher,
-        gap_closed=gap_closed(plain.value, teacher.value, score.value) if score and teacher and plain else None,
+        gap_closed=gap_closed(plain.value, teacher.value, score.value)
+        if score and teacher and plain and not is_plain(best)
+        else None,
         date=max(dates, default="")[:16],
         state=state or state_of(folder, manifests),
         size=size_on_disk(folder),

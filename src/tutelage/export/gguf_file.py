@@ -1,7 +1,8 @@
 """A student as one GGUF file, for llama.cpp and what is built on it (Ollama, LM Studio, llama-server).
 
-Written tensor by tensor with the `gguf` package of llama.cpp, for the architectures in ARCHITECTURES. Their names and
-shapes are those of llama.cpp's own converter, which is in its repository and no package.
+Written tensor by tensor with the `gguf` package of llama.cpp, for the architectures that
+`gguf_vocabulary` lists. Their names and shapes are those of llama.cpp's own converter, which is in its repository and
+no package.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import Kind, ModelError, Problem
-from tutelage.export.gguf_vocabulary import Vocabulary, vocabulary_for
+from tutelage.export.gguf_vocabulary import ARCHITECTURES, Vocabulary, check_architecture, vocabulary_for
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
-"""model_type of transformers -> name in gguf.MODEL_ARCH. SmolLM and SmolLM2 are of type llama."""
 PRECISIONS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 """Of matrices. Vectors, such as the weights of norms, are always float32."""
 BLOCK = 32
@@ -70,16 +68,7 @@ def write_gguf(
 def _architecture(config: Any) -> Any:
     from gguf import MODEL_ARCH
 
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if config.model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise _refused(f"a model of type {config.model_type}; it is written for {known} (SmolLM2 is a llama)")
-    if rope not in ("default", "llama3"):
-        raise _refused(f"rotary embeddings of type {rope}")
-    if getattr(config, "use_sliding_window", False):
-        raise _refused("attention in a sliding window")
-    if config.hidden_act != "silu":
-        raise _refused(f"the activation {config.hidden_act}, which llama.cpp does not use for {config.model_type}")
+    check_architecture(config.to_dict())
     return MODEL_ARCH[ARCHITECTURES[config.model_type]]
 
 
@@ -172,7 +161,3 @@ def _file_type(precision: str) -> int:
     from gguf import LlamaFileType
 
     return int(LlamaFileType.ALL_F32 if precision == "f32" else LlamaFileType[f"MOSTLY_{precision.upper()}"])
-
-
-def _refused(found: str) -> ModelError:
-    return ModelError(Problem(Kind.EXPORT_NOT_POSSIBLE, values={"format": "gguf", "found": found}))

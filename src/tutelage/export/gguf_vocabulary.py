@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer as llama.cpp reads it from a GGUF file.
+"""What a GGUF file can hold: architectures, and the vocabulary of a tokenizer as llama.cpp reads it. No torch.
 
 llama.cpp splits text into words by rules of its own that are compiled in; the file only names one of them. The name is
 found here by comparing the tokenizer's own rule with those that are the same. A tokenizer with another rule is refused:
@@ -8,9 +8,15 @@ llama.cpp would read the prompts in other tokens than the student was trained on
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutelage.errors import Kind, ModelError, Problem
+from tutelage.run.live_reader import read_or_none
+
+ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+"""model_type of transformers -> name in gguf.MODEL_ARCH. SmolLM and SmolLM2 are of type llama."""
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -80,6 +86,34 @@ def _rule(described: dict[str, Any]) -> str:
 _NFC = {"type": "NFC"}
 """Qwen's normalizer. llama.cpp has none: text that is not in this form is read in other tokens, which the comparison of
 prompts shows."""
+
+
+def check_architecture(config: Mapping[str, Any]) -> None:
+    """Raises ModelError for a model that is not written. config: config.json, of a model that answers text."""
+    kind = config["model_type"]
+    positions = config.get("rope_parameters") or config.get("rope_scaling") or {}  # of transformers 5, of 4
+    rope, activation = positions.get("rope_type", "default"), config.get("hidden_act")
+    if kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise _refused(f"a model of type {kind}; it is written for {known} (SmolLM2 is a llama)")
+    if rope not in ("default", "llama3"):
+        raise _refused(f"rotary embeddings of type {rope}")
+    if config.get("use_sliding_window"):
+        raise _refused("attention in a sliding window")
+    if activation != "silu":
+        raise _refused(f"the activation {activation}, which llama.cpp does not use for {kind}")
+
+
+def may_hold(folder: Path) -> bool:
+    """Whether a GGUF file can hold the student in a folder, as far as its architecture and its rule for words tell;
+    False for a folder that does not tell. Writing the file also compares tokens."""
+    config, described = read_or_none(folder / "config.json"), read_or_none(folder / "tokenizer.json")
+    try:
+        check_architecture(config)
+        _rule(described)
+    except (ModelError, TypeError, KeyError, AttributeError):  # the last three: a file is missing, or of another form
+        return False
+    return True
 
 
 def _steps(described: dict[str, Any] | None) -> list[tuple[Any, ...]] | None:

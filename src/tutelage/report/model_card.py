@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.analysis.run_results import is_plain
 from tutelage.analysis.slices import LEAST_ROWS, SliceRecord
 from tutelage.analysis.worth import skill_on_test
 from tutelage.errors import Kind, Problem, UserError
@@ -50,6 +51,8 @@ TASK_TYPES = {"classification": "text-classification", "ner": "token-classificat
 LABEL_KINDS = {"classification": "labels", "ner": "entity types", "qa": "choices"}
 HUB_METRICS = {"macro_f1": "f1", "entity_f1": "f1", "token_f1": "f1"}
 """Our metrics by the Hub's names, where those differ."""
+DISTILLED = "knowledge-distillation"
+"""The Hub's tag of models with a teacher."""
 UPLOADED = (
     *("README.md", "LICENSE*", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("*.py", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
@@ -132,13 +135,17 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
     results = student.results
     tables = results.scores.get("models", {})
     models = {"this model": student.name, "teacher": "teacher", "plain fine-tuning": "anchor"}
+    if is_plain(student.name):  # two models of the table are plain fine-tuning
+        models = {f"this model ({student.method})": student.name, "teacher": "teacher", "anchor": "anchor"}
     scored = {label: name for label, name in models.items() if name in tables}
     names = [name for name in tables.get(student.name, {}) if "/" not in name]
     chosen = [results.score(name) for name in ("anchor", "teacher", student.name)]
+    gap_is_known = all(chosen) and not is_plain(student.name)
     slices = slices_against_teacher(student)
     teacher = skill_on_test(results, "teacher")
     return {
         "models": list(scored),
+        "two_plain": is_plain(student.name) and "anchor" in scored,
         "scores": [
             {"metric": metric_name(name), "values": [results.score(model, name) for model in scored.values()]}
             for name in sorted(names, key=lambda name: name != results.scores["metric"])
@@ -147,8 +154,9 @@ def _scores(student: FinishedStudent) -> dict[str, Any]:
         "difference": results.lead(student.name, "teacher"),
         "row_metric": metric_name(row_metric(results.scores.get("metric"))),
         "doubts": doubts(student),
+        "teacher_of": "the" if is_plain(student.name) else "its",
         "teacher_nothing": teacher is not None and teacher.nothing,
-        "gap_closed": gap_closed(*(score.value for score in chosen)) if all(chosen) else None,
+        "gap_closed": gap_closed(*(score.value for score in chosen)) if gap_is_known else None,
         "slices": None if slices is None else [_slice(line) for line in slices if line["rows"] >= LEAST_ROWS],
         "least_rows": LEAST_ROWS,
     }
@@ -258,7 +266,7 @@ def metadata(student: FinishedStudent) -> ModelCardData:
         "pipeline_tag": "text-generation",
         "base_model": student.hub_name("student"),
         "datasets": [student.hub_name("dataset")] if student.hub_name("dataset") else None,
-        "tags": ["tutelage", "knowledge-distillation", TASK_TYPES[student.task]],
+        "tags": ["tutelage", *([] if is_plain(student.name) else [DISTILLED]), TASK_TYPES[student.task]],
         "metrics": list(dict.fromkeys(HUB_METRICS.get(name, name) for name in names)) or None,
     }
     unknown = before.keys() - {"model-index", *LICENSE} - {key for key, value in ours.items() if value is not None}

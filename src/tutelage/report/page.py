@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.analysis.run_results import is_plain
 from tutelage.recipe.schema import row_metric
 from tutelage.records import TEXT_BASELINE
 from tutelage.report.translations import install, join_sentences, translator
@@ -91,6 +92,7 @@ def page_environment(more: Sequence[Callable[..., Any]] = (), lang: str = "en") 
     translated = (percent, duration, model_role, metric_name, term, words)
     environment.filters.update({function.__name__: function for function in plain})
     environment.filters.update({function.__name__: partial(function, translate=translate) for function in translated})
+    environment.tests["is_plain"] = is_plain
     for function in (short_count, short_time, file_size):
         environment.filters[function.__name__] = partial(_without_breaks, function, " ")
     for function in (span, signed_span):
@@ -110,6 +112,8 @@ def method_label(method: str) -> str:
 
 def model_role(name: str, translate: Translate = str) -> str:
     """What a model of a run is, beside its name: "Plain fine-tuning" for anchor; empty for a distilled student."""
+    if is_plain(name):
+        return translate("Plain fine-tuning in stages")
     return translate(NAMES[name]) if name in NAMES else ""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tutelage.analysis.calibration import CascadePoint
-from tutelage.analysis.run_results import Results
+from tutelage.analysis.run_results import Results, is_plain
 from tutelage.records import Interval
 from tutelage.report.sections_confidence import CascadeSection
 from tutelage.report.sections_scores import Outcome, Verdict
@@ -159,11 +159,11 @@ def _interval(record: Mapping[str, float]) -> Interval:
 
 Advice = Literal[
     *("teacher", "invalid", "student"),
-    *("baseline", "use", "anchor", "seeds", "cascade", "stall", "unlabelled", "share"),
+    *("baseline", "use", "anchor", "seeds", "cascade", "export", "serve", "deploy", "stall", "unlabelled", "share"),
 ]
 """What a step is about; the template has its words. The first three take the place of all others."""
 INSTEAD: dict[Outcome, Advice] = {"teacher_nothing": "teacher", "unreadable": "invalid", "student_nothing": "student"}
-MAY_BE_CHANCE = ("unclear", "no_gap", "gain", "gain_without_gap")
+MAY_BE_CHANCE = ("unclear", "no_gap", "gain", "gain_without_gap", "plain")
 """Outcomes that another seed may turn."""
 
 
@@ -173,16 +173,18 @@ class Step:
 
     what: Advice
     command: str | None = None
+    service: str | None = None
+    """The command that serves the same over HTTP."""
     point: CascadePoint | None = None
     """Of `cascade`: with these rows passed on the student is as good as the teacher."""
 
 
 def next_steps(
-    results: Results, verdict: Verdict | None, cascade: CascadeSection | None, *, stalled: bool
+    results: Results, verdict: Verdict | None, cascade: CascadeSection | None, *, stalled: bool, gguf: bool = False
 ) -> list[Step]:
     """What the verdict asks for, the most urgent first; empty without a scored student.
 
-    stalled: whether the schedule of the main student stalled.
+    stalled: whether the schedule of the main student stalled. gguf: whether a GGUF file can hold it.
     """
     if verdict is None:
         return []
@@ -196,25 +198,39 @@ def next_steps(
         steps.append(Step("baseline", doctor))
     if verdict.outcome in MAY_BE_CHANCE:
         steps.append(Step("seeds", _more_seeds(results, run)))
-    steps.append(Step("anchor", f"{predict} --model anchor") if verdict.outcome == "worse" else Step("use", predict))
+    serve, worse = f"tutelage serve {run}", verdict.outcome == "worse"
+    with_anchor = Step("anchor", f"{predict} --model anchor", f"{serve} --model anchor")
+    steps.append(with_anchor if worse else Step("use", predict))
     behind = verdict.over_teacher is not None and verdict.over_teacher.high < 0
     point = cascade and (cascade.surely_level or cascade.level)
     if behind and point and point["share"] > 0 and point["threshold"] is not None:
-        steps.append(Step("cascade", f"{predict} --defer-below {point['threshold']:.6g}", point))
+        below = f"{predict} --defer-below {point['threshold']:.6g}"
+        steps.append(Step("cascade", below, f"{serve} --defer-below auto", point))
+    if not worse and steps[0].what != "baseline":
+        steps.append(_deployment(results, verdict.main, run, gguf))
     if stalled:
         steps.append(Step("stall"))
-    if behind and not present(results.folder / "silver" / "silver.json"):
+    if behind and not verdict.is_plain and not present(results.folder / "silver" / "silver.json"):
         steps.append(Step("unlabelled", doctor))
     if verdict.outcome in ("beats", "level", "closes", "gain"):
         steps.append(Step("share", f"tutelage card {run}"))
     return steps
 
 
+def _deployment(results: Results, main: str, run: str, gguf: bool) -> Step:
+    """An export whose score is measured; once there is one, the service."""
+    if verified_exports(results.folder, main):
+        return Step("serve", f"tutelage serve {run}")
+    if gguf:
+        return Step("export", f"tutelage export {run} --to gguf --quantize q8_0 --verify {run}")
+    return Step("deploy")
+
+
 def _more_seeds(results: Results, run: str) -> str:
     """The main student's method, plain fine-tuning, and where these are one, the other methods of the run."""
     main = (results.main or "").partition("/")[0]
     others = [name.partition("/")[0] for name in results.distilled]
-    methods = list(dict.fromkeys(["sft", main, *(others if main == "sft" else [])]))
+    methods = list(dict.fromkeys(["sft", main, *(others if is_plain(main) else [])]))
     return f"tutelage compare {run} --methods {','.join(methods)} --seeds 3"
 
 

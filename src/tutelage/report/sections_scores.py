@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tutelage.analysis.method_effects import MethodEffect
-from tutelage.analysis.run_results import Results, StudentRecords, as_interval, read_lines
+from tutelage.analysis.run_results import Results, StudentRecords, as_interval, is_plain, read_lines
 from tutelage.analysis.significance import ALPHA
 from tutelage.analysis.worth import Skill, skill_on_test
 from tutelage.method.risk_split import gap_closed, score_lead
@@ -20,7 +20,7 @@ from tutelage.report.charts import IntervalPlot, interval_plot
 
 Outcome = Literal[
     *("unreadable", "teacher_nothing", "student_nothing"),
-    *("beats", "level", "closes", "gain_without_gap", "gain", "no_gap", "unclear", "worse", "partial"),
+    *("beats", "level", "closes", "gain_without_gap", "gain", "no_gap", "unclear", "worse", "plain", "partial"),
 ]
 
 
@@ -51,23 +51,33 @@ class Verdict:
 
     main: str
     scores: dict[str, Interval]
-    """Of the main student, `teacher` and `anchor`."""
+    """Of the main student, `teacher`, `anchor` and `other`."""
     gap_closed: float | None
-    """Fraction of the gap between anchor and teacher; None without a gap or without all three scores."""
+    """Fraction of the gap between anchor and teacher; None without a gap or without all three scores, and for `plain`:
+    a student without a teacher closes nothing."""
     outcome: Outcome
     """Names the headline; `partial`: a score is missing, or the rows to compare it on; `gain`: over the anchor, while
-    the gap itself may be chance. The first three come before what a comparison says: a student with many invalid
-    answers, a teacher or a student that learned nothing."""
+    the gap itself may be chance; `plain`: the main student is plain fine-tuning. The first three come before what a
+    comparison says: a student with many invalid answers, a teacher or a student that learned nothing."""
     skills: dict[str, Skill]
     """Of the main student and `teacher`, as far as the run tells."""
     by_rows: bool
     """Whether the metric is the mean of the rows' own scores, as accuracy is and F1 is not."""
     over_anchor: Interval | None
-    """Mean row score of the student minus the anchor's, paired by row; None without shared rows."""
+    """Mean row score of the student minus the anchor's, paired by row; None without shared rows, and for `plain`."""
     over_teacher: Interval | None
     gap: Interval | None
     """Teacher minus anchor, likewise."""
     over_baseline: OverBaseline | None
+    other: str | None = None
+    """Beside plain fine-tuning: the best distilled student on validation. None for a main student with a teacher."""
+    over_main: Interval | None = None
+    """`other` minus the main student, likewise."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the main student is plain fine-tuning."""
+        return is_plain(self.main)
 
     @property
     def names_fraction(self) -> bool:
@@ -81,24 +91,36 @@ def verdict(results: Results) -> Verdict | None:
     names = [name for name in (main, "teacher", "anchor") if name and results.score(name)]
     if main is None or main not in names:
         return None
-    scores = {name: results.score(name) for name in names}
-    pairs = {"over_anchor": (main, "anchor"), "over_teacher": (main, "teacher"), "gap": ("teacher", "anchor")}
-    leads = {key: results.lead(*pair) if set(pair) <= scores.keys() else None for key, pair in pairs.items()}
+    other = results.best_with_teacher if is_plain(main) else None
+    leads = _leads(results, main, names)
     found = {name: skill_on_test(results, name) for name in names if name != "anchor"}
     skills = {name: skill for name, skill in found.items() if skill}
-    whole = len(names) == 3
-    closed = gap_closed(scores["anchor"].value, scores["teacher"].value, scores[main].value) if whole else None
+    scores = {name: results.score(name) for name in [*names, *([other] if other else [])]}
+    closed = None
+    if len(names) == 3 and not is_plain(main):
+        closed = gap_closed(scores["anchor"].value, scores["teacher"].value, scores[main].value)
+    compared = "plain" if is_plain(main) else _outcome(closed, **leads) if len(names) == 3 else "partial"
     return Verdict(
         main=main,
         scores=scores,
         gap_closed=closed,
-        outcome=_not_worth_praise(skills.get(main), skills.get("teacher"))
-        or (_outcome(closed, **leads) if whole else "partial"),
+        outcome=_not_worth_praise(skills.get(main), skills.get("teacher")) or compared,
         skills=skills,
         by_rows=_metric_is_row_mean(results),
         over_baseline=over_baseline(results, main),
+        other=other,
+        over_main=results.lead(other, main) if other else None,
         **leads,
     )
+
+
+def _leads(results: Results, main: str, scored: list[str]) -> dict[str, Interval | None]:
+    """`over_anchor`, `over_teacher` and `gap` of a verdict, as far as both models of a pair are scored."""
+    pairs = {"over_teacher": (main, "teacher"), "gap": ("teacher", "anchor")}
+    leads = {key: results.lead(*pair) if set(pair) <= set(scored) else None for key, pair in pairs.items()}
+    # Two ways to fine-tune: their difference says nothing about distillation.
+    comparable = "anchor" in scored and not is_plain(main)
+    return leads | {"over_anchor": results.lead(main, "anchor") if comparable else None}
 
 
 def _metric_is_row_mean(results: Results) -> bool:
@@ -231,22 +253,23 @@ def _validation_scores(results: Results, student: StudentRecords) -> dict[str, f
 
 @dataclass(frozen=True, slots=True)
 class GapRow:
-    """A distilled student between anchor and teacher."""
+    """A student between anchor and teacher."""
 
     model: str
     score: Interval
     gap_closed: float | None
+    """None without a gap, and for plain fine-tuning."""
     over_anchor: Interval | None
     over_teacher: Interval | None
 
 
 def gap_table(results: Results) -> list[GapRow]:
-    """For every distilled student: the fraction of the gap closed, and paired differences from anchor and teacher."""
+    """For every student: the fraction of the gap closed, and paired differences from anchor and teacher."""
     anchor, teacher = results.score("anchor"), results.score("teacher")
     rows = []
     for name in results.distilled if anchor and teacher else []:
         if score := results.score(name):
-            closed = gap_closed(anchor.value, teacher.value, score.value)
+            closed = None if is_plain(name) else gap_closed(anchor.value, teacher.value, score.value)
             rows.append(GapRow(name, score, closed, results.lead(name, "anchor"), results.lead(name, "teacher")))
     return rows
 

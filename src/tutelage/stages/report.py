@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.analysis.run_results import INPUTS, Results, read_results
+from tutelage.export.gguf_vocabulary import may_hold
 from tutelage.report import sections_confidence as confidence
 from tutelage.report import sections_run
 from tutelage.report import sections_scores as scores
@@ -89,6 +90,7 @@ def _sections(results: Results) -> dict[str, Any]:
     verdict, cascade = scores.verdict(results), confidence.cascade(results)
     schedules = [training.schedule(results, student) for student in students if student.stages]
     stalled = any(plan.stalls for plan in schedules if plan.model == results.main)
+    gguf = results.main is not None and may_hold(run / "distill" / results.main)
     return {
         "missing": {part: need for part, need in NEEDS.items() if not any(run.glob(need[0]))},
         "no_confidences": bool(results.summary) and not calibration,
@@ -97,7 +99,7 @@ def _sections(results: Results) -> dict[str, Any]:
         "size": sections_run.size(results),
         "deployed": sections_run.deployed(results),
         "outcomes": slices.outcomes(results),
-        "steps": sections_run.next_steps(results, verdict, cascade, stalled=stalled),
+        "steps": sections_run.next_steps(results, verdict, cascade, stalled=stalled, gguf=gguf),
         "scores": scores.score_table(results),
         "gap": scores.gap_table(results),
         "selection": scores.selection(results),
