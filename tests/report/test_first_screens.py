@@ -107,6 +107,26 @@ def test_the_first_slices_are_large_and_the_surest_come_first(tmp_path):
     assert "small" not in above and "Slices of fewer than 20 rows: 1" in below and "label small 19" in below
 
 
+def test_the_page_says_why_an_interval_without_0_has_no_mark(tmp_path):
+    run = make_fake_run(tmp_path, rows=40)
+    write_diagnosis(run, [sized("clear", 30, 0.3, p_value=0.01, p_holm=0.2), sized("dull", 30, 0.0, p_value=0.9)])
+    text = first_screens(run)
+    assert "label clear 30 +0.300 [+0.200, +0.400]" in re.sub(r"\s+", " ", text)
+    assert "corrected for all 2 tested slices (Holm)" in text and "even if its interval does not contain 0" in text
+
+
+@pytest.mark.parametrize("lang", ["en", "ko", "ja"])
+def test_no_line_of_the_headline_breaks_inside_a_name(tmp_path, lang):
+    rows = np.arange(1000)
+    run = scored_run(tmp_path, teacher=rows < 900, anchor=rows < 700, student=rows < 800)
+    scores = json.loads((run / "evaluate/scores.json").read_text())
+    lost = {"value": -0.1, "low": -0.15, "high": -0.05, "p_value": 0.001}
+    write(run / "evaluate/scores.json", scores | {"against_baseline": {MAIN: lost}})
+    source = build_report(run, title="t", lang=lang).read_text(encoding="utf-8")
+    headline = re.search(r'<h2 class="headline">.*?</h2>', source, re.S)[0]
+    assert '<span class="nb">TF-IDF</span>' in headline
+
+
 def test_a_page_without_wins_says_so(tmp_path):
     run = make_fake_run(tmp_path, rows=40)
     write_diagnosis(run, [sized("worse", 30, -0.2)])

@@ -79,8 +79,9 @@ def test_columns_name_the_model_that_is_compared_with(tmp_path):
 
 @pytest.mark.parametrize("lang", ["ko", "ja"])
 def test_the_page_says_so_in_every_language(tmp_path, lang):
-    text = Page(build_report(plain_run(tmp_path), title="t", lang=lang)).text
-    assert "Validation chose" not in text and "anchor" in text
+    page = Page(build_report(plain_run(tmp_path), title="t", lang=lang))
+    assert "Validation chose" not in page.text and "anchor" in page.text
+    assert "。 " not in re.search(r'<p class="lede">.*?</p>', page.source, re.S)[0]
 
 
 def test_a_run_of_plain_fine_tuning_alone(tmp_path):

@@ -276,7 +276,7 @@ def test_the_verdict_claims_no_more_than_the_rows_show(tmp_path, levels, words):
 
 def test_several_students_are_chosen_by_validation(page):
     # scd-aw ends at 0.82 on validation, td at 0.79.
-    assert "This page is about scd-aw/seed-0, the best student on validation" in page.text
+    assert "This page is about scd-aw/seed-0 , the best student on validation" in page.text
 
 
 def test_entities_and_lists_are_readable():
@@ -409,7 +409,7 @@ def test_the_headline_names_the_baseline_only_where_it_is_significantly_better(c
     path.write_text(json.dumps(scores), encoding="utf-8")
     page = Page(build_report(run, title="t"))
     headline = re.search(r'class="headline">(.*?)</h2>', page.source, re.DOTALL)[1]
-    assert ("TF-IDF with logistic regression" in headline) == (case == "worse")
+    assert ("TF-IDF</span> with logistic regression" in headline) == (case == "worse")
     assert f"which needs no language model, {words} ( {numbers} , p {p})" in page.text
     table = page.text.partition("Details")[2].partition("Arrow: lower")[0]
     assert table.count(f"{numbers} {p}") == len(scores["models"])

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from helpers.fake_run import INJECTION, Page, make_fake_run, write
-from tutelage.analysis.run_results import read_results
+from tutelage.analysis.run_results import read_lines, read_results
 from tutelage.report.charts import cascade_chart, curves, reliability_diagram
 from tutelage.report.page import slice_value
 from tutelage.report.sections_slices import slice_table
@@ -514,3 +514,18 @@ def test_an_export_that_lost_score_is_named_and_one_of_another_student_is_not(ru
     assert "gguf q4_0 scores significantly less than the student." in text and "No export scores" not in text
     save_file({"w": np.ones(1000, np.float32)}, run / "distill" / MAIN / "model.safetensors")  # trained again
     assert "deploy" not in page_of(run).sections
+
+
+def test_the_two_parts_of_the_rows_add_up_as_they_are_shown(tmp_path):
+    run = make_fake_run(tmp_path, rows=400)
+    path = run / "evaluate/predictions.jsonl"
+    lines = read_lines(path)
+    teacher = {line["id"]: line["nll"] for line in lines if line["model"] == "teacher"}
+    for place, line in enumerate(line for line in lines if line["model"] == MAIN):
+        line["nll"] = teacher[line["id"]] + (-0.1 if place < 83 else 0.1)
+    write_jsonl(path, lines)
+    page = build_report(run, title="t").read_text(encoding="utf-8")
+    table = re.search(r'<section id="split">.*?</table>', page, re.S)[0]
+    shown = re.findall(r'<th scope="row".*?</th>\s*<td class="n">(.*?)</td>\s*<td class="n">(.*?)</td>', table, re.S)
+    assert ("0.207", "0.793") in shown  # 83 and 317 of 400 rows; 0.7925 alone is rounded to 0.792
+    assert [round(float(sfs) + float(tfs), 6) for sfs, tfs in shown] == [1.0] * len(shown)
