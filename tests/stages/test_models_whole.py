@@ -15,7 +15,11 @@ from helpers.project import Command, make_project
 from helpers.tiny import byte_tokenizer, tiny_model
 from tutelage.doctor import examine_file
 from tutelage.errors import Kind
+from tutelage.models.generation import end_ids
+from tutelage.models.load import cut_vocabulary, load_model, load_trainable
 from tutelage.models.save import save_student
+from tutelage.recipe.load import load_recipe
+from tutelage.recipe.schema import Model
 from tutelage.training import run_models
 
 
@@ -58,10 +62,41 @@ def adapters_alone(folder: Path) -> None:
     byte_tokenizer().save_pretrained(folder)
 
 
+def as_whole_numbers(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    key = "model.layers.0.mlp.up_proj.weight"
+    save_file(weights | {key: (weights[key] * 10).to(torch.int8)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def end_that_is_text(folder: Path) -> None:
+    change_json(folder / "generation_config.json", eos_token_id=[256, "x"])
+
+
+def end_beyond_the_vocabulary(folder: Path) -> None:
+    change_json(folder / "generation_config.json", eos_token_id=[256, 9999])
+
+
+def end_in_config_beyond_the_vocabulary(folder: Path) -> None:
+    change_json(folder / "config.json", eos_token_id=10**9)
+
+
+def no_longest_text(folder: Path) -> None:
+    change_json(folder / "tokenizer_config.json", model_max_length="x")
+
+
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
+        (as_whole_numbers, Kind.WEIGHTS_NOT_FLOATS),
+        (end_that_is_text, Kind.END_IDS_INVALID),
+        (end_beyond_the_vocabulary, Kind.END_IDS_INVALID),
+        (end_in_config_beyond_the_vocabulary, Kind.END_IDS_INVALID),
+        (no_longest_text, None),
         (without_head, Kind.WEIGHTS_INCOMPLETE),
         (with_nan, Kind.WEIGHTS_NOT_FINITE),
         (too_small, Kind.EMBEDDINGS_TOO_SMALL),
@@ -90,6 +125,45 @@ def test_a_checkpoint_that_is_not_whole_is_found_before_the_cache(tmp_path, comm
     assert f"[{Kind.WEIGHTS_INCOMPLETE}]" in command.err and "checkpoint-2" in command.err
     check = next(check for check in examine_file(recipe) if check.status == "fail")
     assert (check.kind, check.change) == (Kind.WEIGHTS_INCOMPLETE, "teach.checkpoints=...")
+
+
+def test_adapters_that_are_whole_numbers_or_of_no_base_are_refused(tmp_path, command):
+    own = tmp_path / "own" / "checkpoint-1"
+    recipe = make_project(
+        tmp_path,
+        teach={"checkpoints": str(own.parent), "trainer": {}},
+        teacher={"lora": {"target_modules": ["q_proj"]}},
+    )
+    trained = load_trainable(load_recipe(recipe).recipe.teacher, None, 0)
+    trained.save_pretrained(own)
+    assert command("prepare", recipe) == 0, command.err
+    change_json(own / "adapter_config.json", base_model_name_or_path=["x"])
+    assert command("prepare", recipe, "--force") == 2 and "base_model_name_or_path" in command.err
+    change_json(own / "adapter_config.json", base_model_name_or_path=str(tmp_path / "models" / "teacher"))
+    weights = load_file(own / "adapter_model.safetensors")
+    save_file({key: weight.to(torch.int8) for key, weight in weights.items()}, own / "adapter_model.safetensors")
+    assert command("prepare", recipe, "--force") == 2 and f"[{Kind.WEIGHTS_NOT_FLOATS}]" in command.err
+    check = next(check for check in examine_file(recipe) if check.status == "fail")
+    assert (check.kind, check.change) == (Kind.WEIGHTS_NOT_FLOATS, "teach.checkpoints=...")
+
+
+def test_masks_and_positions_of_a_file_are_no_weights(tmp_path, command):
+    recipe = make_project(tmp_path)
+    model = tiny_model(1, "gpt2")
+    model.save_pretrained(tmp_path / "models" / "student")
+    path = tmp_path / "models" / "student" / "model.safetensors"
+    buffers = {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8)}
+    buffers["transformer.position_ids"] = torch.arange(8)
+    save_file(load_file(path) | buffers, path, {"format": "pt"})
+    assert command("prepare", recipe) == 0, command.err
+
+
+def test_a_cut_vocabulary_leaves_no_end_beyond_it(tmp_path):
+    model = tiny_model(1, vocab_size=320, eos_token_id=[256, 300])
+    model.generation_config.eos_token_id = [300]
+    cut_vocabulary(model, 258)
+    save_student(model, byte_tokenizer(), tmp_path / "cut")
+    assert end_ids(load_model(Model(model_name_or_path=str(tmp_path / "cut"))), byte_tokenizer()) == [256]
 
 
 def test_adapters_on_a_tied_head_are_refused_before_anything_trains(tmp_path, command):

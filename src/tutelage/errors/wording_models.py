@@ -100,6 +100,15 @@ TEXTS: dict[Kind, Text] = {
     ),
     Kind.WEIGHTS_INCOMPLETE: _incomplete,
     Kind.WEIGHTS_NOT_FINITE: _not_finite,
+    Kind.WEIGHTS_NOT_FLOATS: lambda v: (
+        f"{v['count']:,} weights in {v['name']} are stored as {v['dtype']} ({_first(v['first'], v['count'])}), and"
+        " config.json has no quantization_config that says what these numbers stand for. Write the model again with its"
+        " weights in float32 or bfloat16 (model.save_pretrained), or take the original"
+    ),
+    Kind.END_IDS_INVALID: lambda v: (
+        f"{v['file']} of {v['name']} says that answers end with the token {', '.join(map(repr, v['wrong']))}, and"
+        f" ids of this model's tokens are whole numbers from 0 to {v['rows'] - 1:,}: correct eos_token_id in that file"
+    ),
     Kind.WEIGHTS_NOT_SAFETENSORS: (
         "{name} has no {file}, and only safetensors are read, since other formats can run code: load it where you trust"
         " it and write it again, model.save_pretrained(FOLDER)"

@@ -13,7 +13,7 @@ from torch import nn
 from tutelage.errors import ConfigError, Kind, ModelError, Problem
 from tutelage.errors.wording import first_line
 from tutelage.models.placement import settle_adapters, staying_in_place
-from tutelage.models.weights import Found, check_finite
+from tutelage.models.weights import Found, check_finite, check_stored_types
 from tutelage.recipe.schema import Lora
 from tutelage.recipe.values import wrong
 from tutelage.utils.integrity import MODEL_FILES, check_folder, present
@@ -119,6 +119,7 @@ def load_adapter(base: nn.Module, folder: Path, *, trainable: bool = False) -> A
         settle_adapters(adapted, load_file(folder / WEIGHTS))
     keys = {"missing_keys": found.missing_keys, "unexpected_keys": found.unexpected_keys}
     Found({**keys, "mismatched_keys": [], "error_msgs": []}).refuse(str(folder))
+    check_stored_types(folder, adapted)
     check_finite(((name, weight) for name, weight in adapted.named_parameters() if "lora_" in name), str(folder))
     _refuse_tied(adapted, tied, str(folder))
     return adapted if trainable else adapted.eval()

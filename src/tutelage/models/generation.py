@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor
 
 from tutelage.data.collate import pad_id_of, vocabulary_of
-from tutelage.errors import DataError, problems
+from tutelage.errors import DataError, Kind, ModelError, Problem, problems
 from tutelage.models.forward import evaluating
 from tutelage.models.heads import takes_logits_to_keep
 from tutelage.models.placement import device_of, without_gradients
@@ -263,11 +263,40 @@ def pad_left(prompts: list[Sequence[int]], pad_id: int, device: torch.device) ->
 
 def end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
     """Token ids that end an answer: the tokenizer's, and those of the model's config and generation config."""
+    configured = itertools.chain.from_iterable(_ends(config) for config in _configs(model).values())
+    return sorted({tokenizer.eos_token_id, *configured} - {None})
+
+
+def check_ends(model: nn.Module, name: str) -> None:
+    """Raises ModelError for a config or generation config that ends answers with something that is no token of the
+    model. name: of the model."""
+    rows = len(model.get_input_embeddings().weight)
+    for file, config in _configs(model).items():
+        wrong = [end for end in _ends(config) if type(end) is not int or not 0 <= end < rows]
+        if wrong:
+            raise ModelError(
+                Problem(Kind.END_IDS_INVALID, values={"name": name, "file": file, "wrong": wrong, "rows": rows})
+            )
+
+
+def drop_ends(model: nn.Module, vocabulary: int) -> None:
+    """Take ids that are not below `vocabulary` out of what ends an answer."""
+    for config in _configs(model).values():
+        ends = _ends(config)
+        if any(end >= vocabulary for end in ends):
+            config.eos_token_id = [end for end in ends if end < vocabulary] or None
+
+
+def _configs(model: nn.Module) -> dict[str, Any]:
+    """What says which tokens end an answer, by the name of its file."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    configs = plain.generation_config, plain.config.get_text_config()
-    configured = [getattr(config, "eos_token_id", None) for config in configs]
-    lists = [ends if isinstance(ends, list) else [ends] for ends in configured]
-    return sorted({end for end in itertools.chain([tokenizer.eos_token_id], *lists) if end is not None})
+    return {"generation_config.json": plain.generation_config, "config.json": plain.config.get_text_config()}
+
+
+def _ends(config: Any) -> list[Any]:
+    """The entries of `eos_token_id`, as they are written."""
+    ends = getattr(config, "eos_token_id", None)
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

@@ -16,9 +16,10 @@ from tutelage.data.collate import vocabulary_of
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.errors.wording import first_line
 from tutelage.models.adapters import has_adapters, load_adapter, merged, with_lora
+from tutelage.models.generation import check_ends, drop_ends
 from tutelage.models.padding import KNOWN_TO_READ, check_padding
 from tutelage.models.placement import device, is_held_apart, loading_options, read_as_trained
-from tutelage.models.weights import WRAPPERS, Found, check_files, check_finite
+from tutelage.models.weights import WRAPPERS, Found, check_files, check_finite, check_stored_types
 from tutelage.recipe.schema import Model
 from tutelage.utils import ranks
 from tutelage.utils.console import Screen
@@ -34,7 +35,7 @@ def load_tokenizer(model: Model) -> Any:
     """Tokenizer of a model, from transformers' own files if there are any. A model with tekken.json alone is read by
     mistral-common, where that is installed; such a tokenizer cannot be saved in transformers' format, so it comes last.
 
-    Raises ModelError if there is none, or if it has no end-of-sequence token.
+    Raises ModelError if there is none, if it cannot be used, or if it has no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
@@ -45,6 +46,7 @@ def load_tokenizer(model: Model) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, mistral_format=False, **options)
         if tokenizer.eos_token_id is None:  # tekken.json alone: mistral-common knows what its special tokens are
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer.decode(tokenizer(["a"])["input_ids"][0])  # some of its settings are looked at here alone
     except Exception as error:  # transformers and tokenizers raise whatever a wrong file leads to
         raise ModelError(f"cannot load a tokenizer from {name!r}: {first_line(error)}") from error
     check_ending(tokenizer, f"the tokenizer of {name!r}")
@@ -120,6 +122,7 @@ def cut_vocabulary(model: nn.Module, vocabulary: int) -> nn.Module:
         return model
     if config.pad_token_id is not None and config.pad_token_id >= vocabulary:
         config.pad_token_id = None  # an embedding without this row cannot be made
+    drop_ends(model, vocabulary)
     ids = torch.arange(min(vocabulary, 16), device=model.device)[None]
     with torch.no_grad(), torch.random.fork_rng():
         before = model(ids).logits[..., :vocabulary]
@@ -272,6 +275,9 @@ def _load_full(model: Model, name: str, **options: Any) -> nn.Module:
         if found.complete:
             _say_stripped(name, prefix)
     found.refuse(name)
+    if getattr(loaded.config, "quantization_config", None) is None:
+        check_stored_types(Path(name), loaded)
+    check_ends(loaded, name)
     if loaded.get_output_embeddings().weight is not loaded.get_input_embeddings().weight:
         loaded.config.get_text_config().tie_word_embeddings = False  # a file can hold both, whatever the config says
     return loaded

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,44 @@ def _finite(weight: Tensor) -> bool:
 def check_files(folder: Path) -> None:
     """Read every safetensors file of a folder, one weight at a time. Raises ModelError for one that is damaged, or for
     weights that are NaN or infinite."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with _opened(path) as file:
+            check_finite(((key, file.get_tensor(key)) for key in file.keys()), str(path))  # noqa: SIM118
+
+
+def check_stored_types(folder: Path, model: nn.Module) -> None:
+    """Raises ModelError for weights that are stored as whole numbers: torch would take these numbers for the weights,
+    and what they stand for (a scale, a table) is known to quantized models alone. Values are not read.
+
+    model: as loaded from the folder, or with adapters from it. Models also store buffers that are whole numbers.
+    """
+    floats = [f".{name.replace('.default.', '.')}" for name, w in model.named_parameters() if w.is_floating_point()]
+    for path in sorted(folder.glob("*.safetensors")):
+        with _opened(path) as file:
+            types = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        whole = [key for key, dtype in types.items() if not dtype.startswith(("F", "BF")) and _is_weight(key, floats)]
+        if whole:
+            values = {"name": str(path), "first": whole[:SHOWN], "count": len(whole), "dtype": types[whole[0]]}
+            raise ModelError(Problem(Kind.WEIGHTS_NOT_FLOATS, values=values))
+
+
+def _is_weight(key: str, floats: Iterable[str]) -> bool:
+    """Whether a name in a file is that of a weight. floats: names of the model's weights, with a dot in front; files
+    may leave out their first parts, or have more."""
+    named = f".{key}"
+    return named.endswith(".weight") or ".lora_" in named or any(n.endswith(named) or named.endswith(n) for n in floats)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises ModelError for one that is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                check_finite(((key, file.get_tensor(key)) for key in file.keys()), str(path))  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is damaged or no safetensors file ({error}): copy or make it again") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged or no safetensors file ({error}): copy or make it again") from error
 
 
 def fingerprint_of(model: nn.Module) -> str:

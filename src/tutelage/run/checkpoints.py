@@ -37,7 +37,22 @@ def base_of(checkpoints: str | list[str]) -> str:
     """
     first = _folders(checkpoints)[0]
     adapter = first / "adapter_config.json"
-    return read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else str(first)
+    if not adapter.is_file():
+        return str(first)
+    base = _base_in(adapter)
+    if base is None:
+        raise ModelError(f"{adapter} does not name the adapters' base: write its base_model_name_or_path there")
+    return base
+
+
+def _base_in(adapter: Path) -> str | None:
+    """The base that an adapter_config.json names. Raises ModelError if that is no name."""
+    base = _read_object(adapter).get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise ModelError(
+            f"{adapter}: base_model_name_or_path is {base!r}, which is no name of a model: write a folder or a Hub id"
+        )
+    return base
 
 
 def _folders(where: str | list[str]) -> list[Path]:
@@ -72,7 +87,7 @@ def _check_checkpoint(folder: Path, base: Model) -> None:
     """Refuse a checkpoint folder that cannot be one of this teacher's."""
     expected = _read_config(Path(base.model_name_or_path))
     if (folder / "adapter_config.json").is_file():
-        adapter_base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        adapter_base = _base_in(folder / "adapter_config.json")
         if adapter_base and not _same_model(adapter_base, base.model_name_or_path):
             missing = "" if Path(adapter_base).exists() else ", which is not a folder here"
             raise ModelError(
