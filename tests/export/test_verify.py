@@ -177,6 +177,7 @@ def test_a_run_with_other_labels_is_refused(run, command, runtime, tmp_path):
     path = run / "prepare" / "data.json"
     other = shutil.copytree(run / "prepare", tmp_path / "other" / "prepare").parent
     (other / "prepare" / "manifest.json").unlink()
+    shutil.copy(run / "recipe.yaml", other)
     (other / "prepare" / "data.json").write_text(json.dumps({**json.loads(path.read_text()), "labels": ["x"]}))
     assert command("export", run / STUDENT, "--to", "gguf", "--output", tmp_path / "out", "--verify", other) == 2
     assert "other labels than the student" in command.err and not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet
@@ -126,6 +127,27 @@ def test_rows_below_the_threshold_are_answered_by_the_teacher(folder, command, t
 def test_options_that_do_not_fit_are_refused(folder, command, reviews, words, message):
     assert command("predict", folder / "run", "--input", reviews, *words) == 2
     assert message in command.err
+
+
+@pytest.mark.parametrize(
+    ("usage", "why"),
+    [
+        ({"task": {"type": "ner"}}, "its task is ner, and the student's classification"),
+        ({"task": {"labels": ["red", "no"]}}, "it has other labels than the student"),
+        ({"choice": True}, "its questions have choices, and the student's free answers"),
+        ({"task": {"labels": ["blue", "red", "green"]}}, None),
+    ],
+)
+def test_a_teacher_that_gives_other_answers_is_refused(folder, command, tmp_path, reviews, usage, why):
+    """Deferred rows were answered by it without a word."""
+    teacher = shutil.copytree(folder / STUDENT, tmp_path / "teacher")
+    (teacher / "manifest.json").unlink()
+    own = json.loads((teacher / "tutelage.json").read_text())
+    changed = {**own, **usage, "task": own["task"] | usage.get("task", {})}
+    (teacher / "tutelage.json").write_text(json.dumps(changed))
+    words = ["--input", reviews, "--column", "text=review", "--teacher", teacher, "--defer-below", "0.9"]
+    assert command("predict", folder / STUDENT, *words) == (2 if why else 0)
+    assert why is None or (f"{teacher} cannot answer for this student: {why}" in command.err and not command.out)
 
 
 def test_a_student_alone_has_no_other_model_and_no_teacher(folder, command, tmp_path, reviews):
