@@ -68,6 +68,15 @@ def test_a_table_of_rows_from_standard_input_is_refused(folder, command, tmp_pat
     assert "FILE.jsonl" in command.err and not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.parametrize("name", ["o.xlsx", "o.csv.gz", "o.json", "o"])
+def test_an_output_of_a_format_that_is_not_written_is_refused(folder, command, tmp_path, reviews, name):
+    """JSON lines were written under that name."""
+    words = ["predict", folder / STUDENT, "--input", reviews, "--column", "text=review", "--output"]
+    assert command(*words, tmp_path / name) == 2
+    assert "ends in .jsonl, .csv, .tsv or .parquet, such as o.jsonl" in command.err
+    assert not list(tmp_path.glob("o*"))
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_a_table_keeps_the_inputs_columns(folder, command, tmp_path, reviews, ending):
     plain, table = tmp_path / "plain.jsonl", tmp_path / f"out.{ending}"

@@ -162,8 +162,8 @@ def cascades(
     """The cascade of each student and the teacher, by student.
 
     students, teacher: [rows] scores in [0, 1]. confidences: [rows] of each student; the rows with the lowest go to the
-    teacher, equal ones in the order of the rows. costs: of a student's call, in calls of the teacher; None if unknown. always:
-    [rows] whether a student's row goes to the teacher whatever its confidence, since its answer cannot be used.
+    teacher, equal ones in the order of the rows. costs: of a student's call, in calls of the teacher; None if unknown.
+    always: [rows] whether a student's row goes to the teacher whatever its confidence, since its answer cannot be used.
     """
     first = {name: always[name] if always else np.zeros(len(teacher), dtype=bool) for name in students}
     order = {name: np.lexsort((confidences[name], ~first[name])) for name in students}  # stable

@@ -31,7 +31,7 @@ from tutelage.run.manifest import folder_fingerprint
 from tutelage.run.run_folder import RunFolder
 from tutelage.utils.bootstrap import widened
 from tutelage.utils.console import Screen, print_table
-from tutelage.utils.files import read_json, read_jsonl, write_json
+from tutelage.utils.files import read_jsonl, write_json
 from tutelage.utils.format import file_size, metric_words, signed_span, span
 
 VERIFIED = "verified.json"

@@ -101,8 +101,7 @@ class Predictor:
 
 
 class Cascade:
-    """The student's answers, and the teacher's where the student's confidence is below a threshold, or its answer cannot
-    be used."""
+    """The student's answers, and the teacher's where the student is unsure (`is_unsure`)."""
 
     def __init__(self, student: Answers, teacher: Answers, defer_below: float) -> None:
         """defer_below: in [0, 1]."""
