@@ -432,6 +432,17 @@ def test_files_named_alike_are_the_splits_of_one_set(tmp_path, train, folder):
     )
 
 
+def test_bytes_beside_the_text_are_no_input(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    own = [{**row, "image": b"\xff\xd8" + bytes([n])} for n, row in enumerate(rows("train"))]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(own), tmp_path / "r.parquet")
+    recipe, found = read(initialise("r.parquet"))
+    assert recipe.task.type == "classification" and found.examples["train"]
+    assert "image" not in (tmp_path / "r_data" / "train.jsonl").read_text()
+
+
 def test_the_advice_is_not_to_train_on_the_test_file(tmp_path):
     for name in ("a_test.jsonl", "b.jsonl", "c.jsonl"):
         write_rows(tmp_path / "own" / name, rows("train"))

@@ -205,7 +205,7 @@ def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, notes: list[str]) 
     """
     folder = recipe.with_name(f"{recipe.stem}_data")
     paths = {split: folder / f"{split}.jsonl" for split in ("train", "test")}
-    answered = [row for row, _ in rows if not _unanswered(row, guess)]
+    answered = [_without_bytes(row) for row, _ in rows if not _unanswered(row, guess)]
     if answered and len(answered) < len(rows):
         count = len(rows) - len(answered)
         notes.append(f"{count:,} of {len(rows):,} rows have no answer ({guess.gold}) and are left out")
@@ -233,6 +233,11 @@ def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, notes: list[str]) 
         f" {paths['test']}, the others {paths['train']}"
     )
     return {"dataset": str(folder)} | ({"columns": guess.columns} if guess.columns else {}), len(parts["train"])
+
+
+def _without_bytes(row: Row) -> Row:
+    """A row without cells, such as images, that JSON lines cannot hold and no prompt shows."""
+    return {name: value for name, value in row.items() if not isinstance(value, bytes)}
 
 
 def _groups(rows: Sequence[Row], guess: Guess) -> dict[str, list[Row]]:
