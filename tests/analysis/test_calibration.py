@@ -61,6 +61,26 @@ def test_a_cascade_goes_from_student_to_teacher():
     assert points[10]["threshold"] == 20.0  # half of the rows, those below, were passed on
 
 
+def test_rows_that_always_go_to_the_teacher_are_the_first_at_every_threshold():
+    """The surest six rows cannot be parsed: a cascade of fewer does not happen, and the student alone is no cascade."""
+    always = np.arange(40) >= 34
+    made = cascades(
+        {"s": STUDENT}, TEACHER, {"s": np.arange(40.0) / 40}, {"s": 0.25}, always={"s": always}, resamples=50
+    )["s"]
+    shares = [0.0, *(n / 20 for n in range(3, 21))]
+    assert [point["share"] for point in made["points"]] == pytest.approx(shares)
+    alone, fewest, more = made["points"][:3]
+    assert (alone["score"], alone["threshold"]) == (0.5, None)
+    assert fewest["threshold"] == 0.0 and fewest["score"] == np.where(always, TEACHER, STUDENT).mean()
+    assert more["share"] == 0.2 and more["threshold"] == 2 / 40
+    assert made["points"][-1]["threshold"] is None and made["points"][-2]["threshold"] == 32 / 40
+
+
+def test_no_threshold_below_the_lowest_confidence_passes_on_a_new_row():
+    points = cascade(np.linspace(0.2, 1.0, 40))["points"]
+    assert points[0]["threshold"] == 0.0 and points[1]["threshold"] == pytest.approx(0.2 + 2 * 0.8 / 39)
+
+
 def test_an_ideal_confidence_reaches_the_oracle_router_and_its_reverse_does_not():
     ideal, reverse = cascade(STUDENT - TEACHER), cascade(TEACHER - STUDENT)
     half = ideal["points"][10]

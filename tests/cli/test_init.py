@@ -413,6 +413,43 @@ def test_a_test_file_named_like_the_training_file_is_used(tmp_path):
     assert (data.validation, data.test) == (["intents_dev.jsonl"], ["intents_test.jsonl"])
 
 
+@pytest.mark.parametrize("train", ["intents.jsonl", "intents_train.jsonl", "intents-training.jsonl"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_files_named_alike_are_the_splits_of_one_set(tmp_path, train, folder):
+    """The quickstart's own pair, intents.csv and intents_test.csv: its test rows were left out, and in a folder the
+    test file was to be named as the training file."""
+    mark = "-" if "-" in train else "_"
+    for name, part in (
+        (train, "train"),
+        (f"intents{mark}dev.jsonl", "validation"),
+        (f"intents{mark}test.jsonl", "test"),
+    ):
+        write_rows(tmp_path / "own" / name, rows(part))
+    recipe, found = read(initialise("own" if folder else f"own/{train}"))
+    assert recipe.data.train == [f"own/{train}"] and recipe.data.test == [f"own/intents{mark}test.jsonl"]
+    assert recipe.data.validation == [f"own/intents{mark}dev.jsonl"] and len(found.examples["test"]) == len(
+        rows("test")
+    )
+
+
+def test_bytes_beside_the_text_are_no_input(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    own = [{**row, "image": b"\xff\xd8" + bytes([n])} for n, row in enumerate(rows("train"))]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(own), tmp_path / "r.parquet")
+    recipe, found = read(initialise("r.parquet"))
+    assert recipe.task.type == "classification" and found.examples["train"]
+    assert "image" not in (tmp_path / "r_data" / "train.jsonl").read_text()
+
+
+def test_the_advice_is_not_to_train_on_the_test_file(tmp_path):
+    for name in ("a_test.jsonl", "b.jsonl", "c.jsonl"):
+        write_rows(tmp_path / "own" / name, rows("train"))
+    with pytest.raises(DataError, match=r"\(tutelage init own/b\.jsonl\)"):
+        initialise("own")
+
+
 @pytest.mark.parametrize("names", [("train-v1.1.json", "dev-v1.1.json"), ("eng.train", "eng.testa", "eng.testb")])
 def test_squads_and_conlls_own_file_names_are_known_in_a_folder(tmp_path, names):
     for number, name in enumerate(names):

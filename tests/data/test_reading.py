@@ -15,8 +15,10 @@ from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from helpers.files import CLASSIFY, NER, QA, example, labelled, read, recipe, write
 from tutelage.data.dataset import load_rows
 from tutelage.data.readers import SPLIT_NAMES, find_files, read_hub, read_rows
+from tutelage.data.row_formats import example_from_row
 from tutelage.data.splits import data_fingerprint
 from tutelage.errors import DataError
+from tutelage.recipe.schema import Data, Task
 
 # --- files ---
 
@@ -167,6 +169,26 @@ def hub(monkeypatch, splits):
     """The hub, holding a data set with these splits in memory."""
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split, revision: splits[split])
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *args, **kwargs: list(splits))
+
+
+def test_bytes_in_parquet_are_refused_only_where_a_text_is_needed(tmp_path):
+    """An image beside the text made the whole file unreadable."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"text": [b"one", "둘".encode()], "image": [b"\xff\xd8", b"plain"], "label": ["a", "b"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    rows = read_rows([str(tmp_path / "a.parquet")])
+    assert [row for row, _ in rows] == [
+        {"text": "one", "image": b"\xff\xd8", "label": "a"},
+        {"text": "둘", "image": "plain", "label": "b"},
+    ]
+    row, place = rows[0]
+    task = Task(type="classification", labels=["a", "b"])
+    assert example_from_row(row, place=place, split="train", task=task, data=Data(), labels=["a", "b"]).answer == "a"
+    for data in (Data(columns={"text": "image"}), Data(template="{image}")):
+        with pytest.raises(DataError, match=r"row 1: .*bytes instead of text"):
+            example_from_row(row, place=place, split="train", task=task, data=data, labels=["a", "b"])
 
 
 def test_label_numbers_at_any_depth_become_names_from_the_hub_and_from_its_parquet_files(tmp_path, monkeypatch):

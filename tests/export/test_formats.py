@@ -94,6 +94,27 @@ def test_matrices_are_quantised_and_vectors_are_not(llama_cpp, precision, tmp_pa
     assert gap <= largest * {"q8_0": 1 / 254, "q4_0": 1 / 8, "bf16": 1 / 256, "f16": 1 / 2048}[precision] * 1.01
 
 
+def test_a_precision_that_no_matrix_can_take_is_refused(llama_cpp, tmp_path):
+    found = small_student(tmp_path / "student", COLOR_ROWS, COLOR_TASK, passes=0, hidden=48, intermediate_size=144)
+    for precision in ("q8_0", "q4_0"):
+        with pytest.raises(ModelError, match=f"--quantize {precision}: .* have 48 or 144, .*Type --quantize f16") as no:
+            write_export(found, tmp_path / "export", "gguf", precision)
+        assert no.value.kind == Kind.EXPORT_NOT_QUANTISED and not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("precision", ["q8_0", "q4_0"])
+def test_matrices_that_cannot_be_quantised_are_counted(llama_cpp, precision, tmp_path):
+    from gguf import GGUFReader
+
+    found = small_student(tmp_path / "student", COLOR_ROWS, COLOR_TASK, passes=0, intermediate_size=144)
+    exported = write_export(found, tmp_path / "export", "gguf", precision)
+    kinds = [tensor.tensor_type.name for tensor in GGUFReader(exported.folder / "model.gguf").tensors]
+    assert exported.kept == (kinds.count("F16"), len(kinds) - kinds.count("F32")) == (2, 16)
+    about = json.loads((exported.folder / "export.json").read_text())
+    assert about["precision"] == precision and about["kept_in_f16"] == {"matrices": 2, "of": 16}
+    assert write_export(found, tmp_path / "whole", "gguf", "f16").kept is None
+
+
 def test_one_of_the_labels_is_written_and_nothing_else(llama_cpp, tmp_path):
     found = small_student(tmp_path / "student", COLOR_ROWS, LABELS, passes=0)
     exported = write_export(found, tmp_path / "export", "gguf", None)

@@ -47,15 +47,17 @@ class Runtime:
         """What the student answers, by row."""
         self.answers: list[str] = []
         """What its export answers; empty: as the student."""
+        self.kept: tuple[int, int] | None = None
+        """Matrices that could not be quantised, of all."""
         self.jobs: list[measure.Job] = []
         monkeypatch.setattr(importlib.util, "find_spec", lambda package: True)
-        monkeypatch.setattr(formats, "_write_gguf", self.write)
+        monkeypatch.setitem(formats._WRITERS, "gguf", self.write)
         monkeypatch.setattr(formats, "measure", self.measure)
         monkeypatch.setattr(verify, "measure", self.measure)
 
-    def write(self, found: Any, predictor: Any, draft: Path, precision: str | None) -> tuple[str, list[int]]:
+    def write(self, found: Any, predictor: Any, draft: Path, precision: str | None) -> tuple[str, list[int], Any]:
         (draft / "model.gguf").write_bytes(b"weights")
-        return precision or "f32", [predictor.evaluator.encoder.tokenizer.eos_token_id]
+        return precision or "f32", [predictor.evaluator.encoder.tokenizer.eos_token_id], self.kept
 
     def measure(self, job: measure.Job) -> measure.Measured:
         self.jobs.append(job)
@@ -99,6 +101,27 @@ def test_both_answer_the_same_prompts_and_the_result_is_written(run, command, ru
     assert record["original"]["peak_memory"] > 10**8
     assert record == json.loads((run / "export" / "scd-aw" / "seed-0" / "gguf-f32.json").read_text())
     assert "gguf f32, llama.cpp" in command.out and "same answer on 6 of 6 rows" in command.err
+
+
+def test_an_export_that_is_there_is_verified(run, command, runtime, tmp_path):
+    out = ["export", run / STUDENT, "--to", "gguf", "--output", tmp_path / "out"]
+    assert command(*out) == 0 and not (tmp_path / "out" / "verified.json").exists()
+    assert command(*out, "--quantize", "q8_0", "--verify", run) == 2 and f"[{Kind.FILE_EXISTS}]" in command.err
+    (tmp_path / "out" / "model.gguf").write_bytes(b"not written again")
+    for precision in ([], ["--quantize", "f32"]):
+        assert command(*out, *precision, "--verify", run) == 0
+        assert (tmp_path / "out" / "model.gguf").read_bytes() == b"not written again"
+    record = json.loads((tmp_path / "out" / "verified.json").read_text())
+    assert record["precision"] == "f32" and record["model"] == "scd-aw/seed-0"
+    other = json.loads((tmp_path / "out" / "export.json").read_text()) | {"student": "another"}
+    (tmp_path / "out" / "export.json").write_text(json.dumps(other))
+    assert command(*out, "--verify", run) == 2 and f"[{Kind.FILE_EXISTS}]" in command.err
+
+
+def test_matrices_that_were_not_quantised_are_told(run, command, runtime, tmp_path):
+    runtime.kept = (2, 16)
+    assert command("export", run / STUDENT, "--to", "gguf", "--quantize", "q8_0", "--output", tmp_path / "out") == 0
+    assert "2 of 16 matrices kept in f16" in command.err
 
 
 def test_a_drop_is_an_error_unless_it_is_accepted(run, command, runtime, tmp_path):
@@ -147,16 +170,17 @@ def test_the_card_shows_exports_of_this_student_only(run, command, runtime, tmp_
 )
 def test_options_that_do_not_fit_are_refused(run, command, runtime, tmp_path, words, message):
     assert command("export", run / STUDENT, "--output", tmp_path / "out", *words) == 2
-    assert message in command.err
+    assert message in command.err and not (tmp_path / "out").exists()
 
 
 def test_a_run_with_other_labels_is_refused(run, command, runtime, tmp_path):
     path = run / "prepare" / "data.json"
     other = shutil.copytree(run / "prepare", tmp_path / "other" / "prepare").parent
     (other / "prepare" / "manifest.json").unlink()
+    shutil.copy(run / "recipe.yaml", other)
     (other / "prepare" / "data.json").write_text(json.dumps({**json.loads(path.read_text()), "labels": ["x"]}))
     assert command("export", run / STUDENT, "--to", "gguf", "--output", tmp_path / "out", "--verify", other) == 2
-    assert "other labels than the student" in command.err
+    assert "other labels than the student" in command.err and not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten(run, command, runtime, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet
@@ -67,6 +68,15 @@ def test_a_table_of_rows_from_standard_input_is_refused(folder, command, tmp_pat
     assert "FILE.jsonl" in command.err and not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.parametrize("name", ["o.xlsx", "o.csv.gz", "o.json", "o"])
+def test_an_output_of_a_format_that_is_not_written_is_refused(folder, command, tmp_path, reviews, name):
+    """JSON lines were written under that name."""
+    words = ["predict", folder / STUDENT, "--input", reviews, "--column", "text=review", "--output"]
+    assert command(*words, tmp_path / name) == 2
+    assert "ends in .jsonl, .csv, .tsv or .parquet, such as o.jsonl" in command.err
+    assert not list(tmp_path.glob("o*"))
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_a_table_keeps_the_inputs_columns(folder, command, tmp_path, reviews, ending):
     plain, table = tmp_path / "plain.jsonl", tmp_path / f"out.{ending}"
@@ -126,6 +136,27 @@ def test_rows_below_the_threshold_are_answered_by_the_teacher(folder, command, t
 def test_options_that_do_not_fit_are_refused(folder, command, reviews, words, message):
     assert command("predict", folder / "run", "--input", reviews, *words) == 2
     assert message in command.err
+
+
+@pytest.mark.parametrize(
+    ("usage", "why"),
+    [
+        ({"task": {"type": "ner"}}, "its task is ner, and the student's classification"),
+        ({"task": {"labels": ["red", "no"]}}, "it has other labels than the student"),
+        ({"choice": True}, "its questions have choices, and the student's free answers"),
+        ({"task": {"labels": ["blue", "red", "green"]}}, None),
+    ],
+)
+def test_a_teacher_that_gives_other_answers_is_refused(folder, command, tmp_path, reviews, usage, why):
+    """Deferred rows were answered by it without a word."""
+    teacher = shutil.copytree(folder / STUDENT, tmp_path / "teacher")
+    (teacher / "manifest.json").unlink()
+    own = json.loads((teacher / "tutelage.json").read_text())
+    changed = {**own, **usage, "task": own["task"] | usage.get("task", {})}
+    (teacher / "tutelage.json").write_text(json.dumps(changed))
+    words = ["--input", reviews, "--column", "text=review", "--teacher", teacher, "--defer-below", "0.9"]
+    assert command("predict", folder / STUDENT, *words) == (2 if why else 0)
+    assert why is None or (f"{teacher} cannot answer for this student: {why}" in command.err and not command.out)
 
 
 def test_a_student_alone_has_no_other_model_and_no_teacher(folder, command, tmp_path, reviews):

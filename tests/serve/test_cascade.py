@@ -4,6 +4,7 @@ validation."""
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from statistics import median
 
@@ -159,12 +160,16 @@ def test_the_students_answer_stands_where_the_teacher_fails(student, teacher, pr
         ({"defer_below": "nan"}, ConfigError, "from 0 to 1, or auto"),
         ({"defer_below": "0.5"}, ConfigError, "add --teacher RUN"),
         ({"defer_below": "auto"}, ConfigError, "type one, --defer-below"),
+        ({"teacher": "ner", "defer_below": "0.5"}, ModelError, "its task is ner, and the student's classification"),
         ({"teacher_model": "m"}, ConfigError, "add --teacher http"),
         ({"teacher": "no/such/folder", "defer_below": "0.5"}, ModelError, "no/such/folder holds no teacher"),
         ({"teacher": "http://127.0.0.1:9/v1", "defer_below": "0.5"}, ModelError, "cannot be listed"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(student, options, error, words):
+def test_options_that_do_not_fit_are_refused(student, options, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    usage = json.loads((save_served(tmp_path / "ner") / "tutelage.json").read_text())
+    (tmp_path / "ner" / "tutelage.json").write_text(json.dumps(usage | {"task": {"type": "ner"}}))
     with pytest.raises(error) as caught, served(student, **options):
         pass
     assert words in str(caught.value)
@@ -173,13 +178,14 @@ def test_options_that_do_not_fit_are_refused(student, options, error, words):
 # --- the threshold ---
 
 
-def choice(own: list[float], theirs: list[float], confidences: list[float]):
-    """The threshold for rows with these scores, 0 or 1."""
+def choice(own: list[float | None], theirs: list[float | None], confidences: list[float]):
+    """The threshold for rows with these scores, 0 or 1; None: an answer that cannot be parsed."""
     rows = [Example(str(n), "validation", "", "right", ["right"]) for n in range(len(own))]
+    answer = {1.0: "right", 0.0: "wrong", None: None}
 
     def answers(scores):
         return lambda rows: [
-            {"id": row.id, "prediction": "right" if score else "wrong", "raw": "", "confidence": confidence}
+            {"id": row.id, "prediction": answer[score], "raw": "", "confidence": confidence}
             for row, score, confidence in zip(rows, scores, confidences, strict=True)
         ]
 
@@ -192,6 +198,37 @@ def test_the_threshold_passes_on_the_fewest_rows_that_reach_the_teacher():
     chosen = choice([0.0] * 5 + [1.0] * 15, [1.0] * 20, confidences)
     assert chosen.below == confidences[5]
     assert (chosen.rows, chosen.share, chosen.score, chosen.student, chosen.teacher) == (20, 0.25, 1.0, 0.75, 1.0)
+
+
+def test_a_student_that_is_as_good_as_its_teacher_passes_nothing_on():
+    """Its lowest validation confidence would send new rows of a lower one to a teacher that is worse."""
+    chosen = choice([1.0] * 20, [0.0] * 5 + [1.0] * 15, np.linspace(0.19, 1.0, 20).tolist())
+    assert (chosen.below, chosen.share, chosen.score, chosen.student) == (0.0, 0.0, 1.0, 1.0)
+    said = serve_command._what_was_chosen(chosen)
+    assert "--defer-below 0.0" in said and "the student alone is as good as its teacher" in said
+
+
+def test_answers_that_cannot_be_parsed_go_first_and_count_in_the_share():
+    """The student is sure of two of them; with its two least sure answers it is wrong."""
+    confidences = np.linspace(0.05, 1.0, 20).round(2).tolist()
+    chosen = choice([0.0] * 2 + [1.0] * 16 + [None] * 2, [1.0] * 20, confidences)
+    assert (chosen.below, chosen.share, chosen.score, chosen.student) == (confidences[2], 0.2, 1.0, 0.8)
+    only_these = choice([1.0] * 18 + [None] * 2, [1.0] * 20, confidences)
+    assert (only_these.below, only_these.share, only_these.score) == (0.0, 0.1, 1.0)
+    assert "10% of the validation rows go to the teacher: those" in serve_command._what_was_chosen(only_these)
+    as_good = choice([1.0] * 18 + [None] * 2, [0.0] * 20, confidences)
+    assert (as_good.below, as_good.share, as_good.score) == (0.0, 0.1, 0.9)
+
+
+def test_an_answer_that_cannot_be_parsed_goes_to_the_teacher_however_sure_the_student_is(tmp_path, predicted):
+    """A student of random weights writes no label; it was left with its answer, null, at a confidence above 0."""
+    student, teacher = save_served(tmp_path / "s", decoding="generate"), save_served(tmp_path / "t", 7, run="large")
+    own, theirs = predicted(student), predicted(teacher)
+    assert {answer["prediction"] for answer in own} == {None} and all(answer["confidence"] > 0 for answer in own)
+    deferred = predicted(student, "--teacher", teacher, "--defer-below", "0")
+    same(deferred, [{**answer, "answered_by": "teacher"} for answer in theirs])
+    with served(student, teacher=str(teacher), defer_below="0") as running:
+        same(running.post("/v1/answer", {"rows": ROWS}).json["answers"], deferred)
 
 
 def test_without_a_threshold_that_reaches_the_teacher_one_has_to_be_typed():

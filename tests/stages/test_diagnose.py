@@ -188,6 +188,21 @@ def test_recorded_confidences_give_calibration_and_cascade(tmp_path):
     assert "teacher_loss" not in {part["key"] for part in slices["partitions"]}
 
 
+def test_answers_that_cannot_be_parsed_go_to_the_teacher_at_every_point_of_a_cascade(tmp_path):
+    answers = {"teacher": [("x", 1.0), ("y", 1.0)], "anchor": [("x", 1.0), ("x", 0.0)]}
+    folder = small_run(tmp_path, ["x", "y"], answers, confidence=0.5)
+    path = folder / "evaluate" / "predictions.jsonl"
+    unreadable = [line["model"] == "anchor" and not line["score"] for line in read_jsonl(path)]
+    lines = [line | ({"prediction": None, "confidence": 0.9} if no else {}) for line, no in
+             zip(read_jsonl(path), unreadable, strict=True)]  # fmt: skip
+    write_jsonl(path, lines)
+    run_stage(folder)
+    _, _, summary = files(tmp_path)
+    made = summary["cascades"]["anchor"]
+    assert [point["share"] for point in made["points"][:3]] == [0.0, 0.5, pytest.approx(0.55)]
+    assert made["points"][1]["threshold"] == 0.0 and made["points"][1]["score"] == 1.0 and made["level"] == 0.5
+
+
 def test_lengths_are_in_tokens_where_prepare_recorded_them(tmp_path):
     from safetensors.numpy import save_file
 

@@ -19,7 +19,7 @@ from tutelage.utils.bootstrap import percentile_interval, resampled_means, wilso
 BINS = 15
 """Bins of equal width, as in Guo et al. 2017 (arXiv 1706.04599), so that ECE can be compared with published values."""
 FRACTIONS = tuple(n / 20 for n in range(21))
-"""Fractions of the rows that are passed on to the teacher: the points of a cascade."""
+"""Fractions of the rows that are passed on to the teacher: the points of a cascade, as far as a threshold does it."""
 TOLERANCE = 0.01
 """A cascade is as good as the teacher if the 95 % interval of their difference lies above -TOLERANCE."""
 _CHANCE_DRAWS = 200
@@ -127,7 +127,8 @@ class CascadePoint(TypedDict):
     share: float
     """Fraction of the rows that are passed on."""
     threshold: float | None
-    """Confidence from which on the student answers; None if all rows are passed on."""
+    """Confidence from which on the student answers, 0 where its confidence passes on none. None where no threshold does
+    it: all rows are passed on, or none, not even those that always are."""
     score: float
     """Mean row score in [0, 1]."""
     against_teacher: IntervalRecord
@@ -142,7 +143,7 @@ class Cascade(TypedDict):
     """One student in front of the teacher."""
 
     points: list[CascadePoint]
-    """One for each of FRACTIONS."""
+    """By share: the student alone, then one for each of FRACTIONS that is not below the rows that always go on."""
     level: float | None
     """Smallest fraction whose score is not below the teacher's; None if there is none below 1."""
     surely_level: float | None
@@ -155,25 +156,32 @@ def cascades(
     confidences: Mapping[str, np.ndarray],
     costs: Mapping[str, float | None],
     *,
+    always: Mapping[str, np.ndarray] | None = None,
     resamples: int = 1000,
 ) -> dict[str, Cascade]:
     """The cascade of each student and the teacher, by student.
 
     students, teacher: [rows] scores in [0, 1]. confidences: [rows] of each student; the rows with the lowest go to the
     teacher, equal ones in the order of the rows. costs: of a student's call, in calls of the teacher; None if unknown.
+    always: [rows] whether a student's row goes to the teacher whatever its confidence, since its answer cannot be used.
     """
-    order = {name: np.argsort(confidences[name], kind="stable") for name in students}
-    scores = {name: _cascade_scores(student, teacher, order[name]) for name, student in students.items()}
+    first = {name: always[name] if always else np.zeros(len(teacher), dtype=bool) for name in students}
+    order = {name: np.lexsort((confidences[name], ~first[name])) for name in students}  # stable
+    passed_on = {name: _passed_on(len(teacher), int(first[name].sum())) for name in students}
+    scores = {n: _cascade_scores(student, teacher, order[n], passed_on[n]) for n, student in students.items()}
     differences = np.concatenate(list(scores.values())) - teacher
-    draws = np.split(resampled_means(differences.T.astype(np.float32), resamples), len(students), axis=1)
+    ends = np.cumsum([len(lines) for lines in scores.values()])[:-1]
+    draws = np.split(resampled_means(differences.T.astype(np.float32), resamples), ends, axis=1)
     made: dict[str, Cascade] = {}
     for (name, student), student_draws in zip(students.items(), draws, strict=True):
         against_teacher = [
             percentile_interval(float(score.mean() - teacher.mean()), draw)
             for score, draw in zip(scores[name], student_draws.T, strict=True)
         ]
-        ranked, oracle = confidences[name][order[name]], _oracle_scores(student, teacher)
-        points = _points(scores[name].mean(axis=1), against_teacher, ranked, costs.get(name), oracle)
+        oracle = _oracle_scores(student, teacher)
+        ranked = np.where(first[name], np.nan, confidences[name])[order[name]]
+        means = scores[name].mean(axis=1)
+        points = _points(passed_on[name], means, against_teacher, ranked, costs.get(name), oracle)
         made[name] = {
             "points": points,
             "level": _smallest(points, "value", -_ROUNDING),
@@ -182,30 +190,50 @@ def cascades(
     return made
 
 
+def _passed_on(rows: int, always: int) -> list[int]:
+    """Rows that go to the teacher in each point, ascending. always: those that do at any threshold."""
+    return sorted({0, *(max(round(fraction * rows), always) for fraction in FRACTIONS[1:])} | {always})
+
+
 def _points(
-    scores: np.ndarray, against_teacher: Sequence[Interval], ranked: np.ndarray, cost: float | None, oracle: np.ndarray
+    passed_on: Sequence[int],
+    scores: np.ndarray,
+    against_teacher: Sequence[Interval],
+    ranked: np.ndarray,
+    cost: float | None,
+    oracle: np.ndarray,
 ) -> list[CascadePoint]:
-    """scores, against_teacher: of each fraction. ranked: [rows] confidences, ascending. oracle: as `_oracle_scores`."""
-    points: list[CascadePoint] = []
-    rows = len(ranked)
-    for fraction, score, interval in zip(FRACTIONS, scores.tolist(), against_teacher, strict=True):
-        passed_on = round(fraction * rows)
+    """scores, against_teacher: of each point. ranked: [rows] confidences, ascending, after a NaN for each row that is
+    passed on at any threshold. oracle: as `_oracle_scores`."""
+    rows, points = len(ranked), list[CascadePoint]()
+    for count, score, interval in zip(passed_on, scores.tolist(), against_teacher, strict=True):
         points.append({
-            "share": passed_on / rows,
-            "threshold": float(ranked[passed_on]) if passed_on < rows else None,
+            "share": count / rows,
+            "threshold": _threshold(ranked, count),
             "score": score,
             "against_teacher": interval.as_record(),
-            "cost": None if cost is None else cost + passed_on / rows,
-            "perfect": float(oracle[passed_on]),
+            "cost": None if cost is None else cost + count / rows,
+            "perfect": float(oracle[count]),
         })  # fmt: skip
     return points
 
 
-def _cascade_scores(student: np.ndarray, teacher: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """[fractions, rows] scores of the cascade that passes on the first rows of the order."""
-    scores = np.tile(student, (len(FRACTIONS), 1))
-    for line, fraction in zip(scores, FRACTIONS, strict=True):
-        to_teacher = order[: round(fraction * len(order))]
+def _threshold(ranked: np.ndarray, count: int) -> float | None:
+    """The threshold that passes on the first rows; arguments as for `_points`."""
+    always = int(np.isnan(ranked).sum())
+    if count == len(ranked) or count < always:
+        return None
+    # The lowest confidence of these rows would pass none of them on, but a new row with a lower one.
+    return float(ranked[count]) if count > always else 0.0
+
+
+def _cascade_scores(
+    student: np.ndarray, teacher: np.ndarray, order: np.ndarray, passed_on: Sequence[int]
+) -> np.ndarray:
+    """[points, rows] scores of the cascade that passes on the first rows of the order."""
+    scores = np.tile(student, (len(passed_on), 1))
+    for line, count in zip(scores, passed_on, strict=True):
+        to_teacher = order[:count]
         line[to_teacher] = teacher[to_teacher]
     return scores
 

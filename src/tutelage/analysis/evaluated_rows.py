@@ -52,6 +52,10 @@ class EvaluatedRows:
         values = [line.get("confidence") for line in self.lines[model]]
         return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
 
+    def unreadable(self, model: str) -> np.ndarray:
+        """[rows] whether the model's answer could not be parsed."""
+        return np.array([line["prediction"] is None for line in self.lines[model]])
+
 
 def check_evaluated(folder: Path) -> None:
     """Raises DataError for a folder without rows that were evaluated."""

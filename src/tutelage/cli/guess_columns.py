@@ -235,7 +235,9 @@ def _content(values: Sequence[Any]) -> str:
         if all(isinstance(entry, str) for entry in entries):
             return "tags" if all(TAG.fullmatch(entry) for entry in entries) else "words"
         return "other"
-    if any(isinstance(value, list | dict) for value in first) or all(DATE.fullmatch(str(value)) for value in first):
+    if any(isinstance(value, list | dict | bytes) for value in first) or all(
+        DATE.fullmatch(str(value)) for value in first
+    ):
         return "other"
     return "text" if any(isinstance(value, str) and not _is_number(value) for value in first) else "number"
 

@@ -140,34 +140,45 @@ def _files(data: Path) -> dict[str, list[str]]:
     if "train" in files:
         return {split: files[split] for split in SPLITS if split in files}
     readable = [path for path in sorted(data.iterdir()) if path.is_file() and path.suffix.lower() in ENDINGS]
-    if len(readable) == 1:
-        return {"train": [str(readable[0])]}
+    train = readable if len(readable) == 1 else [path for path in readable if _TRAIN.search(path.name)]
+    train = train or [path for path in readable if _named_alike(path)]
+    if len(train) == 1:
+        return {"train": [str(train[0])], **_named_alike(train[0])}
     values = {
         "folder": str(data),
-        "files": [path.name for path in readable],
+        "files": sorted((path.name for path in readable), key=lambda name: bool(_OTHERS.search(name))),
         "endings": ENDINGS,
         "ending": readable[0].suffix if readable else None,
     }
     raise DataError(Problem(Kind.TRAIN_FILE_UNCLEAR, values=values))
 
 
+def _word(*names: str) -> re.Pattern[str]:
+    """One of the names as a word of a file's name, which `_`, too, ends."""
+    return re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, names))})(?![^\W_])", re.IGNORECASE)
+
+
+_TRAIN, _OTHERS = _word("training", "train"), _word(*SPLIT_NAMES["validation"], *SPLIT_NAMES["test"])
+
+
 def _named_alike(train: Path) -> dict[str, list[str]]:
-    """Validation and test files beside a training file, by its own pattern of names: intents_train.csv,
-    intents_test.csv."""
-    word = re.search(r"(?<![^\W_])train(?:ing)?(?![^\W_])", train.name, re.IGNORECASE)
-    if word is None:
-        return {}
-    found = {}
+    """Validation and test files beside a training file, by its own pattern of names: intents_test.csv beside
+    intents_train.csv or intents.csv."""
+    word, found = _TRAIN.search(train.name), {}
+    if word:
+        patterns = [(train.name[: word.start()], train.name[word.end() :])]
+    else:
+        patterns = [(f"{train.stem}{mark}", train.suffix) for mark in "_-."]
     for split in ("validation", "test"):
-        names = [train.name[: word.start()] + name + train.name[word.end() :] for name in SPLIT_NAMES[split]]
-        paths = [train.with_name(name) for name in names if train.with_name(name).is_file()]
-        found |= {split: [str(paths[0])]} if paths else {}
+        paths = [train.with_name(before + name + after) for name in SPLIT_NAMES[split] for before, after in patterns]
+        here = [str(path) for path in paths if path.is_file()]
+        found |= {split: here[:1]} if here else {}
     return found
 
 
 def _data_section(data: Path | None, files: dict[str, list[str]], guess: Guess) -> dict[str, Any]:
     """The part of `data` that names rows and columns. data: None where the user named the files."""
-    if data is not None and data.is_dir() and files.keys() - {"train"}:
+    if data is not None and data.is_dir() and files.keys() - {"train"} and "train" in find_files(data):
         section: dict[str, Any] = {"dataset": str(data)}
         if "test" not in files:
             section["test_split"] = re.split(r"-\d+-of-", Path(files["validation"][0]).stem)[0]
@@ -194,7 +205,7 @@ def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, notes: list[str]) 
     """
     folder = recipe.with_name(f"{recipe.stem}_data")
     paths = {split: folder / f"{split}.jsonl" for split in ("train", "test")}
-    answered = [row for row, _ in rows if not _unanswered(row, guess)]
+    answered = [_without_bytes(row) for row, _ in rows if not _unanswered(row, guess)]
     if answered and len(answered) < len(rows):
         count = len(rows) - len(answered)
         notes.append(f"{count:,} of {len(rows):,} rows have no answer ({guess.gold}) and are left out")
@@ -222,6 +233,11 @@ def _split(rows: list[PlacedRow], guess: Guess, recipe: Path, notes: list[str]) 
         f" {paths['test']}, the others {paths['train']}"
     )
     return {"dataset": str(folder)} | ({"columns": guess.columns} if guess.columns else {}), len(parts["train"])
+
+
+def _without_bytes(row: Row) -> Row:
+    """A row without cells, such as images, that JSON lines cannot hold and no prompt shows."""
+    return {name: value for name, value in row.items() if not isinstance(value, bytes)}
 
 
 def _groups(rows: Sequence[Row], guess: Guess) -> dict[str, list[Row]]:

@@ -216,19 +216,34 @@ def _parquet_batches(path: Path) -> Iterator[tuple[Callable[[Row], Row], list[Ro
         with parquet.ParquetFile(path, memory_map=True) as file:
             named = _label_names(file.schema_arrow)
             for batch in file.iter_batches(PARQUET_ROWS):
-                yield named, _with_texts(batch).to_pylist()
+                yield named, _with_texts(batch)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise unreadable(Kind.PARQUET_INVALID, path, reason=first_line(error)) from None
 
 
-def _with_texts(batch: Any) -> Any:
-    """The batch with texts in place of bytes."""
+def _with_texts(batch: Any) -> list[Row]:
+    """The rows of a batch, with texts in place of bytes. Bytes that are no UTF-8, such as an image, are left: they are
+    refused where a text is needed."""
     import pyarrow
 
+    others = []
     for index, column in enumerate(batch.schema):
         if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
-            batch = batch.set_column(index, column.name, batch.column(index).cast(pyarrow.large_string()))
-    return batch
+            try:
+                batch = batch.set_column(index, column.name, batch.column(index).cast(pyarrow.large_string()))
+            except pyarrow.ArrowInvalid:
+                others.append(column.name)
+    rows: list[Row] = batch.to_pylist()
+    for row in rows if others else ():
+        row |= {name: _text_or_bytes(row[name]) for name in others}
+    return rows
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _label_names(schema: Any) -> Callable[[Row], Row]:

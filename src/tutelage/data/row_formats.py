@@ -207,6 +207,9 @@ def _render(template: str, values: Row, gold: frozenset[str]) -> str:
         if shown := [name for name in names if name in gold]:
             raise DataError(_template_problem(Kind.TEMPLATE_SHOWS_ANSWER, name=shown[0]))
         missing = [name for name in names if values.get(name) is None]
+        if not_text := [name for name in names if isinstance(values.get(name), bytes)]:
+            reason = f"the column {not_text[0]!r} holds bytes instead of text"
+            raise DataError(_template_problem(Kind.TEMPLATE_INVALID, reason=reason))
         if not missing and any(str(values[name]).strip() for name in names if name != "labels"):
             return template.format(**values)
     except DataError:

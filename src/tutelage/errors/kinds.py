@@ -155,6 +155,7 @@ class Kind(StrEnum):
     # --- packages and exports ---
     EXTRA_MISSING = "extra_missing"
     EXPORT_NOT_POSSIBLE = "export_not_possible"
+    EXPORT_NOT_QUANTISED = "export_not_quantised"
     EXPORT_READS_OTHER_TOKENS = "export_reads_other_tokens"
     EXPORT_SCORE_DROPPED = "export_score_dropped"
 

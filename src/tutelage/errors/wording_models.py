@@ -142,6 +142,11 @@ TEXTS: dict[Kind, Text] = {
         "the student cannot be written as {format}: it has {found}. Take another format (`tutelage export --help`), or"
         " serve the folder as it is"
     ),
+    Kind.EXPORT_NOT_QUANTISED: lambda v: (
+        f"--quantize {v['precision']}: it writes blocks of {v['block']} numbers, and the rows of the student's matrices"
+        f" have {' or '.join(map(str, v['lengths']))}, no multiple of that: nothing would be quantised, and the file"
+        " would be float16 under another name. Type --quantize f16"
+    ),
     Kind.EXPORT_READS_OTHER_TOKENS: (
         "{runtime} reads {differing:,} of {rows:,} texts in other tokens than the student's tokenizer, the first one"
         " {first}: its answers would be worse. The export was not kept. Take another format (`tutelage export --help`)"

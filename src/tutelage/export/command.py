@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
-from tutelage.export.formats import FORMATS, check_possible, write_export
+from tutelage.export.formats import FORMATS, Exported, check_possible, earlier_export, write_export
+from tutelage.export.gguf_file import BLOCK
 from tutelage.export.harness import recorded, write_harness_task
 from tutelage.export.verify import keep, name_in, refuse_drop, show, test_rows, verify
 from tutelage.predict.find_model import FoundModel, find_model, run_of
@@ -64,7 +65,8 @@ def export(
 
     folder: of a student, or a run whose student is exported. format: key of FORMATS. output: default
     RUN-STUDENT-FORMAT[-PRECISION] in the current folder. precision: of the weights; None for the student's own. run:
-    the run whose test rows are answered with both; None: nothing is measured. threads: of both runtimes; default:
+    the run whose test rows are answered with both, by an export that is there already if it is this one; None: nothing
+    is measured. threads: of both runtimes; default:
     torch's. Raises UserError for a folder that exists, a score that dropped (unless accept_drop;
     the export stays), and as `write_export` and `verify`.
     """
@@ -74,16 +76,35 @@ def export(
     found = find_model(folder)
     name = "-".join([found.usage["run"], *found.name.split("/"), format, *([precision] if precision else [])])
     output = output or Path(name)
-    if output.exists():
-        raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
-    exported, screen = write_export(found, output, format, precision), Screen()
-    screen.say(f"{output}: {format}, {exported.precision}, {file_size(size_on_disk(output))}")
+    if run is not None:
+        test_rows(run, found)  # refused before minutes of writing
+    exported = _exported(found, output, format, precision, verified=run is not None)
     if run is None:
-        screen.say(f"its score in {FORMATS[format].runtime} was not measured: --verify RUN does that")
+        Screen().say(f"its score in {FORMATS[format].runtime} was not measured: --verify RUN does that")
         return output
-    verified = verify(exported, found, run, threads or settle_threads(screen.say))
+    verified = verify(exported, found, run, threads or settle_threads(Screen().say))
     keep(verified, exported, run)
     show(verified)
     if not accept_drop:
         refuse_drop(verified)
     return output
+
+
+def _exported(found: FoundModel, output: Path, format: str, precision: str | None, *, verified: bool) -> Exported:
+    """The export, written now or, if it is only to be verified, before."""
+    screen = Screen()
+    if output.exists():
+        earlier = earlier_export(found, output, format, precision) if verified else None
+        if earlier is None:
+            raise UserError(Problem(Kind.FILE_EXISTS, values={"path": str(output)}))
+        screen.say(f"{output}: this student was written there before, in {earlier.precision}")
+        return earlier
+    exported = write_export(found, output, format, precision)
+    screen.say(f"{output}: {format}, {exported.precision}, {file_size(size_on_disk(output))}")
+    if exported.kept:
+        kept, matrices = exported.kept
+        screen.warn(
+            f"{kept} of {matrices} matrices kept in f16: {exported.precision} writes blocks of {BLOCK} numbers, and"
+            " their rows are no multiple of that"
+        )
+    return exported

@@ -20,7 +20,7 @@ from tutelage.models.evaluation import Evaluator
 from tutelage.models.generation import end_ids
 from tutelage.predict.find_model import FoundModel
 from tutelage.predict.predictor import Predictor
-from tutelage.utils.files import replacing, write_json, write_text
+from tutelage.utils.files import read_json, replacing, write_json, write_text
 
 
 class Format(NamedTuple):
@@ -41,6 +41,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
+ABOUT = "export.json"
 CHECKED_TEXTS = (
     "What's the 2nd of 1,234 items? I'll take 33333.",
     "  two spaces,\ttabs\n\nand new lines   \n",
@@ -62,6 +63,26 @@ class Exported:
     runtime: str
     ends: list[int]
     """Token ids that end an answer."""
+    kept: tuple[int, int] | None = None
+    """Matrices that are float16 though the precision is a quantised one, and how many there are in all; None: none."""
+
+
+def own_precision(found: FoundModel, format: str) -> str:
+    """The precision of an export for which none is asked."""
+    if format == "gguf":
+        model: Any = found.load()
+        return gguf_file.own_precision(model.dtype)
+    return ctranslate2_folder.PRECISIONS[0]
+
+
+def earlier_export(found: FoundModel, folder: Path, format: str, precision: str | None) -> Exported | None:
+    """What `write_export` has written into this folder for the same arguments; None if something else is there."""
+    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    if about.get("student") != found.fingerprint or about["format"] != format:
+        return None
+    if about["precision"] != (precision or own_precision(found, format)):
+        return None
+    return Exported(folder, format, about["precision"], about["runtime"], about["end_token_ids"])
 
 
 def check_possible(format: str, precision: str | None) -> None:
@@ -81,17 +102,21 @@ def write_export(found: FoundModel, folder: Path, format: str, precision: str | 
     format cannot hold, or whose prompts its runtime would read in other tokens.
     """
     check_possible(format, precision)
-    writer, predictor = {"gguf": _write_gguf, "ctranslate2": _write_ctranslate2}[format], Predictor(found)
+    writer, predictor = _WRITERS[format], Predictor(found)
     with replacing(folder, new=True) as draft:
         draft.mkdir()
-        written, ends = writer(found, predictor, draft, precision)
-        exported = Exported(draft, format, written, FORMATS[format].runtime, ends)
+        written, ends, kept = writer(found, predictor, draft, precision)
+        exported = Exported(draft, format, written, FORMATS[format].runtime, ends, kept)
         _check_tokens(exported, predictor.evaluator, predictor.data.chat_template)
-        write_json(draft / "export.json", _about(found, predictor, exported))
+        write_json(draft / ABOUT, _about(found, predictor, exported))
     return dataclasses.replace(exported, folder=folder)
 
 
-def _write_gguf(found: FoundModel, predictor: Predictor, draft: Path, precision: str | None) -> tuple[str, list[int]]:
+_Files = tuple[str, list[int], tuple[int, int] | None]
+"""`precision`, `ends` and `kept` of `Exported`."""
+
+
+def _write_gguf(found: FoundModel, predictor: Predictor, draft: Path, precision: str | None) -> _Files:
     model, evaluator = found.load(), predictor.evaluator
     encoder, tokenizer = evaluator.encoder, evaluator.encoder.tokenizer
     ends = _ends(model, tokenizer)
@@ -109,15 +134,17 @@ def _write_gguf(found: FoundModel, predictor: Predictor, draft: Path, precision:
     if evaluator.decoding == "labels" and evaluator.task.labels:
         labels = list(map(encoder.verbalizers.written, evaluator.task.labels))
         write_text(draft / "labels.gbnf", grammar_of(labels, encoder.answer_prefix))
-    return written, ends
+    return written.precision, ends, (written.kept, written.matrices) if written.kept else None
 
 
-def _write_ctranslate2(
-    found: FoundModel, predictor: Predictor, draft: Path, precision: str | None
-) -> tuple[str, list[int]]:
+def _write_ctranslate2(found: FoundModel, predictor: Predictor, draft: Path, precision: str | None) -> _Files:
     tokenizer = predictor.evaluator.encoder.tokenizer
     written = ctranslate2_folder.write_ctranslate2(student_folder(found), tokenizer, draft, precision)
-    return written, _ends(found.load(), tokenizer)
+    return written, _ends(found.load(), tokenizer), None
+
+
+_WRITERS = {"gguf": _write_gguf, "ctranslate2": _write_ctranslate2}
+"""By key of FORMATS."""
 
 
 def student_folder(found: FoundModel) -> Path:
@@ -167,6 +194,7 @@ def _about(found: FoundModel, predictor: Predictor, exported: Exported) -> dict[
         "name": found.name,
         "format": exported.format,
         "precision": exported.precision,
+        "kept_in_f16": dict(zip(("matrices", "of"), exported.kept, strict=True)) if exported.kept else None,
         "runtime": exported.runtime,
         "task": predictor.task_section.type,
         "decoding": evaluator.decoding,

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +28,30 @@ BLOCK = 32
 """Numbers that share a scale in q8_0 and q4_0; a matrix whose rows are no multiple of it is written in float16."""
 
 
+class Written(NamedTuple):
+    """What is in the file."""
+
+    precision: str
+    """One of PRECISIONS."""
+    matrices: int
+    kept: int
+    """Matrices in float16 where the precision is a quantised one, since their rows cannot be divided into blocks."""
+
+
+def own_precision(dtype: torch.dtype) -> str:
+    """The precision of weights that are written as they are."""
+    return {torch.float16: "f16", torch.bfloat16: "bf16"}.get(dtype, "f32")
+
+
 def write_gguf(
     model: nn.Module, tokenizer: Any, path: Path, *, precision: str | None, name: str, begins: bool, ends: list[int]
-) -> str:
-    """Write the file; returns its precision.
+) -> Written:
+    """Write the file.
 
     precision: one of PRECISIONS; None for that of the model's weights. q4_0 keeps embeddings and output head in q8_0.
     begins: whether prompts begin with the tokenizer's beginning-of-sequence. ends: ids that end an answer, the
-    tokenizer's own among them. Raises ModelError for models and tokenizers that cannot be written.
+    tokenizer's own among them. Raises ModelError for models and tokenizers that cannot be written, and for a model of
+    which no matrix can be quantised.
     """
     import gguf
 
@@ -43,7 +59,7 @@ def write_gguf(
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     architecture = _architecture(config)
     weights = dict(model.state_dict())
-    precision = precision or {torch.float16: "f16", torch.bfloat16: "bf16"}.get(model.dtype, "f32")
+    precision = precision or own_precision(model.dtype)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_name(name)
     _add_shape(writer, config)
@@ -53,16 +69,33 @@ def write_gguf(
     if precision.startswith("q"):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    for found, tensor in _tensors(weights, config):
-        target = names.get_name(found, try_suffixes=(".weight", ".bias")) or found
-        kind = _kind(target, tensor, precision)
-        data = gguf.quants.quantize(tensor.float().cpu().contiguous().numpy().astype(np.float32), kind)
-        writer.add_tensor(target, data, raw_dtype=kind)
+    written = _add_tensors(writer, names, _tensors(weights, config), precision)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return precision
+    return written
+
+
+def _add_tensors(writer: GGUFWriter, names: Any, tensors: Iterator[tuple[str, Tensor]], precision: str) -> Written:
+    """names: from those of transformers to those of llama.cpp. Raises ModelError if no matrix takes the precision: the
+    file would be another one than its name says."""
+    import gguf
+
+    matrices, kept, uneven = 0, 0, set[int]()
+    for found, tensor in tensors:
+        target = names.get_name(found, try_suffixes=(".weight", ".bias")) or found
+        kind = _kind(target, tensor, precision)
+        data = gguf.quants.quantize(tensor.float().cpu().contiguous().numpy().astype(np.float32), kind)
+        writer.add_tensor(target, data, raw_dtype=kind)
+        matrices += tensor.dim() >= 2
+        if precision.startswith("q") and kind.name == "F16":
+            kept += 1
+            uneven.add(tensor.shape[-1])
+    if matrices and kept == matrices:
+        values = {"precision": precision, "block": BLOCK, "lengths": sorted(uneven)}
+        raise ModelError(Problem(Kind.EXPORT_NOT_QUANTISED, values=values))
+    return Written(precision, matrices, kept)
 
 
 def _architecture(config: Any) -> Any:

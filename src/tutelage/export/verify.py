@@ -22,13 +22,16 @@ from tutelage.export.runtimes import Ask, Setting
 from tutelage.models.evaluation import Evaluator
 from tutelage.predict.find_model import FoundModel
 from tutelage.predict.predictor import Predictor
+from tutelage.predict.usage import other_answers, usage_of
+from tutelage.recipe.load import load_recipe
 from tutelage.recipe.schema import row_metric
 from tutelage.records import Example, Interval
 from tutelage.run.artifacts import prepared_rows
 from tutelage.run.manifest import folder_fingerprint
+from tutelage.run.run_folder import RunFolder
 from tutelage.utils.bootstrap import widened
 from tutelage.utils.console import Screen, print_table
-from tutelage.utils.files import read_json, read_jsonl, write_json
+from tutelage.utils.files import read_jsonl, write_json
 from tutelage.utils.format import file_size, metric_words, signed_span, span
 
 VERIFIED = "verified.json"
@@ -110,9 +113,8 @@ def test_rows(run: Path, found: FoundModel) -> list[Example]:
     rows = list(prepared_rows(run, "test"))
     if not rows:
         raise DataError(f"{run} has no prepared test rows: name the run that the student was trained in")
-    theirs, ours = read_json(run / "prepare" / "data.json").get("labels"), found.usage["task"].get("labels")
-    if theirs != ours:
-        raise DataError(f"{run} has other labels than the student: name the run that the student was trained in")
+    if why := other_answers(found.usage, usage_of(RunFolder(load_recipe(run).recipe))):
+        raise DataError(f"{run} cannot be answered by this student: {why}. Name the run that it was trained in")
     return rows
 
 

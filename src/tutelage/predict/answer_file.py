@@ -26,10 +26,22 @@ CHUNK = 512
 """Rows between two saves: what an interrupted command answers again at most."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
+LINES = ".jsonl"
 WRITTEN = "written.json"
 """In the work folder: size and hash of the output, just before it gets its name."""
 _COLUMNS = ("prediction", "raw", "confidence", "answered_by")
 """Columns that a table gets."""
+
+
+def refuse_unsuitable(output: Path) -> None:
+    """Raises ConfigError for a name that would promise another format than is written, and as `refuse_existing`."""
+    if not is_table(output) and output.suffix.lower() != LINES:
+        found = f"no {output.suffix} is" if output.suffix else "the ending says the format, and without one nothing is"
+        raise ConfigError(
+            f"--output {output}: {found} written. Type a name that ends in {LINES}, {', '.join(SEPARATORS)} or"
+            f" {PARQUET}, such as {output.name.partition('.')[0]}{LINES}"
+        )
+    refuse_existing(output)
 
 
 def refuse_existing(output: Path) -> None:

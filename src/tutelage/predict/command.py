@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tutelage.data.readers import PlacedRow, parse_object, read_rows
 from tutelage.errors import ConfigError, Place
-from tutelage.predict.answer_file import AnswerFile, is_table, refuse_existing
+from tutelage.predict.answer_file import AnswerFile, is_table, refuse_unsuitable
 from tutelage.predict.find_model import FoundModel, find_model, find_teacher, teacher_beside
 from tutelage.predict.predictor import CHUNK_BATCHES, AnswerRecord, Answers, Cascade, Predictor, in_chunks
 from tutelage.utils.console import Screen, as_json, out
@@ -37,7 +37,7 @@ def predict(
     `AnswerFile.write`.
     """
     if output is not None:
-        refuse_existing(output)
+        refuse_unsuitable(output)
     found, theirs = find_model(folder, model), columns_of(columns)
     fallback = _teacher(folder, found, defer_below, teacher)
     answers: Answers = Predictor(found, batch_size, theirs)

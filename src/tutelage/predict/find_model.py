@@ -11,7 +11,7 @@ from torch import nn
 
 from tutelage.errors import ConfigError, ModelError
 from tutelage.models.load import load_model, load_tokenizer
-from tutelage.predict.usage import Usage, usage_of
+from tutelage.predict.usage import Usage, other_answers, usage_of
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.schema import Model
 from tutelage.report.card_facts import find_student
@@ -81,10 +81,16 @@ def find_teacher(folder: Path, usage: Usage) -> FoundModel:
     """The model that a student's unsure rows go to: the teacher of a run, the model in a student's folder, or a plain
     model (full weights), which reads and answers rows as `usage` says.
 
-    Raises ModelError for a folder that is none of them.
+    Raises ModelError for a folder that is none of them, and for a model that gives other answers than the student.
     """
     if present(folder / USAGE) or (folder / "recipe.yaml").is_file():
-        return find_model(folder, None if present(folder / USAGE) else "teacher")
+        found = find_model(folder, None if present(folder / USAGE) else "teacher")
+        if why := other_answers(usage, found.usage):
+            raise ModelError(
+                f"{folder} cannot answer for this student: {why}. Name a run of the student's task with the student's"
+                " labels, or the folder of a plain model (config.json), which reads the student's prompt"
+            )
+        return found
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no teacher: name a run folder, or the folder of a model (config.json)")
     section = Model(model_name_or_path=str(folder), dtype="auto")

@@ -101,10 +101,10 @@ class Predictor:
 
 
 class Cascade:
-    """The student's answers, and the teacher's where the student's confidence is below a threshold."""
+    """The student's answers, and the teacher's where the student is unsure (`is_unsure`)."""
 
     def __init__(self, student: Answers, teacher: Answers, defer_below: float) -> None:
-        """defer_below: in [0, 1]; an answer without a confidence is deferred, too."""
+        """defer_below: in [0, 1]."""
         self.student, self.teacher, self.defer_below = student, teacher, defer_below
 
     def __call__(self, rows: Sequence[PlacedRow]) -> list[AnswerRecord]:
@@ -119,8 +119,13 @@ class Cascade:
 
 
 def is_unsure(answer: AnswerRecord, defer_below: float) -> bool:
-    """Whether a cascade passes a student's answer on to the teacher."""
-    return answer["confidence"] is None or answer["confidence"] < defer_below
+    """Whether a cascade passes a student's answer on to the teacher: always, if it cannot be used as it is."""
+    return is_unusable(answer) or (answer["confidence"] or 0.0) < defer_below
+
+
+def is_unusable(answer: AnswerRecord) -> bool:
+    """Whether an answer cannot be parsed, however sure the model was of it, or has no confidence to judge it by."""
+    return answer["prediction"] is None or answer["confidence"] is None
 
 
 def in_chunks(answers: Answers, rows: Iterable[PlacedRow], size: int) -> Iterator[AnswerRecord]:

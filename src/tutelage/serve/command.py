@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tutelage.serve.metrics import Metrics
     from tutelage.serve.service import Deferral
     from tutelage.serve.teachers import LocalTeacher, RemoteTeacher
+    from tutelage.serve.threshold import Chosen
 
 KEY = "TUTELAGE_SERVE_KEY"
 """Environment variable with the API key that clients have to send."""
@@ -175,12 +176,23 @@ def _deferral(options: Options, below: float | str, student: Predictor, metrics:
     rows = validation_rows(run)
     screen.say(f"both models answer {len(rows):,} validation rows, to choose the threshold")
     chosen = choose(rows, student.task, student.answer, teacher.answers)
-    screen.say(
-        f"--defer-below {chosen.below!r}: {chosen.share:.0%} of the validation rows go to the teacher; score"
-        f" {chosen.score:.3f}, student alone {chosen.student:.3f}, teacher alone {chosen.teacher:.3f}. Type it"
-        " next time, and nothing has to be chosen"
-    )
+    screen.say(_what_was_chosen(chosen))
     return Deferral(teacher, chosen.below)
+
+
+def _what_was_chosen(chosen: Chosen) -> str:
+    scores = f"student alone {chosen.student:.3f}, teacher alone {chosen.teacher:.3f}"
+    if chosen.below == 0 and not chosen.share:
+        return (
+            f"--defer-below 0.0: on {chosen.rows:,} validation rows the student alone is as good as its teacher"
+            f" ({scores}), so nothing is passed on but answers that cannot be parsed. Without --defer-below and"
+            " --teacher, no teacher is loaded"
+        )
+    why = ": those whose answers cannot be parsed" if chosen.below == 0 else ""
+    return (
+        f"--defer-below {chosen.below!r}: {chosen.share:.0%} of the validation rows go to the teacher{why}; score"
+        f" {chosen.score:.3f}, {scores}. Type it next time, and nothing has to be chosen"
+    )
 
 
 def _has_other_rules(teacher: str, run: Path | None) -> bool:

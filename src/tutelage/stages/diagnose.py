@@ -272,7 +272,8 @@ def _cascades(folder: Path, evaluated: EvaluatedRows) -> dict[str, CascadeRecord
     scores = {name: evaluated.students[name].score for name in known}
     teacher_size, sizes = parameter_count(folder, "teacher"), {name: parameter_count(folder, name) for name in known}
     costs = {name: size / teacher_size if size and teacher_size else None for name, size in sizes.items()}
-    made = cascades(scores, evaluated.answers["teacher"].score, known, costs, resamples=RESAMPLES)
+    teacher, unreadable = evaluated.answers["teacher"].score, {name: evaluated.unreadable(name) for name in known}
+    made = cascades(scores, teacher, known, costs, always=unreadable, resamples=RESAMPLES)
     return {name: {"signal": "confidence", "student_cost": costs[name], **made[name]} for name in made}
 
 
