@@ -21,7 +21,7 @@ from helpers.tokenizers_made import bpe_tokenizer, tekken_tokenizer, unigram_tok
 from tutelage.errors import ConfigError, Kind, ModelError, UserError
 from tutelage.export import gguf_file
 from tutelage.export.formats import FORMATS, check_possible, setting_of, write_export
-from tutelage.export.gguf_vocabulary import RULES, may_hold, vocabulary_for
+from tutelage.export.gguf_vocabulary import RULES, proposed_precision, vocabulary_for
 from tutelage.export.measure import measure
 from tutelage.export.prompts import asks_for, probe
 from tutelage.export.runtimes import LlamaCpp
@@ -70,7 +70,7 @@ def replies(found, exported, rows=COLOR_ROWS) -> tuple[list[str], list[str]]:
 )
 def test_llama_cpp_gives_the_answers_of_transformers(llama_cpp, arch, config, tmp_path):
     found = small_student(tmp_path / "student", COLOR_ROWS, COLOR_TASK, passes=4, arch=arch, **config)
-    assert may_hold(found.folder)
+    assert proposed_precision(found.folder) == "q8_0"
     exported = write_export(found, tmp_path / "export", "gguf", "f32")
     ours, theirs = replies(found, exported)
     assert theirs == ours and len(set(ours)) > 1
@@ -169,23 +169,28 @@ def test_ids_without_an_entry_are_filled(llama_cpp):
 
 def test_architectures_that_are_not_written_are_refused_by_name(llama_cpp, tmp_path):
     found = small_student(tmp_path / "student", COLOR_ROWS, COLOR_TASK, passes=0, arch="gemma2")
-    assert not may_hold(found.folder)
+    assert proposed_precision(found.folder) is None
     with pytest.raises(ModelError, match=r"a model of type gemma2; it is written for llama, qwen2, qwen3"):
         write_export(found, tmp_path / "export", "gguf", None)
     assert not (tmp_path / "export").exists()
 
 
 def test_a_student_that_gguf_cannot_hold_is_told_from_its_files(tmp_path):
-    config = {"model_type": "llama", "hidden_act": "silu", "rope_scaling": None}  # as transformers 4 writes it
+    config = {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "rope_scaling": None,
+        "hidden_size": 48,
+    }  # as transformers 4 writes it
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert not may_hold(tmp_path)  # no tokenizer
-    for tokenizer, held in ((bpe_tokenizer(), True), (unigram_tokenizer(), False), (byte_tokenizer(), False)):
+    assert proposed_precision(tmp_path) is None  # no tokenizer
+    for tokenizer, held in ((bpe_tokenizer(), "f16"), (unigram_tokenizer(), None), (byte_tokenizer(), None)):
         tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-        assert may_hold(tmp_path) == held
+        assert proposed_precision(tmp_path) == held
     bpe_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     for other in ({"rope_scaling": {"rope_type": "yarn"}}, {"use_sliding_window": True}, {"hidden_act": "gelu"}):
         (tmp_path / "config.json").write_text(json.dumps(config | other))
-        assert not may_hold(tmp_path)
+        assert proposed_precision(tmp_path) is None
 
 
 def test_a_file_whose_runtime_reads_other_tokens_is_not_kept(llama_cpp, tmp_path, monkeypatch):

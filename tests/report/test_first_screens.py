@@ -182,16 +182,16 @@ def test_the_student_is_exported_and_then_served(tmp_path):
     run = make_fake_run(tmp_path, rows=40)
     results = read_results(run)
 
-    def deployment(**more: bool) -> dict[str, str | None]:
-        steps = next_steps(results, verdict(results), None, stalled=False, **more)
+    def deployment(gguf: str | None) -> dict[str, str | None]:
+        steps = next_steps(results, verdict(results), None, stalled=False, gguf=gguf)
         return {step.what: step.command for step in steps if step.what in ("export", "serve", "deploy")}
 
     export = "tutelage export 'runs/my demo' --to gguf --quantize q8_0 --verify 'runs/my demo'"
-    assert deployment(gguf=True) == {"export": export}
-    assert deployment(gguf=False) == {"deploy": None}
+    assert deployment("q8_0") == {"export": export}
+    assert deployment(None) == {"deploy": None}
     assert "docs/deploy.md" in first_screens(run)  # nothing tells what the student is
     write(run / "export" / MAIN / "gguf-q8_0.json", {"student": folder_fingerprint(str(run / "distill" / MAIN))})
-    assert deployment(gguf=True) == {"serve": "tutelage serve 'runs/my demo'"}
+    assert deployment("q8_0") == {"serve": "tutelage serve 'runs/my demo'"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tutelage.errors import ConfigError, DataError, Kind, Problem, UserError
 from tutelage.export.formats import FORMATS, Exported, check_possible, earlier_export, write_export
-from tutelage.export.gguf_file import BLOCK
+from tutelage.export.gguf_vocabulary import BLOCK
 from tutelage.export.harness import recorded, write_harness_task
 from tutelage.export.verify import keep, name_in, refuse_drop, show, test_rows, verify
 from tutelage.predict.find_model import FoundModel, find_model, run_of

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tutelage.export.gguf_vocabulary import ARCHITECTURES, Vocabulary, check_architecture, vocabulary_for
+from tutelage.errors import Kind, ModelError, Problem
+from tutelage.export.gguf_vocabulary import ARCHITECTURES, BLOCK, Vocabulary, check_architecture, vocabulary_for
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
 PRECISIONS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 """Of matrices. Vectors, such as the weights of norms, are always float32."""
-BLOCK = 32
-"""Numbers that share a scale in q8_0 and q4_0; a matrix whose rows are no multiple of it is written in float16."""
 
 
 class Written(NamedTuple):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tutelage.errors import Kind, ModelError, Problem
 from tutelage.run.live_reader import read_or_none
 
+BLOCK = 32
+"""Numbers that share a scale in q8_0 and q4_0; a matrix whose rows are no multiple of it is written in float16."""
 ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """model_type of transformers -> name in gguf.MODEL_ARCH. SmolLM and SmolLM2 are of type llama."""
 
@@ -104,16 +106,16 @@ def check_architecture(config: Mapping[str, Any]) -> None:
         raise _refused(f"the activation {activation}, which llama.cpp does not use for {kind}")
 
 
-def may_hold(folder: Path) -> bool:
-    """Whether a GGUF file can hold the student in a folder, as far as its architecture and its rule for words tell;
-    False for a folder that does not tell. Writing the file also compares tokens."""
+def proposed_precision(folder: Path) -> Literal["q8_0", "f16"] | None:
+    """The precision to propose for a GGUF file of the student in a folder, as far as its config and its rule for words
+    tell: None if a file cannot hold it, or if the folder does not tell. Writing the file also compares tokens."""
     config, described = read_or_none(folder / "config.json"), read_or_none(folder / "tokenizer.json")
     try:
         check_architecture(config)
         _rule(described)
+        return "f16" if config["hidden_size"] % BLOCK else "q8_0"
     except (ModelError, TypeError, KeyError, AttributeError):  # the last three: a file is missing, or of another form
-        return False
-    return True
+        return None
 
 
 def _steps(described: dict[str, Any] | None) -> list[tuple[Any, ...]] | None:

@@ -180,11 +180,12 @@ class Step:
 
 
 def next_steps(
-    results: Results, verdict: Verdict | None, cascade: CascadeSection | None, *, stalled: bool, gguf: bool = False
+    results: Results, verdict: Verdict | None, cascade: CascadeSection | None, *, stalled: bool, gguf: str | None = None
 ) -> list[Step]:
     """What the verdict asks for, the most urgent first; empty without a scored student.
 
-    stalled: whether the schedule of the main student stalled. gguf: whether a GGUF file can hold it.
+    stalled: whether the schedule of the main student stalled. gguf: the precision to propose for a GGUF file of it; None
+    if none can hold it.
     """
     if verdict is None:
         return []
@@ -217,12 +218,12 @@ def next_steps(
     return steps
 
 
-def _deployment(results: Results, main: str, run: str, gguf: bool) -> Step:
+def _deployment(results: Results, main: str, run: str, gguf: str | None) -> Step:
     """An export whose score is measured; once there is one, the service."""
     if verified_exports(results.folder, main):
         return Step("serve", f"tutelage serve {run}")
     if gguf:
-        return Step("export", f"tutelage export {run} --to gguf --quantize q8_0 --verify {run}")
+        return Step("export", f"tutelage export {run} --to gguf --quantize {gguf} --verify {run}")
     return Step("deploy")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.analysis.run_results import INPUTS, Results, read_results
-from tutelage.export.gguf_vocabulary import may_hold
+from tutelage.export.gguf_vocabulary import proposed_precision
 from tutelage.report import sections_confidence as confidence
 from tutelage.report import sections_run
 from tutelage.report import sections_scores as scores
@@ -90,7 +90,7 @@ def _sections(results: Results) -> dict[str, Any]:
     verdict, cascade = scores.verdict(results), confidence.cascade(results)
     schedules = [training.schedule(results, student) for student in students if student.stages]
     stalled = any(plan.stalls for plan in schedules if plan.model == results.main)
-    gguf = results.main is not None and may_hold(run / "distill" / results.main)
+    gguf = proposed_precision(run / "distill" / results.main) if results.main else None
     return {
         "missing": {part: need for part, need in NEEDS.items() if not any(run.glob(need[0]))},
         "no_confidences": bool(results.summary) and not calibration,
