@@ -242,6 +242,15 @@ def test_a_bad_request_is_told_what_is_wrong(server, path, body, status, code, w
     assert words in error["message"]
 
 
+@pytest.mark.parametrize(("template", "kind"), [(None, "columns_unrecognised"), ("{text}:", "template_value_missing")])
+def test_a_client_is_told_the_field_that_is_missing(tmp_path, template, kind):
+    student = save_served(tmp_path / "student", template=template)
+    with served(student) as running:
+        error = running.post("/v1/answer", {"rows": [{"message": "a"}]}).json["error"]
+    assert error["code"] == kind and "'text'" in error["message"] and "end " in error["message"]
+    assert not any(word in error["message"] for word in ("data.", "--column", "label", "completion"))
+
+
 def test_every_row_that_is_wrong_is_named(server):
     error = server.post("/v1/answer", {"rows": [{"text": None}, {"text": "a"}, {"other": 1}]}).json["error"]
     assert "row 1" in error["message"] and "row 3" in error["message"] and "row 2" not in error["message"]
