@@ -159,5 +159,6 @@ def _invalid(error: RequestValidationError) -> Refused:
     if any(entry["type"] == "json_invalid" for entry in found):
         return Refused(400, "json_invalid", f"the body is no JSON: {found[0]['ctx']['error']}")
     names = [".".join(map(str, entry["loc"][1:])) for entry in found]
-    lines = [f"{name or 'body'}: {entry['msg']}" for name, entry in zip(names, found, strict=True)]
+    reasons = [str(entry["ctx"]["error"]) if entry["type"] == "value_error" else entry["msg"] for entry in found]
+    lines = [f"{name or 'body'}: {reason}" for name, reason in zip(names, reasons, strict=True)]
     return Refused(400, "value_invalid", "; ".join(lines[:10]), names[0] or None)
