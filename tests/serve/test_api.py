@@ -13,6 +13,7 @@ import pytest
 from helpers.project import Command, write_rows
 from helpers.served import save_served, served
 from helpers.tiny import byte_tokenizer
+from tutelage import __version__
 from tutelage.predict.predictor import Predictor
 from tutelage.utils.files import read_jsonl
 
@@ -279,6 +280,10 @@ def test_the_client_raises_its_own_errors(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="colors", prompt="x" * 300)
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+
+
+def test_the_description_has_the_version_of_the_package(server):
+    assert server.get("/openapi.json").json["info"]["version"] == __version__
 
 
 def test_unknown_paths_methods_and_types_are_refused(server):

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from tutelage import __version__
 from tutelage.serve.bodies import ChatBody, CompletionBody, RowsBody
 from tutelage.serve.completions import Completion
 from tutelage.serve.guard import Guard, error_body, error_headers
@@ -74,7 +75,7 @@ def make_app(name: str, reader: Reader, service: Service, key: str | None = None
         yield
         await anyio.to_thread.run_sync(service.close)
 
-    app = FastAPI(title="tutelage serve", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="tutelage serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     api = Api(name, reader, service, anyio.CapacityLimiter(1), int(time.time()))
     paths = (ANSWER, CHAT, COMPLETIONS, MODELS, HEALTH, METRICS)
     app.add_middleware(Guard, metrics=service.metrics, paths=paths, key=key, local=local)
