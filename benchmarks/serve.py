@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine_class, versions
-from tutelage.utils.files import read_jsonl
+from tutelage.data.readers import read_rows
 
 SERVERS = ("tutelage", "naive")
 PATIENCE = 600.0
@@ -217,7 +217,7 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
 
 def main(
     student: Annotated[Path | None, typer.Argument(help="Folder of a student. Default: a tiny random one.")] = None,
-    rows_file: Annotated[Path | None, typer.Option("--rows", help="JSON lines with rows of its task.")] = None,
+    rows_file: Annotated[Path | None, typer.Option("--rows", help="File with rows of its task.")] = None,
     clients: Annotated[int, typer.Option(min=1, help="Clients at a time.")] = 200,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that clients ask, for each server.")] = 120.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Of tutelage serve.")] = 16,
@@ -239,7 +239,7 @@ def main(
         if student is None or rows_file is None:
             student, rows = demo_student(Path(made))
         else:
-            rows = [*read_jsonl(rows_file)]
+            rows = [row for row, _ in read_rows([str(rows_file)], need_answers=False)]
         for server in SERVERS:
             with running(server, student, batch_size) as (host, port, process):
                 put_load(host, port, rows, 1, 2.0)  # to warm up

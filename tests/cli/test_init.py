@@ -401,9 +401,11 @@ def test_named_files_a_named_task_and_rows_without_labels(command, tmp_path):
     assert data.unlabelled == ["more.jsonl"]
 
 
-@pytest.mark.parametrize("words", [[], ["a.jsonl", "--train", "a.jsonl"]])
-def test_rows_are_named_once(command, words):
-    assert command("init", *words) == 2 and "DATA, or --train FILE" in command.err
+@pytest.mark.parametrize(
+    ("words", "found"), [([], "no rows were named"), (["a.jsonl", "--train", "a.jsonl"], "named twice")]
+)
+def test_rows_are_named_once(command, words, found):
+    assert command("init", *words) == 2 and found in command.err and "DATA, or --train FILE" in command.err
 
 
 def test_a_test_file_named_like_the_training_file_is_used(tmp_path):

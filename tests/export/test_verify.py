@@ -118,6 +118,14 @@ def test_an_export_that_is_there_is_verified(run, command, runtime, tmp_path):
     assert command(*out, "--verify", run) == 2 and f"[{Kind.FILE_EXISTS}]" in command.err
 
 
+def test_a_copied_student_is_not_named_after_the_folder_around_it(run, command, runtime, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(run / STUDENT, tmp_path / "private" / "copy")
+    for student, name in ((copy, "student"), (run / STUDENT, "scd-aw-seed-0")):
+        assert command("export", student, "--to", "gguf") == 0
+        assert (tmp_path / f"recipe-{name}-gguf" / "export.json").is_file()
+
+
 def test_matrices_that_were_not_quantised_are_told(run, command, runtime, tmp_path):
     runtime.kept = (2, 16)
     assert command("export", run / STUDENT, "--to", "gguf", "--quantize", "q8_0", "--output", tmp_path / "out") == 0

@@ -159,6 +159,20 @@ def test_a_teacher_that_gives_other_answers_is_refused(folder, command, tmp_path
     assert why is None or (f"{teacher} cannot answer for this student: {why}" in command.err and not command.out)
 
 
+@pytest.mark.parametrize("template", [None, "Colour of {text}?"])
+def test_a_column_that_is_not_there_is_named_by_the_option(folder, command, tmp_path, template):
+    """The advice was a key of the recipe, and a label, which rows to predict do not have."""
+    student = shutil.copytree(folder / STUDENT, tmp_path / "student")
+    (student / "manifest.json").unlink()
+    usage = json.loads((student / "tutelage.json").read_text())
+    usage["data"]["template"] = template
+    (student / "tutelage.json").write_text(json.dumps(usage))
+    (tmp_path / "new.csv").write_text("message\nnew thing 0 is red\n")
+    assert command("predict", student, "--input", tmp_path / "new.csv", "--column", "text=mesage") == 2
+    assert "--column text=THEIR_NAME" in command.err and "data." not in command.err and "label" not in command.err
+    assert template or "--column names 'mesage', which is not there" in command.err
+
+
 def test_a_student_alone_has_no_other_model_and_no_teacher(folder, command, tmp_path, reviews):
     assert command("predict", folder / STUDENT, "--model", "teacher", "--input", reviews) == 2
     assert "name the run folder" in command.err

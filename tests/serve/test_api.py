@@ -13,6 +13,7 @@ import pytest
 from helpers.project import Command, write_rows
 from helpers.served import save_served, served
 from helpers.tiny import byte_tokenizer
+from tutelage import __version__
 from tutelage.predict.predictor import Predictor
 from tutelage.utils.files import read_jsonl
 
@@ -219,7 +220,7 @@ def test_a_chat_student_gets_its_chat_template_and_system_message(tmp_path, pred
         ("chat/completions", {"model": "colors", "messages": []}, 400, "value_invalid", "messages: "),
         (
             "chat/completions",
-            {"model": "colors", "messages": [{"role": "user", "content": "a"}], "temperature": 0.7, "tools": []},
+            {"model": "colors", "messages": [{"role": "user", "content": "a"}], "temperature": 0.7, "tools": [{}]},
             400,
             "value_invalid",
             "temperature: Input should be 0; tools: Extra",
@@ -229,8 +230,13 @@ def test_a_chat_student_gets_its_chat_template_and_system_message(tmp_path, pred
             {"model": "colors", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             400,
             "value_invalid",
-            "messages.0.content",
+            "messages.0.content: a part of type image_url, and this model reads text alone: send a string",
         ),
+        ("chat/completions", {"model": "colors", "messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400,
+         "value_invalid", "messages.0.content: a part without its text"),
+        ("chat/completions", {"model": "colors", "messages": [{"role": "user", "content": 3}]}, 400,
+         "value_invalid", "messages.0.content: Input should be a valid string"),
+        ("chat/completions", {"model": "colors", "messages": None}, 400, "value_invalid", "messages: Field required"),
         ("chat/completions", {"model": "colors", "messages": [{"role": "user", "content": ""}]}, 400,
          "prompt_without_tokens", "no tokens"),
     ],
@@ -242,6 +248,29 @@ def test_a_bad_request_is_told_what_is_wrong(server, path, body, status, code, w
     assert words in error["message"]
 
 
+@pytest.mark.parametrize(("template", "kind"), [(None, "columns_unrecognised"), ("{text}:", "template_value_missing")])
+def test_a_client_is_told_the_field_that_is_missing(tmp_path, template, kind):
+    student = save_served(tmp_path / "student", template=template)
+    with served(student) as running:
+        error = running.post("/v1/answer", {"rows": [{"message": "a"}]}).json["error"]
+    assert error["code"] == kind and "'text'" in error["message"] and "end " in error["message"]
+    assert not any(word in error["message"] for word in ("data.", "--column", "label", "completion"))
+
+
+def test_fields_that_ask_for_nothing_are_taken(server):
+    """Clients and proxies send all fields that they know, as null or empty."""
+    chat = {"model": "colors", "messages": [{"role": "user", "content": PROMPT, "tool_calls": None, "name": None}]}
+    plain = server.post("/v1/chat/completions", chat).json["choices"][0]["message"]["content"]
+    names = ("tools", "metadata", "top_logprobs", "temperature", "stop", "stream", "stream_options", "seed")
+    empty = dict.fromkeys(names) | {"logit_bias": {}, "functions": [], "service_tier": ""}
+    reply = server.post("/v1/chat/completions", chat | empty)
+    assert reply.status == 200 and reply.json["choices"][0]["message"]["content"] == plain
+    completion = {"model": "colors", "prompt": PROMPT, "suffix": None, "logit_bias": {}, "echo": None}
+    assert server.post("/v1/completions", completion).status == 200
+    refused = server.post("/v1/completions", completion | {"suffix": "end", "logit_bias": {"5": 1}})
+    assert refused.status == 400 and "suffix: Extra" in refused.json["error"]["message"]
+
+
 def test_every_row_that_is_wrong_is_named(server):
     error = server.post("/v1/answer", {"rows": [{"text": None}, {"text": "a"}, {"other": 1}]}).json["error"]
     assert "row 1" in error["message"] and "row 3" in error["message"] and "row 2" not in error["message"]
@@ -251,6 +280,10 @@ def test_the_client_raises_its_own_errors(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="colors", prompt="x" * 300)
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+
+
+def test_the_description_has_the_version_of_the_package(server):
+    assert server.get("/openapi.json").json["info"]["version"] == __version__
 
 
 def test_unknown_paths_methods_and_types_are_refused(server):

@@ -112,8 +112,10 @@ def init(
     """Write a commented recipe for your data. Guesses task, columns, language, lengths and batch size."""
     from tutelage.cli.init import initialise
 
-    if (data is None) == (train is None):
-        raise typer.BadParameter("name the rows once: DATA, or --train FILE")
+    if data is None and train is None:
+        raise typer.BadParameter("no rows were named: type a file or folder, DATA, or --train FILE")
+    if data is not None and train is not None:
+        raise typer.BadParameter("the training rows are named twice: DATA, or --train FILE, but not both")
     given = {"train": train, "validation": validation, "test": test}
     files = {split: file for split, file in given.items() if file is not None}
     sketch = initialise(

@@ -93,7 +93,7 @@ def read_columns(row: Row, task: Task, data: Data, *, need_answer: bool = True) 
             raise DataError(ambiguous[0])
         if data.template and not need_answer:
             return MappedRow(None, ours, template_values)
-        raise DataError(_unrecognised(row, ours, task, data))
+        raise DataError(_unrecognised(row, ours, task, data, need_answer))
     _, row_format, columns = min(fitting, key=lambda entry: entry[0])  # the most mapped columns; of equals, the first
     return _mapped_row(row_format, columns, ours, template_values, data)
 
@@ -208,10 +208,11 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def _unrecognised(row: Row, ours: Row, task: Task, data: Data) -> Problem:
+def _unrecognised(row: Row, ours: Row, task: Task, data: Data, need_answer: bool) -> Problem:
     names = NATIVE[task.type][::-1] if task.type == "qa" else NATIVE[task.type]
-    columns = ROW_FORMATS[names[0]]
-    only_labels = "label" not in ours and "labels" in ours and task.type == "classification"
+    needed = {name: ROW_FORMATS[name] if need_answer else ROW_FORMATS[name][:-1] for name in (*names, "prompt")}
+    columns = needed[names[0]]
+    only_labels = need_answer and "label" not in ours and "labels" in ours and task.type == "classification"
     other_task = next(
         (
             other
@@ -220,15 +221,18 @@ def _unrecognised(row: Row, ours: Row, task: Task, data: Data) -> Problem:
         ),
         None,
     )
-    template_would_do = not data.template and any(
-        _candidates(ROW_FORMATS[name][-1], ours, data) for name in ("label", "span") if name in names
+    template_would_do = (
+        need_answer
+        and not data.template
+        and any(_candidates(ROW_FORMATS[name][-1], ours, data) for name in ("label", "span") if name in names)
     )
     text, change = way_out(row) or (None, None)
     values = {
         "columns": sorted(map(str, row)),
         "task": task.type,
-        "wanted": [" + ".join(ROW_FORMATS[name]) for name in names],
-        "map_example": (columns[0], columns[-1]),
+        "wanted": [" + ".join(needed[name]) for name in needed],
+        "map_example": (columns[0], columns[-1]) if need_answer else columns,
+        "sent_example": [data.columns.get(name, name) for name in columns if name not in ours],
         "not_there": next((theirs for theirs in data.columns.values() if theirs not in row), None),
         "only_labels": only_labels,
         "only_tokens": task.type != "ner" and set(row) <= {"tokens", "tags", "inner_tags"},

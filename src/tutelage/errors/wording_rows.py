@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tutelage.errors.kinds import Kind
@@ -169,24 +169,44 @@ def _unrecognised(v: Values) -> str:
             f" .csv or .tsv. To make each line of a .txt a row with a text: {_rows_of_lines('FILE.txt')}"
         )
     hints = [f" {v['way_out']}"] if v["way_out"] else []
-    if v["not_there"]:
-        hints.append(f" data.columns names {v['not_there']!r}, which is not there.")
+    if v["not_there"] and v.get("asker") != "request":
+        where = "--column" if v.get("asker") else "data.columns"
+        hints.append(f" {where} names {v['not_there']!r}, which is not there.")
     if v["only_labels"]:
         only = "`labels` are the answers allowed on a row; if they are the gold label, write"
         hints.append(f" {only} data.columns={{label: labels}}.")
     if v["other_task"]:
-        hints.append(f" They are those of task.type={v['other_task']}.")
+        wrong = f"a {v['other_task']} row, and this model is for {v['task']}" if v.get("asker") else None
+        hints.append(f" They are those of {wrong or 'task.type=' + v['other_task']}.")
     if v["template_would_do"]:
         hints.append(' A prompt can be made of any columns: data.template="{ONE} {OTHER}".')
-    wanted, (first, last) = " or ".join(v["wanted"]), v["map_example"]
+    *wanted, prompt = v["wanted"]
+    if v.get("asker") == "request":
+        advice = f"Send the missing field: {' and '.join(map(repr, v['sent_example'] or v['map_example']))}"
+    else:
+        advice = f"Map other names with {_mapping(v, v['map_example'])}"
     return (
-        f"unrecognised columns {v['columns']}; a {v['task']} row has {wanted} (or prompt + completion).{''.join(hints)}"
-        f" Map other names with data.columns={{{first}: THEIR_NAME, {last}: THEIR_NAME}}"
+        f"unrecognised columns {v['columns']}; a {v['task']} row has {' or '.join(wanted)} (or {prompt})."
+        f"{''.join(hints)} {advice}"
     )
 
 
+def _mapping(v: Values, names: Sequence[str], theirs: str = "THEIR_NAME") -> str:
+    """How the user says what our columns are called: in the recipe, or with an option where there is none to write."""
+    if v.get("asker"):
+        return " ".join(f"--column {name}={theirs}" for name in names)
+    return f"data.columns={{{', '.join(f'{name}: {theirs}' for name in names)}}}"
+
+
 def _no_template_value(v: Values) -> str:
-    reason = f"is not a column of this row (it has {v['columns']})" if v["columns"] else "is empty in this row"
+    own = [
+        name for name in v["columns"] or () if not (v.get("asker") and name == "labels")
+    ]  # the label set is no column
+    reason = f"is not a column of this row (it has {own})" if v["columns"] else "is empty in this row"
+    if v.get("asker") == "request":
+        return f"the prompt needs the field {v['name']!r}, which {reason}; send it"
+    if v.get("asker"):
+        return f"the prompt needs {{{v['name']}}}, which {reason}; name its column: {_mapping(v, [v['name']])}"
     return (
         f"the prompt's template needs {{{v['name']}}}, which {reason}; map it with data.columns, or change"
         f" data.template. {_BRACES}"
@@ -201,7 +221,11 @@ COLUMNS: dict[Kind, Text] = {
     ),
     Kind.COLUMNS_AMBIGUOUS: lambda v: (
         f"the columns {' and '.join(map(repr, v['candidates']))} could each be the column {v['column']!r};"
-        f" say which, {v['change']}"
+        + (
+            f" send only one, as {v['column']!r}"
+            if v.get("asker") == "request"
+            else f" say which, {_mapping(v, [v['column']], v['candidates'][0])}"
+        )
     ),
     Kind.COLUMNS_UNRECOGNISED: _unrecognised,
     Kind.TASK_UNCLEAR: lambda v: (

@@ -31,7 +31,7 @@ class FoundModel:
     """A model that can answer, not loaded yet."""
 
     name: str
-    """`teacher`, `anchor`, or METHOD/seed-K."""
+    """`teacher`, `anchor`, METHOD/seed-K, or `student` for one outside of a run."""
     usage: Usage
     fingerprint: str
     """Changes with the model's files."""
@@ -104,9 +104,9 @@ def find_teacher(folder: Path, usage: Usage) -> FoundModel:
 
 
 def _student(folder: Path) -> FoundModel:
-    section = Model(model_name_or_path=str(folder), dtype="auto")
+    section, parts = Model(model_name_or_path=str(folder), dtype="auto"), folder.resolve().parts
     return FoundModel(
-        "/".join(folder.resolve().parts[-2:]),
+        "/".join(parts[-2:]) if parts[-3:-2] == ("distill",) else "student",
         read_json(folder / USAGE),
         folder_fingerprint(str(folder)),
         lambda: load_model(section),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from tutelage.data.collate import vocabulary_of
 from tutelage.data.encode import Encoder, make_encoder
 from tutelage.data.readers import PlacedRow
 from tutelage.data.row_formats import example_from_row
-from tutelage.errors import Place
+from tutelage.errors import DataError, Place
 from tutelage.models.evaluation import Evaluator
 from tutelage.predict.find_model import FoundModel
 from tutelage.recipe.renamed import translate_nested
@@ -47,8 +48,16 @@ Answers = Callable[[Sequence[PlacedRow]], list[AnswerRecord]]
 class Predictor:
     """A model with its tokenizer, prompt and parser. The model is loaded with the first rows."""
 
-    def __init__(self, found: FoundModel, batch_size: int = 16, columns: Mapping[str, str] | None = None) -> None:
-        """columns: our name -> the name in the rows, beside those of the run."""
+    def __init__(
+        self,
+        found: FoundModel,
+        batch_size: int = 16,
+        columns: Mapping[str, str] | None = None,
+        asker: Literal["option", "request"] = "option",
+    ) -> None:
+        """columns: our name -> the name in the rows, beside those of the run. asker: whether who has the rows can name
+        their columns by `--column`, or sends them to a server; the recipe is out of reach for both."""
+        self._asker = asker
         usage = found.usage
         self.found = found
         self.task_section = Task(**usage["task"])
@@ -94,10 +103,14 @@ class Predictor:
 
     def example(self, row: dict[str, Any], place: Place) -> Example:
         """A row, rendered as in training; its answer is not read. Raises DataError."""
-        labels = self.task_section.labels
-        return example_from_row(
-            row, place=place, split="test", task=self.task_section, data=self.data, labels=labels, need_answer=False
-        )
+        task, labels = self.task_section, self.task_section.labels
+        try:
+            return example_from_row(
+                row, place=place, split="test", task=task, data=self.data, labels=labels, need_answer=False
+            )
+        except DataError as error:
+            asker = {"asker": self._asker}
+            raise DataError(*(replace(p, change=None, values=p.values | asker) for p in error.problems)) from None
 
 
 class Cascade:

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from tutelage import __version__
 from tutelage.serve.bodies import ChatBody, CompletionBody, RowsBody
 from tutelage.serve.completions import Completion
 from tutelage.serve.guard import Guard, error_body, error_headers
@@ -74,7 +75,7 @@ def make_app(name: str, reader: Reader, service: Service, key: str | None = None
         yield
         await anyio.to_thread.run_sync(service.close)
 
-    app = FastAPI(title="tutelage serve", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="tutelage serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     api = Api(name, reader, service, anyio.CapacityLimiter(1), int(time.time()))
     paths = (ANSWER, CHAT, COMPLETIONS, MODELS, HEALTH, METRICS)
     app.add_middleware(Guard, metrics=service.metrics, paths=paths, key=key, local=local)
@@ -159,5 +160,6 @@ def _invalid(error: RequestValidationError) -> Refused:
     if any(entry["type"] == "json_invalid" for entry in found):
         return Refused(400, "json_invalid", f"the body is no JSON: {found[0]['ctx']['error']}")
     names = [".".join(map(str, entry["loc"][1:])) for entry in found]
-    lines = [f"{name or 'body'}: {entry['msg']}" for name, entry in zip(names, found, strict=True)]
+    reasons = [str(entry["ctx"]["error"]) if entry["type"] == "value_error" else entry["msg"] for entry in found]
+    lines = [f"{name or 'body'}: {reason}" for name, reason in zip(names, reasons, strict=True)]
     return Refused(400, "value_invalid", "; ".join(lines[:10]), names[0] or None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 ROLES = {"developer": "system"}
 """Other names of a role."""
@@ -15,10 +15,39 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _text(content: Any) -> Any:
+    """A message's text, of the parts that it may come in. Raises ValueError for parts that are no text."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+    if not all(isinstance(text, str) for text in texts):
+        types = sorted(
+            {str(part.get("type")) if isinstance(part, dict) else "no object" for part in content} - {"text"}
+        )
+        found = f"a part of type {', '.join(types)}" if types else "a part without its text"
+        raise ValueError(
+            f'{found}, and this model reads text alone: send a string, or parts {{"type": "text", "text"}}'
+        )
+    return "".join(map(str, texts))
+
+
 class Body(BaseModel):
     """Base of all bodies."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, fields: Any) -> Any:
+        """Fields that ask for nothing are dropped, whatever they are called: clients send all that they know."""
+        if not isinstance(fields, dict):
+            return fields
+        known = cls.model_fields.keys()
+        return {
+            name: value
+            for name, value in fields.items()
+            if value is not None and (name in known or value not in ("", [], {}))
+        }
 
 
 class RowsBody(Body):
@@ -66,25 +95,17 @@ class CompletionBody(Generation):
     best_of: Literal[1] | None = None
 
 
-class TextPart(Body):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
 class Message(Body):
     """A turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[str, BeforeValidator(_text)]
     name: str | None = None
 
     @property
     def turn(self) -> dict[str, str]:
         """Role and text."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": ROLES.get(self.role, self.role), "content": content}
+        return {"role": ROLES.get(self.role, self.role), "content": self.content}
 
 
 class TextFormat(Body):

@@ -117,7 +117,7 @@ def application(options: Options, screen: Screen) -> Served:
     below, metrics = _threshold(options), Metrics()
     settle_threads(screen.say, by_load=False)
     found = find_model(options.folder, options.model)
-    predictor = Predictor(found, options.batch_size, columns_of(options.columns))
+    predictor = Predictor(found, options.batch_size, columns_of(options.columns), "request")
     role = found.name if found.name in ("teacher", "anchor") else "student"
     if below is not None and role != "student":
         raise ConfigError(f"a student's rows go to its teacher, and --model is {found.name}: leave --model out")
@@ -220,7 +220,7 @@ def _teacher(options: Options, student: Predictor, metrics: Metrics) -> LocalTea
         if beside is None:
             raise ConfigError(f"{options.folder} lies in no run folder, so its teacher is not known: add --teacher RUN")
         found = beside
-    predictor = Predictor(found, options.batch_size, columns_of(options.columns))
+    predictor = Predictor(found, options.batch_size, columns_of(options.columns), "request")
     _ = predictor.model, predictor.encoder  # loaded before the first row is
     return LocalTeacher(predictor, lambda rows, seconds: metrics.batches.labels("teacher").observe(rows))
 

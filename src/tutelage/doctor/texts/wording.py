@@ -234,7 +234,7 @@ PASSED: dict[str, Text] = {
     "lengths": _lengths,
     "positions": "both models have positions for the longest row, {longest:,} tokens",
     "answer_lengths": _answer_lengths,
-    "label_tokens": "labels take at most {longest} tokens",
+    "label_tokens": lambda v: f"labels take at most {v['longest']} token{'s' * (v['longest'] != 1)}",
     "answers_as_tokens": "the tokenizer writes answers that read back unchanged",
     "steps": lambda v: ", ".join(f"{part} {count:,}" for part, count in v.items() if part != "change"),
     "cache_size": lambda v: str(v["size"] or "the size is known once the teacher's files are here"),
