@@ -184,8 +184,8 @@ def next_steps(
 ) -> list[Step]:
     """What the verdict asks for, the most urgent first; empty without a scored student.
 
-    stalled: whether the schedule of the main student stalled. gguf: the precision to propose for a GGUF file of it; None
-    if none can hold it.
+    stalled: whether the schedule of the main student stalled. gguf: the precision to propose for a GGUF file of it;
+    None if none can hold it.
     """
     if verdict is None:
         return []
