@@ -34,6 +34,7 @@ def test_rows_of_one_kind_are_one_line_with_the_first_three():
     first, second = error.lines()
     assert [len(group) for group in error.groups()] == [5, 1] and error.labels == ["a"]
     assert "'x' in test row r2 (and 2 more)  [label_outside_set]" in first and "r3" not in first
+    assert str(error).splitlines()[0] == "the data has 6 problems:"
     assert second == "prompts without tokens: row e  [prompt_without_tokens]"
 
 

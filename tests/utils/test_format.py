@@ -8,6 +8,7 @@ from tutelage.records import Interval
 from tutelage.utils.console import rough_duration
 from tutelage.utils.format import (
     code_block,
+    counted,
     duration,
     escape_markdown,
     file_size,
@@ -94,3 +95,8 @@ def test_markdown_of_data_is_text():
 
 def test_a_code_block_cannot_be_closed_by_its_text():
     assert code_block("a\n```\nb", "yaml") == ["````yaml", "a\n```\nb", "````"]
+
+
+def test_one_is_counted_in_the_singular():
+    said = [counted(1, "row"), counted(1234, "row"), counted(0, "row"), counted(2, "row repeats", "rows repeat")]
+    assert said == ["1 row", "1,234 rows", "0 rows", "2 rows repeat"]

@@ -90,7 +90,7 @@ def initialise(
     counts = ", ".join(
         f"{len(rows):,}" + (f" {SPLIT_WORDS[split]}" if len(raw) > 1 else "") for split, rows in raw.items()
     )
-    written = WrittenRecipe(path, "", [f"{guess.task}: {guess.why}; {counts} rows", *guess.notes])
+    written = WrittenRecipe(path, "", [f"{guess.task}: {guess.why}; {counts} row{'s' * (counts != '1')}", *guess.notes])
     section, training_rows = _data_section(None if named else data, found, guess), len(raw["train"])
     if "test" not in found and "validation" not in found:
         section, training_rows = _split(raw["train"], guess, path, written.found)

@@ -63,7 +63,7 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         """One line for a single problem; with a subject, or for several problems, a title and a line for each."""
-        return wording.message(self.lines(), self.subject)
+        return wording.message(self.lines(), self.subject, len(self.problems))
 
 
 class ConfigError(UserError):

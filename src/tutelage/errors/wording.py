@@ -24,11 +24,15 @@ _WITHOUT_IDENTIFIER = (
 """Kinds that say no more than the class of the error."""
 
 
-def message(lines: Sequence[str], subject: str | None = None) -> str:
-    """The text of an error: a single line, or a title and a line for each problem or group of problems."""
+def message(lines: Sequence[str], subject: str | None = None, problems: int | None = None) -> str:
+    """The text of an error: a single line, or a title and a line for each problem or group of problems.
+
+    problems: how many there are; default, one for each line.
+    """
     if len(lines) == 1 and subject is None:
         return lines[0]
-    title = f"{subject or 'this'} has {len(lines)} problem{'s' * (len(lines) != 1)}:"
+    count = len(lines) if problems is None else problems
+    title = f"{subject or 'this'} has {count:,} problem{'s' * (count != 1)}:"
     return "\n".join([title, *(f"  - {line}" for line in lines)])
 
 

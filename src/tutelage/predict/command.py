@@ -13,6 +13,7 @@ from tutelage.predict.find_model import FoundModel, find_model, find_teacher, te
 from tutelage.predict.predictor import CHUNK_BATCHES, AnswerRecord, Answers, Cascade, Predictor, in_chunks
 from tutelage.utils.console import Screen, as_json, out
 from tutelage.utils.files import write_jsonl
+from tutelage.utils.format import counted
 from tutelage.utils.integrity import content_hash
 
 STANDARD_INPUT = "-"
@@ -99,7 +100,7 @@ def _stream(answers: Iterator[AnswerRecord], output: Path | None) -> None:
 def _summary(answers: Sequence[AnswerRecord]) -> str:
     invalid = sum(answer["prediction"] is None for answer in answers)
     deferred = sum(answer.get("answered_by") == "teacher" for answer in answers)
-    parts = [f"{len(answers):,} answers"]
+    parts = [counted(len(answers), "answer")]
     parts += [f"{deferred:,} by the teacher ({deferred / len(answers):.0%})"] if deferred else []
     parts += [f"{invalid:,} that cannot be parsed"] if invalid else []
     return ", ".join(parts)

@@ -19,6 +19,7 @@ from tutelage.predict.find_model import USAGE, find_model, find_teacher, run_of,
 from tutelage.predict.predictor import Predictor
 from tutelage.run.threads import settle_threads
 from tutelage.utils.console import Screen
+from tutelage.utils.format import counted
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -174,7 +175,7 @@ def _deferral(options: Options, below: float | str, student: Predictor, metrics:
     if below != AUTO or run is None:
         return Deferral(teacher, float(below))
     rows = validation_rows(run)
-    screen.say(f"both models answer {len(rows):,} validation rows, to choose the threshold")
+    screen.say(f"both models answer {counted(len(rows), 'validation row')}, to choose the threshold")
     chosen = choose(rows, student.task, student.answer, teacher.answers)
     screen.say(_what_was_chosen(chosen))
     return Deferral(teacher, chosen.below)

@@ -47,6 +47,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
+def counted(count: int, one: str, more: str | None = None) -> str:
+    """A number with what is counted: `1 row`, `1,234 rows`. more: plural of `one`; default, with an s."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
 def signed(value: float | None, digits: int = 3) -> str:
     """+0.014, −0.014, 0.000."""
     text = number(value, digits)

@@ -14,6 +14,7 @@ from tutelage.doctor.texts.wording_results import in_bytes
 from tutelage.errors import Kind, Problem
 from tutelage.errors.wording import SHOWN, SPLIT_WORDS, Text, Values, group_text
 from tutelage.records import SPLITS
+from tutelage.utils.format import counted
 
 STATUS_WORDS = {"passed": "passed", "skipped": "skipped", "look": "look", "fail": "will fail"}
 
@@ -69,9 +70,15 @@ def _contradictions(v: Values) -> str:
     )
 
 
+def _near_leaks(rows: int) -> str:
+    if not rows:
+        return "no rows of one split nearly repeat rows of another"
+    return counted(rows, "row of one split nearly repeats", "rows of one split nearly repeat") + " rows of another"
+
+
 def _no_contradictions(v: Values) -> str:
     repeated = sum(v[split]["repeated"] for split in SPLITS)
-    more = f"; {repeated:,} rows repeat another one with the same answer" if repeated else ""
+    more = f"; {counted(repeated, 'row repeats', 'rows repeat')} another one with the same answer" if repeated else ""
     return f"no prompt has two different answers{more}"
 
 
@@ -219,10 +226,10 @@ PASSED: dict[str, Text] = {
         f"enough rows: a score of 0.8 is uncertain by {v['uncertainty_points']['validation']:.0f} points on validation"
         f" and {v['uncertainty_points']['test']:.0f} on test"
     ),
-    "unlabelled": lambda v: "\n".join([f"{v['rows']:,} rows without gold of {v['read']:,} in the files", *v["notes"]]),
-    "near_leaks": lambda v: (
-        f"{sum(n for key, n in v.items() if key != 'change') or 'no'} rows of one split nearly repeat rows of another"
+    "unlabelled": lambda v: "\n".join(
+        [f"{counted(v['rows'], 'row')} without gold of {v['read']:,} in the files", *v["notes"]]
     ),
+    "near_leaks": lambda v: _near_leaks(sum(count for key, count in v.items() if key != "change")),
     "contradictions": _no_contradictions,
     "small_classes": "each of {classes} classes has enough training rows (the smallest {smallest})",
     "label_distribution": "the most common answer is {commonest!r}, {share:.0%} of the training rows",
@@ -234,7 +241,7 @@ PASSED: dict[str, Text] = {
     "lengths": _lengths,
     "positions": "both models have positions for the longest row, {longest:,} tokens",
     "answer_lengths": _answer_lengths,
-    "label_tokens": lambda v: f"labels take at most {v['longest']} token{'s' * (v['longest'] != 1)}",
+    "label_tokens": lambda v: f"labels take at most {counted(v['longest'], 'token')}",
     "answers_as_tokens": "the tokenizer writes answers that read back unchanged",
     "steps": lambda v: ", ".join(f"{part} {count:,}" for part, count in v.items() if part != "change"),
     "cache_size": lambda v: str(v["size"] or "the size is known once the teacher's files are here"),
