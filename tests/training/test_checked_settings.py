@@ -60,11 +60,27 @@ def test_settings_from_python_may_be_of_numpy_or_enumerations(tmp_path):
         ("distill.trainer.report_to=wandb", "wandb"),
         ("trainer.lr_scheduler_type=warmup_stable_decay", "num_decay_steps"),
         ("trainer.optim=lomo", "lomo"),
+        ("trainer.lr_scheduler_kwargs={num_cycles: abc}", "str"),
+        ("trainer={lr_scheduler_type: polynomial, lr_scheduler_kwargs: {lr_end: -1}}", "learning rate -"),
+        ("trainer.dataloader_persistent_workers=true", "persistent_workers"),
+        ("trainer.torch_compile_mode=foo", "foo"),
     ],
 )
 def test_what_transformers_would_refuse_in_training_is_refused_by_prepare(tmp_path, command, override, words):
     assert command("prepare", make_project(tmp_path), override) == 2
     assert "transformers refuses these arguments" in command.err and words in command.err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.lr_scheduler_kwargs={num_cycles: .nan}", "not a number"),
+        ("trainer.accelerator_config={gradient_accumulation_kwargs: {num_steps: 3}}", "gradient_accumulation_steps"),
+    ],
+)
+def test_values_inside_of_mappings_are_refused(tmp_path, command, override, words):
+    assert command("prepare", make_project(tmp_path), override) == 2
+    assert words in command.err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
+from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cache, reduce
@@ -141,13 +143,22 @@ def value_problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a training argument of transformers; None if nothing is."""
     if name == "report_to":
         return _tracker_problem(value)
+    if name == "accelerator_config" and isinstance(value, Mapping) and value.get("gradient_accumulation_kwargs"):
+        return "gradient_accumulation_kwargs would change the number of steps; set gradient_accumulation_steps"
     if value == _NEEDS_VALIDATION:
         return f"{value} needs a validation in training, and there is none; write cosine, linear or constant"
     try:
         _schema().model_validate({name: value}, strict=True)
     except ValidationError:
         return wrong(_schema().model_fields[name], value)
-    return None
+    return None if _finite(value) else f"{value} holds a number that is infinite or not a number"
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers in a value are finite, also those in its lists and mappings."""
+    if isinstance(value, Mapping | list):
+        return all(map(_finite, value.values() if isinstance(value, Mapping) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _tracker_problem(value: Any) -> str | None:

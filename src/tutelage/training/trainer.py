@@ -353,8 +353,8 @@ def _share_out(args: Arguments, planned: int) -> None:
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Build arguments, optimizer, schedule and trackers of a training run on a single weight, so that what they refuse
-    is refused before hours of work. Raises ConfigError with the reason."""
+    """Build arguments, optimizer, schedule, loader and trackers of a training run on a single weight, so that what they
+    refuse is refused before hours of work. Raises ConfigError with the reason."""
     if given.get("torch_compile") and not hasattr(torch.compiler, "is_exporting"):
         raise ConfigError(
             f"torch_compile needs torch 2.7 or newer, since transformers calls a function of it there; found torch"
@@ -363,10 +363,25 @@ def check_arguments(given: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
         try:
             args = training_arguments(Path(folder), given, seed=0)
+            workers = {"num_workers": args.dataloader_num_workers, "prefetch_factor": args.dataloader_prefetch_factor}
+            DataLoader([0], persistent_workers=args.dataloader_persistent_workers, **workers)
+            if args.torch_compile:
+                torch.compile(nn.Linear(1, 1), backend=args.torch_compile_backend, mode=args.torch_compile_mode)
             if not args.optim_target_modules:  # optimizers with targets look for layers of a real model
-                Trainer(nn.Linear(1, 1), args).create_optimizer_and_scheduler(10)
+                _check_rates(Trainer(nn.Linear(1, 1), args))
         except Exception as error:  # whatever transformers raises here would end the run later
             raise ConfigError(f"transformers refuses these arguments: {first_line(error)}") from error
+
+
+def _check_rates(trainer: Trainer, steps: int = 10) -> None:
+    """Go through a schedule of a few steps. Raises ValueError for a learning rate that is negative or no number."""
+    trainer.create_optimizer_and_scheduler(steps)
+    for step in range(1, steps + 1):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        if not all(0 <= rate < np.inf for rate in trainer.lr_scheduler.get_last_lr()):
+            rates = trainer.lr_scheduler.get_last_lr()
+            raise ValueError(f"the schedule has the learning rate {rates[0]} after {step / steps:.0%} of its steps")
 
 
 def steps_of(args: Arguments, rows: int) -> int:
