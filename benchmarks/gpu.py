@@ -5,7 +5,7 @@
                  of benchmarks.step, and plain fine-tuning with Liger's fused loss where liger-kernel is installed)
     cache        tokens a second of caching a teacher checkpoint
     decode       rows a second of greedy answers
-    end-to-end   `tutelage demo` on the device and on the CPU: scores, and the interval of their difference
+    end-to-end   `tutelage demo` on the device and on the CPU: scores, each with its interval
 
 Nothing is downloaded: models have the shapes of Llama-3.2-3B and 1B and of Qwen2.5-0.5B, with random weights, and rows
 are random ids. Training is in bfloat16 by autocast, weights in float32. `--tiny` takes shapes that a CPU can run, which
@@ -264,7 +264,12 @@ def end_to_end(plan: Plan) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "tutelage", "demo", folder, "--task", "classification"]
             start = time.perf_counter()
-            done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+            left = max(1.0, plan.deadline + RESERVE_S - time.monotonic())
+            try:
+                done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=left)
+            except subprocess.TimeoutExpired:
+                yield {"device": name, "failed": "no time left"}
+                continue
             if done.returncode:
                 yield {"device": name, "failed": done.stderr[-500:]}
                 continue
